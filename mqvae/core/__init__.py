@@ -1,0 +1,1 @@
+"""The paper's mathematics. Imports torch and nothing else."""

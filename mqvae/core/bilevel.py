@@ -1,0 +1,160 @@
+"""The loss L(φ, θ, C) of one batch as a function of tensors (Eq. 6, 9)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqvae.core.distributed import mean_across_processes
+from mqvae.core.network import VQNetwork
+from mqvae.core.passes import RandomState, call
+from mqvae.core.quantizer import Quantized
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""L_task(y, target) → scalar: a mean over the batch of the decoder's output and its target."""
+
+Gradients = list[Tensor | None]
+"""One gradient per parameter; None where a parameter is frozen or unused."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """L = L_task + commitment · L_commit + codebook · L_codebook; `commitment` is the paper's β."""
+
+    commitment: float
+    codebook: float
+
+    def total(self, task: Tensor, quantized: Quantized) -> Tensor:
+        return (
+            task
+            + self.commitment * quantized.commitment_loss
+            + self.codebook * quantized.codebook_loss
+        )
+
+
+@dataclass(frozen=True)
+class LowerPass:
+    """A pass at (φ, θ, C) and what backpropagation gave.
+
+    Attributes:
+        phi: φ where the pass was made.
+        theta: θ where the pass was made.
+        z_e: Embeddings with the encoder's graph, (..., D).
+        quantized: Their quantization.
+        task: L_task.
+        task_gradient: ∂L_task/∂ẑ, (..., D).
+        g_phi: ∂L/∂φ with the straight-through estimator.
+        g_theta: ∂L/∂θ.
+    """
+
+    phi: list[Tensor]
+    theta: list[Tensor]
+    z_e: Tensor
+    quantized: Quantized
+    task: Tensor
+    task_gradient: Tensor
+    g_phi: Gradients
+    g_theta: Gradients
+
+
+class Batch:
+    """One batch and the loss on it.
+
+    Passes come in two kinds. `embed` and `task` are functions of the weights they are given: they
+    leave batch-norm statistics and the random state as they were, and all of them draw the same
+    random numbers. `embed_for_real` and `task_for_real` are the passes of ordinary training.
+
+    Args:
+        network: The network.
+        loss: L_task.
+        weights: Weights of the other terms.
+        x: Inputs.
+        y: Targets of the task loss.
+    """
+
+    def __init__(
+        self, network: VQNetwork, loss: Loss, weights: LossWeights, x: Tensor, y: Tensor
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.weights = weights
+        self.x = x
+        self.y = y
+        self._before_encoder = RandomState(x.device)
+        self._before_decoder = self._before_encoder
+
+    def embed(self, phi: Sequence[Tensor] | None = None) -> Tensor:
+        """z_e at φ, (..., D), without a trace."""
+        with self._before_encoder.replayed():
+            z_e = self.network.channels_last(call(self.network.encoder, phi, self.x))
+            self._before_decoder = RandomState(self.x.device)
+        return z_e
+
+    def embed_for_real(self) -> Tensor:
+        """z_e at the network's own φ, (..., D), as ordinary training makes it."""
+        z_e = self.network.embed(self.x)
+        self._before_decoder = RandomState(self.x.device)
+        return z_e
+
+    def task(self, z_q: Tensor, theta: Sequence[Tensor] | None = None) -> Tensor:
+        """L_task of decoding z_q, (..., D), at θ, without a trace."""
+        with self._before_decoder.replayed():
+            z = self.network.channels_back(z_q)
+            return self.loss(call(self.network.decoder, theta, z), self.y)
+
+    def task_for_real(self, z_q: Tensor) -> Tensor:
+        """L_task of decoding z_q, (..., D), as ordinary training does."""
+        return self.loss(self.network.decoder(self.network.channels_back(z_q)), self.y)
+
+    def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
+        """Decode from embeddings and backpropagate to φ and θ.
+
+        The encoder's graph outlives the pass unless it is the real one.
+        """
+        phi = list(self.network.encoder_parameters())
+        theta = list(self.network.decoder_parameters())
+        quantized = self.network.quantizer(z_e)
+        task = self.task_for_real(quantized.z_q) if for_real else self.task(quantized.z_q)
+        total = self.weights.total(task, quantized)
+        task_gradient, *rest = gradient(
+            total, [quantized.z_q, *phi, *theta], retain_graph=not for_real
+        )
+        rest = mean_across_processes(rest)
+        return LowerPass(
+            phi=phi,
+            theta=theta,
+            z_e=z_e,
+            quantized=quantized,
+            task=task.detach(),
+            task_gradient=torch.zeros_like(z_e) if task_gradient is None else task_gradient,
+            g_phi=rest[: len(phi)],
+            g_theta=rest[len(phi) :],
+        )
+
+
+def gradient(
+    scalar: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False
+) -> Gradients:
+    """∂scalar/∂tensors, None for tensors that are frozen or that it does not depend on."""
+    wanted = [t for t in tensors if t.requires_grad]
+    if not wanted or not scalar.requires_grad:
+        return [None] * len(tensors)
+    found = iter(
+        torch.autograd.grad(scalar, wanted, retain_graph=retain_graph, allow_unused=True)
+    )
+    return [next(found) if t.requires_grad else None for t in tensors]
+
+
+@torch.no_grad()
+def moved(tensors: Sequence[Tensor], directions: Gradients, scale: Tensor | float) -> list[Tensor]:
+    """tensors + scale · directions, as new leaves; a tensor without a direction stays itself."""
+    pairs = [(t, d) for t, d in zip(tensors, directions, strict=True) if d is not None]
+    if not pairs:
+        return list(tensors)
+    steps = torch._foreach_mul([d for _, d in pairs], scale)
+    found = iter(torch._foreach_add([t for t, _ in pairs], steps))
+    return [
+        t if d is None else next(found).requires_grad_(t.requires_grad)
+        for t, d in zip(tensors, directions, strict=True)
+    ]

@@ -1,0 +1,74 @@
+"""Codewords to start from: k-means on real embeddings."""
+
+import torch
+from torch import Tensor
+
+from mqvae.core.nearest import nearest
+
+
+@torch.no_grad()
+def kmeans(
+    samples: Tensor,
+    num_codes: int,
+    *,
+    iterations: int = 10,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Centres of samples: k-means++ seeding, then Lloyd's iterations.
+
+    There are always exactly `num_codes` distinct rows, also where there are fewer (distinct)
+    samples: the rows that nothing is left for are samples with a little noise added.
+
+    Args:
+        samples: (N, D).
+        num_codes: Number of centres K.
+        iterations: Lloyd's iterations.
+        generator: Source of randomness, on the device of `samples`; the global one if None.
+
+    Returns:
+        Centres, (K, D), in the dtype of `samples`.
+
+    Raises:
+        ValueError: if there is no sample or a sample is not finite.
+
+    Source: Arthur and Vassilvitskii 2007, "k-means++: the advantages of careful seeding".
+    """
+    if samples.ndim != 2 or not len(samples):
+        raise ValueError(f"k-means expects samples (N, D), N ≥ 1, got {tuple(samples.shape)}.")
+    if not torch.isfinite(samples).all():
+        raise ValueError("k-means expects finite samples, got inf or nan among the embeddings.")
+    wide = samples if samples.dtype == torch.float64 else samples.float()
+    centres = _seed(wide, num_codes, generator)
+    for _ in range(iterations):
+        codes = nearest(wide, centres)
+        counts = torch.bincount(codes, minlength=num_codes)  # (K,)
+        sums = torch.zeros_like(centres).index_add_(0, codes, wide)  # (K, D)
+        means = sums / counts.clamp(min=1)[:, None]
+        # A centre that nothing chose stays where it is.
+        centres = torch.where(counts[:, None] > 0, means, centres)
+    return centres.to(samples.dtype)
+
+
+def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) -> Tensor:
+    """k-means++: each next centre is a sample, drawn with the squared distance to the others."""
+    options = {"generator": generator, "device": samples.device}
+    first = samples[torch.randint(len(samples), (1,), **options)]  # (1, D)
+    centres = first.repeat(num_codes, 1)
+    distances = (samples - first).square().sum(1)  # (N,), to the closest centre so far
+    tiny = torch.finfo(samples.dtype).eps * samples.square().sum(1).max()
+    drawn = 1
+    while drawn < num_codes:
+        distances = torch.where(distances > tiny, distances, 0)
+        if not bool(distances.any()):
+            break
+        centre = samples[torch.multinomial(distances, 1, generator=generator)]  # (1, D)
+        centres[drawn] = centre[0]
+        distances = torch.minimum(distances, (samples - centre).square().sum(1))
+        drawn += 1
+    if drawn < num_codes:
+        # All samples are centres already: noise of a hundredth of their spread keeps rows apart.
+        spread = samples.std(0, correction=0).mean().clamp(min=1e-3)
+        picks = samples[torch.randint(len(samples), (num_codes - drawn,), **options)]
+        noise = torch.randn(picks.shape, dtype=picks.dtype, **options)
+        centres[drawn:] = picks + noise * spread / 100
+    return centres

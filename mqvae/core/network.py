@@ -1,0 +1,106 @@
+"""Encoder, quantizer, decoder: y = G_θ(h_C(F_φ(x))), Eq. 1."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.core.passes import RandomState, call
+from mqvae.core.quantizer import Quantized, VectorQuantizer
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What a pass gives.
+
+    Attributes:
+        output: The decoder's output.
+        quantized: What the quantizer made of the embeddings.
+    """
+
+    output: Tensor
+    quantized: Quantized
+
+
+class VQNetwork(nn.Module):
+    """A vector-quantized network, its parameters in three named groups φ, C, θ.
+
+    Args:
+        encoder: F_φ. Its output holds the D embedding dimensions on axis `channel_axis`.
+        quantizer: h_C.
+        decoder: G_θ. Gets codewords laid out as the encoder's output was.
+        channel_axis: 1 for convolutions, -1 for transformers.
+
+    Example:
+        >>> network = VQNetwork(nn.Conv2d(1, 64, 4, 4), VectorQuantizer(num_codes=512, dim=64),
+        ...                     nn.ConvTranspose2d(64, 1, 4, 4))
+        >>> network(torch.rand(8, 1, 28, 28)).output.shape
+        torch.Size([8, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        quantizer: VectorQuantizer,
+        decoder: nn.Module,
+        *,
+        channel_axis: int = 1,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.quantizer = quantizer
+        self.decoder = decoder
+        self.channel_axis = channel_axis
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """φ."""
+        return self.encoder.parameters()
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """θ."""
+        return self.decoder.parameters()
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        """φ and θ, the lower level."""
+        yield from self.encoder.parameters()
+        yield from self.decoder.parameters()
+
+    def codebook_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of C, the upper level."""
+        return self.quantizer.parameters()
+
+    def channels_last(self, features: Tensor) -> Tensor:
+        """The encoder's layout → (..., D)."""
+        return features.movedim(self.channel_axis, -1).contiguous()
+
+    def channels_back(self, z: Tensor) -> Tensor:
+        """(..., D) → the encoder's layout."""
+        return z.movedim(-1, self.channel_axis)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """z_e = F_φ(x), channels last, (..., D)."""
+        return self.channels_last(self.encoder(x))
+
+    def forward(self, x: Tensor) -> NetworkOutput:
+        """A whole pass, y = G_θ(h_C(F_φ(x)))."""
+        quantized = self.quantizer(self.embed(x))
+        return NetworkOutput(self.decoder(self.channels_back(quantized.z_q)), quantized)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of inputs."""
+        return self.quantizer.nearest_codes(self.embed(x), self.quantizer.codebook())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The decoder's output for codes."""
+        return self.decoder(self.channels_back(self.quantizer.decode(codes)))
+
+    @torch.no_grad()
+    def initialize_codebook(self, x: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """Set the codebook to the k-means centres of the embeddings of `x`.
+
+        Leaves everything but the codebook as it was, batch-norm statistics included.
+        """
+        with RandomState(x.device).replayed():
+            z_e = self.channels_last(call(self.encoder, None, x))
+        self.quantizer.initialize(z_e, generator=generator)

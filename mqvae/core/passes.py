@@ -1,0 +1,72 @@
+"""Passes through a network that leave no trace, and the random state they share."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class RandomState:
+    """The global random state of the CPU and of one device, as it was when this was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Inside, random numbers are those drawn since; outside, nothing has been drawn."""
+        now = RandomState(self.device)
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Tensor) -> Tensor:
+    """`module(*inputs)` at other parameters, its buffers (batch-norm statistics) unchanged.
+
+    Args:
+        module: Any module.
+        parameters: Tensors in the order of `module.parameters()`; None for its own.
+    """
+    tensors: dict[str, Tensor] = {name: b.clone() for name, b in module.named_buffers()}
+    if parameters is not None:
+        names = [name for name, _ in module.named_parameters()]
+        tensors.update(zip(names, parameters, strict=True))
+    return functional_call(module, tensors, inputs)
+
+
+class Snapshot:
+    """Buffers of a module and the random state, to be put back.
+
+    As a context manager: put back if the block raises.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._module = module
+        self._device = device
+        self.retake()
+
+    def retake(self) -> None:
+        """What is now is what will be put back."""
+        self._random = RandomState(self._device)
+        self._buffers = [(b, b.clone()) for b in self._module.buffers()]
+
+    def __enter__(self) -> "Snapshot":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            self._random.restore()
+            for buffer, before in self._buffers:
+                buffer.copy_(before)

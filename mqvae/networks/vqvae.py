@@ -1,0 +1,138 @@
+"""The convolutional VQ-VAE (van den Oord et al. 2017, Section 4.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import VectorQuantizer
+
+STRIDE = 4
+
+
+class ResidualBlock(nn.Module):
+    """x + (ReLU, 3×3, ReLU, 1×1)(x)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class VQVAEEncoder(nn.Module):
+    """F_φ: images (B, channels, H, W) → embeddings (B, dim, H/4, W/4).
+
+    Two 4×4 convolutions of stride 2, a 3×3 one, residual blocks, and a 1×1 one to `dim`.
+
+    Args:
+        channels: 1 for grey, 3 for colour.
+        dim: Dimensions D of an embedding.
+        width: Hidden units; the original has 256. Must be even.
+        residual_blocks: The original has 2.
+    """
+
+    def __init__(
+        self, channels: int, dim: int, *, width: int = 256, residual_blocks: int = 2
+    ) -> None:
+        super().__init__()
+        _check(width, residual_blocks)
+        self.channels = channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            *[ResidualBlock(width) for _ in range(residual_blocks)],
+            nn.ReLU(),
+            nn.Conv2d(width, dim, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, channels, height, width = x.shape
+        if channels != self.channels:
+            raise ValueError(
+                f"the encoder expects images of {self.channels} channels, got {channels}."
+            )
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(
+                f"image sides must be multiples of {STRIDE}, got {height} × {width}: "
+                f"{height - height % STRIDE} × {width - width % STRIDE} or "
+                f"{height + -height % STRIDE} × {width + -width % STRIDE} would do."
+            )
+        return self.layers(x)
+
+
+class VQVAEDecoder(nn.Module):
+    """G_θ: codewords (B, dim, H/4, W/4) → images (B, channels, H, W).
+
+    Args:
+        channels: 1 for grey, 3 for colour.
+        dim: Dimensions D of a codeword.
+        width: Hidden units; the original has 256. Must be even.
+        residual_blocks: The original has 2.
+    """
+
+    def __init__(
+        self, channels: int, dim: int, *, width: int = 256, residual_blocks: int = 2
+    ) -> None:
+        super().__init__()
+        _check(width, residual_blocks)
+        self.layers = nn.Sequential(
+            nn.Conv2d(dim, width, 3, padding=1),
+            *[ResidualBlock(width) for _ in range(residual_blocks)],
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+def vqvae(
+    channels: int = 1,
+    *,
+    num_codes: int = 1024,
+    dim: int = 512,
+    width: int = 256,
+    residual_blocks: int = 2,
+    groups: int = 1,
+    shared_codebook: bool = False,
+) -> VQNetwork:
+    """The VQ-VAE of the original paper; the defaults are the sizes of MQ-VAE's Appendix I.
+
+    Args:
+        channels: 1 for grey images, 3 for colour.
+        num_codes: Number of codewords K.
+        dim: Dimensions D of a codeword.
+        width: Hidden units of encoder and decoder.
+        residual_blocks: Residual blocks of each.
+        groups: Parts of an embedding that are quantized apart.
+        shared_codebook: One codebook for all groups.
+
+    Example:
+        >>> network = vqvae(3, num_codes=512, dim=64, width=64)
+        >>> network(torch.rand(2, 3, 32, 32)).output.shape
+        torch.Size([2, 3, 32, 32])
+    """
+    sizes = {"width": width, "residual_blocks": residual_blocks}
+    return VQNetwork(
+        VQVAEEncoder(channels, dim, **sizes),
+        VectorQuantizer(num_codes, dim, groups=groups, shared_codebook=shared_codebook),
+        VQVAEDecoder(channels, dim, **sizes),
+    )
+
+
+def _check(width: int, residual_blocks: int) -> None:
+    if width < 2 or width % 2:
+        raise ValueError(f"width must be an even number of 2 or more, got {width}.")
+    if residual_blocks < 0:
+        raise ValueError(f"residual_blocks must be 0 or more, got {residual_blocks}.")

@@ -1,0 +1,225 @@
+"""Every hypergradient against independent derivations, in float64."""
+
+import pytest
+import reference
+import torch
+from problems import FAMILIES, GROUPS, Problem, make
+from torch.optim import SGD
+
+from mqvae import (
+    Central,
+    DirectOnly,
+    Exact,
+    FiniteDifference,
+    ForwardMode,
+    Hypergradient,
+    Meta,
+    OneSided,
+)
+
+XI = 0.3
+everywhere = pytest.mark.parametrize("groups", GROUPS)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+class Recorded:
+    """A hypergradient rule that keeps what it returned."""
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def __call__(self, *args) -> Hypergradient:
+        self.result = self.rule(*args)
+        return self.result
+
+
+def hypergradient(problem: Problem, rule, xi: float = XI) -> Hypergradient:
+    """What a rule gives to `Meta` on the problem, whose weights stay where they are."""
+    network = problem.network
+    recorded = Recorded(rule)
+    update = Meta(
+        network,
+        problem.loss,
+        lower=SGD(network.network_parameters(), lr=0.0),
+        upper=SGD(network.codebook_parameters(), lr=0.0),
+        hypergradient=recorded,
+        xi=xi,
+        commitment_weight=problem.beta,
+        codebook_weight=problem.codebook_weight,
+    )
+    update.step(problem.x, problem.y)
+    return recorded.result
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert expected.norm() > 0
+    return float((found - expected).norm() / expected.norm())
+
+
+@everywhere
+@every_family
+@pytest.mark.parametrize("beta", [0.0, 0.1, 2.0])
+def test_exact_equals_reverse_mode_through_the_step(family, groups, beta):
+    problem = make(family, groups, beta)
+    found = hypergradient(problem, Exact(ForwardMode(), ForwardMode()))
+    assert relative(found.indirect, reference.reverse_mode(problem, XI)) < 1e-12
+    assert relative(found.direct, reference.above(problem, XI)[2]) < 1e-12
+
+
+@everywhere
+@every_family
+def test_exact_equals_a_numeric_derivative(family, groups):
+    problem = make(family, groups, beta=0.5, seed=1)
+    expected = reference.numeric(problem, XI)
+    found = hypergradient(problem, Exact(ForwardMode(), ForwardMode())).indirect
+    assert relative(found, expected) < 1e-8
+    assert relative(reference.reverse_mode(problem, XI), expected) < 1e-8
+
+
+@everywhere
+@every_family
+def test_finite_difference_equals_its_closed_form(family, groups):
+    problem = make(family, groups, seed=2)
+    expected = reference.paper_closed_form(problem, XI)
+    assert relative(hypergradient(problem, FiniteDifference(ForwardMode())).indirect, expected) < (
+        1e-12
+    )
+    literal, _ = reference.paper_difference(problem, XI, 1e-4, frozen=True)
+    assert relative(literal, expected) < 1e-6
+
+
+@pytest.mark.parametrize(("derivative", "order"), [(OneSided, 1), (Central, 2)])
+@pytest.mark.parametrize("family", ["convolutional", "classifier"])
+def test_a_difference_converges_at_its_order(family, derivative, order):
+    problem = make(family, "three", seed=3)
+    for rule, expected in (
+        (FiniteDifference, reference.paper_closed_form(problem, XI)),
+        (lambda d: Exact(d, ForwardMode()), reference.reverse_mode(problem, XI)),
+        (lambda d: Exact(ForwardMode(), d), reference.reverse_mode(problem, XI)),
+    ):
+        wide, narrow = (
+            relative(hypergradient(problem, rule(derivative(radius))).indirect, expected)
+            for radius in (0.08, 0.02)
+        )
+        # A quarter of the radius: a quarter of the error at order 1, a sixteenth at order 2.
+        assert 0 < narrow < wide
+        assert wide / narrow == pytest.approx(4**order, rel=0.3)
+
+
+def test_the_passes_of_a_difference_differ():
+    problem = make("convolutional")
+    seen = []
+
+    def spied(derivative):
+        def differentiate(f, primals, tangents, centre):
+            def recorded(point):
+                value = f(point)
+                seen.append(value)
+                return value
+
+            seen.append(centre)
+            return derivative(recorded, primals, tangents, centre)
+
+        return differentiate
+
+    hypergradient(problem, FiniteDifference(spied(Central())))
+    centre, plus, minus = seen
+    assert not torch.equal(plus, minus)
+    assert not torch.equal(plus, centre)
+    # They lie on opposite sides of the centre, as far to first order.
+    assert torch.cosine_similarity((plus - centre).flatten(), (centre - minus).flatten(), 0) > 0.99
+    seen.clear()
+    hypergradient(problem, Exact(ForwardMode(), spied(OneSided())))
+    centre, ahead = seen
+    assert not torch.equal(centre, ahead)
+
+
+def test_the_centre_a_difference_reuses_is_the_function_at_the_centre():
+    problem = make("convolutional", "three")
+
+    def check(f, primals, tangents, centre):
+        torch.testing.assert_close(f(list(primals)), centre, rtol=1e-12, atol=1e-15)
+        return Central()(f, primals, tangents, centre)
+
+    hypergradient(problem, Exact(check, check))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+def test_linear_network_by_hand(beta):
+    problem = make("linear", beta=beta, seed=4)
+    network, x, t = problem.network, problem.x, problem.y
+    a, b = network.encoder.weight.detach(), network.decoder.weight.detach()
+    c = network.quantizer.codebook.weight.detach()
+    n, w = x.shape[0], problem.codebook_weight
+    scale_z, scale_y = 2 / (n * 6), 2 / (n * 3)
+
+    def step(a, b):
+        z = x @ a.T
+        k = torch.cdist(z, c).argmin(1)
+        residual = c[k] @ b.T - t
+        to_z = scale_y * residual @ b + beta * scale_z * (z - c[k])
+        g_a, g_b = to_z.T @ x, scale_y * residual.T @ c[k]
+        g_c = torch.zeros_like(c).index_add(0, k, w * scale_z * (c[k] - z))
+        return k, g_a, g_b, g_c
+
+    k, g_a, g_b, _ = step(a, b)
+    _, v_a, v_b, direct = step(a - XI * g_a, b - XI * g_b)
+    delta = x @ v_a.T
+    paper = torch.zeros_like(c).index_add(0, k, XI * w * scale_z * delta)
+    change = scale_y * ((c[k] @ v_b.T + delta @ b.T) @ b + (c[k] @ b.T - t) @ v_b)
+    exact = torch.zeros_like(c).index_add(0, k, -XI * (change - beta * scale_z * delta))
+
+    for rule, indirect in (
+        (FiniteDifference(ForwardMode()), paper),
+        (FiniteDifference(OneSided()), paper),  # linear: a difference has no error
+        (Exact(ForwardMode(), ForwardMode()), exact),
+    ):
+        found = hypergradient(problem, rule)
+        assert relative(found.direct, direct) < 1e-12
+        assert relative(found.indirect, indirect) < 1e-10
+
+
+@everywhere
+@every_family
+def test_the_decoders_share_of_the_papers_difference_is_zero(family, groups):
+    problem = make(family, groups)
+    of_encoder, of_decoder = reference.paper_difference(problem, XI, 1e-3, frozen=False)
+    assert torch.count_nonzero(of_decoder) == 0
+    assert torch.count_nonzero(of_encoder) > 0
+
+
+@everywhere
+def test_free_codes_are_the_literal_equation_13(groups):
+    problem = make("convolutional", groups, seed=5)
+    v_phi, _, _ = reference.above(problem, XI)
+    norm = torch.stack([v.norm() for v in v_phi]).norm()
+    radius = 0.3  # wide enough for codes to change
+    literal, _ = reference.paper_difference(problem, XI, float(radius / norm), frozen=False)
+    frozen, _ = reference.paper_difference(problem, XI, float(radius / norm), frozen=True)
+    found = hypergradient(problem, FiniteDifference(Central(radius), free_codes=True)).indirect
+    assert relative(found, literal) < 1e-10
+    assert relative(frozen, literal) > 1e-3
+
+
+@everywhere
+@every_family
+def test_direct_only_equals_stopping_the_gradient(family, groups):
+    problem = make(family, groups, seed=6)
+    found = hypergradient(problem, DirectOnly())
+    assert relative(found.direct, reference.stopped(problem, XI)) < 1e-12
+    assert torch.count_nonzero(found.indirect) == 0
+
+
+def test_the_two_indirect_terms_are_not_the_same():
+    problem = make("convolutional")
+    paper = hypergradient(problem, FiniteDifference(ForwardMode())).indirect
+    exact = hypergradient(problem, Exact(ForwardMode(), ForwardMode())).indirect
+    assert abs(torch.cosine_similarity(paper.flatten(), exact.flatten(), 0)) < 0.9
+
+
+def test_a_frozen_encoder_leaves_only_the_direct_term():
+    problem = make("convolutional")
+    problem.network.encoder.requires_grad_(False)
+    found = hypergradient(problem, FiniteDifference())
+    assert torch.count_nonzero(found.indirect) == 0
+    assert torch.count_nonzero(found.direct) > 0
