@@ -1,0 +1,269 @@
+"""Data sets by name, and `load`, which takes a name or a folder."""
+
+import difflib
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from mqvae.data.folder import load_folder
+from mqvae.data.idx import read_idx
+from mqvae.data.images import Images, check_options, conform
+from mqvae.data.places import Absent, search
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_DEBIAN_PACKAGE = "dataset-fashion-mnist"
+
+Loader = Callable[[str, Path | None, bool], Images]  # split, root, download
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    root: str | Path | None = None,
+    side: int | None = None,
+    channels: int | None = None,
+    download: bool = True,
+) -> Images:
+    """Load a data set by its name, or a folder of images.
+
+    A folder is split by its subfolders train/ and test/ (or val/) if it has them; otherwise every
+    tenth file in sorted order, beginning with the first, is for test. Its labels number the
+    class subfolders in sorted order.
+
+    Parameters
+    ----------
+    name : one of `DATASETS`, or an existing folder
+    split : "train" or "test"
+    root : folder of the files, and then nowhere else; where a relative folder `name` starts
+    side : pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is
+    channels : 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are
+    download : whether to download what is found nowhere
+
+    Raises
+    ------
+    ValueError
+        If the name, split, side or channels are not among those possible, if a file is damaged,
+        or if the images do not fit together or in memory.
+    FileNotFoundError
+        If files are missing; `DataNotFound` if a named data set is in none of its usual places.
+
+    Examples
+    --------
+    >>> from mqvae.data import load
+    >>> load("digits", "test").shape
+    (1, 8, 8)
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
+    check_options(side, channels)
+    root = None if root is None else Path(root).expanduser()
+    if name in DATASETS:
+        return conform(DATASETS[name](split, root, download), side=side, channels=channels)
+    folder = (root or Path()) / Path(name).expanduser()
+    if name and folder.is_dir():
+        return load_folder(folder, split, side=side, channels=channels)
+    near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    raise ValueError(
+        f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
+        f"of images, got {'a file' if folder.is_file() else 'neither'}; "
+        + (f"did you mean {near[0]!r}?" if near else "choose one of them")
+    )
+
+
+def _fashion_mnist(split: str, root: Path | None, download: bool) -> Images:
+    return _load_idx(
+        "fashion-mnist",
+        "FashionMNIST",
+        split,
+        root,
+        download,
+        digests={  # SHA-256 of the unpacked files
+            "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        shipped=(DEBIAN_FASHION_MNIST,),
+        advice=f"Debian and Ubuntu have it: apt-get install {_DEBIAN_PACKAGE}.",
+    )
+
+
+def _mnist(split: str, root: Path | None, download: bool) -> Images:
+    advice = "Its four files are named train-images-idx3-ubyte.gz and so on."
+    return _load_idx("mnist", "MNIST", split, root, download, advice=advice)
+
+
+def _load_idx(
+    name: str,
+    torchvision_name: str,
+    split: str,
+    root: Path | None,
+    download: bool,
+    *,
+    digests: Mapping[str, str] = MappingProxyType({}),
+    shipped: Sequence[Path] = (),
+    advice: str,
+) -> Images:
+    """A data set of MNIST's four files; the digests of those that are known verify them."""
+
+    def read(folder: Path) -> Images:
+        prefix, count = {"train": ("train", 60_000), "test": ("t10k", 10_000)}[split]
+        folders = [folder, folder / torchvision_name / "raw"]
+        parts = []
+        for part, shape in (("images", (count, 28, 28)), ("labels", (count,))):
+            path = _find(folders, f"{prefix}-{part}-idx{len(shape)}-ubyte")
+            digest = digests.get(f"{prefix}-{part}")
+            mending = _mending(folder, root, advice)
+            parts.append(read_idx(path, shape=shape, digest=digest, advice=mending))
+        pixels, labels = parts[0].unsqueeze(1), parts[1].to(torch.int64)  # (N, 1, 28, 28), (N,)
+        if labels.max() > 9:
+            raise ValueError(
+                f"{path} was altered: expected labels of 0 to 9, got {labels.max()}. {mending}"
+            )
+        package = f" (Debian package {_DEBIAN_PACKAGE})" if folder in shipped else ""
+        return Images(name, split, pixels, labels, f"files in {folder}{package}")
+
+    def fetch(folder: Path) -> object:
+        import torchvision
+
+        return getattr(torchvision.datasets, torchvision_name)(folder, download=True)
+
+    return search(
+        name,
+        read,
+        root=root,
+        shipped=shipped,
+        download=fetch if download else None,
+        advice=advice,
+    )
+
+
+def _find(folders: list[Path], name: str) -> Path:
+    """The file `name` or `name`.gz in the first of the folders that has it."""
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    if not folders[0].is_dir():
+        raise Absent("no such folder")
+    raise Absent(f"{name}.gz is missing (also unpacked, and in {folders[1]})")
+
+
+def _mending(folder: Path, root: Path | None, advice: str) -> str:
+    """What to do about a damaged file in `folder`, a sentence."""
+    if root is not None:
+        return f"Put the original file there, or leave root out (--data.root). {advice}".strip()
+    if folder == DEBIAN_FASHION_MNIST:
+        return f"Install it anew: apt-get install --reinstall {_DEBIAN_PACKAGE}."
+    return f"Delete it and run again. {advice}".strip()
+
+
+def _digits(split: str, root: Path | None, download: bool) -> Images:
+    """scikit-learn's 8×8 digits; inside the package, so there is no root and no download."""
+    import sklearn
+    import sklearn.datasets
+
+    data = sklearn.datasets.load_digits()
+    part = slice(0, 1500) if split == "train" else slice(1500, None)
+    pixels = np.rint(data.images[part] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0..16
+    return Images(
+        name="digits",
+        split=split,
+        pixels=torch.from_numpy(pixels).unsqueeze(1),  # (N, 1, 8, 8)
+        labels=torch.from_numpy(data.target[part].astype(np.int64)),
+        source=f"scikit-learn {sklearn.__version__}, load_digits",
+    )
+
+
+def _cifar(name: str, split: str, root: Path | None, download: bool) -> Images:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+    def read(folder: Path) -> Images:
+        # Also right if the folder named is the one inside the archive.
+        if folder.name == kind.base_folder and not (folder / kind.base_folder).is_dir():
+            folder = folder.parent
+        meta = (kind.meta["filename"], kind.meta["md5"])
+        files = {
+            folder / kind.base_folder / file: md5
+            for file, md5 in [*kind.train_list, *kind.test_list, meta]
+        }
+        data = _torchvision(
+            lambda: kind(folder, train=split == "train"), files, kind.filename, folder, root
+        )
+        pixels = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))  # (N, 3, 32, 32)
+        return Images(
+            name, split, torch.from_numpy(pixels), torch.tensor(data.targets), f"files in {folder}"
+        )
+
+    advice = f"Its archive is {kind.filename}, to be unpacked there."
+    fetch = functools.partial(kind, download=True) if download else None
+    return search(name, read, root=root, download=fetch, advice=advice)
+
+
+def _svhn(split: str, root: Path | None, download: bool) -> Images:
+    from torchvision.datasets import SVHN
+
+    _, file, md5 = SVHN.split_list[split]
+
+    def read(folder: Path) -> Images:
+        files = {folder / file: md5}
+        data = _torchvision(lambda: SVHN(folder, split), files, file, folder, root)
+        pixels = np.ascontiguousarray(data.data)  # (N, 3, 32, 32)
+        labels = torch.from_numpy(data.labels)
+        return Images("svhn", split, torch.from_numpy(pixels), labels, f"files in {folder}")
+
+    fetch = functools.partial(SVHN, split=split, download=True) if download else None
+    return search("svhn", read, root=root, download=fetch, advice=f"Its file is {file}.")
+
+
+def _torchvision(
+    make: Callable[[], Any], files: dict[Path, str], archive: str, folder: Path, root: Path | None
+) -> Any:
+    """torchvision's data set, which unpickles nothing before its MD5 is right.
+
+    Raises
+    ------
+    Absent
+        If one of `files` (path -> MD5) is missing.
+    ValueError
+        If one of them is damaged.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    if not folder.is_dir():
+        raise Absent("no such folder")
+    for path in files:
+        if not path.is_file():
+            raise Absent(f"{path.relative_to(folder)} is missing")
+    try:
+        with warnings.catch_warnings():
+            # The arrays were pickled by a NumPy of 2009, which today's remarks on.
+            warnings.simplefilter("ignore")
+            return make()
+    except RuntimeError:
+        for path, md5 in files.items():
+            if not check_integrity(path, md5):
+                raise ValueError(
+                    f"{path} is cut short or was altered: expected the MD5 {md5}, got another. "
+                    + _mending(folder, root, f"The original is in {archive}.")
+                ) from None
+        raise
+
+
+DATASETS: dict[str, Loader] = {
+    "fashion-mnist": _fashion_mnist,
+    "mnist": _mnist,
+    "digits": _digits,
+    "cifar10": functools.partial(_cifar, "cifar10"),
+    "cifar100": functools.partial(_cifar, "cifar100"),
+    "svhn": _svhn,
+}

@@ -1,0 +1,120 @@
+"""Where the files of a data set may be, and what to say when they are nowhere."""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_SECONDS_WITHOUT_ANSWER = 15.0
+
+
+class DataNotFound(FileNotFoundError):
+    """A named data set is in none of the places where it may be; the message lists them."""
+
+
+class Absent(Exception):
+    """A folder does not hold the files; its text says which one is missing."""
+
+
+def cache_folder(name: str) -> Path:
+    """Where downloads of data set `name` are kept.
+
+    `$MQVAE_CACHE`, else `$XDG_CACHE_HOME/mqvae`, else `~/.cache/mqvae`; then a folder `name`.
+    """
+    own, shared = os.environ.get("MQVAE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser() / name
+    return (Path(shared) if shared else Path.home() / ".cache") / "mqvae" / name
+
+
+def search(
+    name: str,
+    read: Callable[[Path], T],
+    *,
+    root: Path | None,
+    shipped: Sequence[Path] = (),
+    download: Callable[[Path], object] | None,
+    advice: str,
+) -> T:
+    """What `read` makes of the first folder that holds the files.
+
+    With `root` that folder only; else the cache folder, the `shipped` ones, and the cache folder
+    after `download`. Damaged files end the search: `read` raises ValueError for them.
+
+    Parameters
+    ----------
+    name : of the data set
+    read : folder -> data; raises `Absent` where a file is missing
+    download : puts the files into the folder it is given; None to stay offline
+    advice : how to get the data, a sentence
+
+    Raises
+    ------
+    FileNotFoundError
+        If `root` does not hold the files.
+    DataNotFound
+        If no place does.
+    """
+    if root is not None:
+        try:
+            return read(root)
+        except (Absent, PermissionError) as absent:
+            raise FileNotFoundError(
+                f"{name} is not in {root}: {absent}. Put the files there, or leave root out "
+                f"(--data.root) to look in the usual places. {advice}"
+            ) from None
+    cache = cache_folder(name)
+    tried = []
+    for folder in (cache, *shipped):
+        try:
+            return read(folder)
+        except (Absent, PermissionError) as absent:
+            tried.append(f"{folder}: {absent}")
+    if download is None:
+        tried.append("download: not tried, as download is off")
+    else:
+        try:
+            _fetch(download, cache)
+            return read(cache)
+        # A network, a mirror and an archive fail in too many ways to list; all mean "not here".
+        except Exception as error:
+            tried.append(f"download to {cache}: {' '.join(str(error).split()) or repr(error)}")
+    places = "".join(f"\n  {reason}" for reason in tried)
+    raise DataNotFound(f"{name} was not found: expected its files in one of{places}\n{advice}")
+
+
+def _fetch(download: Callable[[Path], object], folder: Path) -> None:
+    """Download into a scratch folder, then move the files in: each is there whole or not at all.
+
+    So an interrupted download leaves nothing that looks like damaged data, and processes that
+    download at the same time do not write into each other's files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="download-", dir=folder))
+    try:
+        with _impatient():
+            download(scratch)
+        for path in sorted(scratch.rglob("*")):
+            if path.is_file() and path.suffix != ".gz":  # archives are unpacked by now
+                target = folder / path.relative_to(scratch)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Give up on a silent network: torchvision sets no time limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS_WITHOUT_ANSWER)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
