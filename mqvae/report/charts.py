@@ -1,0 +1,289 @@
+"""Line charts as SVG that takes its colours and its font from the page around it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mqvae.report.markup import Html, element
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = 8  # as many as style.css has
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+WIDE, NARROW = 420, 330  # widths of drawings, for two and for three beside each other
+DENSE = 80  # from this many points on, a line is smoothed
+
+# matplotlib knows no CSS variables: it draws in colours found nowhere else, which are then
+# replaced, so that one drawing serves light and dark.
+INK, RULE, RUN = "#fd0001", "#fd0002", "#fe00{:02x}"
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: `kind` is what of a run it shows when a chart shows two things of each."""
+
+    x: np.ndarray
+    y: np.ndarray
+    run: int
+    kind: Literal["first", "second"] = "first"
+
+
+def curves(
+    lines: Sequence[Line],
+    *,
+    name: str,
+    xlabel: str,
+    alt: str,
+    log: bool | None = None,
+    zero: bool = False,
+    width: int = WIDE,
+) -> Html:
+    """Curves over a shared axis; dense ones are smoothed, the raw values faint behind them.
+
+    Args:
+        lines: the curves.
+        name: prefix of the ids, unique in the page.
+        xlabel: what x is, with its unit.
+        alt: the chart in words.
+        log: logarithmic y; None means if the positive values span more than a decade.
+        zero: mark y = 0.
+        width: of the drawing, which the page scales; a smaller one has larger text.
+    """
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
+        logarithmic = spans_decade(values) if log is None else log and bool((values > 0).any())
+        if logarithmic:
+            axes.set_yscale("log")
+        for line in lines:
+            drawable = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
+            y = np.where(drawable, line.y, np.nan)
+            cycle, second = line.run // COLOURS, line.kind == "second"
+            style = DASHES[1] if second else DASHES[cycle % len(DASHES)]
+            colour = RUN.format(line.run % COLOURS)
+            if np.isfinite(y).sum() >= DENSE:
+                axes.plot(*envelope(line.x, y), color=colour, alpha=0.22, lw=0.8)
+                axes.plot(*thin(line.x, smooth(y)), color=colour, ls=style, lw=1.7)
+            else:
+                dot = "o" if len(y) == 1 else None
+                axes.plot(line.x, y, color=colour, ls=style, lw=1.7, marker=dot)
+        if zero:
+            axes.axhline(0, color=INK, lw=0.6, alpha=0.6)
+        axes.set_xlabel(xlabel)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(plain)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        _y_ticks(axes, logarithmic)
+
+    return _svg(draw, name=name, alt=alt, width=width)
+
+
+def ranks(
+    shares: np.ndarray, *, run: int, name: str, alt: str, total: int, lowest: float, highest: float
+) -> Html:
+    """Shares of the codes, the most frequent first, over the rank; y is logarithmic.
+
+    Args:
+        shares: one share per code, in any order.
+        run: position of the run, for its colour.
+        name: prefix of the ids, unique in the page.
+        alt: the chart in words.
+        total: ranks on the axis.
+        lowest: the smallest share on the axis.
+        highest: the largest.
+    """
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        ordered = np.sort(shares)[::-1]
+        ordered = ordered[ordered > 0]
+        picked = np.unique(np.linspace(0, max(len(ordered) - 1, 0), 600).round().astype(int))
+        colour = RUN.format(run % COLOURS)
+        axes.set_yscale("log")
+        if len(ordered):
+            # Edges at rank ± ½: a codebook of which one code is left still shows a bar.
+            edges = np.concatenate([[0.5], picked[:-1] + 1.5, [len(ordered) + 0.5]])
+            axes.stairs(
+                ordered[picked], edges, baseline=lowest / 10, fill=True, color=colour, alpha=0.25
+            )
+            axes.stairs(ordered[picked], edges, baseline=lowest / 10, color=colour, lw=1.5)
+            axes.axhline(1 / len(shares), color=INK, lw=0.7, ls=(0, (4, 3)), alpha=0.7)
+        axes.set_xlim(0.5, total + 0.5)
+        axes.set_ylim(lowest / 1.5, highest * 1.6)
+        axes.set_xlabel("code, by rank")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(plain)
+        _y_ticks(axes, True, percent=True)
+
+    return _svg(draw, name=name, alt=alt, width=NARROW)
+
+
+def spans_decade(values: np.ndarray) -> bool:
+    """Whether values, all of them positive, cover more than a factor of ten."""
+    return bool(len(values)) and float(values.min()) > 0 and values.max() > 10 * values.min()
+
+
+def smooth(y: np.ndarray) -> np.ndarray:
+    """Moving average over a fortieth of the points, blanks left out.
+
+    The window narrows towards the start, where a loss falls too steeply to be averaged over one
+    side only; at the end it is cut off instead, so that the last value is not a single batch's.
+    """
+    known = np.isfinite(y)
+    at = np.arange(len(y))
+    half = np.minimum(max(len(y) // 80, 1), at)
+    first, last = at - half, np.minimum(at + half, len(y) - 1)
+    totals = np.concatenate([[0.0], np.cumsum(np.where(known, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    mean = (totals[last + 1] - totals[first]) / np.maximum(counts[last + 1] - counts[first], 1)
+    return np.where(known, mean, np.nan)
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """At most `points` of a smooth curve, its last one among them."""
+    picked = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
+    return x[picked], y[picked]
+
+
+def envelope(x: np.ndarray, y: np.ndarray, bins: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest of every stretch: thousands of noisy points keep their extent."""
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) <= 2 * bins:
+        return x, y
+    picked: set[int] = set()
+    for stretch in np.array_split(np.arange(len(x)), bins):
+        values = y[stretch]
+        picked |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
+    order = sorted(picked)
+    return x[order], y[order]
+
+
+def plain(value: float, _position: object = None) -> str:
+    """A tick in Unicode instead of mathtext, which needs fonts of its own.
+
+    >>> plain(2000.0), plain(0.02), plain(0.00002)
+    ('2,000', '0.02', '2·10⁻⁵')
+    """
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.10g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+def percentage(value: float, _position: object = None) -> str:
+    """
+    >>> percentage(0.001)
+    '0.1%'
+    """
+    return plain(round(100 * value, 12)) + "%"
+
+
+def _y_ticks(axes: Axes, logarithmic: bool, *, percent: bool = False) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axes.yaxis.set_major_formatter(percentage if percent else plain)
+    if not logarithmic:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        return
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
+    axes.set_ylim(low, high)
+
+
+def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Html:
+    from matplotlib import rc_context, rcdefaults, rcParams
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",  # text stays text: the page's font, selectable, larger when narrow
+        "svg.hashsalt": name,
+        "font.size": 10,
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.unicode_minus": True,
+        "grid.color": RULE,
+        "grid.linewidth": 0.6,
+        "xtick.color": RULE,
+        "ytick.color": RULE,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "ytick.major.size": 0,
+        "lines.solid_joinstyle": "round",
+        "text.parse_math": False,
+    }
+    with rc_context():
+        rcdefaults()  # what a user's own matplotlibrc says must not reach the page
+        rcParams.update(style)
+        height = 250 if width == WIDE else 220
+        figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
+        FigureCanvasSVG(figure)
+        # Fixed margins, so that the axes of neighbouring charts line up.
+        left, right, bottom, top = 50, 14, 44, 10
+        box = (left / width, bottom / height, 1 - (left + right) / width)
+        axes = figure.add_axes((*box, 1 - (bottom + top) / height), facecolor="none")
+        axes.set_axisbelow(True)
+        draw(axes)
+        written = StringIO()
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(written, format="svg", metadata=nothing)
+    return _adopt(written.getvalue(), name=name, alt=alt)
+
+
+def _adopt(svg: str, *, name: str, alt: str) -> Html:
+    """Fit matplotlib's file into a page: no clashing ids, no leaking style, no fixed colour."""
+    body = svg[svg.index("<svg") :]
+    view = re.search(r'viewBox="([^"]*)"', body)
+    assert view is not None
+    body = body[body.index(">") + 1 : body.rindex("</svg>")]
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.S)
+    body = body.replace("xlink:href", "href")
+    referenced = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in referenced else "", body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    body = re.sub(
+        r' (?:d|x|y|x1|x2|y1|y2|width|height|transform)="[^"]*"',
+        lambda m: re.sub(r"\d+\.\d{2,}", lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), m[0]),
+        body,
+    )
+    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = re.sub(r"#fe00([0-9a-f]{2})", lambda m: f"var(--run-{int(m[1], 16)})", body)
+    body = body.replace(INK, "var(--muted)").replace(RULE, "var(--rule)")
+    body = re.sub(r"\s*\n\s*", "\n", body)
+    return element("svg", Html(body), class_="chart", viewBox=view[1], role="img", aria_label=alt)
+
+
+def swatch(run: int, *, kind: Literal["first", "second"] = "first") -> Html:
+    """A short piece of a run's line, for a legend."""
+    dash = DASHES[1] if kind == "second" else DASHES[max(run, 0) // COLOURS % len(DASHES)]
+    pattern = None if isinstance(dash, str) else " ".join(f"{1.6 * part:g}" for part in dash[1])
+    colour = "currentColor" if run < 0 else f"var(--run-{run % COLOURS})"
+    line = element(
+        "line", x1=1, x2=25, y1=4, y2=4, stroke=colour, stroke_width=3, stroke_dasharray=pattern
+    )
+    return element("svg", line, class_="swatch", viewBox="0 0 26 8", aria_hidden="true")

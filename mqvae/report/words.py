@@ -1,0 +1,78 @@
+"""Numbers, durations and names as people write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DATASETS = {
+    "fashion-mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "digits": "scikit-learn's 8×8 digits",
+    "cifar10": "CIFAR-10",
+    "cifar-10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar-100": "CIFAR-100",
+    "celeba": "CelebA",
+    "imagenet": "ImageNet",
+}
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def dataset_title(name: object) -> str:
+    """The dataset as its authors write it; a name that is not known stays as it is."""
+    if not isinstance(name, str) or not name:
+        return "an unnamed data set"
+    return DATASETS.get(name.lower().replace("_", "-"), name)
+
+
+def count(number: int, noun: str) -> str:
+    """A count in words up to ten.
+
+    >>> count(3, "network"), count(1, "network"), count(10000, "image")
+    ('three networks', 'one network', '10,000 images')
+    """
+    written = COUNTS[number] if 0 <= number < len(COUNTS) else f"{number:,}"
+    return f"{written} {noun}{'' if number == 1 else 's'}"
+
+
+def enumerate_words(items: Sequence[str]) -> str:
+    """
+    >>> enumerate_words(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(7.25), duration(192), duration(7500), duration(None)
+    ('7.2 s', '3 min 12 s', '2 h 05 min', '-')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def aligned(values: Sequence[float | None], *, digits: int, most: int) -> list[str]:
+    """Numbers of one column with equally many decimals; None gives "-".
+
+    Args:
+        values: the column.
+        digits: significant digits that the smallest of them keeps.
+        most: decimals at most.
+
+    >>> aligned([5.1, 12.345, None], digits=3, most=4)
+    ['5.10', '12.35', '-']
+    """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    smallest = math.floor(math.log10(min(sizes))) if sizes else 0
+    decimals = min(max(digits - 1 - smallest, 0), most)
+    return ["-" if value is None else f"{value:,.{decimals}f}" for value in values]
