@@ -39,7 +39,7 @@ def curves_section(runs: Sequence[Run]) -> Html:
     for key, quantity in (("task", "Task loss"), ("perplexity", "Perplexity of a batch")):
         for column, size, xlabel in axes:
             lines = [Line(runs[i].column(column) / size, runs[i].column(key), i) for i in shown]
-            against = "updates" if column == "step" else "training time"
+            against = "updates" if column == "step" else "time"
             figures.append(
                 _figure(
                     f"{quantity} against {against}",
