@@ -1,0 +1,111 @@
+# `make` alone lists what there is. On a machine with Python 3.11 or later and git, nothing else
+# set up, `make demo` and `make test` do the rest.
+#
+#   VENV=folder        where the environment is, instead of .venv
+#   PYTHON=python3.12  the interpreter it is made with, instead of the first that is new enough
+#   ARGS="..."         passed on, as in: make test ARGS="-k nearest"
+
+SHELL := bash
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+python := $(VENV)/bin/python
+installed := $(VENV)/installed
+fashion_mnist := /usr/share/datasets/fashion-mnist
+
+# True of an interpreter that mqvae runs on; false, in silence, of anything else.
+new_enough := -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+# True where this user may install Debian packages.
+may_apt := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+apt_install := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help install data demo test lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: $(installed) ## the environment, with the pinned dependencies
+
+data: ## Fashion-MNIST from Debian's package, where that can be had
+	@if [ -d $(fashion_mnist) ]; then exit 0; fi; \
+	if ! { $(may_apt); }; then \
+	  echo "Fashion-MNIST: Debian's package is not installed; the program looks elsewhere for it"; \
+	  echo "  (apt-get install dataset-fashion-mnist, as root, is the surest way)"; \
+	  exit 0; \
+	fi; \
+	echo "Fashion-MNIST: installing Debian's package dataset-fashion-mnist (30 MB)"; \
+	exec </dev/null; \
+	{ $(apt_install) dataset-fashion-mnist \
+	  || { apt-get update -qq && $(apt_install) dataset-fashion-mnist; }; } >/dev/null 2>&1 \
+	|| echo "  could not be installed; the program looks elsewhere for it"
+
+demo: install data ## trains VQ-VAE and MQ-VAE on Fashion-MNIST and compares them
+	$(python) examples/demo.py $(ARGS)
+
+test: install ## the tests
+	$(python) -m pytest $(ARGS)
+
+lint: install ## style, formatting and types
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+format: install ## formats the code and mends what can be mended
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+clean: ## removes caches and builds; runs and the environment stay
+	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find mqvae tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment whose interpreter has gone is installed again, whatever its stamp says.
+ifeq ($(realpath $(python)),)
+.PHONY: $(installed)
+endif
+
+# Wheels are unpacked beside the environment: /tmp may be memory, and too small for them.
+$(installed): pyproject.toml constraints.txt
+	@set -euo pipefail; exec </dev/null; \
+	if ! { $(python) $(new_enough) && $(python) -m pip --version >/dev/null 2>&1; }; then \
+	  found=; \
+	  for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if "$$candidate" $(new_enough); then found=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "mqvae needs Python 3.11 or later; $(or $(PYTHON),python3) is" \
+	      "$$($(or $(PYTHON),python3) --version 2>/dev/null || echo 'not there')." >&2; \
+	    echo "Install one, or name one: make install PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	  fi; \
+	  if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	    package=$$("$$found" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	    if $(may_apt); then \
+	      echo "Installing Debian's package $$package"; \
+	      { $(apt_install) "$$package" \
+	        || { apt-get update -qq && $(apt_install) "$$package"; }; } >/dev/null 2>&1 || true; \
+	    fi; \
+	    if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	      echo "$$found cannot make virtual environments. On Debian or Ubuntu, as root:" >&2; \
+	      echo "  apt-get install $$package" >&2; \
+	      exit 1; \
+	    fi; \
+	  fi; \
+	  echo "Making the environment $(VENV) with $$("$$found" --version)"; \
+	  clear=; if [ -f "$(VENV)/pyvenv.cfg" ]; then clear=--clear; fi; \
+	  "$$found" -m venv $$clear "$(VENV)"; \
+	fi; \
+	echo "Installing mqvae and its dependencies into $(VENV):" \
+	  "about 5.5 GB the first time, most of it PyTorch"; \
+	TMPDIR=$$(cd "$(VENV)" && mktemp -d "$$PWD/tmp.XXXXXX"); export TMPDIR; \
+	trap 'rm -rf "$$TMPDIR"' EXIT; \
+	$(python) -m pip install --progress-bar off -c constraints.txt -e '.[dev]' \
+	| while IFS= read -r line; do case $$line in \
+	    *Downloading*MB\)) echo "  downloading $${line#*Downloading }" ;; \
+	    "Installing collected"*) echo "  unpacking, a minute or more" ;; \
+	    "Successfully installed"*) echo "  done" ;; \
+	  esac; done
+	@touch $@
