@@ -133,16 +133,12 @@ class Batch:
         )
 
 
-def gradient(
-    scalar: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False
-) -> Gradients:
+def gradient(scalar: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False) -> Gradients:
     """∂scalar/∂tensors, None for tensors that are frozen or that it does not depend on."""
     wanted = [t for t in tensors if t.requires_grad]
     if not wanted or not scalar.requires_grad:
         return [None] * len(tensors)
-    found = iter(
-        torch.autograd.grad(scalar, wanted, retain_graph=retain_graph, allow_unused=True)
-    )
+    found = iter(torch.autograd.grad(scalar, wanted, retain_graph=retain_graph, allow_unused=True))
     return [next(found) if t.requires_grad else None for t in tensors]
 
 

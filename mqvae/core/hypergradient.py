@@ -15,9 +15,9 @@ indirect terms below, which rest on the one and on the other, differ.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,9 +35,10 @@ class Hypergradient:
     indirect: Tensor
 
 
-class HypergradientRule(Protocol):
+class HypergradientRule(ABC):
     """An estimator of dL'/dC."""
 
+    @abstractmethod
     def __call__(
         self,
         lower: Batch,
@@ -49,9 +50,13 @@ class HypergradientRule(Protocol):
     ) -> Hypergradient: ...
 
 
-class Derivative(Protocol):
-    """The derivative of f(p) along a tangent: d/dτ f(p + τ·tangent) at τ = 0."""
+class Derivative(ABC):
+    """The derivative of f(p) along a tangent: d/dτ f(p + τ·tangent) at τ = 0.
 
+    Called with f, the point p, the tangent (None where p does not move) and f(p) if it is known.
+    """
+
+    @abstractmethod
     def __call__(
         self,
         f: Callable[[list[Tensor]], Tensor],
@@ -68,7 +73,7 @@ def _radius(radius: float, tangents: Gradients) -> Tensor:
 
 
 @dataclass(frozen=True)
-class OneSided:
+class OneSided(Derivative):
     """(f(p + εt) − f(p)) / ε with ε = radius / ‖t‖: one pass where f(p) is known; error O(ε).
 
     Args:
@@ -90,7 +95,7 @@ class OneSided:
 
 
 @dataclass(frozen=True)
-class Central:
+class Central(Derivative):
     """(f(p + εt) − f(p − εt)) / 2ε with ε = radius / ‖t‖: two passes, error O(ε²).
 
     Args:
@@ -113,7 +118,7 @@ class Central:
 
 
 @dataclass(frozen=True)
-class ForwardMode:
+class ForwardMode(Derivative):
     """Forward-mode differentiation: exact, about two passes.
 
     Every operation of the network and, for `Exact`, of the loss must support it. `mse_loss` of
@@ -139,7 +144,7 @@ class ForwardMode:
 
 
 @dataclass(frozen=True)
-class DirectOnly:
+class DirectOnly(HypergradientRule):
     """No indirect term: the codebook loss at φ' (Eq. 20; Appendix F's stop-gradient).
 
     Costs one forward pass of the encoder.
@@ -161,7 +166,7 @@ class DirectOnly:
 
 
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(HypergradientRule):
     """The paper's difference of ∂L/∂C around φ along v_φ (Eq. 13).
 
         indirect = −ξ d/dτ g_C(φ + τ v_φ, C)  =  +ξ (2/ND) · scatter_k(δ)
@@ -206,7 +211,7 @@ class FiniteDifference:
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(HypergradientRule):
     """The derivative of the straight-through update itself (Eq. 14, 28, 29).
 
         indirect = −ξ scatter_k( d/dτ ∇_z L_task(G_{θ + τ v_θ}(z_q + τ δ)) − (2β/ND) δ )

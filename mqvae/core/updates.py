@@ -155,8 +155,12 @@ class Alternated(Update):
         return _report(here)
 
 
+class LookAhead:
+    """What becomes of the virtual lower step: `Undone` or `Kept`."""
+
+
 @dataclass(frozen=True)
-class Undone:
+class Undone(LookAhead):
     """The look-ahead is undone: φ and θ step from where they were, with the new C (Algorithm 1).
 
     Args:
@@ -168,7 +172,7 @@ class Undone:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(LookAhead):
     """The look-ahead is the lower optimizer's real step and stays; C answers to it."""
 
 
@@ -213,7 +217,7 @@ class Meta(Update):
         upper: Optimizer,
         hypergradient: HypergradientRule | None = None,
         xi: float = 1.0,
-        look_ahead: Undone | Kept | None = None,
+        look_ahead: LookAhead | None = None,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
     ) -> None:
@@ -278,7 +282,7 @@ class Meta(Update):
             self._descend_network(here.g_phi, here.g_theta)
             network = self.network
             return here, list(network.encoder_parameters()), list(network.decoder_parameters())
-        if self.look_ahead.optimizer_step:
+        if isinstance(self.look_ahead, Undone) and self.look_ahead.optimizer_step:
             return here, *self._preview(here)
         return (
             here,

@@ -1,0 +1,444 @@
+"""Functions become commands."""
+
+import argparse
+import difflib
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+COMMANDS = {
+    "train": "train a network, or go on with a run that stopped",
+    "evaluate": "measure a run on its test images",
+    "encode": "images to codes",
+    "decode": "codes back to images",
+    "report": "runs to one HTML page",
+}
+
+USAGE = """usage: mqvae COMMAND …
+
+Trains vector-quantized networks whose codebook is learned by hypergradient.
+
+commands:
+{commands}
+
+`mqvae COMMAND --help` tells more of each. Every command takes --debug, which shows
+the traceback of an error.
+
+first steps:
+  mqvae train digits-tiny --out runs/first      seconds, on data that is already there
+  mqvae train fashion-mnist-demo --update Joint --optimizer.codebook_lr 3e-4
+  mqvae report runs/* --out report.html
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program `mqvae`; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+        print(USAGE.format(commands="\n".join(lines)), end="")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "--version":
+        print(f"mqvae {_version()}")
+        return 0
+    if name not in COMMANDS:
+        return _fail(
+            f"there is no command '{name}'.{_nearest(name, COMMANDS)} Commands: "
+            f"{', '.join(COMMANDS)}."
+        )
+    debug = "--debug" in rest
+    rest = [a for a in rest if a != "--debug"]
+    command: Callable[[list[str]], int | None] = globals()[f"_{name}"]
+    try:
+        return command(rest) or 0
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except (ValueError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(_text(error))
+    except KeyboardInterrupt:
+        print("mqvae: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "NotFinite":
+            if debug:
+                traceback.print_exc()
+            print(f"mqvae: {error}", file=sys.stderr)
+            return 1
+        if debug:
+            traceback.print_exc()
+            return 1
+        print(
+            f"mqvae: unexpected {type(error).__name__}: {error}\n"
+            "This looks like a fault of mqvae; --debug shows where it happened.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def _train(arguments: list[str]) -> int:
+    import os
+
+    if any(a in ("-h", "--help") for a in arguments) or "--resume" not in " ".join(arguments):
+        settings, out, overwrite = _train_settings(arguments)
+        resume = None
+    else:
+        parser = _parser("train", "Go on with a run where it stopped.")
+        parser.add_argument("--resume", metavar="RUN", required=True, help="the run's folder")
+        options = parser.parse_args(arguments)
+        from mqvae.runs import Run
+        from mqvae.trainer import Settings
+
+        resume, out, overwrite = Run(options.resume), None, False
+        settings = Settings.of(resume.config)
+
+    from mqvae.trainer import Interrupted, Training
+
+    _quiet()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    training = Training(settings, out, resume=resume, overwrite=overwrite)
+    folder = training.run.folder
+    print(
+        f"{training.settings.name}: {training.train_images.name}, "
+        f"{len(training.train_images):,} images, {training.settings.steps:,} steps → {folder}"
+        + (f" (from step {training.step:,})" if resume else ""),
+        file=sys.stderr,
+    )
+    try:
+        summary = training.fit()
+    except Interrupted as stop:
+        print(
+            f"stopped after step {stop.step:,} of {training.settings.steps:,}; go on with\n"
+            f"  mqvae train --resume {folder}",
+            file=sys.stderr,
+        )
+        return 128 + stop.signal_number
+    _print_figures(summary)
+    print(f"run: {folder}\nnext: mqvae report {folder} --out report.html")
+    return 0
+
+
+def _train_settings(arguments: list[str]) -> tuple[Any, Path, bool]:
+    """The settings that a preset and options of the command line make."""
+    import yaml
+
+    from mqvae.config import load_preset, plain, preset_names
+
+    helping = any(a in ("-h", "--help") or ".help" in a for a in arguments)
+    names = [a for a in arguments[:1] if not a.startswith("-")]
+    if not names and not helping:
+        raise ValueError(
+            "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. Presets: "
+            f"{', '.join(preset_names())}."
+        )
+    preset = load_preset(names[0]) if names else load_preset("paper")
+    parser = _settings_parser()
+    try:
+        found = parser.parse_args([f"--config={yaml.safe_dump(preset)}", *arguments[len(names) :]])
+    except Exception as error:
+        raise ValueError(_explain(str(error), parser)) from error
+    values = yaml.safe_load(parser.dump(found))
+    from mqvae.trainer import Settings, method_name
+
+    out = values.pop("out", None) or Path("runs") / _run_name(values)
+    overwrite = values.pop("overwrite", False)
+    values.pop("config", None)
+    settings = Settings.of(
+        {
+            **values,
+            "name": values["name"] or method_name(values["update"]["class_path"]),
+            "data": plain(_options("data", values)),
+            "network": plain(_options("network", values)),
+            "optimizer": plain(_options("optimizer", values)),
+            "trainer": plain(_options("trainer", values)),
+        }
+    )
+    return settings, Path(out), overwrite
+
+
+def _options(group: str, values: dict[str, Any]) -> Any:
+    from mqvae import config
+
+    kind = getattr(config, f"{group.capitalize()}Options")
+    return kind(**(values.get(group) or {}))
+
+
+def _run_name(values: dict[str, Any]) -> str:
+    rule = str(values["update"]["class_path"]).rpartition(".")[2].lower()
+    name = re.sub(r"[^\w.-]+", "-", Path(str(values["data"]["name"])).name)
+    return f"{name}-{rule}-seed{values['seed']}"
+
+
+def _settings_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    import mqvae
+    import mqvae.core.updates  # its classes answer to their names once they are known
+    from mqvae.config import DataOptions, NetworkOptions, OptimizerOptions, TrainerOptions
+
+    parser = ArgumentParser(
+        prog="mqvae train PRESET_OR_YAML",
+        description="Train a network. Options change what the preset says; "
+        "`--update NAME` takes a rule and `--update.OPTION` its arguments. "
+        "`mqvae train --resume RUN` goes on where RUN stopped.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file over the preset")
+    parser.add_argument("--out", type=str, help="the run's folder (default: runs/DATA-RULE-SEED)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run at --out")
+    parser.add_argument("--name", type=str, help="label in tables and plots (default: the method)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, k-means and order")
+    parser.add_argument("--steps", type=int, default=1000, help="number of updates")
+    parser.add_argument("--data", type=DataOptions, default=DataOptions())
+    parser.add_argument("--network", type=NetworkOptions, default=NetworkOptions())
+    parser.add_subclass_arguments(
+        mqvae.VectorQuantizer, "quantizer", instantiate=False, required=True
+    )
+    parser.add_subclass_arguments(
+        mqvae.Update,
+        "update",
+        skip={"network", "loss", "lower", "upper"},
+        instantiate=False,
+        required=True,
+    )
+    parser.add_argument("--optimizer", type=OptimizerOptions, default=OptimizerOptions())
+    parser.add_argument("--trainer", type=TrainerOptions, default=TrainerOptions())
+    return parser
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser("evaluate", "Measure a run on its test images; writes evaluation.json.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--split", default="test", choices=("test", "train"))
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.metrics import evaluate
+    from mqvae.tokenizer import Tokenizer
+    from mqvae.trainer import device_name, load_split, versions, write_evaluation_files
+
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    images = load_split(tokenizer.settings.data, options.split)
+    result = evaluate(tokenizer.network, images, device=tokenizer.device)
+    write_evaluation_files(tokenizer.run, tokenizer.network, images, result)
+    tokenizer.run.write_json(
+        "evaluation.json",
+        {
+            **result.figures,
+            "checkpoint": options.checkpoint,
+            "step": tokenizer.step,
+            "protocol": result.protocol,
+            "device": device_name(tokenizer.device),
+            "versions": versions(),
+        },
+    )
+    _print_figures(result.figures)
+    print(f"written: {tokenizer.run.folder / 'evaluation.json'}")
+    return 0
+
+
+def _encode(arguments: list[str]) -> int:
+    parser = _parser("encode", "Images to codes.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="an image file, a folder of images, or a split of the run's dataset (train, test)",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.npz", help="where the codes go")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE.npz")
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="resize, crop and convert images to what the run was trained on",
+    )
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.tokenizer import Tokenizer
+
+    out = _free(options.out, overwrite=options.overwrite)
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    codes = tokenizer.encode_images(tokenizer.find_images(options.images, fit=options.fit))
+    codes.save(out)
+    shape = " × ".join(map(str, codes.codes.shape[1:]))
+    print(
+        f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}\n"
+        f"back: mqvae decode {options.run} {out} --out DIR"
+    )
+    return 0
+
+
+def _decode(arguments: list[str]) -> int:
+    parser = _parser("decode", "Codes back to images, as PNG files.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("codes", metavar="CODES.npz")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.tokenizer import Codes, Tokenizer
+
+    out = Path(options.out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not options.overwrite):
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    codes = Codes.load(options.codes)
+    written = tokenizer.decode_to_files(codes, out)
+    print(f"{written:,} images: {out}")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report", "Runs to one self-contained HTML page.")
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--out", default="report.html", metavar="FILE.html")
+    parser.add_argument("--title")
+    options = parser.parse_args(arguments)
+    from mqvae.report import write_report
+
+    print(write_report([Path(r) for r in options.runs], Path(options.out), title=options.title))
+    return 0
+
+
+# -- helpers -------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Unknown options are answered with the nearest name."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [o for action in self._actions for o in action.option_strings]
+        raise ValueError(_with_nearest_option(message, known))
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return _Parser(prog=f"mqvae {command}", description=description, allow_abbrev=False)
+
+
+def _with_nearest_option(message: str, known: Sequence[str]) -> str:
+    unknown = re.search(r"[Uu]nrecognized arguments: (--?[\w.-]+)", message)
+    if not unknown:
+        return message
+    return f"there is no option {unknown[1]}.{_nearest(unknown[1], known)} --help lists them."
+
+
+def _explain(message: str, parser: Any) -> str:
+    """jsonargparse's message, in the words of somebody who typed an option."""
+    from mqvae.config import nearest_name
+
+    known = [o for action in parser._actions for o in action.option_strings]
+    if "nrecognized arguments" in message:
+        return _with_nearest_option(message, known)
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    name = key[1] if key else ""
+    inner = re.findall(r'Parser key "([\w.]+)"', message)[1:]
+    full = ".".join([name, *inner])
+    missing = re.search(r"Option '([\w.]+)' is not accepted", message)
+    if missing:
+        kind = re.search(r"class_path '([\w.]+)'", message)
+        accepted = _arguments_of(kind[1]) if kind else []
+        return (
+            f"there is no option --{name}.{missing[1]} of "
+            f"{kind[1].rpartition('.')[2] if kind else name}."
+            f"{nearest_name(missing[1], accepted)} Options: {', '.join(accepted) or 'none'}."
+        )
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+    if unknown:
+        choices = _known_classes(full)
+        return (
+            f"--{full} has no choice '{unknown[1]}'.{nearest_name(unknown[1], choices)} "
+            f"Choices: {', '.join(choices)}."
+        )
+    undefined = re.search(
+        r'Key[s]? "?([\w.]+)"? (?:is|are) not expected|Key "([\w.]+)" is', message
+    )
+    if undefined:
+        key_name = undefined[1] or undefined[2]
+        options = [o.lstrip("-") for o in known]
+        return f"there is no setting '{key_name}'.{nearest_name(key_name, options)}"
+    expected = re.search(r"Expected an? (.+?)\. Got value: (.*)", message)
+    if expected:
+        kind_name = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1])
+        return f"--{full} expects {kind_name}, got '{expected[2].strip()}'."
+    # A range that a class checks by itself says so in its own words.
+    return re.sub(r"\s*\n\s*(- )?", " ", message).strip()
+
+
+def _arguments_of(class_path: str) -> list[str]:
+    import inspect
+
+    module, _, name = class_path.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    return [p for p in signature.parameters if p not in ("network", "loss", "lower", "upper")]
+
+
+def _known_classes(key: str) -> list[str]:
+    import mqvae
+    from mqvae.core.hypergradient import Derivative, HypergradientRule
+    from mqvae.core.updates import LookAhead
+
+    base = {
+        "update": mqvae.Update,
+        "quantizer": mqvae.VectorQuantizer,
+        "hypergradient": HypergradientRule,
+        "look_ahead": LookAhead,
+    }.get(key.rpartition(".")[2], Derivative)
+    public = [getattr(mqvae, name) for name in mqvae.__all__]
+    return [
+        kind.__name__
+        for kind in public
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not mqvae.Update
+    ]
+
+
+def _nearest(name: str, known: Sequence[str] | dict[str, str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _free(path: str, *, overwrite: bool) -> Path:
+    out = Path(path)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out
+
+
+def _print_figures(figures: Any) -> None:
+    for name in ("mse", "psnr", "perplexity", "usage", "gradient_gap"):
+        print(f"{name:<13} {figures[name]:.6g}")
+
+
+def _quiet() -> None:
+    """Keep libraries' advice to developers off the user's terminal."""
+    import logging
+    import warnings
+
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error) or type(error).__name__
+
+
+def _fail(message: str) -> int:
+    print(f"mqvae: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mqvae")

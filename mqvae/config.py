@@ -1,0 +1,203 @@
+"""Settings: from presets and the command line to objects."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PRESETS = resources.files("mqvae") / "presets"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Images.
+
+    Args:
+        name: Name of a dataset, or a folder of images.
+        root: Folder with the dataset's files; searched for and downloaded if not given.
+        side: Resize and crop images to this side.
+        channels: 1 for grey, 3 for colour.
+        batch_size: Images in a batch, per process.
+    """
+
+    name: str = "fashion-mnist"
+    root: str | None = None
+    side: int | None = None
+    channels: int | None = None
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least("data.batch_size", self.batch_size, 1)
+        if self.side is not None:
+            _at_least("data.side", self.side, 1)
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"data.channels must be 1 or 3, got {self.channels}.")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Encoder and decoder of the VQ-VAE.
+
+    Args:
+        width: Hidden units.
+        residual_blocks: Residual blocks of each.
+    """
+
+    width: int = 256
+    residual_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW on both levels, warm-up and cosine.
+
+    Args:
+        network_lr: Learning rate of encoder and decoder.
+        codebook_lr: Learning rate of the codebook.
+        weight_decay: Weight decay of both.
+        warmup: Share of the steps in which the rates rise linearly; then they fall as a cosine.
+    """
+
+    network_lr: float = 3e-4
+    codebook_lr: float = 6e-2
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("network_lr", "codebook_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"optimizer.{name} must be 0 or more and finite, got {getattr(self, name)}."
+                )
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"optimizer.warmup must lie in 0 … 1, got {self.warmup}.")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """The loop.
+
+    Args:
+        accelerator: "auto", "cpu", "cuda" or "mps".
+        devices: Number of processes or devices.
+        precision: "32-true" or "bf16-mixed".
+        log_every: Steps between two rows of metrics.csv; chosen from `steps` if not given.
+        checkpoint_every: Steps between two checkpoints; chosen from `steps` if not given.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    log_every: int | None = None
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("trainer.devices", self.devices, 1)
+        for name in ("log_every", "checkpoint_every"):
+            if getattr(self, name) is not None:
+                _at_least(f"trainer.{name}", getattr(self, name), 1)
+        _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "cuda", "mps"))
+        _one_of("trainer.precision", self.precision, ("32-true", "bf16-mixed"))
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the library."""
+    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name[-5:] == ".yaml")
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset by name, or a YAML file by path, over the `base` it names.
+
+    Raises:
+        ValueError: if there is no such preset or file, or it is no YAML of settings.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        if not path.is_file():
+            raise ValueError(f"there is no file {name}. Presets: {', '.join(preset_names())}.")
+        text = path.read_text(encoding="utf-8")
+    elif name in preset_names():
+        text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(
+            f"there is no preset '{name}'.{nearest_name(name, preset_names())} Presets: "
+            f"{', '.join(preset_names())}; a path to a YAML file would do too."
+        )
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name} must hold settings as 'name: value', got {settings!r}.")
+    base = settings.pop("base", None)
+    return merged(load_preset(base), settings) if base else settings
+
+
+def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
+    """`delta` over `base`; another `class_path` takes nothing from the old class's arguments."""
+    result = dict(base)
+    for key, value in delta.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            same = value.get("class_path", old.get("class_path")) == old.get("class_path")
+            result[key] = merged(old, value) if same else value
+        else:
+            result[key] = value
+    return result
+
+
+def nearest_name(name: str, known: list[str]) -> str:
+    """' Did you mean …?', or nothing."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def instantiate(spec: Any, **extra: Any) -> Any:
+    """The object that {class_path, init_args} names; other values as they are."""
+    if not (isinstance(spec, Mapping) and "class_path" in spec):
+        return spec
+    module, _, name = spec["class_path"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    arguments = {k: instantiate(v) for k, v in (spec.get("init_args") or {}).items()}
+    return kind(**arguments, **extra)
+
+
+def spec_of(value: Any) -> Any:
+    """The {class_path, init_args} of a dataclass; other values as they are."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {k: spec_of(getattr(value, k)) for k in inspect.signature(type(value)).parameters}
+    return {"class_path": f"mqvae.{type(value).__name__}", "init_args": fields}
+
+
+def with_defaults(spec: Mapping[str, Any], built: Any) -> dict[str, Any]:
+    """A spec with the arguments that its class chose by itself written out."""
+    arguments = dict(spec.get("init_args") or {})
+    for name in inspect.signature(type(built)).parameters:
+        if is_dataclass(chosen := getattr(built, name, None)):
+            arguments[name] = spec_of(chosen)
+    return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """A dataclass of options as a plain dict."""
+    return asdict(options)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}.")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}, got '{value}'."
+            f"{nearest_name(value, list(known))}"
+        )

@@ -1,0 +1,59 @@
+"""What a codebook does: usage, perplexity, gradient gap."""
+
+import torch
+from torch import Tensor
+
+from mqvae.core.bilevel import Loss
+from mqvae.core.network import VQNetwork
+
+
+def count_codes(codes: Tensor, num_codes: int, *, groups: int = 1) -> Tensor:
+    """How often each code was chosen.
+
+    Args:
+        codes: (...), or (..., G) with more than one group.
+        num_codes: K.
+        groups: G.
+
+    Returns:
+        Counts, (G, K) int64.
+    """
+    columns = codes.reshape(-1, groups).T  # (G, N)
+    return torch.stack([torch.bincount(c, minlength=num_codes) for c in columns])
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy (in nats) of code frequencies per group, averaged over groups; a scalar.
+
+    Args:
+        counts: (G, K), from `count_codes`.
+    """
+    p = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    return torch.special.entr(p).sum(1).exp().mean()
+
+
+def usage(counts: Tensor) -> Tensor:
+    """Share of codes chosen at least once, averaged over groups; a scalar in [0, 1].
+
+    Args:
+        counts: (G, K), from `count_codes`.
+    """
+    return (counts > 0).double().mean()
+
+
+def gradient_gap(network: VQNetwork, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
+    """‖∂L_task(G_θ(z_e))/∂z_e − ∂L_task(G_θ(z_q))/∂z_q‖ on one batch (Section 5.2); a scalar.
+
+    What the straight-through estimator gets wrong. A mean loss makes it scale with the batch size.
+    """
+
+    def task_gradient(z: Tensor) -> Tensor:
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            task = loss(network.decoder(network.channels_back(z)), y)
+        return torch.autograd.grad(task, z)[0]
+
+    with torch.no_grad():
+        z_e = network.embed(x)
+        z_q = network.quantizer(z_e).z_q
+    return (task_gradient(z_e) - task_gradient(z_q)).norm()

@@ -1,0 +1,81 @@
+"""How far a training run is."""
+
+import sys
+import time
+
+from mqvae.core.updates import Step
+
+
+class Progress:
+    """A bar with rate, time left and losses; without a terminal, a line every tenth of the way.
+
+    Args:
+        name: What is being trained.
+        start: Steps already done.
+        total: Steps in all.
+    """
+
+    def __init__(self, name: str, start: int, total: int) -> None:
+        self.name = name
+        self.start = start
+        self.total = total
+        self.terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        self.began = time.perf_counter()
+        self.shown = self.began if self.terminal else self.start * 10 // self.total
+        if self.terminal:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[losses]}"),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(
+                self.name, total=self.total, completed=self.start, rate="", losses=""
+            )
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        if self.terminal:
+            self.bar.stop()
+
+    def advance(self, step: int, result: Step) -> None:
+        """Show that `step` steps are done."""
+        if self.terminal:
+            now = time.perf_counter()
+            if now - self.shown > 0.2 or step == self.total:
+                self.shown = now
+                self.bar.update(
+                    self.task, completed=step, rate=self._rate(step), losses=_losses(result)
+                )
+        elif step * 10 // self.total > self.shown:
+            self.shown = step * 10 // self.total
+            rate = (step - self.start) / (time.perf_counter() - self.began)
+            left = (self.total - step) / rate
+            print(
+                f"{self.name}: {step}/{self.total}, {self._rate(step)}, {left:.0f} s left, "
+                f"{_losses(result)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _rate(self, step: int) -> str:
+        return f"{(step - self.start) / (time.perf_counter() - self.began):.1f} steps/s"
+
+
+def _losses(result: Step) -> str:
+    return f"task {result.task.item():.2e} commitment {result.commitment.item():.2e}"

@@ -1,0 +1,287 @@
+"""A trained run as an object that encodes and decodes."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mqvae.core.network import VQNetwork
+from mqvae.data import Images, image_files, in_order, load_files
+from mqvae.runs import Run
+from mqvae.trainer import Settings, build_network, load_split
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of images, with what is needed to decode them.
+
+    Attributes:
+        codes: (n, h, w), or (n, h, w, G) with more than one group.
+        num_codes: K of the codebook they index.
+        side: Side of the images in pixels.
+        channels: Channels of the images.
+        names: A name for every image.
+        model: Fingerprint of the weights that made them.
+    """
+
+    codes: np.ndarray
+    num_codes: int
+    side: int
+    channels: int
+    names: tuple[str, ...]
+    model: str
+
+    def save(self, path: str | Path) -> None:
+        """Write a .npz file whole or not at all; readable by numpy alone, without pickle."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = np.uint16 if self.num_codes <= 2**16 else np.int32
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                codes=self.codes.astype(small),
+                num_codes=self.num_codes,
+                side=self.side,
+                channels=self.channels,
+                names=np.array(self.names, dtype=str),
+                model=self.model,
+            )
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Codes":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file is not one of codes.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"there is no file {path}.")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(
+                    codes=file["codes"],
+                    num_codes=int(file["num_codes"]),
+                    side=int(file["side"]),
+                    channels=int(file["channels"]),
+                    names=tuple(str(n) for n in file["names"]),
+                    model=str(file["model"]),
+                )
+        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} does not hold codes ({error}): pass a file that `mqvae encode` wrote."
+            ) from error
+
+
+class Tokenizer:
+    """A trained network with the preprocessing of its run.
+
+    Args:
+        run: The run it comes from.
+        settings: The run's settings.
+        network: The trained network.
+        step: The number of updates it has had.
+        model: Fingerprint of its weights.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_run("runs/first")
+        >>> codes = tokenizer.encode(images)       # (B, C, H, W) in [0, 1] → (B, h, w)
+        >>> images = tokenizer.decode(codes)
+    """
+
+    def __init__(
+        self, run: Run, settings: Settings, network: VQNetwork, step: int, model: str
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.network = network.eval()
+        self.step = step
+        self.model = model
+        self.device = next(network.parameters()).device
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | Path,
+        *,
+        checkpoint: str = "last",
+        device: torch.device | str | None = None,
+    ) -> "Tokenizer":
+        """Load a run.
+
+        Args:
+            folder: The run's folder.
+            checkpoint: "last" or "best".
+            device: Where to put it; a GPU if there is one.
+
+        Raises:
+            ValueError: if it is not a run, or its checkpoint is missing or damaged.
+        """
+        run = Run(folder)
+        settings = Settings.of(run.config)
+        saved = run.load(checkpoint, training=False)
+        network = build_network(settings)
+        try:
+            network.load_state_dict(saved.model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint of {folder} does not fit its config.yaml: {error}"
+            ) from error
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(run, settings, network.to(device), saved.state["step"], saved.digest)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of images.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+
+        Returns:
+            (B, h, w) int64, or (B, h, w, G) with more than one group.
+
+        Raises:
+            ValueError: if channels or sides do not fit the network.
+        """
+        return self.network.encode(images.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images of codes, as the decoder makes them (clamp to [0, 1] to show them).
+
+        Args:
+            codes: As `encode` gives them.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            ValueError: if the codes do not fit the codebook.
+        """
+        return self.network.decode(codes.to(self.device))
+
+    def find_images(self, what: str, *, fit: bool = False) -> Images:
+        """An image file, a folder, or a split of the run's dataset.
+
+        Args:
+            what: A path, or "train" or "test".
+            fit: Resize, crop and convert files to what the run was trained on.
+
+        Raises:
+            ValueError: if it is none of these, or the images do not fit the run.
+        """
+        data = self.settings.data
+        if not Path(what).exists():
+            if what in ("train", "test"):
+                return load_split(data, what)
+            raise ValueError(
+                f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
+                "or 'test' for that split of the run's dataset."
+            )
+        files = image_files(what)
+        if fit:
+            return load_files(files, side=data.side, channels=data.channels)
+        images = load_files(files)
+        if images.shape[0] != data.channels:
+            raise ValueError(
+                f"{what} has images of {images.shape[0]} channels, the run was trained on "
+                f"{data.channels}: --fit converts them."
+            )
+        try:
+            self.encode(torch.zeros(1, *images.shape))
+        except ValueError as error:
+            raise ValueError(f"{what}: {error} --fit resizes them to {data.side}.") from None
+        return images
+
+    def encode_images(self, images: Images) -> Codes:
+        """Codes of many images, with what is needed to decode them."""
+        parts = [
+            self.encode(x).cpu().numpy()
+            for x, _ in in_order(images, BATCH_SIZE, device=self.device)
+        ]
+        width = len(str(len(images) - 1))
+        names = images.names or tuple(f"{i:0{width}d}" for i in range(len(images)))
+        return Codes(
+            codes=np.concatenate(parts),
+            num_codes=self.network.quantizer.num_codes,
+            side=images.shape[1],
+            channels=images.shape[0],
+            names=names,
+            model=self.model,
+        )
+
+    def check_codes(self, codes: Codes) -> None:
+        """Refuse codes that this network did not make or cannot decode.
+
+        Raises:
+            ValueError: if count, range or shape do not fit, or another network made them.
+        """
+        quantizer = self.network.quantizer
+        array = codes.codes
+        ndim = 3 if quantizer.groups == 1 else 4
+        if codes.num_codes != quantizer.num_codes:
+            raise ValueError(
+                f"the codes index {codes.num_codes} codewords, the run has "
+                f"{quantizer.num_codes}: they belong to another run."
+            )
+        if array.ndim != ndim or (ndim == 4 and array.shape[-1] != quantizer.groups):
+            shape = "(n, h, w)" if ndim == 3 else f"(n, h, w, {quantizer.groups})"
+            raise ValueError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
+        if codes.channels != self.settings.data.channels:
+            raise ValueError(
+                f"the codes are of images with {codes.channels} channels, the run has "
+                f"{self.settings.data.channels}."
+            )
+        if len(codes.names) != len(array):
+            raise ValueError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
+        if array.size and not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
+            raise ValueError(
+                f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
+                f"{int(array.max())}."
+            )
+        with torch.no_grad():
+            probe = torch.zeros(1, codes.channels, codes.side, codes.side, device=self.device)
+            expected = self.network.embed(probe).shape[1:3]
+        if tuple(array.shape[1:3]) != tuple(expected):
+            raise ValueError(
+                f"images of side {codes.side} have {expected[0]} × {expected[1]} codes, got "
+                f"{array.shape[1]} × {array.shape[2]}."
+            )
+        if codes.model != self.model:
+            raise ValueError(
+                "these codes were made with other weights: decode them with the run and the "
+                "checkpoint that encoded them."
+            )
+
+    def decode_to_files(self, codes: Codes, folder: str | Path) -> int:
+        """Write the images of codes as PNG files; returns how many.
+
+        Raises:
+            ValueError: for what `check_codes` refuses; nothing is written then.
+        """
+        from PIL import Image
+
+        self.check_codes(codes)
+        folder = Path(folder)
+        names = [Path(name).with_suffix(".png") for name in codes.names]
+        if any(n.is_absolute() or ".." in n.parts for n in names) or len(set(names)) < len(names):
+            names = [Path(f"{i:06d}.png") for i in range(len(names))]
+        array = torch.from_numpy(codes.codes.astype(np.int64))
+        done = 0
+        for part in array.split(BATCH_SIZE):
+            pixels = (self.decode(part).float().clamp(0, 1) * 255).round().byte().cpu()
+            for picture in pixels:
+                path = folder / names[done]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                plane: Any = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+                Image.fromarray(plane.numpy()).save(path)
+                done += 1
+        return done

@@ -1,0 +1,529 @@
+"""The loop: batches in, a run folder out."""
+
+import math
+import platform
+import signal
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mqvae import __version__
+from mqvae.config import (
+    DataOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    TrainerOptions,
+    instantiate,
+    plain,
+    with_defaults,
+)
+from mqvae.core.diagnostics import count_codes, perplexity, usage
+from mqvae.core.network import VQNetwork
+from mqvae.core.updates import Step, Update
+from mqvae.data import Batches, Images, load
+from mqvae.metrics import Evaluation, evaluate
+from mqvae.networks.vqvae import VQVAEDecoder, VQVAEEncoder
+from mqvae.runs import (
+    Checkpoint,
+    Run,
+    optimizer_groups,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from mqvae.tasks import Reconstruction
+
+INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
+VALIDATION_IMAGES = 1000
+SAMPLES = 16
+COLLAPSE_USAGE = 0.01
+COLLAPSE_ROWS = 5
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has written a checkpoint."""
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+        self.signal_number = signal_number
+
+
+class NotFinite(Exception):
+    """A loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run is made of; what config.yaml says."""
+
+    name: str
+    seed: int
+    steps: int
+    data: DataOptions
+    network: NetworkOptions
+    quantizer: Mapping[str, Any]
+    update: Mapping[str, Any]
+    optimizer: OptimizerOptions
+    trainer: TrainerOptions
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in 0 … {2**32 - 1}, got {self.seed}.")
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Settings":
+        """From the contents of a config.yaml."""
+        try:
+            return cls(
+                name=config["name"],
+                seed=config["seed"],
+                steps=config["steps"],
+                data=DataOptions(**config["data"]),
+                network=NetworkOptions(**config["network"]),
+                quantizer=config["quantizer"],
+                update=config["update"],
+                optimizer=OptimizerOptions(**config["optimizer"]),
+                trainer=TrainerOptions(**config["trainer"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"config.yaml does not hold the settings of a run ({error}): it was written by "
+                "another version or changed by hand."
+            ) from error
+
+    def config(self) -> dict[str, Any]:
+        """The contents of config.yaml."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "steps": self.steps,
+            "data": plain(self.data),
+            "network": plain(self.network),
+            "quantizer": dict(self.quantizer),
+            "update": dict(self.update),
+            "optimizer": plain(self.optimizer),
+            "trainer": plain(self.trainer),
+        }
+
+
+def method_name(class_path: str) -> str:
+    """What the field calls an update rule."""
+    rule = class_path.rpartition(".")[2]
+    return {"Joint": "VQ-VAE", "Alternated": "VQ-VAE + alt", "Meta": "MQ-VAE"}.get(rule, rule)
+
+
+def build_network(settings: Settings) -> VQNetwork:
+    """The network of a run, freshly initialized."""
+    quantizer = instantiate(settings.quantizer)
+    channels = settings.data.channels
+    if channels is None:
+        raise ValueError("data.channels must be known to build a network.")
+    sizes = plain(settings.network)
+    return VQNetwork(
+        VQVAEEncoder(channels, quantizer.dim, **sizes),
+        quantizer,
+        VQVAEDecoder(channels, quantizer.dim, **sizes),
+    )
+
+
+def load_split(options: DataOptions, split: str) -> Images:
+    """A split of a run's dataset."""
+    return load(
+        options.name, split, root=options.root, side=options.side, channels=options.channels
+    )
+
+
+def warmup_cosine(steps: int, warmup: float) -> Any:
+    """Factor of the learning rate before step i: linear over the warm-up, then a cosine to 0."""
+    rise = max(1, round(steps * warmup))
+
+    def factor(i: int) -> float:
+        if i < rise and warmup > 0:
+            return (i + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - rise) / max(1, steps - rise))))
+
+    return factor
+
+
+class Training:
+    """A training run, from its first step or from a checkpoint.
+
+    Args:
+        settings: What to train, and how.
+        out: The run folder to make.
+        resume: A run to go on with, instead of `out`.
+        overwrite: Replace a run at `out`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        out: str | Path | None = None,
+        *,
+        resume: Run | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        from lightning.fabric import Fabric
+
+        trainer = settings.trainer
+        self.fabric = Fabric(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            precision=trainer.precision,  # type: ignore[arg-type]
+        )
+        self.fabric.launch()
+        self.train_images = load_split(settings.data, "train")
+        self.test_images = load_split(settings.data, "test")
+        channels, side, _ = self.train_images.shape
+        data = DataOptions(**{**plain(settings.data), "channels": channels, "side": side})
+        settings = Settings(**{**vars(settings), "data": data})
+
+        torch.manual_seed(settings.seed)
+        device = self.fabric.device
+        self.network = build_network(settings).to(device)
+        # Whatever the encoder cannot take is said before anything is written.
+        with torch.no_grad():
+            self.network.embed(torch.zeros(1, *self.train_images.shape, device=device))
+        self.lower = self._optimizer(self.network.network_parameters(), settings, "network_lr")
+        self.upper = self._optimizer(self.network.codebook_parameters(), settings, "codebook_lr")
+        self.task = Reconstruction()
+        self.update: Update = instantiate(
+            settings.update,
+            network=self.network,
+            loss=self.task.loss,
+            lower=self.lower,
+            upper=self.upper,
+        )
+        settings = Settings(
+            **{**vars(settings), "update": with_defaults(settings.update, self.update)}
+        )
+        factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
+        self.schedules = [LambdaLR(self.lower, factor), LambdaLR(self.upper, factor)]
+        self.batches = Batches(
+            self.train_images,
+            settings.data.batch_size,
+            seed=settings.seed,
+            device=device,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        self.settings = settings
+        self.log_every = trainer.log_every or max(1, min(100, settings.steps // 50))
+        self.checkpoint_every = trainer.checkpoint_every or max(1, min(1000, settings.steps // 5))
+        self.step = 0
+        self.seconds = 0.0
+        self.best = math.inf
+        self.step_seconds: deque[float] = deque(maxlen=10_000)
+        self.collapsed_rows = 0
+        self.warnings: list[str] = []
+        self._reset_counts()
+        if resume is None:
+            if out is None:
+                raise ValueError("a run needs a folder: pass --out.")
+            self.run = Run.create(out, settings.config(), overwrite=overwrite)
+            self._initialize_codebook()
+            self._save("last")
+        else:
+            self.run = resume
+            self._restore(resume.load("last"))
+        self.run.start_metrics(after_step=self.step)
+
+    def _optimizer(self, parameters: Any, settings: Settings, rate: str) -> Optimizer:
+        return AdamW(
+            parameters,
+            lr=getattr(settings.optimizer, rate),
+            weight_decay=settings.optimizer.weight_decay,
+        )
+
+    def _initialize_codebook(self) -> None:
+        """k-means on embeddings of the training set's first shuffled images."""
+        quantizer = self.network.quantizer
+        with torch.no_grad():
+            probe = self.network.embed(
+                torch.zeros(1, *self.train_images.shape, device=self.fabric.device)
+            )
+        positions = probe.numel() // quantizer.dim
+        wanted = -(-INITIALIZATION_SAMPLES * quantizer.num_codes // positions)
+        order = torch.randperm(
+            len(self.train_images), generator=torch.Generator().manual_seed(self.settings.seed)
+        )
+        pixels, _ = self.train_images.take(order[:wanted])
+        self.network.initialize_codebook(pixels.to(self.fabric.device) / 255)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last step, evaluate, and write summary.json; returns its contents.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
+            NotFinite: if a loss is not finite; the last good checkpoint stays.
+        """
+        from mqvae.progress import Progress
+
+        self.network.train()
+        settings, cpu = self.settings, self.fabric.device.type == "cpu"
+        with _Signals() as asked, self._writer() as writer:
+            progress = Progress(settings.name, self.step, settings.steps)
+            with progress, self.fabric.autocast():
+                while self.step < settings.steps:
+                    began = time.perf_counter()
+                    x, y = self.batches.next()
+                    result = self.update.step(x, self.task.target(x, y))
+                    for schedule in self.schedules:
+                        schedule.step()
+                    self.step += 1
+                    at_log = self.step % self.log_every == 0 or self.step == settings.steps
+                    if cpu or at_log:
+                        # On a GPU every look at a value waits for it.
+                        self._check(result)
+                    self._count(result)
+                    if at_log and not cpu:
+                        torch.cuda.synchronize()
+                    elapsed = time.perf_counter() - began
+                    self.seconds += elapsed
+                    self.step_seconds.append(elapsed)
+                    if at_log:
+                        self._log(result, writer)
+                    progress.advance(self.step, result)
+                    if self.step % self.checkpoint_every == 0 and self.step < settings.steps:
+                        self._checkpoint(writer)
+                    if asked.signal_number is not None:
+                        self._check(result)
+                        self._save("last")
+                        raise Interrupted(self.step, asked.signal_number)
+            self._checkpoint(writer)
+        return self._finish()
+
+    def _check(self, result: Step) -> None:
+        for term in ("task", "commitment", "codebook"):
+            value = getattr(result, term)
+            if not torch.isfinite(value):
+                raise NotFinite(
+                    f"the {term} loss is {value.item()} at step {self.step}. The last good "
+                    f"checkpoint is kept in {self.run.folder / 'checkpoints' / 'last'}. Try a "
+                    "lower optimizer.network_lr or optimizer.codebook_lr, or a smaller update.xi."
+                )
+
+    def _reset_counts(self) -> None:
+        quantizer = self.network.quantizer
+        self.counts = torch.zeros(
+            quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=self.fabric.device
+        )
+
+    def _count(self, result: Step) -> None:
+        quantizer = self.network.quantizer
+        self.counts += count_codes(result.codes, quantizer.num_codes, groups=quantizer.groups)
+
+    def _log(self, result: Step, writer: Any) -> None:
+        used = usage(self.counts).item()
+        row: dict[str, float | int | None] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "perplexity": perplexity(self.counts).item(),
+            "usage": used,
+            "network_lr": self.lower.param_groups[0]["lr"],
+            "codebook_lr": self.upper.param_groups[0]["lr"],
+        }
+        for term in ("task", "commitment", "codebook", "direct_norm", "indirect_norm", "cosine"):
+            value: Tensor | None = getattr(result, term)
+            row[term] = None if value is None else value.item()
+        self.run.log(row)
+        for name, number in row.items():
+            if number is not None and name != "step":
+                writer.add_scalar(name, number, self.step)
+        self.collapsed_rows = self.collapsed_rows + 1 if used < COLLAPSE_USAGE else 0
+        if self.collapsed_rows == COLLAPSE_ROWS:
+            total = self.counts.numel()
+            self._warn(
+                f"codebook collapse: {round(used * total)} of {total} codes were used over the "
+                f"last {COLLAPSE_ROWS * self.log_every} steps (to step {self.step}). Try a higher "
+                "optimizer.codebook_lr, fewer quantizer.num_codes, a smaller quantizer.dim, or "
+                "quantizer.groups."
+            )
+        self._reset_counts()
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        print(f"mqvae: warning: {message}", file=sys.stderr)
+
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.step + 1)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def _checkpoint(self, writer: Any) -> None:
+        """Save, and keep the weights apart if they are the best on the first test images."""
+        validation = self._validation_task()
+        writer.add_scalar("validation_task", validation, self.step)
+        better = validation < self.best
+        self.best = min(self.best, validation)
+        self._save("last")
+        if better:
+            self._save("best")
+
+    def _validation_task(self) -> float:
+        device, total = self.fabric.device, 0.0
+        pixels, labels = self.test_images.take(
+            torch.arange(min(VALIDATION_IMAGES, len(self.test_images)))
+        )
+        self.network.eval()
+        with torch.no_grad():
+            for part, label in zip(pixels.split(250), labels.split(250), strict=True):
+                x = part.to(device) / 255
+                output = self.network(x).output.float()
+                target = self.task.target(x, label.to(device))
+                total += self.task.loss(output, target).item() * len(x)
+        self.network.train()
+        return total / len(pixels)
+
+    def _save(self, name: str) -> None:
+        training = {
+            **optimizer_tensors("lower", self.lower),
+            **optimizer_tensors("upper", self.upper),
+            "random.cpu": torch.get_rng_state(),
+            "counts": self.counts,
+        }
+        if self.fabric.device.type == "cuda":
+            training["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        self.run.save(
+            name,
+            Checkpoint(
+                self.network.state_dict(),
+                training,
+                {
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "best": None if math.isinf(self.best) else self.best,
+                    "batches": self.batches.state_dict(),
+                    "lower": optimizer_groups(self.lower),
+                    "upper": optimizer_groups(self.upper),
+                    "collapsed_rows": self.collapsed_rows,
+                    "warnings": self.warnings,
+                    "version": __version__,
+                },
+            ),
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.network.load_state_dict(checkpoint.model)
+        self.step = state["step"]
+        # The schedules count on from here; the rates themselves come with the optimizers' groups.
+        for schedule in self.schedules:
+            schedule.last_epoch = self.step
+        for name, optimizer in (("lower", self.lower), ("upper", self.upper)):
+            restore_optimizer(name, optimizer, checkpoint.training, state[name])
+        self.seconds = state["seconds"]
+        self.best = math.inf if state["best"] is None else state["best"]
+        self.batches.load_state_dict(state["batches"])
+        self.collapsed_rows = state["collapsed_rows"]
+        self.warnings = state["warnings"]
+        self.counts = checkpoint.training["counts"].to(self.fabric.device)
+        torch.set_rng_state(checkpoint.training["random.cpu"])
+        if self.fabric.device.type == "cuda" and "random.cuda" in checkpoint.training:
+            torch.cuda.set_rng_state(checkpoint.training["random.cuda"], self.fabric.device)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        result = evaluate(self.network, self.test_images, device=self.fabric.device)
+        write_evaluation_files(self.run, self.network, self.test_images, result)
+        settings = self.settings
+        summary: dict[str, Any] = {
+            **result.figures,
+            "name": settings.name,
+            "rule": type(self.update).__name__,
+            "dataset": self.train_images.name,
+            "source": self.train_images.source,
+            "steps": self.step,
+            "wall_seconds": self.seconds,
+            "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "seed": settings.seed,
+            "device": device_name(self.fabric.device),
+            "protocol": result.protocol,
+            "versions": versions(),
+            "warnings": self.warnings,
+        }
+        self.run.write_json("summary.json", summary)
+        return summary
+
+
+def write_evaluation_files(
+    run: Run, network: VQNetwork, images: Images, result: Evaluation
+) -> None:
+    """code_counts.csv and the sample strips of a run."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    from mqvae.runs import write_whole
+
+    lines = ["group,code,count"]
+    for group, counts in enumerate(result.code_counts.tolist()):
+        lines += [f"{group},{code},{count}" for code, count in enumerate(counts)]
+    write_whole(run.folder / "code_counts.csv", "\n".join(lines) + "\n")
+
+    pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
+    device = next(network.parameters()).device
+    x = pixels.to(device) / 255
+    network.eval()
+    with torch.no_grad():
+        output = network(x).output.float().clamp(0, 1)
+    for name, shown in (("originals", x), ("reconstructions", output)):
+        path = run.folder / "samples" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        strip = make_grid(shown.cpu(), nrow=len(shown), padding=2)[:, 2:-2, 2:-2]
+        to_pil_image(strip).save(path)
+
+
+def versions() -> dict[str, str]:
+    """What a figure was computed with."""
+    return {"mqvae": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+class _Signals:
+    """Remembers SIGINT and SIGTERM until the step is done; a second one acts at once."""
+
+    signal_number: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        try:
+            self._before = {
+                number: signal.signal(number, self._note)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        except ValueError:  # not the main thread, where signals do not arrive anyway
+            self._before = {}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+    def __exit__(self, *rest: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
