@@ -7,7 +7,10 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import torch.utils.tensorboard  # noqa: F401  its own imports warn
+    import torch.utils.tensorboard  # its own imports warn
+
+# The problems are tiny: threads would only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
