@@ -146,7 +146,7 @@ def _train_settings(arguments: list[str]) -> tuple[Any, Path, bool]:
         found = parser.parse_args([f"--config={yaml.safe_dump(preset)}", *arguments[len(names) :]])
     except Exception as error:
         raise ValueError(_explain(str(error), parser)) from error
-    values = yaml.safe_load(parser.dump(found))
+    values = yaml.safe_load(parser.dump(found, skip_none=False))
     from mqvae.trainer import Settings, method_name
 
     out = values.pop("out", None) or Path("runs") / _run_name(values)
