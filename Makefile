@@ -50,9 +50,10 @@ test: install ## the tests
 	$(python) -m pytest $(ARGS)
 
 lint: install ## style, formatting and types
-	$(python) -m ruff check .
-	$(python) -m ruff format --check .
-	$(python) -m mypy
+	@status=0; for check in "ruff check ." "ruff format --check ." mypy; do \
+	  echo "$(python) -m $$check"; \
+	  $(python) -m $$check || status=1; \
+	done; exit $$status
 
 format: install ## formats the code and mends what can be mended
 	$(python) -m ruff check --fix .
