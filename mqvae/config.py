@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -33,6 +35,7 @@ class DataOptions:
     batch_size: int = 512
 
     def __post_init__(self) -> None:
+        check_types(self, "data.")
         _at_least("data.batch_size", self.batch_size, 1)
         if self.side is not None:
             _at_least("data.side", self.side, 1)
@@ -52,6 +55,9 @@ class NetworkOptions:
     width: int = 256
     residual_blocks: int = 2
 
+    def __post_init__(self) -> None:
+        check_types(self, "network.")
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -70,6 +76,7 @@ class OptimizerOptions:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
+        check_types(self, "optimizer.")
         for name in ("network_lr", "codebook_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(
@@ -85,7 +92,7 @@ class TrainerOptions:
 
     Args:
         accelerator: "auto", "cpu", "cuda" or "mps".
-        devices: Number of processes or devices.
+        devices: Number of processes; only 1 so far.
         precision: "32-true" or "bf16-mixed".
         log_every: Steps between two rows of metrics.csv; chosen from `steps` if not given.
         checkpoint_every: Steps between two checkpoints; chosen from `steps` if not given.
@@ -98,7 +105,12 @@ class TrainerOptions:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("trainer.devices", self.devices, 1)
+        check_types(self, "trainer.")
+        if self.devices != 1:
+            raise ValueError(
+                f"trainer.devices must be 1, got {self.devices}: training in several processes "
+                "is not there yet."
+            )
         for name in ("log_every", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _at_least(f"trainer.{name}", getattr(self, name), 1)
@@ -111,8 +123,12 @@ def preset_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name[-5:] == ".yaml")
 
 
-def load_preset(name: str) -> dict[str, Any]:
+def load_preset(name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A preset by name, or a YAML file by path, over the `base` it names.
+
+    Args:
+        name: The preset or file; a `base` that is a relative path starts at the file naming it.
+        above: The files that led here.
 
     Raises:
         ValueError: if there is no such preset or file, or it is no YAML of settings.
@@ -121,22 +137,42 @@ def load_preset(name: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml") or "/" in name:
         if not path.is_file():
             raise ValueError(f"there is no file {name}. Presets: {', '.join(preset_names())}.")
-        text = path.read_text(encoding="utf-8")
+        settings = read_settings(path)
     elif name in preset_names():
-        text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+        settings = read_settings(PRESETS / f"{name}.yaml")
     else:
         raise ValueError(
             f"there is no preset '{name}'.{nearest_name(name, preset_names())} Presets: "
             f"{', '.join(preset_names())}; a path to a YAML file would do too."
         )
-    try:
-        settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{name} must hold settings as 'name: value', got {settings!r}.")
     base = settings.pop("base", None)
-    return merged(load_preset(base), settings) if base else settings
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ValueError(f"{name}: base must name a preset or a YAML file, got {base!r}.")
+    if base.endswith((".yaml", ".yml")) or "/" in base:
+        base = os.path.normpath(path.parent / base)
+    above = (*above, name)
+    if base in above:
+        raise ValueError(f"{name}: base goes in a circle, {' → '.join([*above, base])}.")
+    return merged(load_preset(base, above=above), settings)
+
+
+def read_settings(path: Any) -> dict[str, Any]:
+    """The contents of a YAML file of settings.
+
+    Raises:
+        ValueError: if it is not YAML, or holds something else.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"{path} must hold settings as 'name: value', got {settings!r}.")
+    return settings
 
 
 def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,10 +198,41 @@ def instantiate(spec: Any, **extra: Any) -> Any:
     """The object that {class_path, init_args} names; other values as they are."""
     if not (isinstance(spec, Mapping) and "class_path" in spec):
         return spec
-    module, _, name = spec["class_path"].rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
+    kind = _class_of(spec["class_path"])
     arguments = {k: instantiate(v) for k, v in (spec.get("init_args") or {}).items()}
-    return kind(**arguments, **extra)
+    known = list(inspect.signature(kind).parameters)
+    for name in arguments:
+        if name not in known or name in extra:
+            raise ValueError(
+                f"{spec['class_path']} has no argument '{name}'.{nearest_name(name, known)}"
+            )
+    try:
+        return kind(**arguments, **extra)
+    except TypeError as error:
+        raise ValueError(f"{spec['class_path']} does not take its init_args: {error}.") from error
+
+
+def _class_of(class_path: Any) -> type:
+    """The class of a component by its path.
+
+    Nothing else is ever called, whatever a config.yaml from elsewhere says.
+    """
+    from mqvae.core.hypergradient import Derivative, HypergradientRule
+    from mqvae.core.quantizer import VectorQuantizer
+    from mqvae.core.updates import LookAhead, Update
+
+    components = (VectorQuantizer, Update, HypergradientRule, Derivative, LookAhead)
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        kind = None
+    if not (isinstance(kind, type) and issubclass(kind, components)):
+        raise ValueError(
+            f"class_path '{class_path}' is no "
+            f"{', '.join(c.__name__ for c in components[:-1])} or {components[-1].__name__}."
+        )
+    return kind
 
 
 def spec_of(value: Any) -> Any:
@@ -188,6 +255,22 @@ def with_defaults(spec: Mapping[str, Any], built: Any) -> dict[str, Any]:
 def plain(options: Any) -> dict[str, Any]:
     """A dataclass of options as a plain dict."""
     return asdict(options)
+
+
+def check_types(options: Any, prefix: str = "") -> None:
+    """Refuse a dataclass whose values are not of the types it declares.
+
+    Raises:
+        ValueError: names the value, what was expected and what came.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        value, origin = getattr(options, name), get_origin(hint)
+        kinds = get_args(hint) if origin is UnionType else (origin or hint,)
+        # A whole number is a float too; True is neither, though Python calls it an int.
+        fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+        if not fits or isinstance(value, bool):
+            expected = " or ".join("none" if k is NoneType else k.__name__ for k in kinds)
+            raise ValueError(f"{prefix}{name} expects {expected}, got {value!r}.")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -24,12 +24,14 @@ from mqvae.config import (
     NetworkOptions,
     OptimizerOptions,
     TrainerOptions,
+    check_types,
     instantiate,
     plain,
     with_defaults,
 )
 from mqvae.core.diagnostics import count_codes, perplexity, usage
 from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.updates import Step, Update
 from mqvae.data import Batches, Images, load
 from mqvae.metrics import Evaluation, evaluate
@@ -47,7 +49,7 @@ INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
 VALIDATION_IMAGES = 1000
 SAMPLES = 16
 COLLAPSE_USAGE = 0.01
-COLLAPSE_ROWS = 5
+COLLAPSE_STEPS = 200
 
 
 class Interrupted(Exception):
@@ -78,6 +80,10 @@ class Settings:
     trainer: TrainerOptions
 
     def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("quantizer", "update"):
+            if not isinstance(getattr(self, name).get("class_path"), str):
+                raise ValueError(f"{name} needs a class_path, as in mqvae.Meta.")
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}.")
         if not 0 <= self.seed < 2**32:
@@ -100,9 +106,21 @@ class Settings:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"config.yaml does not hold the settings of a run ({error}): it was written by "
-                "another version or changed by hand."
+                f"these are not the settings of a run ({error}): they were written by another "
+                "version or changed by hand."
             ) from error
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Settings":
+        """From a run's config.yaml.
+
+        Raises:
+            ValueError: names the file and what is wrong in it.
+        """
+        try:
+            return cls.of(run.config)
+        except ValueError as error:
+            raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
 
     def config(self) -> dict[str, Any]:
         """The contents of config.yaml."""
@@ -128,6 +146,8 @@ def method_name(class_path: str) -> str:
 def build_network(settings: Settings) -> VQNetwork:
     """The network of a run, freshly initialized."""
     quantizer = instantiate(settings.quantizer)
+    if not isinstance(quantizer, VectorQuantizer):
+        raise ValueError(f"{settings.quantizer['class_path']} is no VectorQuantizer.")
     channels = settings.data.channels
     if channels is None:
         raise ValueError("data.channels must be known to build a network.")
@@ -147,11 +167,11 @@ def load_split(options: DataOptions, split: str) -> Images:
 
 
 def warmup_cosine(steps: int, warmup: float) -> Any:
-    """Factor of the learning rate before step i: linear over the warm-up, then a cosine to 0."""
-    rise = max(1, round(steps * warmup))
+    """Factor of the learning rate after i steps: linear over the warm-up, then a cosine to 0."""
+    rise = round(steps * warmup)
 
     def factor(i: int) -> float:
-        if i < rise and warmup > 0:
+        if i < rise:
             return (i + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - rise) / max(1, steps - rise))))
 
@@ -227,7 +247,7 @@ class Training:
         self.seconds = 0.0
         self.best = math.inf
         self.step_seconds: deque[float] = deque(maxlen=10_000)
-        self.collapsed_rows = 0
+        self.collapsed_steps = 0
         self.warnings: list[str] = []
         self._reset_counts()
         if resume is None:
@@ -345,15 +365,17 @@ class Training:
         for name, number in row.items():
             if number is not None and name != "step":
                 writer.add_scalar(name, number, self.step)
-        self.collapsed_rows = self.collapsed_rows + 1 if used < COLLAPSE_USAGE else 0
-        if self.collapsed_rows == COLLAPSE_ROWS:
+        collapsed = self.collapsed_steps + self.log_every if used < COLLAPSE_USAGE else 0
+        if self.collapsed_steps < COLLAPSE_STEPS <= collapsed:
             total = self.counts.numel()
             self._warn(
                 f"codebook collapse: {round(used * total)} of {total} codes were used over the "
-                f"last {COLLAPSE_ROWS * self.log_every} steps (to step {self.step}). Try a higher "
+                f"last {self.log_every} steps, and under {COLLAPSE_USAGE:.0%} for {collapsed} steps "
+                f"(to step {self.step}). Try a higher "
                 "optimizer.codebook_lr, fewer quantizer.num_codes, a smaller quantizer.dim, or "
                 "quantizer.groups."
             )
+        self.collapsed_steps = collapsed
         self._reset_counts()
 
     def _warn(self, message: str) -> None:
@@ -413,7 +435,7 @@ class Training:
                     "batches": self.batches.state_dict(),
                     "lower": optimizer_groups(self.lower),
                     "upper": optimizer_groups(self.upper),
-                    "collapsed_rows": self.collapsed_rows,
+                    "collapsed_steps": self.collapsed_steps,
                     "warnings": self.warnings,
                     "version": __version__,
                 },
@@ -432,7 +454,7 @@ class Training:
         self.seconds = state["seconds"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.batches.load_state_dict(state["batches"])
-        self.collapsed_rows = state["collapsed_rows"]
+        self.collapsed_steps = state["collapsed_steps"]
         self.warnings = state["warnings"]
         self.counts = checkpoint.training["counts"].to(self.fabric.device)
         torch.set_rng_state(checkpoint.training["random.cpu"])

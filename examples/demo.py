@@ -1,0 +1,85 @@
+"""What `make demo` runs: three networks on Fashion-MNIST, and a page that compares them.
+
+The baseline as the paper trains it, the same with its codebook at MQ-VAE's learning rate, and
+MQ-VAE; everything else is equal, the number of updates included.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mqvae.config import load_preset, merged
+from mqvae.data import DataNotFound, load
+from mqvae.report import write_report
+from mqvae.trainer import Interrupted, Settings, Training
+
+JOINT = {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.1}}
+METHODS: dict[str, dict[str, Any]] = {
+    "vqvae": {
+        "name": "VQ-VAE (paper)",
+        "update": JOINT,
+        "optimizer": {"codebook_lr": 3e-4},
+    },
+    "vqvae-codebook-rate": {"name": "VQ-VAE, C at 6e-2", "update": JOINT},
+    "mqvae": {"name": "MQ-VAE"},
+}
+
+
+def preset_for_this_machine() -> tuple[str, str]:
+    """The preset, and the report's title: Fashion-MNIST, or digits where it cannot be had."""
+    try:
+        load("fashion-mnist", "test")
+    except DataNotFound as error:
+        print(f"{error}\nTraining on scikit-learn's 8×8 digits instead.", file=sys.stderr)
+        return "digits-tiny", "MQ-VAE on 8×8 digits (Fashion-MNIST could not be had)"
+    return "fashion-mnist-demo", "MQ-VAE on Fashion-MNIST"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--steps", type=int, help="updates of each network")
+    options = parser.parse_args()
+    preset, title = preset_for_this_machine()
+
+    summaries = {}
+    for folder, delta in METHODS.items():
+        settings = merged({"trainer": {}}, merged(load_preset(preset), delta))
+        if options.steps:
+            settings["steps"] = options.steps
+        training = Training(Settings.of(settings), options.out / folder, overwrite=True)
+        try:
+            summaries[folder] = training.fit()
+        except Interrupted as stop:
+            print(f"stopped after step {stop.step}; run the demo again to start anew")
+            return 128 + stop.signal_number
+
+    first = summaries["vqvae"]
+    table = Table(title=f"{title}: {first['protocol']['images']:,} test images")
+    table.add_column("", no_wrap=True)
+    for heading in ("MSE ×1e-3", "PSNR dB", "perplexity", "usage", "gap ×1e-5", "a step"):
+        table.add_column(heading, justify="right")
+    for s in summaries.values():
+        table.add_row(
+            s["name"],
+            f"{s['mse'] * 1e3:.2f}",
+            f"{s['psnr']:.2f}",
+            f"{s['perplexity']:.0f}",
+            f"{s['usage']:.1%}",
+            f"{s['gradient_gap'] * 1e5:.1f}",
+            f"{s['seconds_per_step'] / first['seconds_per_step']:.2f} ×",
+        )
+    Console().print(table)
+    page = write_report(
+        [options.out / f for f in METHODS], options.out / "report.html", title=title
+    )
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
