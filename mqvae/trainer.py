@@ -370,8 +370,8 @@ class Training:
             total = self.counts.numel()
             self._warn(
                 f"codebook collapse: {round(used * total)} of {total} codes were used over the "
-                f"last {self.log_every} steps, and under {COLLAPSE_USAGE:.0%} for {collapsed} steps "
-                f"(to step {self.step}). Try a higher "
+                f"last {self.log_every} steps, and under {COLLAPSE_USAGE:.0%} for {collapsed} "
+                f"steps, up to step {self.step}. Try a higher "
                 "optimizer.codebook_lr, fewer quantizer.num_codes, a smaller quantizer.dim, or "
                 "quantizer.groups."
             )

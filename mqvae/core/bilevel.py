@@ -112,8 +112,8 @@ class Batch:
 
         The encoder's graph outlives the pass unless it is the real one.
         """
-        phi = list(self.network.encoder_parameters())
-        theta = list(self.network.decoder_parameters())
+        phi: list[Tensor] = list(self.network.encoder_parameters())
+        theta: list[Tensor] = list(self.network.decoder_parameters())
         quantized = self.network.quantizer(z_e)
         task = self.task_for_real(quantized.z_q) if for_real else self.task(quantized.z_q)
         total = self.weights.total(task, quantized)

@@ -1,6 +1,7 @@
 """The mean over processes, asked for at the time of the call."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+T = TypeVar("T", Tensor, Tensor | None)
+
+
 @torch.no_grad()
-def mean_across_processes(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def mean_across_processes(tensors: Sequence[T]) -> list[T]:
     """The tensors, each replaced by its mean over all processes; one reduction for all.
 
     Every process must pass tensors of the same shapes. None stays None.

@@ -51,8 +51,8 @@ def kmeans(
 
 def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) -> Tensor:
     """k-means++: each next centre is a sample, drawn with the squared distance to the others."""
-    options = {"generator": generator, "device": samples.device}
-    first = samples[torch.randint(len(samples), (1,), **options)]  # (1, D)
+    device = samples.device
+    first = samples[torch.randint(len(samples), (1,), generator=generator, device=device)]  # (1, D)
     centres = first.repeat(num_codes, 1)
     distances = (samples - first).square().sum(1)  # (N,), to the closest centre so far
     tiny = torch.finfo(samples.dtype).eps * samples.square().sum(1).max()
@@ -68,7 +68,9 @@ def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) ->
     if drawn < num_codes:
         # All samples are centres already: noise of a hundredth of their spread keeps rows apart.
         spread = samples.std(0, correction=0).mean().clamp(min=1e-3)
-        picks = samples[torch.randint(len(samples), (num_codes - drawn,), **options)]
-        noise = torch.randn(picks.shape, dtype=picks.dtype, **options)
+        picks = samples[
+            torch.randint(len(samples), (num_codes - drawn,), generator=generator, device=device)
+        ]
+        noise = torch.randn(picks.shape, dtype=picks.dtype, generator=generator, device=device)
         centres[drawn:] = picks + noise * spread / 100
     return centres

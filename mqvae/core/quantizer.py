@@ -149,7 +149,7 @@ class VectorQuantizer(nn.Module):
             raise ValueError(
                 f"codes must end in a dimension of {self.groups} groups, got {tuple(codes.shape)}."
             )
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.num_codes):
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
             raise ValueError(
                 f"codes must lie in 0 … {self.num_codes - 1}, got "
                 f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."

@@ -297,7 +297,7 @@ class Meta(Update):
         state = deepcopy(self.lower.state_dict())
         # The weights come back bit for bit, so the graph of the first pass, which is used again,
         # stays valid; without this autograd would refuse it for having seen them change.
-        with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):
+        with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
             try:
                 self._descend_network(here.g_phi, here.g_theta)
                 after = [w.detach().clone().requires_grad_(w.requires_grad) for w in weights]

@@ -1,6 +1,5 @@
 """The convolutional VQ-VAE (van den Oord et al. 2017, Section 4.1)."""
 
-import torch
 from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
