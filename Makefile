@@ -61,7 +61,7 @@ format: install ## formats the code and mends what can be mended
 
 clean: ## removes caches and builds; runs and the environment stay
 	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
-	find mqvae tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard mqvae tests examples benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose interpreter has gone is installed again, whatever its stamp says.
 ifeq ($(realpath $(python)),)
