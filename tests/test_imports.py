@@ -1,0 +1,202 @@
+"""What may import what."""
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mqvae
+import mqvae.core
+
+ROOT = Path(mqvae.__file__).parent
+
+# Imports point one way: a part imports itself, parts of its own row, and rows above.
+ORDER = [
+    {"core"},
+    {"networks"},
+    {"config", "data", "metrics", "progress", "runs", "tasks"},
+    {"trainer"},
+    {"paper", "report", "tokenizer"},
+    {"cli"},
+    {"__main__"},
+]
+ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
+
+NOT_FOR_CORE = [
+    "PIL",
+    "huggingface_hub",
+    "jsonargparse",
+    "lightning",
+    "matplotlib",
+    "pytorch_lightning",
+    "rich",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "torch_fidelity",
+    "torchmetrics",
+    "torchvision",
+    "yaml",
+]
+
+ALONE = """
+import sys
+
+blocked = set({blocked!r})
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {{name!r}}: it is blocked", name=name)
+
+sys.meta_path.insert(0, Absent())
+import importlib
+for name in {names!r}:
+    importlib.import_module(name)
+ours = [name.split(".") for name in sys.modules if name.startswith("mqvae.")]
+print(*sorted({{part for _, part, *_ in ours}}))
+print(*sorted(blocked & {{name.partition(".")[0] for name in sys.modules}}))
+"""
+
+
+def import_alone(names: list[str], blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    """Import modules in a new process in which some packages are absent."""
+    return subprocess.run(
+        [sys.executable, "-c", ALONE.format(blocked=blocked, names=names)],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_core_imports_with_torch_alone():
+    names = [m.name for m in pkgutil.walk_packages(mqvae.core.__path__, "mqvae.core.")]
+    assert {"mqvae.core.updates", "mqvae.core.hypergradient", "mqvae.core.quantizer"} <= set(names)
+    done = import_alone(["mqvae", *names], NOT_FOR_CORE)
+    assert done.returncode == 0, done.stderr
+    # Nor does the root bring in anything above it.
+    assert done.stdout == "core\n\n"
+
+
+def test_the_root_imports_without_torch():
+    done = import_alone(["mqvae"], ["torch", "numpy", *NOT_FOR_CORE])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\n\n"
+
+
+def test_every_public_name_is_there():
+    assert {"Meta", "VQNetwork", "VectorQuantizer", "vqvae"} <= set(mqvae.__all__)
+    assert len(set(mqvae.__all__)) == len(mqvae.__all__)
+    for name in mqvae.__all__:
+        assert getattr(mqvae, name).__name__ == name
+    with pytest.raises(AttributeError, match="'Nothing'"):
+        _ = mqvae.Nothing
+
+
+def test_what_is_blocked_is_absent():
+    done = import_alone(["yaml"], ["yaml"])
+    assert done.returncode == 1
+    assert "it is blocked" in done.stderr
+
+
+def module_of(path: Path, root: Path) -> tuple[str, ...]:
+    """mqvae/core/passes.py → ("core", "passes"), mqvae/__init__.py → ()."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of all that a file imports, inside functions too."""
+    package = ("mqvae", *path.relative_to(root).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from mqvae import core` names a part, `from mqvae import Meta` the root.
+                name = f"{base}.{alias.name}"
+                known = base != "mqvae" or alias.name in ROW
+                yield node.lineno, name if known else base
+
+
+def complaints(root: Path) -> list[str]:
+    """Imports that point the wrong way."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        module = module_of(path, root)
+        if not module:
+            continue  # the public names
+        part = module[0]
+        if part not in ROW:
+            found.append(f"{path.relative_to(root)}: give mqvae.{part} a place in ORDER.")
+            continue
+        for line, name in imports(path, root):
+            top, *rest = name.split(".")
+            where = f"{path.relative_to(root)}:{line} imports {name}"
+            if top == "mqvae" and not rest:
+                # The root's names are those of core and networks: they would import themselves.
+                if part in {"core", "networks"}:
+                    found.append(f"{where}, which imports {part}.")
+            elif top == "mqvae":
+                if ROW.get(rest[0], len(ORDER)) > ROW[part]:
+                    found.append(f"{where}, which is above {part}.")
+            elif part == "core" and top != "torch" and top not in sys.stdlib_module_names:
+                found.append(f"{where}: the core stands on torch alone.")
+    return found
+
+
+def test_imports_point_one_way():
+    assert not complaints(ROOT), "\n".join(complaints(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "complaint"),
+    [
+        ("core/a.py", "import numpy", "core/a.py:1 imports numpy: the core stands on torch alone."),
+        (
+            "core/a.py",
+            "def f():\n    from PIL import Image",
+            "core/a.py:2 imports PIL.Image: the core",
+        ),
+        ("core/a.py", "from mqvae.networks.vqvae import vqvae", "which is above core."),
+        (
+            "core/a.py",
+            "from ..tasks import Reconstruction",
+            "imports mqvae.tasks.Reconstruction, which",
+        ),
+        ("core/a.py", "from mqvae import Meta", "core/a.py:1 imports mqvae, which imports core."),
+        ("networks/a.py", "import mqvae.data", "which is above networks."),
+        ("networks/__init__.py", "from mqvae import tasks", "imports mqvae.tasks, which is above"),
+        ("data/a.py", "from mqvae.trainer import Training", "which is above data."),
+        ("metrics.py", "from . import report", "imports mqvae.report, which is above metrics."),
+        ("tasks.py", "from mqvae.cli import main", "which is above tasks."),
+        ("trainer.py", "import mqvae.tokenizer", "which is above trainer."),
+        ("report/a.py", "import mqvae.cli", "which is above report."),
+        ("core/a.py", "import mqvae.other", "which is above core."),
+        ("other.py", "", "other.py: give mqvae.other a place in ORDER."),
+        ("core/a.py", "import math\nimport torch.nn\nfrom .passes import call", None),
+        ("networks/a.py", "import numpy\nfrom mqvae.core.network import VQNetwork", None),
+        ("tasks.py", "from mqvae.networks.discriminator import D\nfrom mqvae import Meta", None),
+        ("cli.py", "import mqvae\nfrom mqvae import config, report", None),
+    ],
+)
+def test_the_check_sees_what_it_should(tmp_path, path, text, complaint):
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    found = complaints(tmp_path)
+    if complaint is None:
+        assert not found
+    else:
+        assert len(found) == 1
+        assert complaint in found[0]

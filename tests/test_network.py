@@ -1,0 +1,343 @@
+"""Encoder, quantizer and decoder as one network; the VQ-VAE."""
+
+import copy
+
+import pytest
+import torch
+from problems import GROUPS
+from torch import Tensor, nn
+
+from mqvae import VectorQuantizer, VQNetwork, vqvae
+from mqvae.networks.vqvae import ResidualBlock, VQVAEDecoder, VQVAEEncoder
+
+everywhere = pytest.mark.parametrize("groups", GROUPS)
+
+
+def quantizer(groups: str, codes: int = 7) -> VectorQuantizer:
+    number, shared = GROUPS[groups]
+    return VectorQuantizer(codes, 6, groups=number, shared_codebook=shared)
+
+
+def feature_maps(groups: str) -> tuple[VQNetwork, Tensor]:
+    """Convolutions: (B, D, H, W)."""
+    encoder = nn.Sequential(
+        nn.Conv2d(2, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Conv2d(8, 6, 1),
+    )
+    decoder = nn.Sequential(
+        nn.ConvTranspose2d(6, 8, 2, stride=2), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)
+    )
+    return VQNetwork(encoder, quantizer(groups), decoder), torch.randn(4, 2, 8, 10)
+
+
+def tokens(groups: str) -> tuple[VQNetwork, Tensor]:
+    """Transformers: (B, T, D)."""
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.Linear(8, 6))
+    decoder = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 5))
+    return VQNetwork(encoder, quantizer(groups), decoder, channel_axis=-1), torch.randn(4, 11, 5)
+
+
+def plain(groups: str) -> tuple[VQNetwork, Tensor]:
+    """Vectors: (B, D)."""
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 6))
+    decoder = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+    return VQNetwork(encoder, quantizer(groups), decoder), torch.randn(40, 5)
+
+
+LAYOUTS = {"feature maps": feature_maps, "tokens": tokens, "plain": plain}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+POSITIONS = {"feature maps": (4, 4, 5), "tokens": (4, 11), "plain": (40,)}
+
+
+def ready(layout: str, groups: str) -> tuple[VQNetwork, Tensor]:
+    """In eval mode, its codes spread."""
+    network, x = LAYOUTS[layout](groups)
+    network.initialize_codebook(x)
+    return network.eval(), x
+
+
+@everywhere
+@every_layout
+def test_decoding_the_codes_is_the_output_to_the_bit(layout, groups):
+    network, x = ready(layout, groups)
+    with torch.no_grad():
+        result = network(x)
+        codes = network.encode(x)
+        assert len(codes.unique()) > 3
+        assert torch.equal(codes, result.quantized.codes)
+        assert torch.equal(network.decode(codes), result.output)
+
+
+@everywhere
+@every_layout
+def test_every_position_has_its_codes(layout, groups):
+    network, x = ready(layout, groups)
+    positions = POSITIONS[layout]
+    number = GROUPS[groups][0]
+    result = network(x)
+    assert result.quantized.codes.shape == positions + ((number,) if number > 1 else ())
+    assert result.quantized.z_q.shape == (*positions, 6)
+    z_e = network.embed(x)
+    assert z_e.shape == (*positions, 6)
+    assert z_e.is_contiguous()
+    # What stands at a position is quantized there, and the decoder finds it there.
+    features = network.encoder(x)
+    words = torch.empty_like(features)
+    for place in torch.cartesian_prod(*[torch.arange(n) for n in positions]).view(
+        -1, len(positions)
+    ):
+        index = tuple(place.tolist())
+        inside = (index[0], slice(None), *index[1:]) if layout == "feature maps" else index
+        assert torch.equal(z_e[index], features[inside])
+        words[inside] = network.quantizer(features[inside]).z_q
+    torch.testing.assert_close(network.decoder(words), result.output)
+
+
+@every_layout
+def test_layouts_there_and_back(layout):
+    network, x = LAYOUTS[layout]("one")
+    features = network.encoder(x)
+    assert torch.equal(network.channels_back(network.channels_last(features)), features)
+
+
+@everywhere
+@every_layout
+def test_gradients_reach_the_parameters_they_should(layout, groups):
+    network, x = LAYOUTS[layout](groups)
+    network.initialize_codebook(x)
+    result = network(x)
+    result.output.square().mean().backward()
+    assert all(p.grad is None for p in network.codebook_parameters())
+    assert any(torch.count_nonzero(p.grad) for p in network.encoder_parameters())
+    assert all(torch.count_nonzero(p.grad) for p in network.decoder_parameters())
+
+
+def _traces(network: VQNetwork) -> dict[str, Tensor]:
+    return {
+        k: v.clone() for k, v in network.state_dict().items() if k != "quantizer.codebook.weight"
+    }
+
+
+@everywhere
+@every_layout
+@pytest.mark.parametrize("training", [True, False])
+def test_initializing_the_codebook_changes_the_codebook_alone(layout, groups, training):
+    network, x = LAYOUTS[layout](groups)
+    network.train(training)
+    network.encoder[0].eval()  # flags may differ
+    flags = [m.training for m in network.modules()]
+    state, before = _traces(network), network.quantizer.codebook.weight.detach().clone()
+    given, random = x.clone(), torch.get_rng_state()
+    network.initialize_codebook(x, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(x, given)
+    assert [m.training for m in network.modules()] == flags
+    after = _traces(network)
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[k], state[k]) for k in state)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    # All rows are new.
+    assert (network.quantizer.codebook.weight != before).any(1).all()
+
+
+def test_the_statistics_would_change_otherwise():
+    network, x = feature_maps("one")
+    state, random = _traces(network), torch.get_rng_state()
+    network(x)
+    after = _traces(network)
+    assert {k for k in state if not torch.equal(after[k], state[k])} == {
+        "encoder.1.running_mean",
+        "encoder.1.running_var",
+        "encoder.1.num_batches_tracked",
+    }
+    assert not torch.equal(torch.get_rng_state(), random)
+
+
+@everywhere
+@every_layout
+def test_initializing_takes_the_codebook_from_the_embeddings(layout, groups):
+    network, x = LAYOUTS[layout](groups)
+    network.eval()
+    before = network(x).quantized.codebook_loss
+    network.initialize_codebook(x, generator=torch.Generator().manual_seed(0))
+    by_hand = copy.deepcopy(network.quantizer)
+    by_hand.initialize(network.embed(x), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network.quantizer.codebook.weight, by_hand.codebook.weight)
+    assert network(x).quantized.codebook_loss < 0.7 * before
+
+
+def test_an_encoder_that_raises_while_initializing_leaves_no_trace():
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no")
+
+    network, x = feature_maps("one")
+    network.encoder.append(Raises())
+    state, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no"):
+        network.initialize_codebook(x)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+
+
+@everywhere
+@pytest.mark.parametrize("layout", [*LAYOUTS, "vqvae"])
+def test_three_groups_of_parameters_disjoint_and_together_all(layout, groups):
+    if layout == "vqvae":
+        number, shared = GROUPS[groups]
+        network = vqvae(num_codes=8, dim=6, width=4, groups=number, shared_codebook=shared)
+    else:
+        network, _ = LAYOUTS[layout](groups)
+    encoder, codebook, decoder = (
+        [id(p) for p in parameters()]
+        for parameters in (
+            network.encoder_parameters,
+            network.codebook_parameters,
+            network.decoder_parameters,
+        )
+    )
+    assert encoder and codebook and decoder
+    together = encoder + codebook + decoder
+    assert len(set(together)) == len(together)
+    assert set(together) == {id(p) for p in network.parameters()}
+    assert [id(p) for p in network.network_parameters()] == encoder + decoder
+    assert codebook == [id(network.quantizer.codebook.weight)]
+    assert encoder == [id(p) for p in network.encoder.parameters()]
+
+
+@everywhere
+def test_state_is_loaded_strictly(groups):
+    network, x = ready("feature maps", groups)
+    other, _ = feature_maps(groups)
+    other.load_state_dict(network.state_dict(), strict=True)
+    assert torch.equal(other.eval()(x).output, network(x).output)
+
+
+@everywhere
+@every_layout
+def test_under_autocast(layout, groups):
+    network, x = ready(layout, groups)
+    expected = network(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = network(x)
+    assert torch.isfinite(result.output).all()
+    agree = result.quantized.codes == expected.quantized.codes
+    assert agree.float().mean() > 0.8
+    loss = result.quantized.commitment_loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected.quantized.commitment_loss, rtol=0.1, atol=0)
+    (result.output.float().square().mean() + loss + result.quantized.codebook_loss).backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+# The VQ-VAE
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [(4, 4), (8, 8), (28, 28), (32, 32), (12, 20)])
+def test_images_keep_their_shape(channels, side):
+    network = vqvae(channels, num_codes=16, dim=8, width=8)
+    x = torch.rand(2, channels, *side)
+    result = network(x)
+    assert result.output.shape == x.shape
+    assert result.quantized.codes.shape == (2, side[0] // 4, side[1] // 4)
+    assert network.encode(x).shape == (2, side[0] // 4, side[1] // 4)
+
+
+@everywhere
+def test_codes_decode_to_the_same_images(groups):
+    number, shared = GROUPS[groups]
+    network = vqvae(3, num_codes=16, dim=6, width=8, groups=number, shared_codebook=shared).eval()
+    x = torch.rand(4, 3, 16, 16)
+    network.initialize_codebook(x)
+    with torch.no_grad():
+        codes = network.encode(x)
+        assert len(codes.unique()) > 8
+        assert torch.equal(network.decode(codes), network(x).output)
+
+
+@pytest.mark.parametrize(
+    ("side", "smaller", "larger"),
+    [
+        ((30, 30), "28 × 28", "32 × 32"),
+        ((29, 28), "28 × 28", "32 × 28"),
+        ((28, 31), "28 × 28", "28 × 32"),
+        ((5, 7), "4 × 4", "8 × 8"),
+    ],
+)
+def test_other_sides_raise_and_name_those_that_would_do(side, smaller, larger):
+    network = vqvae(1, num_codes=4, dim=4, width=4)
+    with pytest.raises(ValueError, match="must be multiples of 4") as caught:
+        network(torch.rand(1, 1, *side))
+    message = str(caught.value)
+    assert f"got {side[0]} × {side[1]}" in message
+    assert f"{smaller} or {larger} would do" in message
+
+
+def test_sides_that_would_do_are_not_zero():
+    # FAILS until the core is mended: the message proposes 0 × 28.
+    with pytest.raises(ValueError, match="multiples of 4") as caught:
+        vqvae(1, num_codes=4, dim=4, width=4)(torch.rand(1, 1, 3, 30))
+    assert "4 × 32 would do" in str(caught.value)
+    assert "0 × 28" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("channels", "given"), [(1, 3), (3, 1), (1, 2)])
+def test_other_channels_raise(channels, given):
+    network = vqvae(channels, num_codes=4, dim=4, width=4)
+    message = f"expects images of {channels} channels, got {given}"
+    with pytest.raises(ValueError, match=message):
+        network(torch.rand(1, given, 8, 8))
+
+
+@pytest.mark.parametrize("part", [VQVAEEncoder, VQVAEDecoder])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"width": 0}, "width must be an even number of 2 or more, got 0"),
+        ({"width": 7}, "width must be an even number of 2 or more, got 7"),
+        ({"residual_blocks": -1}, "residual_blocks must be 0 or more, got -1"),
+    ],
+)
+def test_wrong_sizes_raise(part, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        part(1, 4, **sizes)
+
+
+def test_parameters_at_the_papers_size():
+    with torch.device("meta"):
+        network = vqvae()
+
+    def count(parameters) -> int:
+        return sum(p.numel() for p in parameters)
+
+    # Two residual blocks of a 3×3 and a 1×1 convolution on each side.
+    blocks = 2 * (256 * 256 * 9 + 256 + 256 * 256 + 256)
+    encoder = 128 * 16 + 128 + 128 * 256 * 16 + 256 + 256 * 256 * 9 + 256 + blocks + 256 * 512 + 512
+    decoder = 512 * 256 * 9 + 256 + blocks + 256 * 128 * 16 + 128 + 128 * 16 + 1
+    assert count(network.encoder_parameters()) == encoder == 2_560_128
+    assert count(network.decoder_parameters()) == decoder == 3_018_113
+    assert count(network.codebook_parameters()) == 1024 * 512 == 524_288
+    assert count(network.parameters()) == 6_102_529
+
+
+@pytest.mark.parametrize("residual_blocks", [0, 1, 3])
+def test_as_many_residual_blocks_as_asked_for(residual_blocks):
+    network = vqvae(3, num_codes=4, dim=4, width=4, residual_blocks=residual_blocks)
+    for part in (network.encoder, network.decoder):
+        blocks = [m for m in part.modules() if isinstance(m, ResidualBlock)]
+        assert len(blocks) == residual_blocks
+    assert network(torch.rand(1, 3, 8, 8)).output.shape == (1, 3, 8, 8)
+
+
+def test_a_residual_block_adds():
+    block, x = ResidualBlock(4), torch.randn(2, 4, 5, 5)
+    first, second = block.layers[1], block.layers[3]
+    expected = x + second(first(x.relu()).relu())
+    assert torch.equal(block(x), expected)
+    nn.init.zeros_(second.weight)
+    nn.init.zeros_(second.bias)
+    assert torch.equal(block(x), x)
