@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -88,18 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(arguments: list[str]) -> int:
     import os
 
-    if any(a in ("-h", "--help") for a in arguments) or "--resume" not in " ".join(arguments):
+    resuming = any(a.partition("=")[0] == "--resume" for a in arguments)
+    if not resuming or any(a in ("-h", "--help") for a in arguments):
         settings, out, overwrite = _train_settings(arguments)
         resume = None
     else:
         parser = _parser("train", "Go on with a run where it stopped.")
         parser.add_argument("--resume", metavar="RUN", required=True, help="the run's folder")
-        options = parser.parse_args(arguments)
+        options, others = parser.parse_known_args(arguments)
+        if others:
+            raise ValueError(
+                f"--resume goes on with the run's own settings: leave out {' '.join(others)}."
+            )
         from mqvae.runs import Run
         from mqvae.trainer import Settings
 
         resume, out, overwrite = Run(options.resume), None, False
-        settings = Settings.of(resume.config)
+        settings = Settings.of_run(resume)
 
     from mqvae.trainer import Interrupted, Training
 
@@ -107,6 +113,13 @@ def _train(arguments: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     training = Training(settings, out, resume=resume, overwrite=overwrite)
     folder = training.run.folder
+    go_on = f"mqvae train --resume {shlex.quote(str(folder))}"
+    if training.step == training.settings.steps and (folder / "summary.json").is_file():
+        print(
+            f"{folder} is complete: all {training.step:,} steps are done and measured in "
+            f"{folder / 'summary.json'}"
+        )
+        return 0
     print(
         f"{training.settings.name}: {training.train_images.name}, "
         f"{len(training.train_images):,} images, {training.settings.steps:,} steps → {folder}"
@@ -118,12 +131,15 @@ def _train(arguments: list[str]) -> int:
     except Interrupted as stop:
         print(
             f"stopped after step {stop.step:,} of {training.settings.steps:,}; go on with\n"
-            f"  mqvae train --resume {folder}",
+            f"  {go_on}",
             file=sys.stderr,
         )
         return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print(f"stopped at once; go on from the last checkpoint with\n  {go_on}", file=sys.stderr)
+        return 130
     _print_figures(summary)
-    print(f"run: {folder}\nnext: mqvae report {folder} --out report.html")
+    print(f"run: {folder}\nnext: mqvae report {shlex.quote(str(folder))} --out report.html")
     return 0
 
 
@@ -142,10 +158,14 @@ def _train_settings(arguments: list[str]) -> tuple[Any, Path, bool]:
         )
     preset = load_preset(names[0]) if names else load_preset("paper")
     parser = _settings_parser()
+    config = f"--config={yaml.safe_dump(preset)}"
     try:
-        found = parser.parse_args([f"--config={yaml.safe_dump(preset)}", *arguments[len(names) :]])
+        found = parser.parse_args([config, *arguments[len(names) :]])
     except Exception as error:
-        raise ValueError(_explain(str(error), parser)) from error
+        text = _explain(str(error), parser)
+        if names and _fails(parser, [config], str(error)):
+            text = f"{names[0]}: {text.removeprefix('--')}"
+        raise ValueError(text) from error
     values = yaml.safe_load(parser.dump(found, skip_none=False))
     from mqvae.trainer import Settings, method_name
 
@@ -168,8 +188,19 @@ def _train_settings(arguments: list[str]) -> tuple[Any, Path, bool]:
 def _options(group: str, values: dict[str, Any]) -> Any:
     from mqvae import config
 
-    kind = getattr(config, f"{group.capitalize()}Options")
-    return kind(**(values.get(group) or {}))
+    kind, given = getattr(config, f"{group.capitalize()}Options"), values.get(group)
+    if not isinstance(given, dict | None):
+        raise ValueError(f"{group} must hold settings as 'name: value', got {given!r}.")
+    return kind(**(given or {}))
+
+
+def _fails(parser: Any, arguments: list[str], message: str) -> bool:
+    """Whether these arguments alone fail with this message."""
+    try:
+        parser.parse_args(arguments)
+    except Exception as error:
+        return str(error) == message
+    return False
 
 
 def _run_name(values: dict[str, Any]) -> str:
@@ -191,6 +222,7 @@ def _settings_parser() -> Any:
         "`--update NAME` takes a rule and `--update.OPTION` its arguments. "
         "`mqvae train --resume RUN` goes on where RUN stopped.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file over the preset")
     parser.add_argument("--out", type=str, help="the run's folder (default: runs/DATA-RULE-SEED)")
@@ -271,7 +303,7 @@ def _encode(arguments: list[str]) -> int:
     shape = " × ".join(map(str, codes.codes.shape[1:]))
     print(
         f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}\n"
-        f"back: mqvae decode {options.run} {out} --out DIR"
+        f"back: mqvae decode {shlex.quote(options.run)} {shlex.quote(str(out))} --out DIR"
     )
     return 0
 
@@ -287,7 +319,9 @@ def _decode(arguments: list[str]) -> int:
     from mqvae.tokenizer import Codes, Tokenizer
 
     out = Path(options.out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not options.overwrite):
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
     tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
     codes = Codes.load(options.codes)
@@ -324,9 +358,11 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def _with_nearest_option(message: str, known: Sequence[str]) -> str:
-    unknown = re.search(r"[Uu]nrecognized arguments: (--?[\w.-]+)", message)
+    unknown = re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message)
     if not unknown:
-        return message
+        return f"{message}."
+    if not unknown[1].startswith("-"):
+        return f"there is an argument too many: '{unknown[1]}'."
     return f"there is no option {unknown[1]}.{_nearest(unknown[1], known)} --help lists them."
 
 
@@ -337,37 +373,45 @@ def _explain(message: str, parser: Any) -> str:
     known = [o for action in parser._actions for o in action.option_strings]
     if "nrecognized arguments" in message:
         return _with_nearest_option(message, known)
-    key = re.search(r'Parser key "([\w.]+)"', message)
-    name = key[1] if key else ""
-    inner = re.findall(r'Parser key "([\w.]+)"', message)[1:]
-    full = ".".join([name, *inner])
-    missing = re.search(r"Option '([\w.]+)' is not accepted", message)
-    if missing:
-        kind = re.search(r"class_path '([\w.]+)'", message)
-        accepted = _arguments_of(kind[1]) if kind else []
+    # From the outside in: where it is, and what was being made there.
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    classes = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    key = ".".join(keys)
+
+    if file := re.search(r"File does not exist: '(.+)'", message):
+        return f"there is no file {file[1]}."
+    if "Unable to load config" in message:
+        example = next((o for o in known if o.startswith(f"--{keys[0]}.")), "")
+        return f"--{keys[0]} takes a YAML file; a single setting goes as in {example}."
+    if required := re.search(r"arguments are required: (.+)", message):
+        return f"{required[1]} must be set: `base: paper` in the file is a beginning."
+    if refused := re.search(
+        r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'", message
+    ):
+        name = ".".join(filter(None, refused.groups()))
+        if not classes:
+            settings = [o.lstrip("-") for o in known]
+            return f"there is no setting '{name}'.{nearest_name(name, settings)}"
+        accepted = _arguments_of(classes[-1])
         return (
-            f"there is no option --{name}.{missing[1]} of "
-            f"{kind[1].rpartition('.')[2] if kind else name}."
-            f"{nearest_name(missing[1], accepted)} Options: {', '.join(accepted) or 'none'}."
+            f"there is no option --{key}.{name} of {classes[-1].rpartition('.')[2]}."
+            f"{nearest_name(name, accepted)} Options: {', '.join(accepted) or 'none'}."
         )
-    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    if unknown:
-        choices = _known_classes(full)
+    missing = re.search(r"(?:has no attribute|No module named) '", message)
+    unknown = re.search(r"(?:dot import path string:|Import path) (\S+)", message)
+    if unknown or (missing and classes):
+        name = (unknown[1] if unknown else classes[-1]).removeprefix("mqvae.")
+        choices = _known_classes(key)
         return (
-            f"--{full} has no choice '{unknown[1]}'.{nearest_name(unknown[1], choices)} "
+            f"--{key} has no choice '{name}'.{nearest_name(name, choices)} "
             f"Choices: {', '.join(choices)}."
         )
-    undefined = re.search(
-        r'Key[s]? "?([\w.]+)"? (?:is|are) not expected|Key "([\w.]+)" is', message
-    )
-    if undefined:
-        key_name = undefined[1] or undefined[2]
-        options = [o.lstrip("-") for o in known]
-        return f"there is no setting '{key_name}'.{nearest_name(key_name, options)}"
-    expected = re.search(r"Expected an? (.+?)\. Got value: (.*)", message)
-    if expected:
-        kind_name = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1])
-        return f"--{full} expects {kind_name}, got '{expected[2].strip()}'."
+    kinds = [k for k in re.findall(r"Expected an? <class '(\w+)'>", message) if k != "NoneType"]
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    if kinds and value:
+        return f"--{key} expects {kinds[0]}, got '{value[1].strip()}'."
+    if "Not a valid subclass" in message and value:
+        return f"--{key} expects one of {', '.join(_known_classes(key))}, got '{value[1]}'."
     # A range that a class checks by itself says so in its own words.
     return re.sub(r"\s*\n\s*(- )?", " ", message).strip()
 

@@ -1,9 +1,11 @@
 """The figures of a trained network, each with the protocol it was computed by."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
 from mqvae.core.network import VQNetwork
@@ -28,13 +30,25 @@ class Evaluation:
     code_counts: Tensor
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode; afterwards every part of it is in the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def evaluate(
     network: VQNetwork, images: Images, *, device: torch.device | str = "cpu"
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
 
     Args:
-        network: The network; it comes back in the mode it was in.
+        network: The network; all its parts come back in the mode they were in.
         images: The split.
         device: Where the network is.
 
@@ -48,22 +62,20 @@ def evaluate(
     squared = peak = 0.0
     counts = torch.zeros(quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=device)
     gaps: list[float] = []
-    training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         for x, _ in in_order(images, BATCH_SIZE, device=device):
             with torch.no_grad():
                 result = network(x)
             counts += count_codes(
                 result.quantized.codes, quantizer.num_codes, groups=quantizer.groups
             )
-            squared += (result.output.double() - x).square().sum().item()
-            seen = (result.output.double().clamp(0, 1) - x).square().flatten(1).mean(1)  # (B,)
+            output, target = result.output.cpu().double(), x.cpu()  # not every device has float64
+            squared += (output - target).square().sum().item()
+            seen = (output.clamp(0, 1) - target).square().flatten(1).mean(1)  # (B,)
             peak += (-10 * seen.clamp(min=1e-12).log10()).sum().item()
             if len(x) == BATCH_SIZE or len(images) < BATCH_SIZE:
                 gaps.append(gradient_gap(network, task.loss, x, x).item())
-    finally:
-        network.train(training)
+    counts = counts.cpu()
     return Evaluation(
         figures={
             "mse": squared / images.pixels.numel(),
@@ -84,5 +96,5 @@ def evaluate(
             "mean over groups",
             "gradient_gap": f"norm over a batch, mean over the {len(gaps)} batches of full size",
         },
-        code_counts=counts.cpu(),
+        code_counts=counts,
     )

@@ -27,7 +27,6 @@ COLUMNS = (
     "direct_norm",
     "indirect_norm",
     "cosine",
-    "validation_task",
 )
 
 
@@ -66,13 +65,14 @@ class Run:
                 "`mqvae train` wrote."
             )
         try:
-            self.config: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
+            text = (self.folder / "config.yaml").read_text(encoding="utf-8")
+            self.config: dict[str, Any] = yaml.safe_load(text)
         except FileNotFoundError:
             raise ValueError(
                 f"{self.folder} is not a run: it has no config.yaml. Pass a folder that "
                 "`mqvae train` wrote."
             ) from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.folder / 'config.yaml'} is not valid YAML: {error}") from None
         if not isinstance(self.config, dict):
             raise ValueError(f"{self.folder / 'config.yaml'} holds no settings: it is damaged.")
@@ -93,7 +93,7 @@ class Run:
                     f"{folder} exists already: choose another --out, add --overwrite to replace "
                     f"it, or go on with it by `mqvae train --resume {folder}`."
                 )
-            if not (folder / "config.yaml").is_file():
+            if not ((folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()):
                 raise ValueError(
                     f"{folder} is not a run, so --overwrite leaves it alone: choose another --out."
                 )
@@ -118,9 +118,12 @@ class Run:
         rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as file:
-                rows = [r for r in csv.DictReader(file) if int(r["step"]) <= after_step]
+                rows = list(csv.DictReader(file))
         lines = [",".join(COLUMNS)]
-        lines += [",".join(row.get(c) or "" for c in COLUMNS) for row in rows]
+        for row in rows:
+            # A row cut short, by a kill in the middle of writing it, lacks columns.
+            if None not in row.values() and int(row["step"]) <= after_step:
+                lines.append(",".join(row.get(c, "") for c in COLUMNS))
         write_whole(path, "\n".join(lines) + "\n")
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
@@ -135,7 +138,7 @@ class Run:
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all; the one of that name is replaced."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         target = self.folder / "checkpoints" / name
         partial = target.with_name(f"{name}.partial")
@@ -146,10 +149,11 @@ class Run:
             ("model.safetensors", checkpoint.model),
             ("training.safetensors", checkpoint.training),
         ):
-            save_file(
-                {k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial / file
-            )
-        digests = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
+            # Not `save_file`, whose files nobody else may read.
+            content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+            (partial / file).write_bytes(content)
+        digests = {p.name: _sha256(p.read_bytes()) for p in sorted(partial.iterdir())}
+        digests["state"] = _sha256(json.dumps(checkpoint.state).encode())
         write_whole(
             partial / "state.json", json.dumps({**checkpoint.state, "sha256": digests}, indent=2)
         )
@@ -172,30 +176,36 @@ class Run:
         Raises:
             ValueError: if there is none, or a file of it is damaged.
         """
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         folder = self.folder / "checkpoints" / name
         if not folder.exists() and folder.with_name(f"{name}.previous").exists():
             folder = folder.with_name(f"{name}.previous")
         if not folder.is_dir():
             raise ValueError(
-                f"{self.folder} has no checkpoint yet: train it again with --overwrite."
+                f"{self.folder} has no checkpoint '{name}' (yet): train it, or train it again with "
+                "--overwrite."
             )
         try:
-            state = json.loads((folder / "state.json").read_text())
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             digests = state.pop("sha256")
-            files = ["model.safetensors"] + ["training.safetensors"] * training
-            for file in files:
-                if _sha256(folder / file) != digests[file]:
+            if _sha256(json.dumps(state).encode()) != digests["state"]:
+                raise ValueError("state.json is not what was written")
+            tensors = []
+            for file in ["model.safetensors"] + ["training.safetensors"] * training:
+                content = (folder / file).read_bytes()
+                if _sha256(content) != digests[file]:
                     raise ValueError(f"{file} is not what was written")
-            tensors = [load_file(folder / file) for file in files]
+                tensors.append(load(content))
         except Exception as error:
+            other = "best" if name == "last" else "last"
             raise ValueError(
-                f"the checkpoint {folder} is damaged ({error}). "
+                f"the checkpoint {folder} is damaged ({_reason(error)}). Train the run again with "
+                "--overwrite"
                 + (
-                    "The other one may be whole: pass --checkpoint best."
-                    if name == "last"
-                    else "Train the run again with --overwrite."
+                    f"; to use it as it is, the other one may be whole: --checkpoint {other}."
+                    if folder.with_name(other).is_dir()
+                    else "."
                 )
             ) from error
         digest = digests["model.safetensors"]
@@ -245,9 +255,14 @@ def optimizer_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(error.filename).name} is missing"
+    return str(error) or type(error).__name__
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,7 @@
 """A trained run as an object that encodes and decodes."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,16 @@ class Codes:
                     names=tuple(str(n) for n in file["names"]),
                     model=str(file["model"]),
                 )
-        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            AttributeError,
+            EOFError,
+            KeyError,
+            NotImplementedError,
+            TypeError,
+            ValueError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ValueError(
                 f"{path} does not hold codes ({error}): pass a file that `mqvae encode` wrote."
             ) from error
@@ -125,9 +135,12 @@ class Tokenizer:
             ValueError: if it is not a run, or its checkpoint is missing or damaged.
         """
         run = Run(folder)
-        settings = Settings.of(run.config)
+        settings = Settings.of_run(run)
         saved = run.load(checkpoint, training=False)
-        network = build_network(settings)
+        try:
+            network = build_network(settings)
+        except ValueError as error:
+            raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
         try:
             network.load_state_dict(saved.model)
         except RuntimeError as error:
@@ -242,18 +255,21 @@ class Tokenizer:
             )
         if len(codes.names) != len(array):
             raise ValueError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
-        if array.size and not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
+        if not array.size or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"codes must be whole numbers, and some, got {array.size} of {array.dtype}."
+            )
+        if not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
             raise ValueError(
                 f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
                 f"{int(array.max())}."
             )
-        with torch.no_grad():
-            probe = torch.zeros(1, codes.channels, codes.side, codes.side, device=self.device)
-            expected = self.network.embed(probe).shape[1:3]
-        if tuple(array.shape[1:3]) != tuple(expected):
+        # Asked of the decoder, whose work the codes that are there bound; `side` may say anything.
+        image = self.decode(torch.from_numpy(array[:1].astype(np.int64)))[0]  # (C, H, W)
+        if image.shape != (codes.channels, codes.side, codes.side):
             raise ValueError(
-                f"images of side {codes.side} have {expected[0]} × {expected[1]} codes, got "
-                f"{array.shape[1]} × {array.shape[2]}."
+                f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
+                f"{image.shape[1]} × {image.shape[2]}, the file says {codes.side} × {codes.side}."
             )
         if codes.model != self.model:
             raise ValueError(
@@ -271,9 +287,7 @@ class Tokenizer:
 
         self.check_codes(codes)
         folder = Path(folder)
-        names = [Path(name).with_suffix(".png") for name in codes.names]
-        if any(n.is_absolute() or ".." in n.parts for n in names) or len(set(names)) < len(names):
-            names = [Path(f"{i:06d}.png") for i in range(len(names))]
+        names = _png_names(codes.names)
         array = torch.from_numpy(codes.codes.astype(np.int64))
         done = 0
         for part in array.split(BATCH_SIZE):
@@ -285,3 +299,13 @@ class Tokenizer:
                 Image.fromarray(plane.numpy()).save(path)
                 done += 1
         return done
+
+
+def _png_names(names: tuple[str, ...]) -> list[Path]:
+    """A file name of its own for every image, inside the folder it will be put in."""
+    paths = [Path(name).with_suffix(".png") for name in names if Path(name).name]
+    if len(set(paths)) < len(names):  # a.jpg beside a.png
+        paths = [Path(f"{name}.png") for name in names]
+    if any(p.is_absolute() or ".." in p.parts for p in paths) or len(set(paths)) < len(names):
+        paths = [Path(f"{i:06d}.png") for i in range(len(names))]
+    return paths

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,8 +33,8 @@ from mqvae.core.diagnostics import count_codes, perplexity, usage
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.updates import Step, Update
-from mqvae.data import Batches, Images, load
-from mqvae.metrics import Evaluation, evaluate
+from mqvae.data import DATASETS, Batches, Images, load
+from mqvae.metrics import Evaluation, evaluate, evaluating
 from mqvae.networks.vqvae import VQVAEDecoder, VQVAEEncoder
 from mqvae.runs import (
     Checkpoint,
@@ -166,6 +166,17 @@ def load_split(options: DataOptions, split: str) -> Images:
     )
 
 
+def _absolute(options: DataOptions) -> DataOptions:
+    """The same images, whatever folder the run is gone on with or used from."""
+    root, name = options.root, options.name
+    if root is not None:
+        root = str(Path(root).expanduser().absolute())
+    folder = Path(root or "", Path(name).expanduser()).absolute()
+    if name not in DATASETS and folder.is_dir():
+        name = str(folder)
+    return replace(options, root=root, name=name)
+
+
 def warmup_cosine(steps: int, warmup: float) -> Any:
     """Factor of the learning rate after i steps: linear over the warm-up, then a cosine to 0."""
     rise = round(steps * warmup)
@@ -199,17 +210,23 @@ class Training:
         from lightning.fabric import Fabric
 
         trainer = settings.trainer
-        self.fabric = Fabric(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            precision=trainer.precision,  # type: ignore[arg-type]
-        )
+        try:
+            self.fabric = Fabric(
+                accelerator=trainer.accelerator,
+                devices=trainer.devices,
+                precision=trainer.precision,  # type: ignore[arg-type]
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"trainer.accelerator is {trainer.accelerator}, which this machine does not have: "
+                "leave it out, or take cpu."
+            ) from error
         self.fabric.launch()
+        settings = replace(settings, data=_absolute(settings.data))
         self.train_images = load_split(settings.data, "train")
         self.test_images = load_split(settings.data, "test")
         channels, side, _ = self.train_images.shape
-        data = DataOptions(**{**plain(settings.data), "channels": channels, "side": side})
-        settings = Settings(**{**vars(settings), "data": data})
+        settings = replace(settings, data=replace(settings.data, channels=channels, side=side))
 
         torch.manual_seed(settings.seed)
         device = self.fabric.device
@@ -227,9 +244,7 @@ class Training:
             lower=self.lower,
             upper=self.upper,
         )
-        settings = Settings(
-            **{**vars(settings), "update": with_defaults(settings.update, self.update)}
-        )
+        settings = replace(settings, update=with_defaults(settings.update, self.update))
         factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
         self.schedules = [LambdaLR(self.lower, factor), LambdaLR(self.upper, factor)]
         self.batches = Batches(
@@ -303,8 +318,6 @@ class Training:
                     began = time.perf_counter()
                     x, y = self.batches.next()
                     result = self.update.step(x, self.task.target(x, y))
-                    for schedule in self.schedules:
-                        schedule.step()
                     self.step += 1
                     at_log = self.step % self.log_every == 0 or self.step == settings.steps
                     if cpu or at_log:
@@ -312,31 +325,37 @@ class Training:
                         self._check(result)
                     self._count(result)
                     if at_log and not cpu:
-                        torch.cuda.synchronize()
+                        torch.accelerator.synchronize()
                     elapsed = time.perf_counter() - began
                     self.seconds += elapsed
                     self.step_seconds.append(elapsed)
                     if at_log:
                         self._log(result, writer)
+                    for schedule in self.schedules:
+                        schedule.step()
                     progress.advance(self.step, result)
                     if self.step % self.checkpoint_every == 0 and self.step < settings.steps:
                         self._checkpoint(writer)
                     if asked.signal_number is not None:
-                        self._check(result)
                         self._save("last")
                         raise Interrupted(self.step, asked.signal_number)
             self._checkpoint(writer)
+            if asked.signal_number is not None:
+                raise Interrupted(self.step, asked.signal_number)
         return self._finish()
 
     def _check(self, result: Step) -> None:
         for term in ("task", "commitment", "codebook"):
             value = getattr(result, term)
             if not torch.isfinite(value):
-                raise NotFinite(
-                    f"the {term} loss is {value.item()} at step {self.step}. The last good "
-                    f"checkpoint is kept in {self.run.folder / 'checkpoints' / 'last'}. Try a "
-                    "lower optimizer.network_lr or optimizer.codebook_lr, or a smaller update.xi."
-                )
+                raise self._not_finite(f"the {term} loss is {value.item()}")
+
+    def _not_finite(self, what: str) -> NotFinite:
+        return NotFinite(
+            f"{what} at step {self.step}. The last good checkpoint is kept in "
+            f"{self.run.folder / 'checkpoints' / 'last'}. Try a lower optimizer.network_lr or "
+            "optimizer.codebook_lr, or a smaller update.xi."
+        )
 
     def _reset_counts(self) -> None:
         quantizer = self.network.quantizer
@@ -349,11 +368,11 @@ class Training:
         self.counts += count_codes(result.codes, quantizer.num_codes, groups=quantizer.groups)
 
     def _log(self, result: Step, writer: Any) -> None:
-        used = usage(self.counts).item()
+        used = usage(self.counts.cpu()).item()
         row: dict[str, float | int | None] = {
             "step": self.step,
             "seconds": self.seconds,
-            "perplexity": perplexity(self.counts).item(),
+            "perplexity": perplexity(self.counts.cpu()).item(),
             "usage": used,
             "network_lr": self.lower.param_groups[0]["lr"],
             "codebook_lr": self.upper.param_groups[0]["lr"],
@@ -365,15 +384,17 @@ class Training:
         for name, number in row.items():
             if number is not None and name != "step":
                 writer.add_scalar(name, number, self.step)
-        collapsed = self.collapsed_steps + self.log_every if used < COLLAPSE_USAGE else 0
+        num_codes = self.network.quantizer.num_codes
+        # One code left is a collapse also where it is more than 1% of them.
+        few = used < max(COLLAPSE_USAGE, 1.5 / num_codes) and num_codes > 1
+        collapsed = self.collapsed_steps + self.log_every if few else 0
         if self.collapsed_steps < COLLAPSE_STEPS <= collapsed:
             total = self.counts.numel()
             self._warn(
                 f"codebook collapse: {round(used * total)} of {total} codes were used over the "
-                f"last {self.log_every} steps, and under {COLLAPSE_USAGE:.0%} for {collapsed} "
-                f"steps, up to step {self.step}. Try a higher "
-                "optimizer.codebook_lr, fewer quantizer.num_codes, a smaller quantizer.dim, or "
-                "quantizer.groups."
+                f"last {self.log_every} steps, and hardly more for {collapsed} steps, up to step "
+                f"{self.step}. Try a higher optimizer.codebook_lr, fewer quantizer.num_codes, a "
+                "smaller quantizer.dim, or quantizer.groups."
             )
         self.collapsed_steps = collapsed
         self._reset_counts()
@@ -392,6 +413,8 @@ class Training:
     def _checkpoint(self, writer: Any) -> None:
         """Save, and keep the weights apart if they are the best on the first test images."""
         validation = self._validation_task()
+        if not math.isfinite(validation):
+            raise self._not_finite(f"the validation loss is {validation}")
         writer.add_scalar("validation_task", validation, self.step)
         better = validation < self.best
         self.best = min(self.best, validation)
@@ -404,17 +427,20 @@ class Training:
         pixels, labels = self.test_images.take(
             torch.arange(min(VALIDATION_IMAGES, len(self.test_images)))
         )
-        self.network.eval()
-        with torch.no_grad():
+        with evaluating(self.network), torch.no_grad():
             for part, label in zip(pixels.split(250), labels.split(250), strict=True):
                 x = part.to(device) / 255
                 output = self.network(x).output.float()
                 target = self.task.target(x, label.to(device))
                 total += self.task.loss(output, target).item() * len(x)
-        self.network.train()
         return total / len(pixels)
 
     def _save(self, name: str) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            NotFinite: if a number in it is not finite; the one before stays.
+        """
         training = {
             **optimizer_tensors("lower", self.lower),
             **optimizer_tensors("upper", self.upper),
@@ -423,10 +449,14 @@ class Training:
         }
         if self.fabric.device.type == "cuda":
             training["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        model = self.network.state_dict()
+        for key, tensor in {**model, **training}.items():
+            if not torch.isfinite(tensor).all():
+                raise self._not_finite(f"{key} is not finite")
         self.run.save(
             name,
             Checkpoint(
-                self.network.state_dict(),
+                model,
                 training,
                 {
                     "step": self.step,
@@ -444,7 +474,12 @@ class Training:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.network.load_state_dict(checkpoint.model)
+        try:
+            self.network.load_state_dict(checkpoint.model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint of {self.run.folder} does not fit its config.yaml: {error}"
+            ) from error
         self.step = state["step"]
         # The schedules count on from here; the rates themselves come with the optimizers' groups.
         for schedule in self.schedules:
@@ -475,7 +510,7 @@ class Training:
             "source": self.train_images.source,
             "steps": self.step,
             "wall_seconds": self.seconds,
-            "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "seconds_per_step": statistics.median(self.step_seconds or [self.seconds / self.step]),
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "seed": settings.seed,
             "device": device_name(self.fabric.device),
@@ -504,8 +539,7 @@ def write_evaluation_files(
     pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
     device = next(network.parameters()).device
     x = pixels.to(device) / 255
-    network.eval()
-    with torch.no_grad():
+    with evaluating(network), torch.no_grad():
         output = network(x).output.float().clamp(0, 1)
     for name, shown in (("originals", x), ("reconstructions", output)):
         path = run.folder / "samples" / f"{name}.png"
