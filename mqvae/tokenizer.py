@@ -66,6 +66,8 @@ class Codes:
         if not Path(path).is_file():
             raise ValueError(f"there is no file {path}.")
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no .npz file")
             with np.load(path, allow_pickle=False) as file:
                 return cls(
                     codes=file["codes"],
@@ -202,7 +204,13 @@ class Tokenizer:
         files = image_files(what)
         if fit:
             return load_files(files, side=data.side, channels=data.channels)
-        images = load_files(files)
+        try:
+            images = load_files(files)
+        except ValueError as error:
+            text, advice, _ = str(error).partition("; give a side")
+            if not advice:
+                raise
+            raise ValueError(f"{text}; --fit resizes and crops to {data.side}.") from error
         if images.shape[0] != data.channels:
             raise ValueError(
                 f"{what} has images of {images.shape[0]} channels, the run was trained on "
