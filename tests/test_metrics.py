@@ -1,0 +1,153 @@
+"""mqvae.metrics against numpy and autograd by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mqvae import VectorQuantizer, VQNetwork, metrics, vqvae
+from mqvae.data import Images
+from mqvae.metrics import evaluate, evaluating
+
+
+def pictures(count, channels=1, side=8):
+    pixels = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
+    return Images("made", "test", pixels, torch.zeros(count, dtype=torch.int64), "made by the test")
+
+
+def network_for(images, **sizes):
+    """A network whose codes spread and whose outputs leave [0, 1], so that clamping shows."""
+    sizes = {"num_codes": 12, "dim": 4, "width": 6, "residual_blocks": 1, **sizes}
+    network = vqvae(images.shape[0], **sizes)
+    with torch.no_grad():
+        for parameter in network.decoder.parameters():
+            parameter.mul_(4)
+    network.initialize_codebook(images.pixels / 255)
+    return network
+
+
+def batch_norm_network(images):
+    encoder = nn.Sequential(nn.Conv2d(1, 6, 4, 4), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1))
+    decoder = nn.Sequential(nn.ConvTranspose2d(4, 6, 4, 4), nn.BatchNorm2d(6), nn.Conv2d(6, 1, 1))
+    network = VQNetwork(encoder, VectorQuantizer(12, 4), decoder)
+    network(images.pixels / 255)  # statistics other than the first ones
+    network.initialize_codebook(images.pixels / 255)
+    return network
+
+
+def by_hand(network, images, batch_size):
+    """The figures again, in numpy from one pass over everything."""
+    x = images.pixels / 255
+    with torch.no_grad():
+        result = network(x)
+    target, output = x.numpy().astype(float), result.output.numpy().astype(float)
+    errors = ((np.clip(output, 0, 1) - target) ** 2).reshape(len(x), -1).mean(1)
+    codes = result.quantized.codes.numpy().reshape(-1, network.quantizer.groups)
+    groups = [np.unique(column, return_counts=True)[1] for column in codes.T]
+    shares = [counts / counts.sum() for counts in groups]
+    gaps = []
+    for i in range(0, len(x) - batch_size + 1, batch_size):
+        part = x[i : i + batch_size]
+        gradients = []
+        for z in (network.embed(part), network.quantizer(network.embed(part)).z_q):
+            z = z.movedim(-1, 1).detach().requires_grad_()
+            gradients.append(
+                torch.autograd.grad((network.decoder(z) - part).square().mean(), z)[0]
+            )
+        gaps.append((gradients[0] - gradients[1]).square().sum().sqrt().item())
+    return {
+        "mse": ((output - target) ** 2).mean(),
+        "psnr": np.mean(10 * np.log10(1 / errors)),
+        "perplexity": np.mean([math.exp(-(p * np.log(p)).sum()) for p in shares]),
+        "usage": np.mean([len(counts) for counts in groups]) / network.quantizer.num_codes,
+        "gradient_gap": np.mean(gaps),
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size"),
+    [(100, 32), (96, 32), (33, 32), (20, 20), (20, 512)],
+    ids=["rest", "even", "rest-of-one", "exact", "small"],
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_figures_are_those_of_numpy(count, batch_size, groups, monkeypatch):
+    monkeypatch.setattr(metrics, "BATCH_SIZE", batch_size)
+    images = pictures(count)
+    network = network_for(images, groups=groups).eval()
+    expected = by_hand(network, images, min(batch_size, count))
+    assert 0.2 < expected["usage"] <= 1
+    found = evaluate(network, images)
+    assert found.figures == pytest.approx(expected, rel=1e-5)
+    assert found.protocol["images"] == count
+    assert found.protocol["batch_size"] == min(batch_size, count)
+    assert f"{max(1, count // batch_size)} batches" in found.protocol["gradient_gap"]
+    assert found.code_counts.shape == (groups, 12)
+    assert found.code_counts.sum() == count * 4 * groups
+
+
+def test_outputs_beyond_the_range_count_for_mse_and_not_for_psnr():
+    images = pictures(10)
+    network = network_for(images)
+    with torch.no_grad():
+        network.decoder.layers[-1].weight.zero_()
+        network.decoder.layers[-1].bias.fill_(3.0)
+    figures = evaluate(network, images).figures
+    x = images.pixels.double() / 255
+    assert figures["mse"] == pytest.approx((3 - x).square().mean().item(), rel=1e-6)
+    expected = -10 * (1 - x).square().flatten(1).mean(1).log10().mean().item()
+    assert figures["psnr"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_colour():
+    images = pictures(9, channels=3)
+    network = network_for(images).eval()
+    assert evaluate(network, images).figures == pytest.approx(by_hand(network, images, 9), rel=1e-5)
+
+
+def test_the_network_comes_back_as_it_was():
+    images = pictures(40)
+    network = batch_norm_network(images)
+    network.encoder[1].eval()  # a part that its owner froze
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    modes = [m.training for m in network.modules()]
+    random = torch.get_rng_state()
+    found = evaluate(network, images)
+    assert [m.training for m in network.modules()] == modes
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    # Measured in eval mode all the same.
+    expected = by_hand(network.eval(), images, 40)
+    assert found.figures == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_mode_comes_back_when_a_pass_raises():
+    network = network_for(pictures(4)).train()
+    with pytest.raises(ValueError, match="channels"):
+        evaluate(network, pictures(4, channels=3))
+    assert all(m.training for m in network.modules())
+
+
+def test_evaluating_is_eval_inside():
+    network = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
+    network[0].eval()
+    with evaluating(network):
+        assert not any(m.training for m in network.modules())
+    assert [m.training for m in network.modules()] == [True, False, True]
+
+
+def test_protocol_says_what_was_measured():
+    images = pictures(12)
+    protocol = evaluate(network_for(images), images).protocol
+    assert protocol["dataset"] == "made"
+    assert protocol["split"] == "test"
+    assert protocol["precision"] == "float32"
+    assert set(protocol) >= {"mse", "psnr", "perplexity", "gradient_gap"}
+
+
+def test_no_images():
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(network_for(pictures(4)), pictures(0))
