@@ -1,0 +1,353 @@
+"""mqvae.runs: a checkpoint is whole or not there, and damage has a name."""
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mqvae import runs
+from mqvae.runs import (
+    COLUMNS,
+    Checkpoint,
+    Run,
+    optimizer_groups,
+    optimizer_tensors,
+    restore_optimizer,
+    write_whole,
+)
+
+CONFIG = {"name": "a run", "steps": 3, "data": {"name": "digits"}}
+
+
+class Killed(BaseException):
+    """What no `except Exception` catches, as a kill."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create(tmp_path / "run", CONFIG)
+
+
+def checkpoint(step):
+    torch.manual_seed(step)
+    model = {"w": torch.randn(3, 4), "codes": torch.randint(9, (5,))}
+    training = {
+        "lower.0.step": torch.tensor(float(step)),
+        "half": torch.randn(4).bfloat16(),
+        "random.cpu": torch.get_rng_state(),
+    }
+    state = {"step": step, "seconds": 0.1 + step / 3, "best": None, "warnings": ["ξ", "a"]}
+    return Checkpoint(model, training, state)
+
+
+def same(one, other):
+    def equal(a, b):
+        return a.keys() == b.keys() and all(
+            a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+        )
+
+    return (
+        equal(one.model, other.model)
+        and equal(one.training, other.training)
+        and one.state == other.state
+    )
+
+
+# -- making and opening a run ----------------------------------------------------------------------
+
+
+def test_create_and_open(run):
+    assert Run(run.folder).config == CONFIG
+    assert list(Run(run.folder).config) == list(CONFIG)  # in the order it was written
+    assert (run.folder / "checkpoints").is_dir() and (run.folder / "samples").is_dir()
+
+
+def test_create_in_an_empty_folder(tmp_path):
+    assert Run.create(tmp_path, CONFIG).config == CONFIG
+
+
+def test_a_run_is_replaced_only_when_told(run):
+    run.save("last", checkpoint(1))
+    with pytest.raises(ValueError, match=r"exists already.*--overwrite.*--resume"):
+        Run.create(run.folder, {"name": "another"})
+    assert Run(run.folder).config == CONFIG
+    assert same(run.load("last"), checkpoint(1))
+    Run.create(run.folder, {"name": "another"}, overwrite=True)
+    assert Run(run.folder).config == {"name": "another"}
+    assert not list((run.folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("files", [["holiday.jpg"], ["config.yaml"], ["config.yaml", "a/b.txt"]])
+def test_overwrite_leaves_alone_what_is_no_run(tmp_path, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match="is not a run, so --overwrite leaves it alone"):
+        Run.create(tmp_path, CONFIG, overwrite=True)
+    assert all((tmp_path / name).read_text() == "mine" for name in files)
+
+
+def test_a_file_is_not_overwritten(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError):
+            Run.create(path, CONFIG, overwrite=overwrite)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "it has no config.yaml"),
+        (b"a: [1", "config.yaml is not valid YAML"),
+        (b"\x80\xff\x00", "config.yaml is not valid YAML"),
+        (b"", "config.yaml holds no settings"),
+        (b"- 1", "config.yaml holds no settings"),
+    ],
+)
+def test_what_is_not_a_run(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=said) as raised:
+        Run(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        Run(tmp_path / "nowhere")
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def test_checkpoints_come_back(run):
+    for name in ("last", "best"):
+        run.save(name, checkpoint(3))
+        found = run.load(name)
+        assert same(found, checkpoint(3))
+        assert len(found.digest) == 64
+    part = run.load("last", training=False)
+    assert part.training == {}
+    assert same(part, Checkpoint(checkpoint(3).model, {}, checkpoint(3).state))
+    run.save("last", checkpoint(4))
+    assert same(run.load("last"), checkpoint(4))
+    assert run.load("last").digest != run.load("best").digest
+    assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["best", "last"]
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(run):
+    run.save("last", checkpoint(0))
+    mode = stat.S_IMODE((run.folder / "config.yaml").stat().st_mode)
+    for path in (run.folder / "checkpoints" / "last").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_no_checkpoint(run):
+    with pytest.raises(ValueError, match="has no checkpoint 'best'"):
+        run.load("best")
+
+
+STAGES = [
+    (Path, "mkdir"),
+    (Path, "write_bytes"),
+    (Path, "write_text"),
+    (Path, "rename"),
+    (os, "replace"),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+]
+
+
+def killing_at(moment, *, before):
+    """Patches by which the operation number `moment` on the disk is the last, done or half done."""
+    counter = iter(range(10**6))
+
+    def wrapped(name, original):
+        def operation(*args, **kwargs):
+            if next(counter) != moment:
+                return original(*args, **kwargs)
+            if name.startswith("write") and not before:
+                original(args[0], args[1][: len(args[1]) // 2])
+            elif not before:
+                original(*args, **kwargs)
+            raise Killed
+
+        return operation
+
+    return [(owner, name, wrapped(name, getattr(owner, name))) for owner, name in STAGES]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "amid-or-after"])
+def test_killed_at_any_moment_a_checkpoint_is_whole(run, before, monkeypatch):
+    run.save("last", checkpoint(1))
+    whole, moments = checkpoint(1), 0
+    while True:
+        newer = checkpoint(moments + 2)
+        with monkeypatch.context() as patch:
+            for owner, name, operation in killing_at(moments, before=before):
+                patch.setattr(owner, name, operation)
+            try:
+                run.save("last", newer)
+                break
+            except Killed:
+                moments += 1
+        # What the next process finds is the old one or the new one, to the bit.
+        found = Run(run.folder).load("last")
+        assert same(found, whole) or same(found, newer), f"moment {moments}"
+        whole = newer if same(found, newer) else whole
+    assert moments >= 10
+    assert same(run.load("last"), newer)
+    assert [p.name for p in (run.folder / "checkpoints").iterdir()] == ["last"]
+
+
+def flip(path, where=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(where * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_step(path):
+    state = json.loads(path.read_text())
+    state["step"] += 1
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("model.safetensors", flip, "model.safetensors is not what was written"),
+        ("model.safetensors", lambda p: flip(p, 0), "model.safetensors is not"),
+        ("model.safetensors", lambda p: flip(p, 1), "model.safetensors is not"),
+        ("model.safetensors", halve, "model.safetensors is not what was written"),
+        ("model.safetensors", lambda p: p.write_bytes(b""), "model.safetensors is not"),
+        ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+        ("training.safetensors", flip, "training.safetensors is not what was written"),
+        ("training.safetensors", halve, "training.safetensors is not what was written"),
+        ("training.safetensors", Path.unlink, "training.safetensors is missing"),
+        ("state.json", Path.unlink, "state.json is missing"),
+        ("state.json", halve, ""),
+        ("state.json", change_step, "state.json is not what was written"),
+        ("state.json", lambda p: p.write_text("[]"), ""),
+        ("state.json", lambda p: p.write_text("{}"), ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_damage_is_named(run, name, file, damage, said):
+    for each in ("last", "best"):
+        run.save(each, checkpoint(2))
+    damage(run.folder / "checkpoints" / name / file)
+    with pytest.raises(ValueError) as raised:
+        run.load(name)
+    text = str(raised.value)
+    assert f"the checkpoint {run.folder / 'checkpoints' / name} is damaged" in text
+    assert said in text
+    other = {"last": "best", "best": "last"}[name]
+    assert f"--checkpoint {other}" in text
+    assert same(run.load(other), checkpoint(2))
+
+
+def test_damage_without_another_checkpoint(run):
+    run.save("last", checkpoint(2))
+    flip(run.folder / "checkpoints" / "last" / "model.safetensors")
+    with pytest.raises(ValueError, match="damaged") as raised:
+        run.load()
+    assert "--overwrite" in str(raised.value)
+    assert "--checkpoint" not in str(raised.value)
+
+
+def test_weights_load_where_only_training_is_damaged(run):
+    run.save("last", checkpoint(2))
+    flip(run.folder / "checkpoints" / "last" / "training.safetensors")
+    found = run.load("last", training=False)
+    assert torch.equal(found.model["w"], checkpoint(2).model["w"])
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["write_text", "fsync", "replace"])
+def test_a_text_file_is_whole_or_not_there(tmp_path, operation, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_whole(path, "old")
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    owner = Path if operation == "write_text" else runs.os
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, operation, killed)
+        with pytest.raises(Killed):
+            write_whole(path, "new")
+    assert path.read_text() == "old"
+    write_whole(path, "new: ξ")
+    assert path.read_text(encoding="utf-8") == "new: ξ"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def lines(run):
+    return (run.folder / "metrics.csv").read_text().splitlines()
+
+
+def test_metrics(run):
+    run.start_metrics(after_step=0)
+    for step in range(1, 6):
+        run.log({"step": step, "seconds": step / 3, "task": 1e-9 * step, "usage": 1.0})
+    assert lines(run)[0] == ",".join(COLUMNS)
+    assert lines(run)[3] == "3,1,3e-09,,,,1,,,,,"
+    before = lines(run)
+    # A row that a kill cut short goes, one that was after the checkpoint too.
+    for torn in ("", "6", "1", "6,0.3,", "2,0.4,1e-"):
+        with (run.folder / "metrics.csv").open("a") as file:
+            file.write(torn)
+        run.start_metrics(after_step=5)
+        assert lines(run) == before, torn
+    run.start_metrics(after_step=3)
+    assert lines(run) == before[:4]
+    run.log({"step": 4, "task": None})
+    assert lines(run)[4] == "4" + "," * (len(COLUMNS) - 1)
+    run.start_metrics(after_step=0)
+    assert lines(run) == before[:1]
+
+
+def test_an_optimizer_comes_back_to_the_bit():
+    def made():
+        torch.manual_seed(3)
+        layer = nn.Linear(3, 2)
+        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.01)
+
+    def train(layer, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            layer(torch.rand(5, 3, generator=generator)).square().mean().backward()
+            optimizer.step()
+
+    generator = torch.Generator().manual_seed(0)
+    layer, optimizer = made()
+    train(layer, optimizer, 2)
+    tensors = {k: v.clone() for k, v in optimizer_tensors("lower", optimizer).items()}
+    optimizer.param_groups[0]["lr"] = 0.05
+    groups = json.loads(json.dumps(optimizer_groups(optimizer)))
+    assert "params" not in groups[0]
+    weights, state = {k: v.clone() for k, v in layer.state_dict().items()}, generator.get_state()
+    train(layer, optimizer, 3)
+
+    again, restored = made()
+    again.load_state_dict(weights)
+    generator.set_state(state)
+    other = {"upper.0.exp_avg": torch.zeros(1), "random.cpu": torch.zeros(1)}
+    restore_optimizer("lower", restored, {**tensors, **other}, groups)
+    assert restored.param_groups[0]["lr"] == 0.05
+    train(again, restored, 3)
+    assert torch.equal(again.weight, layer.weight)
+    assert torch.equal(again.bias, layer.bias)
