@@ -166,7 +166,7 @@ def _train_settings(arguments: list[str]) -> tuple[Any, Path, bool]:
         if names and _fails(parser, [config], str(error)):
             text = f"{names[0]}: {text.removeprefix('--')}"
         raise ValueError(text) from error
-    values = yaml.safe_load(parser.dump(found, skip_none=False))
+    values = found.as_dict()
     from mqvae.trainer import Settings, method_name
 
     out = values.pop("out", None) or Path("runs") / _run_name(values)
