@@ -40,7 +40,8 @@ def test_perplexity(counts, expected):
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"), [([[3, 0, 1, 0]], 0.5), ([[1, 1], [0, 9]], 0.75), ([[0, 0, 0, 2]], 0.25)]
+    ("counts", "expected"),
+    [([[3, 0, 1, 0]], 0.5), ([[1, 1], [0, 9]], 0.75), ([[0, 0, 0, 2]], 0.25)],
 )
 def test_usage(counts, expected):
     assert usage(torch.tensor(counts)).item() == expected

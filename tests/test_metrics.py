@@ -53,9 +53,7 @@ def by_hand(network, images, batch_size):
         gradients = []
         for z in (network.embed(part), network.quantizer(network.embed(part)).z_q):
             z = z.movedim(-1, 1).detach().requires_grad_()
-            gradients.append(
-                torch.autograd.grad((network.decoder(z) - part).square().mean(), z)[0]
-            )
+            gradients.append(torch.autograd.grad((network.decoder(z) - part).square().mean(), z)[0])
         gaps.append((gradients[0] - gradients[1]).square().sum().sqrt().item())
     return {
         "mse": ((output - target) ** 2).mean(),
