@@ -196,10 +196,10 @@ def test_specs_of_nested_parts():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"class_path": "mqvae.VectorQuantiser"}, "'mqvae.VectorQuantiser' is no VectorQuantizer"),
-        ({"class_path": "nowhere.Thing"}, "'nowhere.Thing' is no"),
-        ({"class_path": "Meta"}, "'Meta' is no"),
-        ({"class_path": 5}, "'5' is no"),
+        ({"class_path": "mqvae.VectorQuantiser"}, "Did you mean 'mqvae.VectorQuantizer'"),
+        ({"class_path": "nowhere.Thing"}, "'nowhere.Thing' is no part of mqvae"),
+        ({"class_path": "Meta"}, "'Meta' is no part of mqvae"),
+        ({"class_path": 5}, "'5' is no part of mqvae"),
         ({"class_path": "mqvae.VectorQuantizer", "init_args": {"num_code": 4}}, "'num_codes'"),
         ({"class_path": "mqvae.VectorQuantizer", "init_args": {"num_codes": 4}}, "'dim'"),
         (
@@ -212,6 +212,15 @@ def test_specs_that_do_not_do(spec, said):
     with pytest.raises(ValueError) as raised:
         instantiate(spec)
     assert said in str(raised.value)
+
+
+class Gentle(mqvae.DirectOnly):
+    """A rule of a user's own."""
+
+
+def test_a_users_own_class():
+    spec = {"class_path": f"{__name__}.Gentle"}
+    assert isinstance(instantiate(spec), Gentle)
 
 
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path"])
