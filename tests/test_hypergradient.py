@@ -13,6 +13,7 @@ from mqvae import (
     FiniteDifference,
     ForwardMode,
     Hypergradient,
+    HypergradientRule,
     Meta,
     OneSided,
 )
@@ -22,7 +23,7 @@ everywhere = pytest.mark.parametrize("groups", GROUPS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-class Recorded:
+class Recorded(HypergradientRule):
     """A hypergradient rule that keeps what it returned."""
 
     def __init__(self, rule):

@@ -59,7 +59,6 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("seed", range(5))
 def test_always_as_many_distinct_rows_as_asked_for(name, seed):
-    # FAILS until the core is mended: Lloyd collapses rows that differ by noise.
     samples = SAMPLES[name]()
     before = samples.clone()
     centres = kmeans(samples, 16, generator=generator(seed))
@@ -76,7 +75,6 @@ def test_always_as_many_distinct_rows_as_asked_for(name, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [1.0, 100.0, 1000.0])
 def test_rows_are_distinct_at_every_magnitude_and_precision(value, dtype):
-    # FAILS until the core is mended: the noise is below the resolution, or rounded away.
     samples = torch.full((40, 4), value, dtype=dtype)
     centres = kmeans(samples, 64, generator=generator(0))
     assert_rows(centres, 64, 4, dtype)
@@ -187,7 +185,6 @@ def test_an_empty_centre_stays():
 
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_an_offset_that_all_samples_share_costs_nothing(ratio):
-    # FAILS until the core is mended: nearest cancels, and `tiny` takes samples for copies.
     around_zero = points(0, 600, 8) * 100 / ratio
     samples = around_zero + 100
     expected = error(around_zero, kmeans(around_zero, 32, generator=generator(0)))
@@ -260,7 +257,6 @@ def test_initialize_is_reproducible(name):
 @pytest.mark.parametrize("name", GROUPS)
 @pytest.mark.parametrize("n", [1, 4, 30])
 def test_initialize_lowers_the_loss_from_any_number_of_embeddings(name, n):
-    # FAILS until the core is mended: Lloyd collapses rows that differ by noise.
     groups, shared = GROUPS[name]
     quantizer = VectorQuantizer(7, 6, groups=groups, shared_codebook=shared)
     z_e = 3 + points(0, n, 6)
@@ -273,7 +269,6 @@ def test_initialize_lowers_the_loss_from_any_number_of_embeddings(name, n):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_initialize_from_another_dtype_keeps_the_codebooks(dtype):
-    # FAILS until the core is mended: nearest leaves a float32 codebook beside float64 embeddings.
     quantizer = VectorQuantizer(7, 6)
     z_e = points(0, 100, 6).to(dtype)
     quantizer.initialize(z_e, generator=generator(0))

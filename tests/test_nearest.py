@@ -73,7 +73,6 @@ def test_equals_brute_force_exactly_in_float64(n, k, d, seed):
 @pytest.mark.parametrize("dim", [2, 64])
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_far_from_the_origin(ratio, dim):
-    # FAILS until the core is mended: ½‖e‖² - z·e cancels.
     """Embeddings that share a large offset, as behind a bias or a collapsed encoder."""
     z_e = points(0, 500, dim, scale=100 / ratio, offset=100.0)
     codebook = points(1, 256, dim, scale=100 / ratio, offset=100.0)
@@ -171,7 +170,6 @@ def test_float64_ranks_as_float64():
 
 @pytest.mark.parametrize("z_dtype", [torch.float32, torch.float64])
 def test_embeddings_and_codebook_may_differ_in_dtype(z_dtype):
-    # FAILS until the core is mended: nearest leaves a float32 codebook beside float64 embeddings.
     z_e = points(0, 50, 4).to(z_dtype)
     other = torch.float32 if z_dtype == torch.float64 else torch.float64
     codebook = points(1, 20, 4).to(other)

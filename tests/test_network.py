@@ -278,7 +278,6 @@ def test_other_sides_raise_and_name_those_that_would_do(side, smaller, larger):
 
 
 def test_sides_that_would_do_are_not_zero():
-    # FAILS until the core is mended: the message proposes 0 × 28.
     with pytest.raises(ValueError, match="multiples of 4") as caught:
         vqvae(1, num_codes=4, dim=4, width=4)(torch.rand(1, 1, 3, 30))
     assert "4 × 32 would do" in str(caught.value)

@@ -407,7 +407,6 @@ def test_a_quantizer_of_another_dtype(name, dtype):
 
 @everywhere
 def test_float64_embeddings_with_a_float32_codebook(name):
-    # FAILS until the core is mended: nearest leaves a float32 codebook beside float64 embeddings.
     quantizer, z_e = make(name), embeddings(50, dtype=torch.float64)
     found = quantizer(z_e)
     codes, words = literal(quantizer, z_e)

@@ -30,6 +30,7 @@ class LossWeights:
             task
             + self.commitment * quantized.commitment_loss
             + self.codebook * quantized.codebook_loss
+            + quantized.prior_loss
         )
 
 
@@ -46,6 +47,9 @@ class LowerPass:
         task_gradient: ∂L_task/∂ẑ, (..., D).
         g_phi: ∂L/∂φ with the straight-through estimator.
         g_theta: ∂L/∂θ.
+        step_phi: Derivative of the virtual step by g_φ, element by element; None for descent,
+            whose derivative is ξ and is applied by the rules.
+        step_theta: The same for θ.
     """
 
     phi: list[Tensor]
@@ -56,6 +60,20 @@ class LowerPass:
     task_gradient: Tensor
     g_phi: Gradients
     g_theta: Gradients
+    step_phi: Gradients | None = None
+    step_theta: Gradients | None = None
+
+    def through_step(self, v_phi: Gradients, v_theta: Gradients) -> tuple[Gradients, Gradients]:
+        """v along the virtual step: v itself for descent, preconditioned for AdamW."""
+        return _scaled(v_phi, self.step_phi), _scaled(v_theta, self.step_theta)
+
+
+def _scaled(vectors: Gradients, factors: Gradients | None) -> Gradients:
+    if factors is None:
+        return vectors
+    return [
+        None if v is None or f is None else v * f for v, f in zip(vectors, factors, strict=True)
+    ]
 
 
 class Batch:
@@ -87,7 +105,7 @@ class Batch:
     def embed(self, phi: Sequence[Tensor] | None = None) -> Tensor:
         """z_e at φ, (..., D), without a trace."""
         with self._before_encoder.replayed():
-            z_e = self.network.channels_last(call(self.network.encoder, phi, self.x))
+            z_e = self.network.placed(call(self.network.encoder, phi, self.x))
             self._before_decoder = RandomState(self.x.device)
         return z_e
 
@@ -114,7 +132,7 @@ class Batch:
         """
         phi: list[Tensor] = list(self.network.encoder_parameters())
         theta: list[Tensor] = list(self.network.decoder_parameters())
-        quantized = self.network.quantizer(z_e)
+        quantized = self.network.quantizer.quantize(z_e)
         task = self.task_for_real(quantized.z_q) if for_real else self.task(quantized.z_q)
         total = self.weights.total(task, quantized)
         task_gradient, *rest = gradient(
@@ -133,12 +151,31 @@ class Batch:
         )
 
 
-def gradient(scalar: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False) -> Gradients:
-    """∂scalar/∂tensors, None for tensors that are frozen or that it does not depend on."""
+def gradient(
+    scalar: Tensor,
+    tensors: Sequence[Tensor],
+    *,
+    cotangent: Tensor | None = None,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> Gradients:
+    """∂scalar/∂tensors, None for tensors that are frozen or that it does not depend on.
+
+    With a cotangent of its shape `scalar` may be any tensor.
+    """
     wanted = [t for t in tensors if t.requires_grad]
     if not wanted or not scalar.requires_grad:
         return [None] * len(tensors)
-    found = iter(torch.autograd.grad(scalar, wanted, retain_graph=retain_graph, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(
+            scalar,
+            wanted,
+            cotangent,
+            retain_graph=retain_graph or create_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
     return [next(found) if t.requires_grad else None for t in tensors]
 
 

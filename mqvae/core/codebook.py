@@ -1,27 +1,161 @@
-"""What the codebook C is a function of."""
+"""What the codebook C is a function of.
+
+A map is a small description; `build` makes the module that holds the parameters, which are what
+the upper level trains. Its `forward` gives the codewords, (rows, dim), its `assign` sets them.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
-class Table(nn.Module):
-    """C is the parameter itself: one row per codeword.
+class Codebook(nn.Module, ABC):
+    """A module that gives codewords, (rows, dim)."""
 
-    Args:
-        rows: Number of codewords.
-        dim: Dimensions of a codeword.
-    """
-
-    def __init__(self, rows: int, dim: int) -> None:
-        super().__init__()
-        # As spread out as the rows of a freshly initialized linear layer; `initialize` replaces it.
-        self.weight = nn.Parameter(torch.randn(rows, dim) / dim**0.5)
-
+    @abstractmethod
     def forward(self) -> Tensor:
         """The codewords, (rows, dim)."""
+
+    @abstractmethod
+    def assign(self, codewords: Tensor) -> None:
+        """Make `codewords`, (rows, dim), the codebook."""
+
+
+class CodebookMap(ABC):
+    """What the codebook is a function of."""
+
+    @abstractmethod
+    def build(self, rows: int, dim: int) -> Codebook:
+        """A codebook of `rows` codewords of `dim` dimensions."""
+
+
+@dataclass(frozen=True)
+class Table(CodebookMap):
+    """C is the parameter itself: one row per codeword."""
+
+    def build(self, rows: int, dim: int) -> Codebook:
+        return TableCodebook(rows, dim)
+
+
+@dataclass(frozen=True)
+class Affine(CodebookMap):
+    """C = mean + scale ⊙ table: scale and mean, of one dimension each, move all codewords.
+
+    So codewords that nothing selects follow the others.
+
+    Source: Huh et al. 2023, "Straightening out the straight-through estimator", Section 4.1.
+    """
+
+    def build(self, rows: int, dim: int) -> Codebook:
+        return AffineCodebook(rows, dim)
+
+
+@dataclass(frozen=True)
+class LinearMap(CodebookMap):
+    """C = table · W: the table stays as it was initialized, W (dim × dim) is trained.
+
+    Source: Zhu et al. 2024, "Addressing representation collapse in vector quantized models with
+    one linear layer" (SimVQ).
+    """
+
+    def build(self, rows: int, dim: int) -> Codebook:
+        return LinearCodebook(rows, dim)
+
+
+@dataclass(frozen=True)
+class HyperNetwork(CodebookMap):
+    """C = base + MLP(embedding), with tanh: the network's parameters and embedding are trained.
+
+    `base` is what the codebook was initialized to; the last layer starts at zero.
+
+    Args:
+        embedding_dim: Dimensions of the embedding of a code.
+        width: Hidden units.
+    """
+
+    embedding_dim: int = 32
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+
+    def build(self, rows: int, dim: int) -> Codebook:
+        return HyperNetworkCodebook(rows, dim, self.embedding_dim, self.width)
+
+
+def _spread(rows: int, dim: int) -> Tensor:
+    # Of the norm of a freshly initialized layer's output; `assign` replaces it.
+    return torch.randn(rows, dim) / dim**0.5
+
+
+class TableCodebook(Codebook):
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_spread(rows, dim))
+
+    def forward(self) -> Tensor:
         return self.weight
 
     @torch.no_grad()
     def assign(self, codewords: Tensor) -> None:
-        """Make `codewords`, (rows, dim), the codebook."""
         self.weight.copy_(codewords)
+
+
+class AffineCodebook(Codebook):
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_spread(rows, dim))
+        self.scale = nn.Parameter(torch.ones(dim))
+        self.mean = nn.Parameter(torch.zeros(dim))
+
+    def forward(self) -> Tensor:
+        return self.mean + self.scale * self.weight
+
+    @torch.no_grad()
+    def assign(self, codewords: Tensor) -> None:
+        self.weight.copy_(codewords)
+        self.scale.fill_(1)
+        self.mean.zero_()
+
+
+class LinearCodebook(Codebook):
+    table: Tensor
+
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("table", _spread(rows, dim))
+        self.weight = nn.Parameter(torch.eye(dim))
+
+    def forward(self) -> Tensor:
+        return self.table @ self.weight
+
+    @torch.no_grad()
+    def assign(self, codewords: Tensor) -> None:
+        self.table.copy_(codewords)
+        self.weight.copy_(torch.eye(len(self.weight)))
+
+
+class HyperNetworkCodebook(Codebook):
+    base: Tensor
+
+    def __init__(self, rows: int, dim: int, embedding_dim: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("base", _spread(rows, dim))
+        self.embedding = nn.Parameter(torch.randn(rows, embedding_dim))
+        self.hidden = nn.Linear(embedding_dim, width)
+        self.out = nn.Linear(width, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self) -> Tensor:
+        return self.base + self.out(self.hidden(self.embedding).tanh())
+
+    @torch.no_grad()
+    def assign(self, codewords: Tensor) -> None:
+        self.base.copy_(codewords)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)

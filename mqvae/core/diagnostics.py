@@ -55,5 +55,5 @@ def gradient_gap(network: VQNetwork, loss: Loss, x: Tensor, y: Tensor) -> Tensor
 
     with torch.no_grad():
         z_e = network.embed(x)
-        z_q = network.quantizer(z_e).z_q
+        z_q = network.quantizer.quantize(z_e).z_q
     return (task_gradient(z_e) - task_gradient(z_q)).norm()

@@ -29,3 +29,37 @@ def mean_across_processes(tensors: Sequence[T]) -> list[T]:
     dist.all_reduce(flat)
     parts = iter((flat / world_size()).split([t.numel() for t in present]))
     return [None if t is None else next(parts).view_as(t).to(t.dtype) for t in tensors]
+
+
+@torch.no_grad()
+def sum_across_processes(tensor: Tensor) -> Tensor:
+    """The tensor's sum over all processes."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@torch.no_grad()
+def from_first_process(tensor: Tensor) -> Tensor:
+    """The tensor as the first process has it; shapes must agree."""
+    if world_size() > 1:
+        tensor = tensor.contiguous().clone()
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+@torch.no_grad()
+def from_all_processes(tensor: Tensor) -> Tensor:
+    """The tensors of all processes below each other; their lengths may differ."""
+    if world_size() == 1:
+        return tensor
+    length = torch.tensor([len(tensor)], device=tensor.device)
+    lengths = [torch.zeros_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = max(int(n) for n in lengths)
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])

@@ -25,6 +25,9 @@ from torch.autograd import forward_ad
 
 from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient, moved
 from mqvae.core.distributed import mean_across_processes
+from mqvae.core.estimator import StraightThrough
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import CodebookQuantizer
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Hypergradient:
 
 class HypergradientRule(ABC):
     """An estimator of dL'/dC."""
+
+    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:  # noqa: B027
+        """Refuse what the rule is not right for; by default it is right for everything.
+
+        Raises:
+            ValueError: with the reason.
+        """
 
     @abstractmethod
     def __call__(
@@ -196,6 +206,7 @@ class FiniteDifference(HypergradientRule):
         xi: float,
     ) -> Hypergradient:
         direct, v_phi, _ = upper_gradients(upper, phi_ahead, _frozen(theta_ahead))
+        v_phi, _ = here.through_step(v_phi, [None] * len(theta_ahead))
         if self.free_codes:
 
             def g_c(phi: list[Tensor]) -> Tensor:
@@ -231,6 +242,9 @@ class Exact(HypergradientRule):
     tangent: Derivative = OneSided()
     curvature: Derivative = OneSided(radius=1.0)
 
+    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+        require_straight_through(quantizer, "Exact")
+
     def __call__(
         self,
         lower: Batch,
@@ -241,6 +255,7 @@ class Exact(HypergradientRule):
         xi: float,
     ) -> Hypergradient:
         direct, v_phi, v_theta = upper_gradients(upper, phi_ahead, theta_ahead)
+        v_phi, v_theta = here.through_step(v_phi, v_theta)
         delta = embedding_tangent(self.tangent, lower, here, v_phi)
 
         def task_gradient(point: list[Tensor]) -> Tensor:
@@ -261,14 +276,121 @@ class Exact(HypergradientRule):
         return Hypergradient(direct, -xi * scatter(lower, here, change))
 
 
+@dataclass(frozen=True)
+class Unrolled(HypergradientRule):
+    """Reverse mode through k virtual steps, the graph kept (Section 4.2, Appendix F).
+
+    With one step it equals `Exact`. Memory and time grow with k: every step holds the graph of its
+    gradient. Codes are looked up anew at each step and frozen within it.
+
+    Args:
+        steps: Number k of virtual steps of plain descent.
+        stop_gradients: Detach φ and θ from C between the steps: a k-step look-ahead of which only
+            the direct term is left.
+
+    Raises:
+        ValueError: if `steps` is not positive.
+    """
+
+    steps: int = 1
+    stop_gradients: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps}.")
+
+    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+        require_straight_through(quantizer, "Unrolled")
+        if getattr(look_ahead, "optimizer_step", True):
+            raise ValueError(
+                "Unrolled differentiates plain descent: use it with look_ahead=Undone(), whose "
+                "virtual step is not the optimizer's."
+            )
+
+    def __call__(
+        self,
+        lower: Batch,
+        here: LowerPass,
+        upper: Batch,
+        phi_ahead: list[Tensor],
+        theta_ahead: list[Tensor],
+        xi: float,
+    ) -> Hypergradient:
+        table = selecting(lower.network).table().detach().requires_grad_()
+        phi, theta = list(here.phi), list(here.theta)
+        for _ in range(self.steps):
+            g_phi, g_theta = _update_field(lower, phi, theta, table)
+            phi = [p if g is None else p - xi * g for p, g in zip(phi, g_phi, strict=True)]
+            theta = [t if g is None else t - xi * g for t, g in zip(theta, g_theta, strict=True)]
+            if self.stop_gradients:
+                phi = [p.detach().requires_grad_(p.requires_grad) for p in phi]
+                theta = [t.detach().requires_grad_(t.requires_grad) for t in theta]
+        ends = [*phi, *theta]
+        leaves = [e.detach().requires_grad_(e.requires_grad) for e in ends]
+        direct, v_phi, v_theta = upper_gradients(upper, leaves[: len(phi)], leaves[len(phi) :])
+        reached = [
+            (e * v).sum() for e, v in zip(ends, [*v_phi, *v_theta], strict=True) if v is not None
+        ]
+        if not reached:
+            return Hypergradient(direct, torch.zeros_like(direct))
+        (indirect,) = gradient(torch.stack(reached).sum(), [table])
+        return Hypergradient(direct, torch.zeros_like(direct) if indirect is None else indirect)
+
+
+def _update_field(
+    batch: Batch, phi: list[Tensor], theta: list[Tensor], table: Tensor
+) -> tuple[Gradients, Gradients]:
+    """(g_φ, g_θ) of the straight-through estimator as differentiable functions of φ, θ and C."""
+    quantizer = selecting(batch.network)
+    z_e = batch.embed(phi)
+    z_q = quantizer.lookup(quantizer.nearest_codes(z_e, table), table)
+    to_z, *g_theta = gradient(batch.task(z_q, theta), [z_q, *theta], create_graph=True)
+    cotangent = 2 * batch.weights.commitment / z_e.numel() * (z_e - z_q)
+    if to_z is not None:
+        cotangent = cotangent + to_z
+    # Not through ẑ = z_e + sg(z_q − z_e): its second derivative would see z_e where z_q is meant.
+    return gradient(z_e, phi, cotangent=cotangent, create_graph=True), g_theta
+
+
+def selecting(network: VQNetwork) -> CodebookQuantizer:
+    """The network's quantizer, which selects from a codebook.
+
+    Raises:
+        ValueError: if it does not; its codebook then has no commitment and codebook loss to
+            look ahead with.
+    """
+    quantizer = network.quantizer
+    if not isinstance(quantizer, CodebookQuantizer):
+        raise ValueError(
+            f"this rule needs a quantizer that selects the nearest codeword, got a "
+            f"{type(quantizer).__name__}: its codebook, if any, gets the gradient of the task loss "
+            "itself. Train it with Joint."
+        )
+    return quantizer
+
+
+def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
+    """Refuse estimators whose own derivative by the codebook a rule leaves out.
+
+    Raises:
+        ValueError: if the estimator is not the straight-through one.
+    """
+    if not isinstance(quantizer.estimator, StraightThrough):
+        raise ValueError(
+            f"{rule} differentiates the straight-through update; with "
+            f"{type(quantizer.estimator).__name__}() the update depends on the codebook in a "
+            "further way, which it would miss. Use FiniteDifference, which holds for every "
+            "estimator, or StraightThrough()."
+        )
+
+
 def upper_gradients(
     batch: Batch, phi: list[Tensor], theta: list[Tensor]
 ) -> tuple[Tensor, Gradients, Gradients]:
     """(g_C, g_φ, g_θ) at (φ, θ, C); no weight gradients for tensors that do not require them."""
-    quantizer = batch.network.quantizer
-    codebook = quantizer.codebook().detach().requires_grad_()  # (K, D)
-    z_e = batch.embed(phi)
-    quantized = quantizer.at_codes(z_e, quantizer.nearest_codes(z_e, codebook), codebook)
+    quantizer = selecting(batch.network)
+    codebook = quantizer.table().detach().requires_grad_()  # (K, D)
+    quantized = quantizer.quantize(batch.embed(phi), codebook)
     total = batch.weights.total(batch.task(quantized.z_q, theta), quantized)
     g_c, *rest = gradient(total, [codebook, *phi, *theta])
     rest = mean_across_processes(rest)
@@ -278,9 +400,9 @@ def upper_gradients(
 
 def codebook_gradient(batch: Batch, z_e: Tensor) -> Tensor:
     """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D)."""
-    quantizer = batch.network.quantizer
-    codebook = quantizer.codebook().detach().requires_grad_()
-    quantized = quantizer.at_codes(z_e, quantizer.nearest_codes(z_e, codebook), codebook)
+    quantizer = selecting(batch.network)
+    codebook = quantizer.table().detach().requires_grad_()
+    quantized = quantizer.quantize(z_e, codebook)
     (g_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [codebook])
     return torch.zeros_like(codebook) if g_c is None else g_c
 
@@ -299,8 +421,8 @@ def embedding_tangent(
 
 def scatter(batch: Batch, here: LowerPass, values: Tensor) -> Tensor:
     """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up."""
-    quantizer = batch.network.quantizer
-    codebook = quantizer.codebook().detach().requires_grad_()
+    quantizer = selecting(batch.network)
+    codebook = quantizer.table().detach().requires_grad_()
     z_q = quantizer.lookup(here.quantized.codes, codebook)
     return torch.autograd.grad(z_q, codebook, values.to(z_q.dtype))[0]
 

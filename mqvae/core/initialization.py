@@ -46,31 +46,41 @@ def kmeans(
         means = sums / counts.clamp(min=1)[:, None]
         # A centre that nothing chose stays where it is.
         centres = torch.where(counts[:, None] > 0, means, centres)
-    return centres.to(samples.dtype)
+    return _apart(centres.to(samples.dtype), wide, generator)
 
 
 def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) -> Tensor:
-    """k-means++: each next centre is a sample, drawn with the squared distance to the others."""
-    device = samples.device
-    first = samples[torch.randint(len(samples), (1,), generator=generator, device=device)]  # (1, D)
+    """k-means++: each next centre is a sample, drawn with the squared distance to the others.
+
+    Rows that no distinct sample is left for repeat the first.
+    """
+    pick = torch.randint(len(samples), (1,), generator=generator, device=samples.device)
+    first = samples[pick]  # (1, D)
     centres = first.repeat(num_codes, 1)
     distances = (samples - first).square().sum(1)  # (N,), to the closest centre so far
-    tiny = torch.finfo(samples.dtype).eps * samples.square().sum(1).max()
-    drawn = 1
-    while drawn < num_codes:
-        distances = torch.where(distances > tiny, distances, 0)
+    for row in range(1, num_codes):
         if not bool(distances.any()):
             break
         centre = samples[torch.multinomial(distances, 1, generator=generator)]  # (1, D)
-        centres[drawn] = centre[0]
+        centres[row] = centre[0]
         distances = torch.minimum(distances, (samples - centre).square().sum(1))
-        drawn += 1
-    if drawn < num_codes:
-        # All samples are centres already: noise of a hundredth of their spread keeps rows apart.
-        spread = samples.std(0, correction=0).mean().clamp(min=1e-3)
-        picks = samples[
-            torch.randint(len(samples), (num_codes - drawn,), generator=generator, device=device)
-        ]
-        noise = torch.randn(picks.shape, dtype=picks.dtype, generator=generator, device=device)
-        centres[drawn:] = picks + noise * spread / 100
     return centres
+
+
+def _apart(centres: Tensor, samples: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Rows that repeat others become samples with noise of a hundredth of the samples' spread."""
+    device = samples.device
+    # Less than a few steps of the dtype would be rounded away.
+    step = torch.finfo(centres.dtype).eps * float(samples.abs().max())
+    scale = max(float(samples.std(0, correction=0).mean()) / 100, 4 * step, 1e-5)
+    while True:
+        _, kinds = centres.unique(dim=0, return_inverse=True)  # (K,), equal for equal rows
+        order = kinds.argsort(stable=True)
+        repeats = order[1:][kinds[order].diff() == 0]
+        if not len(repeats):
+            return centres
+        few = len(repeats)
+        picks = samples[torch.randint(len(samples), (few,), generator=generator, device=device)]
+        noise = torch.randn(picks.shape, dtype=picks.dtype, generator=generator, device=device)
+        centres[repeats] = (picks + scale * noise).to(centres.dtype)
+        scale *= 1.5

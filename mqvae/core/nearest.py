@@ -28,14 +28,19 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
     z_e, codebook = z_e.detach(), codebook.detach()
     with torch.autocast(z_e.device.type, enabled=False):
         # Half precision cannot rank neighbours that float32 tells apart.
-        if z_e.dtype != torch.float64:
-            z_e, codebook = z_e.float(), codebook.float()
+        dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
+        codebook = codebook.to(dtype)
+        # Distances do not feel an offset that all share, but the scores' rounding would: take off
+        # the median of some codewords, which one that drifted far away does not pull along.
+        few = codebook[:: max(1, len(codebook) // 64)]
+        centre = few.sort(0).values[len(few) // 2]  # (D,)
+        codebook = codebook - centre
         half_norms = codebook.square().sum(1) / 2  # (K,)
         columns = min(len(codebook), SCORES_AT_ONCE)
         rows = max(1, SCORES_AT_ONCE // columns)
         codes = torch.empty(len(z_e), dtype=torch.int64, device=z_e.device)
         for start in range(0, len(z_e), rows):
-            chunk = z_e[start : start + rows]
+            chunk = z_e[start : start + rows].to(dtype) - centre
             scores = torch.addmm(half_norms, chunk, codebook.T, alpha=-1)  # (rows, K)
             codes[start : start + rows] = scores.argmin(1)
     return codes

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mqvae.core.distributed import from_all_processes, from_first_process
 from mqvae.core.passes import RandomState, call
-from mqvae.core.quantizer import Quantized, VectorQuantizer
+from mqvae.core.quantizer import Quantized, Quantizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class VQNetwork(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        quantizer: VectorQuantizer,
+        quantizer: Quantizer,
         decoder: nn.Module,
         *,
         channel_axis: int = 1,
@@ -78,18 +79,22 @@ class VQNetwork(nn.Module):
         """(..., D) → the encoder's layout."""
         return z.movedim(-1, self.channel_axis)
 
+    def placed(self, features: Tensor) -> Tensor:
+        """The encoder's output → z_e, (..., D), where it is compared with codewords."""
+        return self.quantizer.place(self.channels_last(features))
+
     def embed(self, x: Tensor) -> Tensor:
-        """z_e = F_φ(x), channels last, (..., D)."""
-        return self.channels_last(self.encoder(x))
+        """z_e = F_φ(x), channels last and placed, (..., D)."""
+        return self.placed(self.encoder(x))
 
     def forward(self, x: Tensor) -> NetworkOutput:
         """A whole pass, y = G_θ(h_C(F_φ(x)))."""
-        quantized = self.quantizer(self.embed(x))
+        quantized = self.quantizer(self.channels_last(self.encoder(x)))
         return NetworkOutput(self.decoder(self.channels_back(quantized.z_q)), quantized)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of inputs."""
-        return self.quantizer.nearest_codes(self.embed(x), self.quantizer.codebook())
+        return self.quantizer.encode(self.channels_last(self.encoder(x)))
 
     def decode(self, codes: Tensor) -> Tensor:
         """The decoder's output for codes."""
@@ -99,8 +104,16 @@ class VQNetwork(nn.Module):
     def initialize_codebook(self, x: Tensor, *, generator: torch.Generator | None = None) -> None:
         """Set the codebook to the k-means centres of the embeddings of `x`.
 
-        Leaves everything but the codebook as it was, batch-norm statistics included.
+        Leaves everything but the codebook as it was, batch-norm statistics included. Several
+        processes pool their embeddings and end with the same codebook.
+
+        Args:
+            x: Inputs; some ten embeddings per codeword are plenty.
+            generator: Source of k-means' randomness; the global one if None.
         """
         with RandomState(x.device).replayed():
             z_e = self.channels_last(call(self.encoder, None, x))
-        self.quantizer.initialize(z_e, generator=generator)
+        pooled = from_all_processes(z_e.flatten(0, -2))
+        self.quantizer.initialize(pooled, generator=generator)
+        for tensor in [*self.quantizer.parameters(), *self.quantizer.buffers()]:
+            tensor.copy_(from_first_process(tensor))

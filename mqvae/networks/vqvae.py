@@ -60,10 +60,11 @@ class VQVAEEncoder(nn.Module):
                 f"the encoder expects images of {self.channels} channels, got {channels}."
             )
         if height % STRIDE or width % STRIDE:
+            smaller = [max(side - side % STRIDE, STRIDE) for side in (height, width)]
+            larger = [side + -side % STRIDE for side in (height, width)]
             raise ValueError(
                 f"image sides must be multiples of {STRIDE}, got {height} × {width}: "
-                f"{height - height % STRIDE} × {width - width % STRIDE} or "
-                f"{height + -height % STRIDE} × {width + -width % STRIDE} would do."
+                f"{smaller[0]} × {smaller[1]} or {larger[0]} × {larger[1]} would do."
             )
         return self.layers(x)
 

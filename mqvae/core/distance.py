@@ -1,0 +1,36 @@
+"""What is near: the space in which embeddings and codewords are compared."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+class Distance(ABC):
+    """Maps embeddings and codewords to where Euclidean distance is meant."""
+
+    @abstractmethod
+    def place(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., d) to the space of comparison, (..., d)."""
+
+
+@dataclass(frozen=True)
+class Euclidean(Distance):
+    """d(z, e) = ‖z − e‖² (Eq. 2)."""
+
+    def place(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+
+@dataclass(frozen=True)
+class Cosine(Distance):
+    """Embeddings and codewords on the unit sphere; nearest is most similar.
+
+    The decoder gets unit vectors, the losses compare unit vectors.
+
+    Source: Yu et al. 2021, "Vector-quantized image modeling with improved VQGAN".
+    """
+
+    def place(self, vectors: Tensor) -> Tensor:
+        return normalize(vectors, dim=-1)

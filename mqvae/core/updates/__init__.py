@@ -1,0 +1,24 @@
+"""What one batch changes: the update rules, one per file."""
+
+from mqvae.core.updates.alternated import Alternated
+from mqvae.core.updates.ema import Ema
+from mqvae.core.updates.joint import Joint, Synchronous
+from mqvae.core.updates.lookahead import Kept, LookAhead, Undone
+from mqvae.core.updates.meta import Meta
+from mqvae.core.updates.meta_network import MetaBoth, MetaNetwork
+from mqvae.core.updates.update import Step, Update
+
+__all__ = [
+    "Alternated",
+    "Ema",
+    "Joint",
+    "Kept",
+    "LookAhead",
+    "Meta",
+    "MetaBoth",
+    "MetaNetwork",
+    "Step",
+    "Synchronous",
+    "Undone",
+    "Update",
+]

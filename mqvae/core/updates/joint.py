@@ -1,0 +1,91 @@
+"""φ, θ and C stepped at once: the VQ-VAE, plain and synchronous."""
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mqvae.core.bilevel import Batch, Loss, gradient
+from mqvae.core.distributed import mean_across_processes
+from mqvae.core.hypergradient import codebook_gradient, scatter, selecting
+from mqvae.core.network import VQNetwork
+from mqvae.core.passes import Snapshot
+from mqvae.core.updates.update import Step, Update, apply, step_of
+
+
+class Joint(Update):
+    """One pass, φ, θ and C stepped at once: the VQ-VAE (Eq. 6).
+
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
+    """
+
+    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+        network = self.network
+        z_e = batch.embed_for_real()
+        quantized = network.quantizer.quantize(z_e)
+        task = batch.task_for_real(quantized.z_q)
+        lower: list[Tensor] = list(network.network_parameters())
+        upper: list[Tensor] = list(network.codebook_parameters())
+        found = mean_across_processes(
+            gradient(self.weights.total(task, quantized), [*lower, *upper])
+        )
+        apply(self.lower, lower, found[: len(lower)])
+        apply(self.upper, upper, found[len(lower) :])
+        self._after_step(z_e, quantized.codes)
+        return step_of(task, quantized)
+
+
+class Synchronous(Update):
+    """`Joint`, and a codeword also gets the task gradient at ẑ, times ν (Eq. 18, 19).
+
+    As if the decoder had got ẑ + ν z_q − sg(ν z_q). Descending, C moves by −ν ∂L_task/∂z_q; the
+    sign of Eq. 19 is that of an ascent.
+
+    Args:
+        network: The network that is trained.
+        loss: L_task(output, target) → scalar, a mean over the batch.
+        lower: Optimizer of φ and θ.
+        upper: Optimizer of C.
+        nu: ν.
+        commitment_weight: β.
+        codebook_weight: Weight of the codebook loss.
+
+    Raises:
+        ValueError: if `nu` is negative, the quantizer does not select, or for what `Update`
+            refuses.
+
+    Source: Huh et al. 2023, "Straightening out the straight-through estimator".
+    """
+
+    def __init__(
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        *,
+        lower: Optimizer,
+        upper: Optimizer,
+        nu: float = 1.0,
+        commitment_weight: float = 0.1,
+        codebook_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            network,
+            loss,
+            lower=lower,
+            upper=upper,
+            commitment_weight=commitment_weight,
+            codebook_weight=codebook_weight,
+        )
+        if not nu >= 0:
+            raise ValueError(f"nu must be 0 or more, got {nu}.")
+        selecting(network)
+        self.nu = nu
+
+    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+        z_e = batch.embed_for_real()
+        here = batch.lower_pass(z_e, for_real=True)
+        g_c = codebook_gradient(batch, z_e.detach())
+        g_c = g_c + self.nu * scatter(batch, here, here.task_gradient)
+        self._descend_network(here.g_phi, here.g_theta)
+        (g_c,) = mean_across_processes([g_c])
+        self._descend_codebook(g_c)
+        self._after_step(z_e, here.quantized.codes)
+        return step_of(here.task, here.quantized)

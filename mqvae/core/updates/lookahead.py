@@ -1,0 +1,110 @@
+"""What becomes of the virtual lower step."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mqvae.core.bilevel import Gradients
+
+
+class LookAhead:
+    """What becomes of the virtual lower step: `Undone` or `Kept`."""
+
+
+@dataclass(frozen=True)
+class Undone(LookAhead):
+    """The look-ahead is undone: φ and θ step from where they were, with the new C (Algorithm 1).
+
+    Args:
+        optimizer_step: Look ahead by the step the lower optimizer would take instead of by plain
+            descent, φ − ξ g_φ; its state is put back as well.
+        preconditioned: Differentiate that step as AdamW takes it: v̂ = lr · v / (√s + eps) with s
+            the second moment, instead of as if it were descent. Needs `optimizer_step`.
+
+    Raises:
+        ValueError: if `preconditioned` without `optimizer_step`.
+    """
+
+    optimizer_step: bool = False
+    preconditioned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preconditioned and not self.optimizer_step:
+            raise ValueError(
+                "preconditioned=True differentiates the optimizer's own step: it needs "
+                "optimizer_step=True; plain descent has no second moment."
+            )
+
+
+@dataclass(frozen=True)
+class Kept(LookAhead):
+    """The look-ahead is the lower optimizer's real step and stays; C answers to it.
+
+    Args:
+        preconditioned: Differentiate the step as AdamW takes it, as in `Undone`.
+    """
+
+    preconditioned: bool = False
+
+
+def preview(
+    optimizer: Optimizer, weights: Sequence[Tensor], step: Callable[[], None]
+) -> list[Tensor]:
+    """The weights after `step()`, an optimizer's step; weights and its state are put back."""
+    before = [w.detach().clone() for w in weights]
+    state = deepcopy(optimizer.state_dict())
+    # The weights come back bit for bit, so a graph that saw them stays valid; without this
+    # autograd would refuse it for having seen them change.
+    with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
+        try:
+            step()
+            after = [w.detach().clone().requires_grad_(w.requires_grad) for w in weights]
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(list(weights), before)
+            optimizer.load_state_dict(state)
+    return after
+
+
+@torch.no_grad()
+def adam_slopes(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Gradients) -> Gradients:
+    """lr / (√s + eps) for every number, s the bias-corrected second moment of the next step.
+
+    The derivative of AdamW's step by its gradient, the second moment held and momentum summed.
+
+    Raises:
+        ValueError: if the optimizer is not Adam or AdamW.
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    slopes: Gradients = []
+    for weight, g in zip(weights, gradients, strict=True):
+        if g is None:
+            slopes.append(None)
+            continue
+        group = groups[id(weight)]
+        state = optimizer.state.get(weight, {})
+        _, beta2 = group["betas"]
+        step = float(state.get("step", 0)) + 1
+        moment = (1 - beta2) * g.square()
+        if "exp_avg_sq" in state:
+            moment = moment + beta2 * state["exp_avg_sq"]
+        slopes.append(group["lr"] / ((moment / (1 - beta2**step)).sqrt() + group["eps"]))
+    return slopes
+
+
+def require_adam(optimizer: Optimizer) -> None:
+    """Refuse optimizers without the second moment that preconditioning needs.
+
+    Raises:
+        ValueError: if the optimizer is not Adam or AdamW, or has amsgrad.
+    """
+    known = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+    if not known or any(group.get("amsgrad") for group in optimizer.param_groups):
+        raise ValueError(
+            "preconditioned=True needs Adam or AdamW without amsgrad as the lower optimizer, got "
+            f"{type(optimizer).__name__}."
+        )

@@ -1,0 +1,161 @@
+"""The codebook descends the loss after encoder and decoder have answered to it."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mqvae.core.bilevel import Batch, Loss, LowerPass, moved
+from mqvae.core.distributed import mean_across_processes
+from mqvae.core.hypergradient import (
+    FiniteDifference,
+    Hypergradient,
+    HypergradientRule,
+    selecting,
+)
+from mqvae.core.network import VQNetwork
+from mqvae.core.passes import Snapshot
+from mqvae.core.updates.lookahead import (
+    Kept,
+    LookAhead,
+    Undone,
+    adam_slopes,
+    preview,
+    require_adam,
+)
+from mqvae.core.updates.update import Step, Update, step_of
+
+
+class Meta(Update):
+    """MQ-VAE: C descends the loss after φ and θ have answered to it (Algorithm 1).
+
+    One step:
+
+        g_φ, g_θ  =  ∇L(φ, θ, C)
+        φ', θ'    =  φ − ξ g_φ,  θ − ξ g_θ                 the look-ahead
+        C         ←  C − lr · dL(φ', θ', C)/dC             the hypergradient, by `upper`
+        φ, θ      ←  φ, θ − lr · ∇L(φ, θ, C)               by `lower`
+
+    Args:
+        network: The network that is trained.
+        loss: L_task(output, target) → scalar, a mean over the batch.
+        lower: Optimizer of φ and θ.
+        upper: Optimizer of C.
+        hypergradient: How dL'/dC is estimated: `FiniteDifference` (Eq. 13), `Exact` (Eq. 14, 28,
+            29) or `DirectOnly`.
+        xi: ξ, size of the virtual lower step. 1 is what the paper's figures show; its text says
+            the lower learning rate, at which the indirect term is negligible.
+        look_ahead: `Undone()` (Algorithm 1) or `Kept()`.
+        commitment_weight: β.
+        codebook_weight: Weight of the codebook loss.
+
+    Raises:
+        ValueError: if `xi` is negative, or for what `Update` refuses.
+
+    Example:
+        >>> update = Meta(network, loss, lower=AdamW(network.network_parameters(), lr=3e-4),
+        ...               upper=AdamW(network.codebook_parameters(), lr=6e-2))
+        >>> step = update.step(x, x)
+    """
+
+    def __init__(
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        *,
+        lower: Optimizer,
+        upper: Optimizer,
+        hypergradient: HypergradientRule | None = None,
+        xi: float = 1.0,
+        look_ahead: LookAhead | None = None,
+        commitment_weight: float = 0.1,
+        codebook_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            network,
+            loss,
+            lower=lower,
+            upper=upper,
+            commitment_weight=commitment_weight,
+            codebook_weight=codebook_weight,
+        )
+        if not xi >= 0:
+            raise ValueError(f"xi must be 0 or more, got {xi}.")
+        self.xi = xi
+        self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
+        self.look_ahead = Undone() if look_ahead is None else look_ahead
+        self.hypergradient.check(selecting(network), self.look_ahead)
+        self.preconditioned = getattr(self.look_ahead, "preconditioned", False)
+        if self.preconditioned:
+            require_adam(lower)
+
+    def step(self, x: Tensor, y: Tensor, *, above: tuple[Tensor, Tensor] | None = None) -> Step:
+        """Change the weights by one batch.
+
+        If a pass raises, buffers (batch-norm statistics) and the random state are as they were
+        before it, and so are weights that no optimizer has stepped yet.
+
+        Args:
+            x: Inputs.
+            y: Targets of the task loss; `x` itself for reconstruction.
+            above: A second batch (x, y) for the upper level; None uses the same on both, as the
+                paper does.
+        """
+        with Snapshot(self.network, x.device) as snapshot:
+            lower = self._batch(x, y)
+            upper = lower if above is None else self._batch(*above)
+            return self._meta_step(lower, upper, snapshot)
+
+    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+        return self._meta_step(batch, batch, snapshot)
+
+    def _meta_step(self, lower: Batch, upper: Batch, snapshot: Snapshot) -> Step:
+        kept = isinstance(self.look_ahead, Kept)
+        z_e = lower.embed_for_real()
+        here = lower.lower_pass(z_e, for_real=kept)
+        here, phi_ahead, theta_ahead = self._look_ahead(here)
+        if kept:
+            snapshot.retake()
+        hyper = self.hypergradient(lower, here, upper, phi_ahead, theta_ahead, self.xi)
+        hyper = Hypergradient(*mean_across_processes([hyper.direct, hyper.indirect]))
+        self._descend_codebook(hyper.direct + hyper.indirect)
+        if not kept:
+            # φ has not moved: its pass serves again, under the new codebook.
+            real = lower.lower_pass(z_e, for_real=True)
+            self._descend_network(real.g_phi, real.g_theta)
+        self._after_step(z_e, here.quantized.codes)
+        return step_of(here.task, here.quantized, norms(hyper))
+
+    def _look_ahead(self, here: LowerPass) -> tuple[LowerPass, list[Tensor], list[Tensor]]:
+        """The pass at weights that stay where they are, and φ', θ'."""
+        weights, gradients = [*here.phi, *here.theta], [*here.g_phi, *here.g_theta]
+        cut = len(here.phi)
+        if self.preconditioned:
+            slopes = adam_slopes(self.lower, weights, gradients)
+            here = replace(here, step_phi=slopes[:cut], step_theta=slopes[cut:])
+
+        def step() -> None:
+            self._descend_network(here.g_phi, here.g_theta)
+
+        if isinstance(self.look_ahead, Kept):
+            copies = [w.detach().clone() for w in weights]
+            step()
+            return replace(here, phi=copies[:cut], theta=copies[cut:]), here.phi, here.theta
+        if isinstance(self.look_ahead, Undone) and self.look_ahead.optimizer_step:
+            after = preview(self.lower, weights, step)
+        else:
+            after = moved(weights, gradients, -self.xi)
+        return here, after[:cut], after[cut:]
+
+
+def norms(hyper: Hypergradient) -> dict[str, Tensor]:
+    """Norms of the two parts of a hypergradient, and their cosine."""
+    direct, indirect = hyper.direct.norm(), hyper.indirect.norm()
+    inner = (hyper.direct * hyper.indirect).sum()
+    tiny = torch.finfo(direct.dtype).tiny
+    return {
+        "direct_norm": direct,
+        "indirect_norm": indirect,
+        "cosine": inner / (direct * indirect).clamp(min=tiny),
+    }

@@ -1,0 +1,168 @@
+"""The hypergradient on encoder and decoder: MQ-VAE† and MQ-VAE‡ (Table 7)."""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mqvae.core.bilevel import Batch, Gradients, Loss, LowerPass, gradient, moved
+from mqvae.core.distributed import mean_across_processes
+from mqvae.core.hypergradient import (
+    FiniteDifference,
+    Hypergradient,
+    HypergradientRule,
+    codebook_gradient,
+    require_straight_through,
+    selecting,
+)
+from mqvae.core.network import VQNetwork
+from mqvae.core.passes import Snapshot
+from mqvae.core.quantizer import Quantized
+from mqvae.core.updates.lookahead import Undone
+from mqvae.core.updates.meta import norms
+from mqvae.core.updates.update import Step, Update, step_of
+
+
+class MetaNetwork(Update):
+    """MQ-VAE†: φ and θ descend the loss after the codebook has answered to them.
+
+    One step, Algorithm 1 with the levels exchanged:
+
+        C'      =  C − ξ g_C(φ, C)                                  the look-ahead
+        φ, θ    ←  φ, θ − lr · dL(φ, θ, C'(φ))/d(φ, θ)              by `lower`
+        C       ←  C − lr · g_C(φ, C)                               by `upper`, with the new φ
+
+    g_C does not depend on θ, so only φ has an indirect term: with v_C = g_C(φ, C') it is
+    ξ (2/ND) J_φᵀ v_C[k], one more summand of the gradient at z_e. Codes are frozen in it.
+
+    Args:
+        network: The network that is trained.
+        loss: L_task(output, target) → scalar, a mean over the batch.
+        lower: Optimizer of φ and θ.
+        upper: Optimizer of C.
+        xi: ξ, size of the virtual step of the codebook.
+        commitment_weight: β.
+        codebook_weight: Weight of the codebook loss.
+
+    Raises:
+        ValueError: if `xi` is negative, the quantizer does not select or has another estimator
+            than the straight-through one, or for what `Update` refuses.
+    """
+
+    def __init__(
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        *,
+        lower: Optimizer,
+        upper: Optimizer,
+        xi: float = 1.0,
+        commitment_weight: float = 0.1,
+        codebook_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            network,
+            loss,
+            lower=lower,
+            upper=upper,
+            commitment_weight=commitment_weight,
+            codebook_weight=codebook_weight,
+        )
+        if not xi >= 0:
+            raise ValueError(f"xi must be 0 or more, got {xi}.")
+        require_straight_through(selecting(network), "MetaNetwork")
+        self.xi = xi
+
+    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+        z_e = batch.embed_for_real()
+        task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, self.xi, for_real=True)
+        self._descend_network(g_phi, g_theta)
+        with torch.no_grad():
+            z_e = batch.embed(list(self.network.encoder_parameters()))
+        (g_c,) = mean_across_processes([codebook_gradient(batch, z_e)])
+        self._descend_codebook(g_c)
+        self._after_step(z_e, quantized.codes)
+        return step_of(task, quantized)
+
+
+class MetaBoth(Update):
+    """MQ-VAE‡: both levels descend the loss after the other has answered, from the same point.
+
+    Policy prediction: C steps along `hypergradient` as in `Meta`, φ and θ as in `MetaNetwork`.
+
+    Args:
+        network: The network that is trained.
+        loss: L_task(output, target) → scalar, a mean over the batch.
+        lower: Optimizer of φ and θ.
+        upper: Optimizer of C.
+        hypergradient: How dL'/dC is estimated.
+        xi: ξ, size of both virtual steps.
+        commitment_weight: β.
+        codebook_weight: Weight of the codebook loss.
+
+    Raises:
+        ValueError: as `Meta` and `MetaNetwork`.
+    """
+
+    def __init__(
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        *,
+        lower: Optimizer,
+        upper: Optimizer,
+        hypergradient: HypergradientRule | None = None,
+        xi: float = 1.0,
+        commitment_weight: float = 0.1,
+        codebook_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            network,
+            loss,
+            lower=lower,
+            upper=upper,
+            commitment_weight=commitment_weight,
+            codebook_weight=codebook_weight,
+        )
+        if not xi >= 0:
+            raise ValueError(f"xi must be 0 or more, got {xi}.")
+        self.xi = xi
+        self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
+        require_straight_through(selecting(network), "MetaBoth")
+        self.hypergradient.check(selecting(network), Undone())
+
+    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+        z_e = batch.embed_for_real()
+        here: LowerPass = batch.lower_pass(z_e, for_real=False)
+        phi_ahead = moved(here.phi, here.g_phi, -self.xi)
+        theta_ahead = moved(here.theta, here.g_theta, -self.xi)
+        hyper = self.hypergradient(batch, here, batch, phi_ahead, theta_ahead, self.xi)
+        hyper = Hypergradient(*mean_across_processes([hyper.direct, hyper.indirect]))
+        _, _, g_phi, g_theta = network_hypergradient(batch, z_e, self.xi, for_real=True)
+        self._descend_codebook(hyper.direct + hyper.indirect)
+        self._descend_network(g_phi, g_theta)
+        self._after_step(z_e, here.quantized.codes)
+        return step_of(here.task, here.quantized, norms(hyper))
+
+
+def network_hypergradient(
+    batch: Batch, z_e: Tensor, xi: float, *, for_real: bool
+) -> tuple[Tensor, Quantized, Gradients, Gradients]:
+    """dL(φ, θ, C'(φ))/d(φ, θ) with C' = C − ξ g_C(φ, C): (task, quantized, for φ, for θ)."""
+    network = batch.network
+    quantizer = selecting(network)
+    table = quantizer.table().detach()
+    codes = quantizer.nearest_codes(z_e, table)
+    (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
+    ahead = (table - xi * g_c).requires_grad_()
+    quantized = quantizer.quantize(z_e, ahead)
+    task = batch.task_for_real(quantized.z_q) if for_real else batch.task(quantized.z_q)
+    (v_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [ahead], retain_graph=True)
+    (v_c,) = mean_across_processes([torch.zeros_like(table) if v_c is None else v_c])
+    # C' gives way to z_e by ξ (2/ND) of the embedding's own motion.
+    scale = xi * 2 * batch.weights.codebook / z_e.numel()
+    answer = scale * (z_e * quantizer.lookup(codes, v_c)).sum()
+    phi: list[Tensor] = list(network.encoder_parameters())
+    theta: list[Tensor] = list(network.decoder_parameters())
+    total = batch.weights.total(task, quantized) + answer
+    found = mean_across_processes(gradient(total, [*phi, *theta]))
+    return task.detach(), quantized, found[: len(phi)], found[len(phi) :]

@@ -1,0 +1,196 @@
+"""What one batch changes: the frame that all update rules share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights
+from mqvae.core.hypergradient import selecting
+from mqvae.core.network import VQNetwork
+from mqvae.core.passes import Snapshot
+from mqvae.core.quantizer import Quantized
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step reports.
+
+    Attributes:
+        task: L_task of the first pass, a scalar.
+        commitment: mean ‖z_e − sg(z_q)‖², unweighted.
+        codebook: mean ‖sg(z_e) − z_q‖², unweighted.
+        codes: The codes of the batch.
+        direct_norm: Norm of the direct hypergradient; None for rules without one.
+        indirect_norm: Norm of the indirect hypergradient.
+        cosine: Cosine between the two; 0 where one of them vanishes.
+    """
+
+    task: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    codes: Tensor
+    direct_norm: Tensor | None = None
+    indirect_norm: Tensor | None = None
+    cosine: Tensor | None = None
+
+
+class Update(ABC):
+    """A rule by which one batch changes φ, θ and C.
+
+    Args:
+        network: The network that is trained.
+        loss: L_task(output, target) → scalar, a mean over the batch.
+        lower: Optimizer of φ and θ, `network.network_parameters()`.
+        upper: Optimizer of C, `network.codebook_parameters()`; None where C has none.
+        commitment_weight: β, weight of the commitment loss.
+        codebook_weight: Weight of the codebook loss.
+
+    Raises:
+        ValueError: if an optimizer holds other parameters than its level's, or a weight is
+            negative.
+    """
+
+    steps_codebook = True
+    """Whether the rule trains C through an optimizer."""
+
+    def __init__(
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        *,
+        lower: Optimizer,
+        upper: Optimizer | None,
+        commitment_weight: float = 0.1,
+        codebook_weight: float = 1.0,
+    ) -> None:
+        for name, value in (
+            ("commitment_weight", commitment_weight),
+            ("codebook_weight", codebook_weight),
+        ):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}.")
+        _check_holds(lower, network.network_parameters(), "lower", "network_parameters")
+        if (
+            upper is None
+            and self.steps_codebook
+            and any(p.requires_grad for p in network.codebook_parameters())
+        ):
+            raise ValueError(
+                f"{type(self).__name__} trains the codebook: pass upper=an optimizer of "
+                "network.codebook_parameters(), or freeze them."
+            )
+        if upper is not None:
+            _check_holds(upper, network.codebook_parameters(), "upper", "codebook_parameters")
+        self.network = network
+        self.loss = loss
+        self.lower = lower
+        self.upper = upper
+        self.weights = LossWeights(commitment_weight, codebook_weight)
+
+    def step(self, x: Tensor, y: Tensor) -> Step:
+        """Change the weights by one batch.
+
+        If a pass raises, buffers (batch-norm statistics) and the random state are as they were
+        before it, and so are weights that no optimizer has stepped yet.
+
+        Args:
+            x: Inputs.
+            y: Targets of the task loss; `x` itself for reconstruction.
+        """
+        with Snapshot(self.network, x.device) as snapshot:
+            return self._step(self._batch(x, y), snapshot)
+
+    @abstractmethod
+    def _step(self, batch: Batch, snapshot: Snapshot) -> Step: ...
+
+    def _batch(self, x: Tensor, y: Tensor) -> Batch:
+        return Batch(self.network, self.loss, self.weights, x, y)
+
+    def _descend_codebook(self, gradient_of_table: Tensor) -> None:
+        """Step C's parameters along a gradient of the codebook itself, (K, D)."""
+        parameters = [p for p in self.network.codebook_parameters() if p.requires_grad]
+        if parameters:
+            with torch.enable_grad():
+                table = selecting(self.network).table()
+            found = torch.autograd.grad(table, parameters, gradient_of_table, allow_unused=True)
+            apply(self.upper, parameters, list(found))
+
+    def _descend_network(self, g_phi: Gradients, g_theta: Gradients) -> None:
+        apply(self.lower, self.network.network_parameters(), [*g_phi, *g_theta])
+
+    def _after_step(self, z_e: Tensor, codes: Tensor) -> None:
+        """The quantizer's own bookkeeping, once the optimizers have stepped."""
+        self.network.quantizer.after_step(z_e.detach(), codes, self.forget)
+
+    @torch.no_grad()
+    def forget(self, rows: Tensor) -> None:
+        """Forget what is remembered of rows of the codebook: the optimizer's moments."""
+        if self.upper is None:
+            return
+        for parameter in self.network.codebook_parameters():
+            for value in self.upper.state.get(parameter, {}).values():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    value[rows] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the rule itself remembers; nothing, for most."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put `state_dict` back.
+
+        Raises:
+            ValueError: if it is another rule's.
+        """
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise ValueError(
+                f"{type(self).__name__} remembers {sorted(own)}, got {sorted(state)}: the state "
+                "is another rule's."
+            )
+        for name, value in own.items():
+            value.copy_(state[name])
+
+
+def step_of(task: Tensor, quantized: Quantized, norms: dict[str, Tensor] | None = None) -> Step:
+    """The report of a step from its first pass."""
+    return Step(
+        task.detach(),
+        quantized.commitment_loss.detach(),
+        quantized.codebook_loss.detach(),
+        quantized.codes,
+        **(norms or {}),
+    )
+
+
+def apply(optimizer: Optimizer | None, parameters: Iterable[Tensor], gradients: Gradients) -> None:
+    """One step of an optimizer along given gradients; nothing stays behind in `.grad`."""
+    parameters = list(parameters)
+    if optimizer is None:
+        return
+    for parameter, g in zip(parameters, gradients, strict=True):
+        parameter.grad = g
+    try:
+        optimizer.step()
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _check_holds(
+    optimizer: Optimizer, parameters: Iterable[Tensor], name: str, method: str
+) -> None:
+    parameters = list(parameters)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    level = {id(p) for p in parameters}
+    trained = {id(p) for p in parameters if p.requires_grad}
+    if not (held <= level and trained <= held):
+        raise ValueError(
+            f"the {name} optimizer must hold the parameters of its level, got {len(held)} "
+            f"parameters of which {len(held & level)} of the level's {len(level)}: build it with "
+            f"network.{method}()."
+        )
