@@ -311,9 +311,12 @@ class Tokenizer:
 
 def _png_names(names: tuple[str, ...]) -> list[Path]:
     """A file name of its own for every image, inside the folder it will be put in."""
-    paths = [Path(name).with_suffix(".png") for name in names if Path(name).name]
-    if len(set(paths)) < len(names):  # a.jpg beside a.png
-        paths = [Path(f"{name}.png") for name in names]
-    if any(p.is_absolute() or ".." in p.parts for p in paths) or len(set(paths)) < len(names):
-        paths = [Path(f"{i:06d}.png") for i in range(len(names))]
-    return paths
+    if all(Path(name).name for name in names):
+        for paths in (
+            [Path(name).with_suffix(".png") for name in names],
+            [Path(f"{name}.png") for name in names],  # a.jpg beside a.png
+        ):
+            inside = not any(p.is_absolute() or ".." in p.parts for p in paths)
+            if inside and len(set(paths)) == len(names):
+                return paths
+    return [Path(f"{i:06d}.png") for i in range(len(names))]

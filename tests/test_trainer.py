@@ -1,0 +1,657 @@
+"""mqvae.trainer: the run it leaves, stopping and going on, and what it says when training fails."""
+
+import csv
+import json
+import math
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from mqvae import trainer
+from mqvae.config import load_preset, merged
+from mqvae.core.updates import Joint
+from mqvae.metrics import evaluate
+from mqvae.progress import Progress
+from mqvae.runs import COLUMNS, Run
+from mqvae.tasks import Reconstruction
+from mqvae.tokenizer import Tokenizer
+from mqvae.trainer import Interrupted, NotFinite, Settings, Training, warmup_cosine
+
+# 1,500 images in batches of 300 are 5 steps an epoch.
+SMALL = {
+    "name": "small",
+    "steps": 12,
+    "data": {"name": "digits", "side": 8, "batch_size": 300},
+    "network": {"width": 8, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
+    "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5},
+}
+RULES = {
+    "joint": {"class_path": "mqvae.Joint"},
+    "alternated": {"class_path": "mqvae.Alternated"},
+    "meta": {"class_path": "mqvae.Meta"},
+    "meta-kept-exact": {
+        "class_path": "mqvae.Meta",
+        "init_args": {
+            "look_ahead": {"class_path": "mqvae.Kept"},
+            "hypergradient": {"class_path": "mqvae.Exact"},
+        },
+    },
+}
+
+
+def settings(delta=None, *, rule="joint"):
+    found = merged(load_preset("digits-tiny"), SMALL)
+    return Settings.of(merged({**found, "update": RULES[rule]}, delta or {}))
+
+
+def weights(folder, name="last"):
+    return (folder / "checkpoints" / name / "model.safetensors").read_bytes()
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def all_but_time(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was left alone, for every rule."""
+    made = {}
+
+    def run(rule):
+        if rule not in made:
+            made[rule] = tmp_path_factory.mktemp("finished") / rule
+            torch.manual_seed(99)  # the seed of the settings is all that counts
+            Training(settings(rule=rule), made[rule]).fit()
+        return made[rule]
+
+    return run
+
+
+# -- what a run leaves -----------------------------------------------------------------------------
+
+
+def test_files_of_a_run(finished):
+    folder = finished("meta")
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
+    assert len(events) == 1
+    parts = ("model.safetensors", "training.safetensors", "state.json")
+    assert files - events == {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "code_counts.csv",
+        "samples/originals.png",
+        "samples/reconstructions.png",
+        *(f"checkpoints/{name}/{part}" for name in ("last", "best") for part in parts),
+    }
+
+
+def test_nothing_in_a_run_needs_unpickling(finished):
+    folder = finished("meta")
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        assert not content.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+        match path.suffix:
+            case ".safetensors":
+                with safe_open(path, "pt") as file:
+                    assert list(file.keys())
+            case ".json":
+                assert json.loads(content)
+            case ".yaml":
+                assert yaml.safe_load(content)
+            case ".csv":
+                table = list(csv.reader(content.decode().splitlines()))
+                assert {len(line) for line in table} == {len(table[0])}
+            case ".png":
+                with Image.open(path) as image:
+                    image.load()
+            case _:
+                assert path.parent.name == "tensorboard"
+
+
+@pytest.mark.parametrize("rule", ["joint", "meta"])
+def test_metrics(finished, rule):
+    found = rows(finished(rule))
+    assert tuple(found[0]) == COLUMNS
+    assert [int(row["step"]) for row in found] == [2, 4, 6, 8, 10, 12]
+    seconds = [float(row["seconds"]) for row in found]
+    assert seconds[0] > 0
+    assert seconds == sorted(set(seconds))
+    for row in found:
+        for name in ("task", "commitment", "codebook", "network_lr", "codebook_lr"):
+            assert float(row[name]) > 0
+        assert 1 <= float(row["perplexity"]) <= 16
+        assert 1 / 16 <= float(row["usage"]) <= 1
+        for name in ("direct_norm", "indirect_norm", "cosine"):
+            assert (row[name] != "") == (rule == "meta")
+
+
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path):
+    delta = {"steps": 5, "trainer": {"log_every": 3}}
+    Training(settings(delta), tmp_path / "run").fit()
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["3", "5"]
+
+
+def test_summary(finished):
+    folder = finished("meta")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 12
+    assert (summary["name"], summary["rule"], summary["seed"]) == ("small", "Meta", 0)
+    assert summary["dataset"] == "digits"
+    assert "scikit-learn" in summary["source"]
+    assert summary["device"].startswith("cpu")
+    assert set(summary["versions"]) >= {"mqvae", "torch", "python"}
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["protocol"]["images"] == 297
+    assert summary["warnings"] == []
+    assert summary["wall_seconds"] == pytest.approx(float(rows(folder)[-1]["seconds"]), rel=1e-6)
+    assert 0 < summary["seconds_per_step"] < summary["wall_seconds"]
+    # The figures are those of the weights that were saved.
+    tokenizer = Tokenizer.from_run(folder, device="cpu")
+    images = tokenizer.find_images("test")
+    measured = evaluate(tokenizer.network, images)
+    for name, value in measured.figures.items():
+        assert summary[name] == pytest.approx(value, rel=1e-6), name
+    assert summary["parameters"] == sum(p.numel() for p in tokenizer.network.parameters())
+
+
+def test_code_counts(finished):
+    with (finished("meta") / "code_counts.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(int(r["group"]), int(r["code"])) for r in table] == [(0, k) for k in range(16)]
+    assert sum(int(r["count"]) for r in table) == 297 * 2 * 2
+
+
+def test_samples(finished):
+    folder = finished("meta")
+    tokenizer = Tokenizer.from_run(folder, device="cpu")
+    x = tokenizer.find_images("test").pixels[:16] / 255
+    shown = {"originals": x, "reconstructions": tokenizer.network(x).output.clamp(0, 1)}
+    for name, images in shown.items():
+        with Image.open(folder / "samples" / f"{name}.png") as picture:
+            strip = np.asarray(picture.convert("L"))
+        assert strip.shape == (8, 16 * 8 + 15 * 2)
+        for i, image in enumerate(images):
+            expected = image[0].detach().numpy() * 255
+            assert abs(strip[:, i * 10 : i * 10 + 8] - expected).max() <= 1
+
+
+def test_a_run_is_repeated_from_its_config_alone(finished, tmp_path):
+    config = Run(finished("meta")).config
+    assert config["data"]["channels"] == 1
+    assert config["update"]["init_args"]["hypergradient"]["class_path"] == "mqvae.FiniteDifference"
+    torch.manual_seed(5)
+    Training(Settings.of(config), tmp_path / "again").fit()
+    assert weights(tmp_path / "again") == weights(finished("meta"))
+    assert all_but_time(tmp_path / "again") == all_but_time(finished("meta"))
+    assert Run(tmp_path / "again").config == config
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    Training(settings({"seed": 1}), tmp_path / "run").fit()
+    assert weights(tmp_path / "run") != weights(finished("joint"))
+
+
+def test_a_folder_of_images_is_found_from_anywhere(tmp_path, monkeypatch):
+    images = tmp_path / "photos"
+    images.mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (10, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{i:02}.jpg")
+    monkeypatch.chdir(tmp_path)
+    delta = {"data": {"name": "photos", "batch_size": 5}, "steps": 2}
+    training = Training(settings(delta), "run")
+    assert training.run.config["data"]["name"] == str(images)
+    assert training.run.config["data"]["channels"] == 3
+    training.fit()
+    monkeypatch.chdir("/")
+    tokenizer = Tokenizer.from_run(tmp_path / "run", device="cpu")
+    assert len(tokenizer.find_images("test")) == 2
+
+
+def test_validation_leaves_training_alone(finished, tmp_path):
+    # `best` is looked for at every checkpoint: more of them must not change the weights.
+    Training(settings({"trainer": {"checkpoint_every": 2}}), tmp_path / "run").fit()
+    assert weights(tmp_path / "run") == weights(finished("joint"))
+
+
+def test_best_is_the_best_of_the_checkpoints(tmp_path, monkeypatch):
+    values = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(Training, "_validation_task", lambda self: next(values))
+    Training(settings(), tmp_path / "run").fit()
+    run = Run(tmp_path / "run")
+    assert run.load("best").state["step"] == 10
+    assert run.load("last").state["step"] == 12
+    assert run.load("last").state["best"] == 0.3
+    assert weights(run.folder, "best") != weights(run.folder)
+
+
+# -- learning rates --------------------------------------------------------------------------------
+
+
+def test_rates_rise_linearly_and_fall_as_a_cosine(tmp_path):
+    delta = {
+        "steps": 40,
+        "data": {"batch_size": 16},
+        "optimizer": {"network_lr": 2e-3, "codebook_lr": 5e-2, "warmup": 0.1},
+        "trainer": {"log_every": 1, "checkpoint_every": 1000},
+    }
+    used = []
+
+    class Watched(Joint):
+        def step(self, x, y):
+            used.append([o.param_groups[0]["lr"] for o in (self.lower, self.upper)])
+            return super().step(x, y)
+
+    training = Training(settings(delta), tmp_path / "run")
+    training.update.__class__ = Watched
+    training.fit()
+    expected = [1 / 4, 2 / 4, 3 / 4, 1.0]
+    expected += [(1 + math.cos(math.pi * i / 36)) / 2 for i in range(36)]
+    found = rows(tmp_path / "run")
+    for name, peak, column in (("network_lr", 2e-3, 0), ("codebook_lr", 5e-2, 1)):
+        logged = [float(row[name]) for row in found]
+        np.testing.assert_allclose(logged, peak * np.array(expected), rtol=1e-6)
+        # What the row says is what the step used.
+        np.testing.assert_allclose(logged, [rates[column] for rates in used], rtol=1e-6)
+        assert logged[-1] < 0.003 * peak
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "expected"),
+    [
+        (4, 0.0, [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+        (4, 1.0, [0.25, 0.5, 0.75, 1]),
+        (4, 0.5, [0.5, 1, 1, 0.5]),
+        (1, 0.0, [1]),
+        (1, 0.1, [1]),
+        (1, 1.0, [1]),
+    ],
+)
+def test_factors(steps, warmup, expected):
+    factor = warmup_cosine(steps, warmup)
+    np.testing.assert_allclose([factor(i) for i in range(steps)], expected, atol=1e-12)
+
+
+# -- the codebook to start from --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_codebook_starts_as_k_means_of_embeddings(tmp_path, groups):
+    from sklearn.cluster import KMeans
+
+    delta = {"quantizer": {"init_args": {"groups": groups, "num_codes": 24}}}
+    training = Training(settings(delta), tmp_path / "run")
+    network = training.network
+    with torch.no_grad():
+        z_e = network.embed(training.train_images.pixels / 255)
+        quantized = network.quantizer(z_e)
+    codes = quantized.codes.reshape(-1, groups)
+    books = network.quantizer.codebook().detach().chunk(groups)
+    for g, part in enumerate(z_e.reshape(-1, groups, 4 // groups).unbind(1)):
+        assert len(codes[:, g].unique()) == 24
+        reached = (part - books[g][codes[:, g]]).square().sum().item()
+        reference = KMeans(24, n_init=1, random_state=0).fit(part.numpy()).inertia_
+        chance = torch.cdist(part, part[torch.randperm(len(part))[:24]]).amin(1).square().sum()
+        print(reached / reference, chance / reference)
+        # It has seen a part of the images only.
+        assert reached < 1.25 * reference < chance
+    # It is what the first checkpoint holds.
+    first = Run(tmp_path / "run").load("last")
+    assert first.state["step"] == 0
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(first.model[name], tensor)
+
+
+def test_codes_spread_from_the_first_row_on(finished):
+    assert float(rows(finished("joint"))[0]["usage"]) > 0.9
+    assert float(rows(finished("joint"))[0]["perplexity"]) > 8
+
+
+# -- stopping and going on -------------------------------------------------------------------------
+
+
+def stop_after(monkeypatch, step, how):
+    """Something that happens when that step is done."""
+    advance = Progress.advance
+
+    def and_stop(self, at, result):
+        advance(self, at, result)
+        if at == step:
+            how()
+
+    monkeypatch.setattr(Progress, "advance", and_stop)
+
+
+def resume(folder):
+    torch.manual_seed(1234)
+    torch.rand(7)
+    run = Run(folder)
+    return Training(Settings.of_run(run), resume=run)
+
+
+def same_run(folder, other):
+    assert weights(folder) == weights(other)
+    assert weights(folder, "best") == weights(other, "best")
+    assert all_but_time(folder) == all_but_time(other)
+    seconds = [float(row["seconds"]) for row in rows(folder)]
+    assert seconds == sorted(set(seconds))
+    timed = {"seconds_per_step", "wall_seconds"}
+    one, two = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
+    assert one.keys() == two.keys()
+    assert {k: one[k] for k in one.keys() - timed} == {k: two[k] for k in two.keys() - timed}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step", [1, 7, 10, 12])
+def test_stopped_and_gone_on_with_is_as_if_never_stopped(
+    finished, tmp_path, monkeypatch, rule, step
+):
+    folder = tmp_path / "run"
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        number = (signal.SIGINT, signal.SIGTERM)[step % 2]
+        stop_after(patch, step, lambda: signal.raise_signal(number))
+        with pytest.raises(Interrupted) as stopped:
+            Training(settings(rule=rule), folder).fit()
+    assert (stopped.value.step, stopped.value.signal_number) == (step, number)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert Run(folder).load("last").state["step"] == step
+    assert not (folder / "summary.json").exists()
+    training = resume(folder)
+    assert training.step == step
+    training.fit()
+    same_run(folder, finished(rule))
+
+
+def test_killed_and_gone_on_with(finished, tmp_path, monkeypatch):
+    """Without a last word: from the last checkpoint, rows written after it are written again."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9, kill)
+        with pytest.raises(Killed):
+            Training(settings(rule="meta"), folder).fit()
+    assert [row["step"] for row in rows(folder)] == ["2", "4", "6", "8"]
+    training = resume(folder)
+    assert training.step == 5
+    assert [row["step"] for row in rows(folder)] == ["2", "4"]
+    training.fit()
+    same_run(folder, finished("meta"))
+
+
+def test_stopped_twice(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    for step, make in ((3, lambda: Training(settings(), folder)), (4, lambda: resume(folder))):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step, lambda: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(Interrupted):
+                make().fit()
+    resume(folder).fit()
+    same_run(folder, finished("joint"))
+
+
+def test_stopped_in_the_last_checkpoint(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        validate = Training._validation_task
+
+        def stopping(self):
+            if self.step == 12:
+                signal.raise_signal(signal.SIGTERM)
+            return validate(self)
+
+        patch.setattr(Training, "_validation_task", stopping)
+        with pytest.raises(Interrupted):
+            Training(settings(), folder).fit()
+    assert not (folder / "summary.json").exists()
+    resume(folder).fit()
+    same_run(folder, finished("joint"))
+
+
+def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
+    folder, step = tmp_path / "run", Joint.step
+    calls = []
+
+    def slow(self, x, y):
+        calls.append(1)
+        if len(calls) == 8:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return step(self, x, y)
+
+    monkeypatch.setattr(Joint, "step", slow)
+    with pytest.raises(KeyboardInterrupt):
+        Training(settings(), folder).fit()
+    assert len(calls) == 8
+    assert Run(folder).load("last").state["step"] == 5
+
+
+def test_a_config_that_does_not_fit_its_checkpoint(tmp_path):
+    Training(settings(), tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config["network"]["width"] = 10
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"run does not fit its config\.yaml"):
+        resume(tmp_path / "run")
+
+
+# -- losses that are not finite --------------------------------------------------------------------
+
+
+def all_finite(run):
+    for name in ("last", "best"):
+        if (run.folder / "checkpoints" / name).exists():
+            found = run.load(name)
+            for key, tensor in {**found.model, **found.training}.items():
+                assert torch.isfinite(tensor).all(), (name, key)
+    for row in rows(run.folder):
+        assert all(math.isfinite(float(v)) for v in row.values() if v)
+    return run.load("last").state["step"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rule", ["joint", "meta"])
+def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, value, rule):
+    loss, factors = Reconstruction.loss, [1]
+
+    def failing(self, output, target):
+        return loss(self, output, target) * factors[-1]
+
+    monkeypatch.setattr(Reconstruction, "loss", failing)
+    stop_after(monkeypatch, 7, lambda: factors.append(value))
+    with pytest.raises(NotFinite, match=rf"the task loss is {value} at step 8\b") as raised:
+        Training(settings(rule=rule), tmp_path / "run").fit()
+    assert str(tmp_path / "run" / "checkpoints" / "last") in str(raised.value)
+    assert all_finite(Run(tmp_path / "run")) == 5
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 100])
+@pytest.mark.parametrize("rate", ["network_lr", "codebook_lr"])
+def test_an_absurd_rate(tmp_path, checkpoint_every, rate):
+    delta = {
+        "optimizer": {rate: 1e30},
+        "trainer": {"log_every": 1, "checkpoint_every": checkpoint_every},
+    }
+    with pytest.raises(NotFinite, match=r"at step [12]\b"):
+        Training(settings(delta), tmp_path / "run").fit()
+    assert all_finite(Run(tmp_path / "run")) <= 1
+
+
+def test_a_run_of_one_absurd_step(tmp_path):
+    # Its loss was finite; what it made of the weights is not fit to be saved or summed up.
+    delta = {"steps": 1, "optimizer": {"network_lr": 1e30}}
+    with pytest.raises(NotFinite, match=r"validation loss is (inf|nan) at step 1\b"):
+        Training(settings(delta), tmp_path / "run").fit()
+    assert all_finite(Run(tmp_path / "run")) == 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_nothing_that_is_not_finite_is_saved(tmp_path, where):
+    training = Training(settings(), tmp_path / "run")
+    before = weights(tmp_path / "run")
+    training.step = 3
+    training.update.step(*[torch.rand(8, 1, 8, 8)] * 2)
+    if where == "weight":
+        next(training.network.decoder.parameters()).data.view(-1)[0] = math.inf
+    else:
+        state = next(iter(training.upper.state.values()))
+        state["exp_avg"][0, 0] = math.nan
+    with pytest.raises(NotFinite, match=r"(decoder|upper)\.\S+ is not finite at step 3\b"):
+        training._save("last")
+    assert weights(tmp_path / "run") == before
+    assert all_finite(Run(tmp_path / "run")) == 0
+
+
+# -- collapse --------------------------------------------------------------------------------------
+
+
+def test_collapse_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 20)
+    delta = {
+        "steps": 60,
+        "data": {"batch_size": 30},
+        "quantizer": {"init_args": {"num_codes": 512}},
+        "optimizer": {"codebook_lr": 3.0, "warmup": 0},
+    }
+    summary = Training(settings(delta), tmp_path / "run").fit()
+    usage = [float(row["usage"]) for row in rows(tmp_path / "run")]
+    assert usage[-10:] == pytest.approx([usage[-1]] * 10, abs=0.01)
+    assert max(usage[-10:]) < 0.01
+    [warning] = summary["warnings"]
+    assert f"mqvae: warning: {warning}" in capsys.readouterr().err
+    assert "codebook collapse" in warning and "of 512 codes" in warning
+    assert "optimizer.codebook_lr" in warning and "quantizer.num_codes" in warning
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"] == [warning]
+
+
+def test_no_collapse_no_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 2)
+    delta = {"steps": 8, "optimizer": {"codebook_lr": 1e-4}}
+    summary = Training(settings(delta), tmp_path / "run").fit()
+    assert summary["warnings"] == []
+    assert "warning" not in capsys.readouterr().err
+    assert min(float(row["usage"]) for row in rows(tmp_path / "run")) > 0.5
+
+
+def log_rows(training, used):
+    """Rows in which so many of the codes were used."""
+    step = SimpleNamespace(
+        **dict.fromkeys(("task", "commitment", "codebook"), torch.tensor(1.0)),
+        **dict.fromkeys(("direct_norm", "indirect_norm", "cosine")),
+    )
+    writer = SimpleNamespace(add_scalar=lambda *a: None)
+    for number in used:
+        training.step += training.log_every
+        training.counts[:, :number] = 5
+        training._log(step, writer)
+
+
+@pytest.mark.parametrize(
+    ("num_codes", "used", "warnings"),
+    [
+        (500, [4] * 3, 0),  # not long enough
+        (500, [4] * 4, 1),
+        (500, [4] * 20, 1),  # once is enough
+        (500, [5] * 20, 0),  # 1% is not under 1%
+        (500, [4, 4, 4, 9, 4, 4, 4, 9], 0),
+        (500, [4, 4, 4, 4, 9, 4, 4, 4, 4], 2),
+        (16, [1] * 4, 1),  # one code of 16 is over 1%, and a collapse all the same
+        (16, [2] * 20, 0),
+        (2, [1] * 4, 1),
+        (1, [1] * 20, 0),
+    ],
+)
+def test_when_a_collapse_is_one(tmp_path, monkeypatch, num_codes, used, warnings):
+    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 40)
+    delta = {
+        "quantizer": {"init_args": {"num_codes": num_codes}},
+        "trainer": {"log_every": 10},
+    }
+    monkeypatch.setattr(Training, "_initialize_codebook", lambda self: None)
+    training = Training(settings(delta), tmp_path / "run")
+    log_rows(training, used)
+    assert len(training.warnings) == warnings
+
+
+def test_a_collapse_goes_on_over_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 40)
+    delta = {"trainer": {"log_every": 10}, "steps": 100}
+    training = Training(settings(delta), tmp_path / "run")
+    log_rows(training, [1, 1, 1])
+    training._save("last")
+    again = resume(tmp_path / "run")
+    log_rows(again, [1])
+    assert len(again.warnings) == 1
+    again._save("last")
+    assert resume(tmp_path / "run").warnings == again.warnings
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+
+def test_progress_without_a_terminal(capsys):
+    step = SimpleNamespace(task=torch.tensor(0.5), commitment=torch.tensor(0.25))
+    with Progress("MQ-VAE", 0, 200) as progress:
+        for i in range(1, 201):
+            progress.advance(i, step)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("MQ-VAE: 20/200, ")
+    assert "steps/s" in lines[0] and "s left" in lines[0]
+    assert "task 5.00e-01 commitment 2.50e-01" in lines[0]
+
+
+def test_progress_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    step = SimpleNamespace(task=torch.tensor(0.5), commitment=torch.tensor(0.25))
+    with Progress("MQ-VAE", 10, 20) as progress:
+        for i in range(11, 21):
+            progress.advance(i, step)
+    shown = capsys.readouterr().err
+    assert "20/20" in shown and "steps/s" in shown and "task 5.00e-01" in shown
+
+
+def test_a_machine_without_the_accelerator(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ValueError, match=r"trainer\.accelerator is cuda, which this machine"):
+        Training(settings({"trainer": {"accelerator": "cuda"}}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_trains_and_is_measured_in_float32(tmp_path):
+    delta = {"steps": 3, "trainer": {"precision": "bf16-mixed"}}
+    summary = Training(settings(delta, rule="meta"), tmp_path / "run").fit()
+    assert summary["protocol"]["precision"] == "float32"
+    tokenizer = Tokenizer.from_run(tmp_path / "run", device="cpu")
+    assert all(t.dtype == torch.float32 for t in load_file_of(tmp_path / "run").values())
+    measured = evaluate(tokenizer.network, tokenizer.find_images("test"))
+    assert measured.figures["mse"] == pytest.approx(summary["mse"], rel=1e-6)
+
+
+def load_file_of(folder):
+    return load_file(folder / "checkpoints" / "last" / "model.safetensors")
