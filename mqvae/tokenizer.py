@@ -139,10 +139,7 @@ class Tokenizer:
         run = Run(folder)
         settings = Settings.of_run(run)
         saved = run.load(checkpoint, training=False)
-        try:
-            network = build_network(settings)
-        except ValueError as error:
-            raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
+        network = build_network(settings)
         try:
             network.load_state_dict(saved.model)
         except RuntimeError as error:

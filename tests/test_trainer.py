@@ -517,7 +517,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path, where):
     if where == "weight":
         next(training.network.decoder.parameters()).data.view(-1)[0] = math.inf
     else:
-        state = next(iter(training.upper.state.values()))
+        state = next(iter(training.update.upper.state.values()))
         state["exp_avg"][0, 0] = math.nan
     with pytest.raises(NotFinite, match=r"(decoder|upper)\.\S+ is not finite at step 3\b"):
         training._save("last")

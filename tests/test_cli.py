@@ -1,0 +1,612 @@
+"""mqvae.cli: what a person types, what comes back, and what bad input meets."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mqvae.cli import main
+from mqvae.runs import Run
+from mqvae.tokenizer import Codes
+
+SMALL = [
+    *["--data.side", "8", "--data.batch_size", "100", "--network.width", "8"],
+    *["--network.residual_blocks", "1", "--quantizer.num_codes", "16", "--quantizer.dim", "4"],
+    *["--trainer.accelerator", "cpu", "--steps", "4", "--optimizer.codebook_lr", "1e-3"],
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run, its codes, another run and a few images; never written to."""
+    folder = tmp_path_factory.mktemp("made")
+    assert main(["train", "digits-tiny", *SMALL, "--out", str(folder / "run")]) == 0
+    other = ["--quantizer.num_codes", "20", "--out", str(folder / "other")]
+    assert main(["train", "digits-tiny", *SMALL, *other]) == 0
+    assert main(["encode", str(folder / "run"), "test", "--out", str(folder / "codes.npz")]) == 0
+    picture(folder / "images" / "a.png", 8)
+    picture(folder / "images" / "b" / "c.png", 8)
+    picture(folder / "nine.png", 9)
+    picture(folder / "colour.png", 8, channels=3)
+    (folder / "broken.png").write_bytes(b"hello")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture
+def there(made, tmp_path, monkeypatch):
+    """A copy of it, as the working folder."""
+    shutil.copytree(made, tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    return tmp_path / "there"
+
+
+def picture(path, side, channels=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, np.uint8)).save(path)
+
+
+def everything(folder):
+    """Every path under a folder with its contents and time of change."""
+    return {
+        p: (p.read_bytes(), p.stat().st_mtime_ns) if p.is_file() else None
+        for p in folder.rglob("*")
+    }
+
+
+def refused(folder, arguments, capsys, code=2):
+    """What the program says when it leaves everything as it was."""
+    before = everything(folder)
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == code
+    assert everything(folder) == before
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+TRAIN = ["train", "digits-tiny", *SMALL, "--out", "new"]
+UPDATE = [*TRAIN, "--update"]
+META = [*UPDATE, "Meta"]
+EXACT = [*META, "--update.hypergradient", "Exact"]
+
+BAD_INPUT = {
+    # Commands, presets and options, with the nearest name.
+    "command": (["trian"], "there is no command 'trian'. Did you mean 'train'?"),
+    "command far off": (["fly"], "Commands: train, evaluate"),
+    "no preset": (["train"], "train needs a preset"),
+    "no preset but options": (["train", "--steps", "3"], "train needs a preset"),
+    "preset": (["train", "digits-tyni"], "no preset 'digits-tyni'. Did you mean 'digits-tiny'?"),
+    "second preset": (["train", "digits-tiny", "paper"], "an argument too many: 'paper'"),
+    "option": (
+        [*TRAIN, "--optimizer.netwrok_lr", "1"],
+        "no option --optimizer.netwrok_lr. Did you mean '--optimizer.network_lr'?",
+    ),
+    "option with =": ([*TRAIN, "--sede=1"], "no option --sede. Did you mean '--seed'?"),
+    "abbreviation": ([*TRAIN, "--overwr"], "no option --overwr. Did you mean '--overwrite'?"),
+    "value missing": (["train", "digits-tiny", "--steps"], "--steps: expected one argument"),
+    "data set": ([*TRAIN, "--data.name", "digts"], "did you mean 'digits'?"),
+    "rule": ([*UPDATE, "Mta"], "--update has no choice 'Mta'. Did you mean 'Meta'?"),
+    "rule's option": ([*META, "--update.xo", "1"], "no option --update.xo of Meta."),
+    "rule's option, near": (
+        [*META, "--update.lookahead", "Kept"],
+        "Did you mean 'look_ahead'?",
+    ),
+    "another rule's option": (
+        [*UPDATE, "Joint", "--update.xi", "1"],
+        "no option --update.xi of Joint",
+    ),
+    "hypergradient": (
+        [*META, "--update.hypergradient", "Exct"],
+        "--update.hypergradient has no choice 'Exct'. Did you mean 'Exact'?",
+    ),
+    "hypergradient's option": (
+        [*EXACT, "--update.hypergradient.curvatur", "ForwardMode"],
+        "no option --update.hypergradient.curvatur of Exact. Did you mean 'curvature'?",
+    ),
+    "derivative": (
+        [*EXACT, "--update.hypergradient.curvature", "FowardMode"],
+        "--update.hypergradient.curvature has no choice 'FowardMode'. Did you mean 'ForwardMode'?",
+    ),
+    "look-ahead": ([*META, "--update.look_ahead", "Kep"], "Did you mean 'Kept'?"),
+    "quantizer's option": (
+        [*TRAIN, "--quantizer.num_code", "5"],
+        "no option --quantizer.num_code of VectorQuantizer. Did you mean 'num_codes'?",
+    ),
+    "resume with options": (["train", "--resume", "run", "--steps", "5"], "leave out --steps 5"),
+    "evaluate's option": (["evaluate", "run", "--splt", "test"], "Did you mean '--split'?"),
+    "encode's option": (
+        ["encode", "run", "test", "--out", "new.npz", "--overwrit"],
+        "Did you mean '--overwrite'?",
+    ),
+    "encode without --out": (["encode", "run", "test"], "required: --out"),
+    "checkpoint": (["evaluate", "run", "--checkpoint", "first"], "'first' (choose from"),
+    # Values out of range, with the range, and of the wrong type.
+    "xi": ([*META, "--update.xi", "-1"], "xi must be 0 or more, got -1.0"),
+    "beta": ([*META, "--update.commitment_weight", "-1"], "commitment_weight must be 0 or more"),
+    "steps": ([*TRAIN, "--steps", "0"], "steps must be 1 or more, got 0"),
+    "batch_size": ([*TRAIN, "--data.batch_size", "0"], "data.batch_size must be 1 or more, got 0"),
+    "batch_size large": ([*TRAIN, "--data.batch_size", "1501"], "expected 1 to 1500"),
+    "warmup": ([*TRAIN, "--optimizer.warmup", "2"], "optimizer.warmup must lie in 0 … 1, got 2.0"),
+    "rate": ([*TRAIN, "--optimizer.network_lr", "-1"], "must be 0 or more and finite, got -1.0"),
+    "rate nan": ([*TRAIN, "--optimizer.network_lr", ".nan"], "0 or more and finite, got nan"),
+    "rate word": ([*TRAIN, "--optimizer.network_lr", "high"], "expects float, got 'high'"),
+    "decay": ([*TRAIN, "--optimizer.weight_decay", ".inf"], "0 or more and finite, got inf"),
+    "precision": ([*TRAIN, "--trainer.precision", "16"], "one of 32-true, bf16-mixed, got '16'"),
+    "accelerator": ([*TRAIN, "--trainer.accelerator", "gpu"], "one of auto, cpu, cuda, mps"),
+    "devices": ([*TRAIN, "--trainer.devices", "2"], "trainer.devices must be 1, got 2"),
+    "width": ([*TRAIN, "--network.width", "7"], "width must be an even number of 2 or more, got 7"),
+    "blocks": ([*TRAIN, "--network.residual_blocks", "-1"], "residual_blocks must be 0 or more"),
+    "groups": ([*TRAIN, "--quantizer.groups", "3"], "groups must divide dim: got groups=3, dim=4"),
+    "num_codes": ([*TRAIN, "--quantizer.num_codes", "0"], "num_codes must be 1 or more, got 0"),
+    "seed": ([*TRAIN, "--seed", "-1"], "seed must lie in 0 … 4294967295, got -1"),
+    "channels": ([*TRAIN, "--data.channels", "2"], "data.channels must be 1 or 3, got 2"),
+    "side": ([*TRAIN, "--data.side", "10"], "got 10 × 10: 8 × 8 or 12 × 12 would do"),
+    "type": ([*TRAIN, "--steps", "many"], "--steps expects int, got 'many'"),
+    "type of a fraction": ([*TRAIN, "--steps", "1.5"], "--steps expects int, got '1.5'"),
+    "type, optional": ([*TRAIN, "--data.side", "big"], "--data.side expects int, got 'big'"),
+    "type, nested": (
+        [*EXACT, "--update.hypergradient.tangent.radius", "wide"],
+        "--update.hypergradient.tangent.radius expects float, got 'wide'",
+    ),
+    "group as a value": ([*TRAIN, "--data", "digits"], "--data takes a YAML file"),
+    # Data.
+    "data root": (
+        ["train", "fashion-mnist-demo", "--out", "new", "--data.root", "empty"],
+        "fashion-mnist is not in",
+    ),
+    "folder without images": ([*TRAIN, "--data.name", "empty"], "holds no images"),
+    "folder with one image": ([*TRAIN, "--data.name", "images/b"], "too few images"),
+    # Run folders.
+    "run exists": (["train", "digits-tiny", "--out", "run"], "run exists already: choose another"),
+    "not a run to overwrite": (
+        [*TRAIN, "--out", "images", "--overwrite"],
+        "images is not a run, so --overwrite leaves it alone",
+    ),
+    "a file to overwrite": ([*TRAIN, "--out", "nine.png", "--overwrite"], "nine.png is not a run"),
+    "out inside a file": ([*TRAIN, "--out", "nine.png/run"], "Not a directory"),
+    **{
+        f"{name} of nothing": ([*arguments], "nowhere is not a run: there is no such folder")
+        for name, arguments in {
+            "resume": ["train", "--resume", "nowhere"],
+            "evaluate": ["evaluate", "nowhere"],
+            "encode": ["encode", "nowhere", "test", "--out", "new.npz"],
+            "decode": ["decode", "nowhere", "codes.npz", "--out", "new"],
+        }.items()
+    },
+    "resume no run": (["train", "--resume", "images"], "images is not a run: it has no config"),
+    "evaluate no run": (["evaluate", "images"], "images is not a run: it has no config.yaml"),
+    # Images.
+    "no such image": (
+        ["encode", "run", "nowhere.png", "--out", "new.npz"],
+        "there is no 'nowhere.png'",
+    ),
+    "unreadable": (["encode", "run", "broken.png", "--out", "new.npz"], "broken.png cannot be"),
+    "channels of images": (
+        ["encode", "run", "colour.png", "--out", "new.npz"],
+        "colour.png has images of 3 channels, the run was trained on 1: --fit",
+    ),
+    "side of images": (
+        ["encode", "run", "nine.png", "--out", "new.npz"],
+        "got 9 × 9: 8 × 8 or 12 × 12 would do. --fit",
+    ),
+    "no images": (["encode", "run", "empty", "--out", "new.npz"], "empty holds no images"),
+    "no image": (["encode", "run", "codes.npz", "--out", "new.npz"], "is not an image by its name"),
+    # Codes.
+    "codes exist": (["encode", "run", "test", "--out", "codes.npz"], "codes.npz exists already"),
+    "codes into a folder": (["encode", "run", "test", "--out", "images"], "images is a folder"),
+    "no codes": (["decode", "run", "none.npz", "--out", "new"], "there is no file none.npz"),
+    "an image as codes": (["decode", "run", "nine.png", "--out", "new"], "does not hold codes"),
+    "codes of another run": (
+        ["decode", "other", "codes.npz", "--out", "new"],
+        "the codes index 16 codewords, the run has 20",
+    ),
+    "images exist": (["decode", "run", "codes.npz", "--out", "images"], "images exists already"),
+    "images into a file": (["decode", "run", "codes.npz", "--out", "nine.png"], "is a file"),
+}
+
+
+def is_clear(err):
+    assert err.startswith("mqvae: error: ")
+    assert "Traceback" not in err
+    assert "fault of mqvae" not in err
+    # One message: no class names of other libraries, no leftovers of theirs.
+    assert not re.search(r"jsonargparse|Namespace|NoneType|Errno|class '|Parser key", err)
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input(there, capsys, arguments, said):
+    err = refused(there, arguments, capsys)
+    is_clear(err)
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*TRAIN, "--steps", "0"],
+        [*TRAIN, "--sede", "1"],
+        ["encode", "run", "nine.png", "--out", "new.npz"],
+        ["evaluate", "nowhere"],
+    ],
+)
+def test_debug_shows_the_traceback(there, capsys, arguments):
+    plain = refused(there, arguments, capsys)
+    shown = refused(there, [*arguments, "--debug"], capsys)
+    assert "Traceback (most recent call last)" in shown
+    assert shown.endswith(plain)
+
+
+YAML_FILES = {
+    "missing": (None, "there is no file new.yaml"),
+    "broken": ("a: [1\nb: }", "new.yaml is not valid YAML"),
+    "binary": ("\x80\x81\x00", "new.yaml is not valid YAML"),
+    "list": ("- 1", "new.yaml must hold settings as 'name: value', got [1]"),
+    "word": ("hello", "new.yaml must hold settings as 'name: value', got 'hello'"),
+    "numbers": ("1: 2", "new.yaml must hold settings as 'name: value'"),
+    "empty": ("", "new.yaml: quantizer, update must be set"),
+    "base": ("base: digits-tyn", "no preset 'digits-tyn'. Did you mean 'digits-tiny'?"),
+    "base missing": ("base: more.yaml", "there is no file more.yaml"),
+    "base number": ("base: 5", "new.yaml: base must name a preset or a YAML file, got 5"),
+    "circle": ("base: new.yaml", "base goes in a circle"),
+    "setting": ("base: paper\nstpes: 1", "no setting 'stpes'. Did you mean 'steps'?"),
+    "group": ("base: paper\ndta: {side: 8}", "no setting 'dta.side'. Did you mean 'data.side'?"),
+    "setting in a group": (
+        "base: paper\noptimizer: {network_rl: 1}",
+        "no setting 'optimizer.network_rl'. Did you mean 'optimizer.network_lr'?",
+    ),
+    "type": ("base: paper\nsteps: many", "new.yaml: steps expects int, got 'many'"),
+    "nothing": ("base: paper\nsteps:", "steps expects int, got None"),
+    "group as a value": ("base: paper\ndata: 5", "data must hold settings as 'name: value', got 5"),
+    "class": ("base: paper\nupdate: {class_path: mqvae.Mta}", "no choice 'Mta'. Did you mean 'Me"),
+    "class of another kind": (
+        "base: paper\nupdate: {class_path: mqvae.VectorQuantizer}",
+        "update has no choice 'VectorQuantizer'",
+    ),
+    "class nowhere": ("base: paper\nupdate: {class_path: nowhere.It}", "no choice 'nowhere.It'"),
+    "argument": ("base: paper\nupdate: {init_args: {x: 1}}", "of Meta. Did you mean 'xi'?"),
+    "range": ("base: paper\noptimizer: {warmup: 2}", "optimizer.warmup must lie in 0 … 1, got 2"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), YAML_FILES.values(), ids=YAML_FILES.keys())
+def test_bad_yaml(tmp_path, capsys, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "new.yaml").write_bytes(content.encode("latin-1"))
+    err = refused(tmp_path, ["train", "new.yaml", "--out", "new"], capsys)
+    is_clear(err)
+    assert said in err
+
+
+def edited(change):
+    def edit(folder):
+        path = folder / "run" / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        change(config)
+        path.write_text(yaml.safe_dump(config))
+
+    return edit
+
+
+def written(content):
+    return lambda folder: (folder / "run" / "config.yaml").write_bytes(content)
+
+
+def flipped(folder):
+    path = folder / "run" / "checkpoints" / "last" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGED_RUNS = {
+    "config broken": (written(b"a: [1"), "config.yaml is not valid YAML"),
+    "config binary": (written(b"\x80\xff"), "config.yaml is not valid YAML"),
+    "config empty": (written(b""), "config.yaml holds no settings"),
+    "no quantizer": (edited(lambda c: c.pop("quantizer")), "config.yaml: these are not the"),
+    "no width": (edited(lambda c: c["network"].update(wdith=4)), "config.yaml: these are not the"),
+    "steps": (edited(lambda c: c.update(steps="x")), "config.yaml: steps expects int, got 'x'"),
+    "class": (
+        edited(lambda c: c["quantizer"].update(class_path="os.system")),
+        "config.yaml: class_path 'os.system' is no part of mqvae",
+    ),
+    "class of another kind": (
+        edited(lambda c: c["quantizer"].update(class_path="mqvae.Kept", init_args={})),
+        "config.yaml: mqvae.Kept is no",
+    ),
+    "argument": (
+        edited(lambda c: c["quantizer"]["init_args"].update(num_code=4)),
+        "has no argument 'num_code'. Did you mean 'num_codes'?",
+    ),
+    "another width": (
+        edited(lambda c: c["network"].update(width=10)),
+        "the checkpoint of run does not fit its config.yaml",
+    ),
+    "weights": (flipped, "the checkpoint run/checkpoints/last is damaged"),
+    "no checkpoint": (
+        lambda folder: shutil.rmtree(folder / "run" / "checkpoints" / "last"),
+        "run has no checkpoint 'last'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGED_RUNS.values(), ids=DAMAGED_RUNS.keys())
+@pytest.mark.parametrize("command", ["resume", "evaluate", "decode"])
+def test_damaged_runs(there, capsys, damage, said, command):
+    damage(there)
+    arguments = {
+        "resume": ["train", "--resume", "run"],
+        "evaluate": ["evaluate", "run"],
+        "decode": ["decode", "run", "codes.npz", "--out", "new"],
+    }[command]
+    err = refused(there, arguments, capsys)
+    is_clear(err)
+    assert said in err
+
+
+def test_a_fault_of_the_program_is_owned_up_to(capsys, monkeypatch):
+    import mqvae.cli
+
+    def failing(arguments):
+        raise ZeroDivisionError("0 / 0")
+
+    monkeypatch.setattr(mqvae.cli, "_report", failing)
+    assert main(["report", "x"]) == 1
+    err = capsys.readouterr().err
+    assert "unexpected ZeroDivisionError: 0 / 0" in err and "--debug" in err
+    assert "Traceback" not in err
+    assert main(["report", "x", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+def test_train_says_where_the_run_is_and_what_is_next(tmp_path, capsys):
+    out = tmp_path / "a b" / "run"
+    assert main(["train", "digits-tiny", *SMALL, "--out", str(out)]) == 0
+    printed, err = capsys.readouterr()
+    assert f"mqvae report '{out}' --out" in printed
+    for name in ("mse", "psnr", "perplexity", "usage", "gradient_gap"):
+        assert re.search(rf"^{name} +[\d.e-]+$", printed, re.MULTILINE)
+    assert "MQ-VAE: digits, 1,500 images, 4 steps" in err
+    assert json.loads((out / "summary.json").read_text())["steps"] == 4
+
+
+def test_train_without_out_names_the_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits-tiny", *SMALL, "--update", "Joint", "--seed", "3"]) == 0
+    assert (tmp_path / "runs" / "digits-joint-seed3" / "summary.json").is_file()
+
+
+def test_train_from_a_file_and_nested_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("base: digits-tiny\nname: mine\nnetwork:\n  width: 6\n")
+    options = [
+        *["--update", "Meta", "--update.hypergradient", "Exact"],
+        *["--update.hypergradient.curvature", "ForwardMode", "--update.look_ahead", "Kept"],
+    ]
+    at = SMALL.index("--network.width")
+    sizes = [*SMALL[:at], *SMALL[at + 2 :], "--steps", "1"]
+    assert main(["train", "mine.yaml", *sizes, *options, "--out", "run"]) == 0
+    config = Run("run").config
+    assert config["name"] == "mine"
+    assert config["network"]["width"] == 6
+    arguments = config["update"]["init_args"]
+    assert arguments["hypergradient"]["class_path"] == "mqvae.Exact"
+    curvature = arguments["hypergradient"]["init_args"]["curvature"]
+    assert curvature["class_path"] == "mqvae.ForwardMode"
+    assert arguments["look_ahead"]["class_path"] == "mqvae.Kept"
+
+
+def test_overwrite_replaces_a_run(there, capsys):
+    assert main(["train", "digits-tiny", *SMALL, "--out", "run", "--seed", "5", "--overwrite"]) == 0
+    assert Run("run").config["seed"] == 5
+
+
+def test_a_finished_run_is_complete(there, capsys):
+    before = everything(there)
+    assert main(["train", "--resume", "run"]) == 0
+    assert "run is complete: all 4 steps are done" in capsys.readouterr().out
+    after = everything(there)
+    changed = {p.name for p in after if after[p] != before.get(p)}
+    assert changed <= {"metrics.csv", "run"}
+    assert all(after[p][0] == before[p][0] for p in before if p.is_file())
+
+
+def test_a_run_that_was_trained_and_not_measured(there, capsys):
+    summary = json.loads((there / "run" / "summary.json").read_text())
+    (there / "run" / "summary.json").unlink()
+    assert main(["train", "--resume=run"]) == 0
+    again = json.loads((there / "run" / "summary.json").read_text())
+    assert again.keys() == summary.keys()
+    assert again["mse"] == summary["mse"]
+    assert again["wall_seconds"] == summary["wall_seconds"]
+    assert again["seconds_per_step"] == pytest.approx(summary["wall_seconds"] / 4)
+
+
+def test_a_loss_that_is_not_finite(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["train", "digits-tiny", *SMALL, "--out", str(out)]
+    assert main([*arguments, "--optimizer.network_lr", "1e30"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert re.match(r"mqvae: the validation loss is (nan|inf) at step 1\.", last)
+    assert str(out / "checkpoints" / "last") in last
+    assert "lower optimizer.network_lr" in last
+    assert Run(out).load("last").state["step"] == 0
+    assert not (out / "summary.json").exists()
+
+
+def program(*arguments, **options):
+    """The program as a process of its own, one thread as the tests have."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(main.__code__.co_filename).parents[1]),
+    }
+    return subprocess.Popen(
+        [sys.executable, *options.pop("python", []), "-m", "mqvae", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "rule"), [(signal.SIGINT, 130, "Meta"), (signal.SIGTERM, 143, "Joint")]
+)
+def test_signals(tmp_path, number, code, rule):
+    options = ["digits-tiny", *SMALL, "--steps", "120", "--data.batch_size", "32"]
+    options += ["--update", rule]
+    run, whole = tmp_path / "a run", tmp_path / "whole"
+    with program("train", *options, "--out", run) as process:
+        for line in process.stderr:
+            if "12/120" in line:
+                process.send_signal(number)
+                break
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    stopped = re.search(r"stopped after step (\d+) of 120; go on with\n  (.*)\n", err)
+    assert 12 <= int(stopped[1]) < 120
+    assert stopped[2] == f"mqvae train --resume '{run}'"
+    assert not (run / "summary.json").exists()
+
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["train", *options, "--out", str(whole)]) == 0
+    for name in ("last", "best"):
+        part = Path("checkpoints", name, "model.safetensors")
+        assert (run / part).read_bytes() == (whole / part).read_bytes()
+
+
+def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
+    from mqvae.core.updates import Joint
+
+    def twice(self, x, y):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Joint, "step", twice)
+    out = tmp_path / "run"
+    arguments = ["train", "digits-tiny", *SMALL, "--update", "Joint", "--out", str(out)]
+    assert main(arguments) == 130
+    err = capsys.readouterr().err
+    assert (
+        f"stopped at once; go on from the last checkpoint with\n  mqvae train --resume {out}" in err
+    )
+    assert Run(out).load("last").state["step"] == 0
+
+
+def test_interrupted_before_there_is_a_run(tmp_path, capsys, monkeypatch):
+    import mqvae.trainer
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mqvae.trainer, "load_split", interrupted)
+    assert main(["train", "digits-tiny", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "mqvae: stopped\n"
+    assert not (tmp_path / "run").exists()
+
+
+# -- evaluate, encode, decode ----------------------------------------------------------------------
+
+
+def test_evaluate(there, capsys):
+    summary = json.loads((there / "run" / "summary.json").read_text())
+    assert main(["evaluate", "run"]) == 0
+    assert "run/evaluation.json" in capsys.readouterr().out
+    found = json.loads((there / "run" / "evaluation.json").read_text())
+    for name in ("mse", "psnr", "perplexity", "usage", "gradient_gap"):
+        assert found[name] == pytest.approx(summary[name], rel=1e-6)
+    assert found["protocol"] == summary["protocol"]
+    assert (found["checkpoint"], found["step"]) == ("last", 4)
+    assert set(found) >= {"device", "versions"}
+    assert main(["evaluate", "run", "--split", "train", "--checkpoint", "best"]) == 0
+    found = json.loads((there / "run" / "evaluation.json").read_text())
+    assert (found["protocol"]["split"], found["protocol"]["images"]) == ("train", 1500)
+    assert found["checkpoint"] == "best"
+
+
+def test_encode_and_decode(there, capsys):
+    assert main(["encode", "run", "images", "--out", "new/deep/codes.npz"]) == 0
+    out = capsys.readouterr().out
+    assert "2 images, 2 × 2 codes each, of 16" in out
+    back = re.search(r"mqvae (decode .*) --out DIR", out)[1].split()
+    codes = Codes.load("new/deep/codes.npz")
+    assert codes.names == ("a.png", "b/c.png")
+    assert main([*back, "--out", "new/images"]) == 0
+    names = {p.relative_to("new/images").as_posix() for p in Path("new/images").rglob("*.png")}
+    assert names == {"a.png", "b/c.png"}
+    # Both replace what is there only when told.
+    assert main(["encode", "run", "test", "--out", "new/deep/codes.npz", "--overwrite"]) == 0
+    assert len(Codes.load("new/deep/codes.npz").codes) == 297
+    assert main([*back, "--out", "new/images"]) == 2
+    assert main([*back, "--out", "new/images", "--overwrite"]) == 0
+    assert len(list(Path("new/images").glob("*.png"))) == 298
+
+
+def test_encode_fits_images_when_told(there, capsys):
+    for name in ("nine.png", "colour.png"):
+        assert main(["encode", "run", name, "--fit", "--out", f"{name}.npz"]) == 0
+        assert Codes.load(f"{name}.npz").codes.shape == (1, 2, 2)
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["--version"]])
+def test_help_answers_in_under_a_second(arguments):
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        process = program(*arguments, python=["-X", "importtime"])
+        out, imported = process.communicate(timeout=60)
+        seconds.append(time.perf_counter() - began)
+        assert process.returncode == 0
+        if seconds[-1] < 1:
+            break
+    assert min(seconds) < 1
+    assert out.startswith(("usage: mqvae", "mqvae "))
+    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
+    assert "mqvae.cli" in names
+    assert not names & {"torch", "numpy", "jsonargparse", "lightning", "yaml"}
+
+
+def test_no_command_shows_the_usage(capsys):
+    assert main([]) == 2
+    assert "usage: mqvae COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "encode", "decode", "report"])
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"usage: mqvae {command}" in capsys.readouterr().out
+
+
+def test_train_help_lists_options(capsys):
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("--out", "--steps", "--optimizer.network_lr", "--update", "--data.name"):
+        assert option in out
+    assert main(["train", "digits-tiny", "--update.help", "Meta"]) == 0
+    assert "--update.xi" in capsys.readouterr().out
