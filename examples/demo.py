@@ -61,7 +61,7 @@ def main() -> int:
     first = summaries["vqvae"]
     table = Table(title=f"{title}: {first['protocol']['images']:,} test images")
     table.add_column("", no_wrap=True)
-    for heading in ("MSE ×1e-3", "PSNR dB", "perplexity", "usage", "gap ×1e-5", "a step"):
+    for heading in ("MSE e-3", "PSNR", "perplexity", "usage", "gap e-5", "a step"):
         table.add_column(heading, justify="right")
     for s in summaries.values():
         table.add_row(

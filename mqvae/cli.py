@@ -213,7 +213,8 @@ def _settings_parser() -> Any:
     from jsonargparse import ArgumentParser
 
     import mqvae
-    import mqvae.core.updates  # its classes answer to their names once they are known
+    import mqvae.core.gumbel
+    import mqvae.core.updates  # classes answer to their names once they are known
     from mqvae.config import DataOptions, NetworkOptions, OptimizerOptions, TrainerOptions
 
     parser = ArgumentParser(
@@ -232,9 +233,7 @@ def _settings_parser() -> Any:
     parser.add_argument("--steps", type=int, default=1000, help="number of updates")
     parser.add_argument("--data", type=DataOptions, default=DataOptions())
     parser.add_argument("--network", type=NetworkOptions, default=NetworkOptions())
-    parser.add_subclass_arguments(
-        mqvae.VectorQuantizer, "quantizer", instantiate=False, required=True
-    )
+    parser.add_subclass_arguments(mqvae.Quantizer, "quantizer", instantiate=False, required=True)
     parser.add_subclass_arguments(
         mqvae.Update,
         "update",
@@ -425,21 +424,29 @@ def _arguments_of(class_path: str) -> list[str]:
 
 
 def _known_classes(key: str) -> list[str]:
-    import mqvae
-    from mqvae.core.hypergradient import Derivative, HypergradientRule
-    from mqvae.core.updates import LookAhead
+    import inspect
 
-    base = {
+    import mqvae
+
+    base: type = {
         "update": mqvae.Update,
-        "quantizer": mqvae.VectorQuantizer,
-        "hypergradient": HypergradientRule,
-        "look_ahead": LookAhead,
-    }.get(key.rpartition(".")[2], Derivative)
+        "quantizer": mqvae.Quantizer,
+        "stages": mqvae.VectorQuantizer,
+        "codebook": mqvae.CodebookMap,
+        "distance": mqvae.Distance,
+        "estimator": mqvae.Estimator,
+        "replacement": mqvae.Replacement,
+        "hypergradient": mqvae.HypergradientRule,
+        "look_ahead": mqvae.LookAhead,
+    }.get(key.rpartition(".")[2], mqvae.Derivative)
     public = [getattr(mqvae, name) for name in mqvae.__all__]
     return [
         kind.__name__
         for kind in public
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not mqvae.Update
+        if isinstance(kind, type)
+        and issubclass(kind, base)
+        and not inspect.isabstract(kind)
+        and kind is not mqvae.LookAhead
     ]
 
 

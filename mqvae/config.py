@@ -120,7 +120,11 @@ class TrainerOptions:
 
 def preset_names() -> list[str]:
     """The presets that ship with the library."""
-    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name[-5:] == ".yaml")
+    found = []
+    for folder, prefix in ((PRESETS, ""), (PRESETS / "methods", "methods/")):
+        names = (p.name for p in folder.iterdir())
+        found += sorted(prefix + n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
+    return found
 
 
 def load_preset(name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -134,12 +138,12 @@ def load_preset(name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
         ValueError: if there is no such preset or file, or it is no YAML of settings.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or "/" in name:
+    if name in preset_names():
+        settings = read_settings(PRESETS / f"{name}.yaml")
+    elif path.suffix in (".yaml", ".yml") or (path.is_file() and "/" in name):
         if not path.is_file():
             raise ValueError(f"there is no file {name}. Presets: {', '.join(preset_names())}.")
         settings = read_settings(path)
-    elif name in preset_names():
-        settings = read_settings(PRESETS / f"{name}.yaml")
     else:
         raise ValueError(
             f"there is no preset '{name}'.{nearest_name(name, preset_names())} Presets: "
@@ -150,7 +154,7 @@ def load_preset(name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
         return settings
     if not isinstance(base, str):
         raise ValueError(f"{name}: base must name a preset or a YAML file, got {base!r}.")
-    if base.endswith((".yaml", ".yml")) or "/" in base:
+    if base not in preset_names() and (base.endswith((".yaml", ".yml")) or "/" in base):
         base = os.path.normpath(path.parent / base)
     above = (*above, name)
     if base in above:
@@ -196,9 +200,11 @@ def nearest_name(name: str, known: list[str]) -> str:
 
 def instantiate(spec: Any, **extra: Any) -> Any:
     """The object that {class_path, init_args} names; other values as they are."""
+    if isinstance(spec, list):
+        return [instantiate(item) for item in spec]
     if not (isinstance(spec, Mapping) and "class_path" in spec):
         return spec
-    kind = _class_of(spec["class_path"])
+    kind = class_of(spec["class_path"])
     arguments = {k: instantiate(v) for k, v in (spec.get("init_args") or {}).items()}
     known = list(inspect.signature(kind).parameters)
     for name in arguments:
@@ -212,7 +218,7 @@ def instantiate(spec: Any, **extra: Any) -> Any:
         raise ValueError(f"{spec['class_path']} does not take its init_args: {error}.") from error
 
 
-def _class_of(class_path: Any) -> type:
+def class_of(class_path: Any) -> type:
     """The class of a component by its path: one of mqvae's, or derived from one.
 
     Nothing else is ever called, whatever a config.yaml from elsewhere says.

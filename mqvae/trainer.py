@@ -1,5 +1,6 @@
 """The loop: batches in, a run folder out."""
 
+import inspect
 import math
 import platform
 import signal
@@ -25,13 +26,14 @@ from mqvae.config import (
     OptimizerOptions,
     TrainerOptions,
     check_types,
+    class_of,
     instantiate,
     plain,
     with_defaults,
 )
 from mqvae.core.diagnostics import count_codes, perplexity, usage
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Step, Update
 from mqvae.data import DATASETS, Batches, Images, load
 from mqvae.metrics import Evaluation, evaluate, evaluating
@@ -118,7 +120,10 @@ class Settings:
             ValueError: names the file and what is wrong in it.
         """
         try:
-            return cls.of(run.config)
+            settings = cls.of(run.config)
+            with torch.device("meta"):  # no memory: whether it describes a network
+                build_network(settings)
+            return settings
         except ValueError as error:
             raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
 
@@ -140,14 +145,22 @@ class Settings:
 def method_name(class_path: str) -> str:
     """What the field calls an update rule."""
     rule = class_path.rpartition(".")[2]
-    return {"Joint": "VQ-VAE", "Alternated": "VQ-VAE + alt", "Meta": "MQ-VAE"}.get(rule, rule)
+    return {
+        "Joint": "VQ-VAE",
+        "Ema": "VQ-VAE + EMA",
+        "Alternated": "VQ-VAE + alt",
+        "Synchronous": "VQ-VAE + sync",
+        "Meta": "MQ-VAE",
+        "MetaNetwork": "MQ-VAE†",
+        "MetaBoth": "MQ-VAE‡",
+    }.get(rule, rule)
 
 
 def build_network(settings: Settings) -> VQNetwork:
     """The network of a run, freshly initialized."""
     quantizer = instantiate(settings.quantizer)
-    if not isinstance(quantizer, VectorQuantizer):
-        raise ValueError(f"{settings.quantizer['class_path']} is no VectorQuantizer.")
+    if not isinstance(quantizer, Quantizer):
+        raise ValueError(f"{settings.quantizer['class_path']} is no quantizer.")
     channels = settings.data.channels
     if channels is None:
         raise ValueError("data.channels must be known to build a network.")
@@ -234,19 +247,18 @@ class Training:
         # Whatever the encoder cannot take is said before anything is written.
         with torch.no_grad():
             self.network.embed(torch.zeros(1, *self.train_images.shape, device=device))
-        self.lower = self._optimizer(self.network.network_parameters(), settings, "network_lr")
-        self.upper = self._optimizer(self.network.codebook_parameters(), settings, "codebook_lr")
         self.task = Reconstruction()
+        self.optimizers = self._optimizers(settings)
         self.update: Update = instantiate(
-            settings.update,
-            network=self.network,
-            loss=self.task.loss,
-            lower=self.lower,
-            upper=self.upper,
+            settings.update, network=self.network, loss=self.task.loss, **self.optimizers
         )
-        settings = replace(settings, update=with_defaults(settings.update, self.update))
+        settings = replace(
+            settings,
+            quantizer=with_defaults(settings.quantizer, self.network.quantizer),
+            update=with_defaults(settings.update, self.update),
+        )
         factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
-        self.schedules = [LambdaLR(self.lower, factor), LambdaLR(self.upper, factor)]
+        self.schedules = [LambdaLR(optimizer, factor) for _, optimizer in self._stepping()]
         self.batches = Batches(
             self.train_images,
             settings.data.batch_size,
@@ -276,12 +288,25 @@ class Training:
             self._restore(resume.load("last"))
         self.run.start_metrics(after_step=self.step)
 
-    def _optimizer(self, parameters: Any, settings: Settings, rate: str) -> Optimizer:
-        return AdamW(
-            parameters,
-            lr=getattr(settings.optimizer, rate),
-            weight_decay=settings.optimizer.weight_decay,
-        )
+    def _optimizers(self, settings: Settings) -> dict[str, Optimizer | None]:
+        """The optimizers that the rule takes, by its names for them."""
+        rates = settings.optimizer
+        decay = rates.weight_decay
+        codebook = list(self.network.codebook_parameters())
+        made: dict[str, Optimizer | None] = {
+            "lower": AdamW(
+                self.network.network_parameters(), lr=rates.network_lr, weight_decay=decay
+            ),
+            "upper": AdamW(codebook, lr=rates.codebook_lr, weight_decay=decay)
+            if codebook
+            else None,
+        }
+        taken = inspect.signature(class_of(settings.update["class_path"])).parameters
+        return {name: optimizer for name, optimizer in made.items() if name in taken}
+
+    def _stepping(self) -> list[tuple[str, Optimizer]]:
+        """The optimizers that there are, by their names."""
+        return [(name, o) for name, o in self.optimizers.items() if o is not None]
 
     def _initialize_codebook(self) -> None:
         """k-means on embeddings of the training set's first shuffled images."""
@@ -374,8 +399,14 @@ class Training:
             "seconds": self.seconds,
             "perplexity": perplexity(self.counts.cpu()).item(),
             "usage": used,
-            "network_lr": self.lower.param_groups[0]["lr"],
-            "codebook_lr": self.upper.param_groups[0]["lr"],
+            **{
+                f"{of}_lr": optimizer.param_groups[0]["lr"]
+                for of, optimizer in (
+                    ("network", self.optimizers.get("lower")),
+                    ("codebook", self.optimizers.get("upper")),
+                )
+                if optimizer is not None
+            },
         }
         for term in ("task", "commitment", "codebook", "direct_norm", "indirect_norm", "cosine"):
             value: Tensor | None = getattr(result, term)
@@ -442,11 +473,12 @@ class Training:
             NotFinite: if a number in it is not finite; the one before stays.
         """
         training = {
-            **optimizer_tensors("lower", self.lower),
-            **optimizer_tensors("upper", self.upper),
+            **{f"rule.{key}": value for key, value in self.update.state_dict().items()},
             "random.cpu": torch.get_rng_state(),
             "counts": self.counts,
         }
+        for of, optimizer in self._stepping():
+            training.update(optimizer_tensors(of, optimizer))
         if self.fabric.device.type == "cuda":
             training["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
         model = self.network.state_dict()
@@ -463,8 +495,7 @@ class Training:
                     "seconds": self.seconds,
                     "best": None if math.isinf(self.best) else self.best,
                     "batches": self.batches.state_dict(),
-                    "lower": optimizer_groups(self.lower),
-                    "upper": optimizer_groups(self.upper),
+                    "optimizers": {of: optimizer_groups(o) for of, o in self._stepping()},
                     "collapsed_steps": self.collapsed_steps,
                     "warnings": self.warnings,
                     "version": __version__,
@@ -484,8 +515,10 @@ class Training:
         # The schedules count on from here; the rates themselves come with the optimizers' groups.
         for schedule in self.schedules:
             schedule.last_epoch = self.step
-        for name, optimizer in (("lower", self.lower), ("upper", self.upper)):
-            restore_optimizer(name, optimizer, checkpoint.training, state[name])
+        for of, optimizer in self._stepping():
+            restore_optimizer(of, optimizer, checkpoint.training, state["optimizers"][of])
+        rule = {k: t for k, t in checkpoint.training.items() if k.startswith("rule.")}
+        self.update.load_state_dict({k.removeprefix("rule."): t for k, t in rule.items()})
         self.seconds = state["seconds"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.batches.load_state_dict(state["batches"])
