@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from mqvae.core.updates import (
         Alternated,
         Ema,
+        GenericMeta,
+        GenericStep,
         Joint,
         Kept,
         LookAhead,
@@ -123,6 +125,8 @@ _HOMES = {
     "mqvae.core.updates": (
         "Alternated",
         "Ema",
+        "GenericMeta",
+        "GenericStep",
         "Joint",
         "Kept",
         "LookAhead",
@@ -154,6 +158,8 @@ __all__ = [
     "Exact",
     "FiniteDifference",
     "ForwardMode",
+    "GenericMeta",
+    "GenericStep",
     "GumbelQuantizer",
     "HyperNetwork",
     "Hypergradient",

@@ -2,6 +2,7 @@
 
 from mqvae.core.updates.alternated import Alternated
 from mqvae.core.updates.ema import Ema
+from mqvae.core.updates.generic import GenericMeta, GenericStep
 from mqvae.core.updates.joint import Joint, Synchronous
 from mqvae.core.updates.lookahead import Kept, LookAhead, Undone
 from mqvae.core.updates.meta import Meta
@@ -11,6 +12,8 @@ from mqvae.core.updates.update import Step, Update
 __all__ = [
     "Alternated",
     "Ema",
+    "GenericMeta",
+    "GenericStep",
     "Joint",
     "Kept",
     "LookAhead",
