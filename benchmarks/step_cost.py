@@ -1,58 +1,115 @@
-"""What one step of each rule costs, relative to `Joint` on the same network and batch.
+"""What one step of each method costs, relative to `Joint` on the same network and batch.
 
-    python benchmarks/step_cost.py [--width 64 --dim 64 --batch-size 64 --rounds 20]
+    python benchmarks/step_cost.py [--only Meta] [--width 64 --batch-size 64 --rounds 20]
 
-The rules take turns, one step each, in one process; the ratio is that of the medians over the
-rounds, and the spread the quartiles of the ratios within a round. Targets in the last column.
+The methods take turns, one step each, in one process; the ratio is that of the medians over the
+rounds, and the spread the quartiles of the ratios within a round. What the project holds itself
+to is in the last column.
 """
 
 import argparse
 import copy
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.optim import AdamW
 
 from mqvae import (
+    Affine,
     Alternated,
+    Cosine,
     DirectOnly,
+    Ema,
     Exact,
     FiniteDifference,
     ForwardMode,
+    GumbelQuantizer,
+    HyperNetwork,
     Joint,
     Kept,
+    LeastRecentlyUsed,
+    LinearMap,
     Meta,
+    MetaBoth,
+    MetaNetwork,
+    NoQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    Rotation,
+    Synchronous,
     Undone,
+    Unrolled,
     Update,
+    VectorQuantizer,
     vqvae,
 )
 from mqvae.tasks import Reconstruction
 
 OPTIMIZER_STEP = Undone(optimizer_step=True)
+PRECONDITIONED = Undone(optimizer_step=True, preconditioned=True)
 FORWARD = ForwardMode()
 
-RULES = {
-    "Joint": (Joint, {}, None),
-    "Alternated": (Alternated, {}, None),
-    "DirectOnly, kept": (Meta, {"hypergradient": DirectOnly(), "look_ahead": Kept()}, None),
-    "DirectOnly, undone": (Meta, {"hypergradient": DirectOnly()}, None),
-    "FiniteDifference, kept": (Meta, {"look_ahead": Kept()}, 2.4),
-    "FiniteDifference, undone": (Meta, {}, 3.3),
-    "FiniteDifference, undone, AdamW's step": (Meta, {"look_ahead": OPTIMIZER_STEP}, None),
-    "FiniteDifference(ForwardMode), undone": (
-        Meta,
-        {"hypergradient": FiniteDifference(FORWARD)},
-        None,
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with its arguments, the quantizer if it is not the plain one, and a limit."""
+
+    rule: type[Update] = Meta
+    arguments: dict[str, Any] = field(default_factory=dict)
+    quantizer: Callable[[int, int], Quantizer] | None = None
+    at_most: float | None = None
+
+
+def meta(at_most: float | None = None, **arguments: Any) -> Case:
+    return Case(Meta, arguments, at_most=at_most)
+
+
+def quantizer(rule: type[Update] = Meta, **arguments: Any) -> Case:
+    return Case(rule, quantizer=lambda codes, dim: VectorQuantizer(codes, dim, **arguments))
+
+
+CASES = {
+    "Joint": Case(Joint),
+    "Ema": Case(Ema),
+    "Alternated": Case(Alternated),
+    "Synchronous": Case(Synchronous),
+    "Alternated(nu=1)": Case(Alternated, {"nu": 1.0}),
+    "Meta(DirectOnly), kept": meta(hypergradient=DirectOnly(), look_ahead=Kept()),
+    "Meta(DirectOnly), undone": meta(hypergradient=DirectOnly()),
+    "Meta(FiniteDifference), kept": meta(2.4, look_ahead=Kept()),
+    "Meta(FiniteDifference), undone": meta(3.3),
+    "Meta(FiniteDifference), undone, AdamW's step": meta(look_ahead=OPTIMIZER_STEP),
+    "Meta(FiniteDifference), preconditioned": meta(look_ahead=PRECONDITIONED),
+    "Meta(FiniteDifference(ForwardMode)), undone": meta(hypergradient=FiniteDifference(FORWARD)),
+    "Meta(Exact), kept": meta(2.9, hypergradient=Exact(), look_ahead=Kept()),
+    "Meta(Exact), undone": meta(3.8, hypergradient=Exact()),
+    "Meta(Exact(ForwardMode)), kept": meta(
+        hypergradient=Exact(FORWARD, FORWARD), look_ahead=Kept()
     ),
-    "Exact, kept": (Meta, {"hypergradient": Exact(), "look_ahead": Kept()}, 2.9),
-    "Exact, undone": (Meta, {"hypergradient": Exact()}, 3.8),
-    "Exact(ForwardMode), kept": (
-        Meta,
-        {"hypergradient": Exact(FORWARD, FORWARD), "look_ahead": Kept()},
-        None,
+    "Meta(Exact(ForwardMode)), undone": meta(hypergradient=Exact(FORWARD, FORWARD)),
+    "Meta(Unrolled(1))": meta(hypergradient=Unrolled(1)),
+    "Meta(Unrolled(2))": meta(hypergradient=Unrolled(2)),
+    "MetaNetwork (†)": Case(MetaNetwork),
+    "MetaBoth (‡)": Case(MetaBoth),
+    "Joint, Gumbel": Case(Joint, quantizer=GumbelQuantizer),
+    "Joint, no quantization": Case(Joint, quantizer=lambda codes, dim: NoQuantizer(dim)),
+    "Joint, +replace": quantizer(Joint, replacement=LeastRecentlyUsed()),
+    "Joint, +group (4)": quantizer(Joint, groups=4),
+    "Joint, residual (2 stages)": Case(
+        Joint,
+        quantizer=lambda codes, dim: ResidualQuantizer(
+            [VectorQuantizer(codes // 2, dim) for _ in range(2)]
+        ),
     ),
-    "Exact(ForwardMode), undone": (Meta, {"hypergradient": Exact(FORWARD, FORWARD)}, None),
+    "Joint, Cosine": quantizer(Joint, distance=Cosine()),
+    "Joint, Rotation": quantizer(Joint, estimator=Rotation()),
+    "Joint, Affine": quantizer(Joint, codebook=Affine()),
+    "Joint, LinearMap": quantizer(Joint, codebook=LinearMap()),
+    "Joint, HyperNetwork": quantizer(Joint, codebook=HyperNetwork()),
 }
 
 
@@ -67,22 +124,28 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="rules whose name holds this, beside Joint")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     x = torch.rand(options.batch_size, 1, options.side, options.side, device=options.device)
-    network = vqvae(1, num_codes=options.num_codes, dim=options.dim, width=options.width)
-    network.to(options.device).initialize_codebook(x)
+    plain = vqvae(1, num_codes=options.num_codes, dim=options.dim, width=options.width)
+    plain.to(options.device).initialize_codebook(x)
+    cases = {n: c for n, c in CASES.items() if n == "Joint" or options.only in n}
     updates: dict[str, Update] = {}
-    for name, (rule, arguments, _) in RULES.items():
-        own = copy.deepcopy(network)
-        updates[name] = rule(
-            own,
-            Reconstruction().loss,
-            lower=AdamW(own.network_parameters(), lr=3e-4, weight_decay=1e-4),
-            upper=AdamW(own.codebook_parameters(), lr=6e-2, weight_decay=1e-4),
-            **arguments,
-        )
+    for name, case in cases.items():
+        own = copy.deepcopy(plain)
+        if case.quantizer is not None:
+            own.quantizer = case.quantizer(options.num_codes, options.dim).to(options.device)
+            own.initialize_codebook(x)
+        optimizers: dict[str, Any] = {
+            "lower": AdamW(own.network_parameters(), lr=3e-4, weight_decay=1e-4)
+        }
+        codebook = list(own.codebook_parameters())
+        if case.rule is not Ema:
+            upper = AdamW(codebook, lr=6e-2, weight_decay=1e-4) if codebook else None
+            optimizers["upper"] = upper
+        updates[name] = case.rule(own, Reconstruction().loss, **optimizers, **case.arguments)
 
     seconds: dict[str, list[float]] = {name: [] for name in updates}
     for round_ in range(options.rounds + 2):
@@ -100,15 +163,15 @@ def main() -> None:
         f"{options.batch_size} of {options.side}×{options.side}, {options.rounds} rounds, "
         f"{where}, torch {torch.__version__}\n"
     )
-    print(f"{'rule':<40}{'ms':>8}{'ratio':>8}{'quartiles':>14}{'at most':>9}")
+    print(f"{'method':<46}{'ms':>8}{'ratio':>8}{'quartiles':>14}{'at most':>9}")
     joint = statistics.median(seconds["Joint"])
     for name, taken in seconds.items():
         ratios = [a / b for a, b in zip(taken, seconds["Joint"], strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4)
-        limit = RULES[name][2]
+        limit = cases[name].at_most
         middle = statistics.median(taken)
         print(
-            f"{name:<40}{middle * 1e3:>8.1f}{middle / joint:>8.2f}{low:>8.2f}–{high:.2f}"
+            f"{name:<46}{middle * 1e3:>8.1f}{middle / joint:>8.2f}{low:>8.2f}–{high:.2f}"
             f"{limit or '':>9}"
         )
 
