@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import struct
 import zipfile
 
 import numpy as np
@@ -179,17 +180,37 @@ def test_codes_are_written_whole_or_not_at_all(tokenizer, tmp_path, monkeypatch)
     assert path.read_bytes() == before
 
 
-def damaged_zip(path):
-    """A flipped byte in the middle of the compressed codes."""
-    content = bytearray(path.read_bytes())
+def data_of_codes(path):
+    """Where the compressed codes begin in the file, and how long they are."""
+    content = path.read_bytes()
     with zipfile.ZipFile(path) as file:
         info = file.getinfo("codes.npy")
-    content[info.header_offset + 60 + info.compress_size // 2] ^= 0xFF
+    name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)
+    return info.header_offset + 30 + name + extra, info.compress_size
+
+
+def flipped(path):
+    start, size = data_of_codes(path)
+    content = bytearray(path.read_bytes())
+    content[start + size // 2] ^= 0xFF
     path.write_bytes(content)
 
 
+def no_stream(path):
+    content = bytearray(path.read_bytes())
+    content[data_of_codes(path)[0]] = 0xFF  # a block of a kind that there is not
+    path.write_bytes(content)
+
+
+class Harmful:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
 def pickled(path):
-    np.savez(path, codes=np.array([{"a": 1}], dtype=object))
+    with np.load(path) as file:
+        rest = {k: file[k] for k in file.files if k != "codes"}
+    np.savez(path, codes=np.array([Harmful()], dtype=object), **rest)
 
 
 def single_array(path):
@@ -206,7 +227,8 @@ def without_model(path):
 @pytest.mark.parametrize(
     "damage",
     [
-        damaged_zip,
+        flipped,
+        no_stream,
         pickled,
         without_model,
         lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),

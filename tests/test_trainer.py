@@ -229,10 +229,17 @@ def test_validation_leaves_training_alone(finished, tmp_path):
     assert weights(tmp_path / "run") == weights(finished("joint"))
 
 
-def test_best_is_the_best_of_the_checkpoints(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_best_is_the_best_of_the_checkpoints(tmp_path, monkeypatch, stopped):
     values = iter([0.5, 0.3, 0.4])
     monkeypatch.setattr(Training, "_validation_task", lambda self: next(values))
-    Training(settings(), tmp_path / "run").fit()
+    if stopped:
+        stop_after(monkeypatch, 11, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            Training(settings(), tmp_path / "run").fit()
+        resume(tmp_path / "run").fit()
+    else:
+        Training(settings(), tmp_path / "run").fit()
     run = Run(tmp_path / "run")
     assert run.load("best").state["step"] == 10
     assert run.load("last").state["step"] == 12
