@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -33,4 +34,5 @@ class Cosine(Distance):
     """
 
     def place(self, vectors: Tensor) -> Tensor:
-        return normalize(vectors, dim=-1)
+        wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return normalize(wide, dim=-1).to(vectors.dtype)

@@ -45,13 +45,15 @@ class Rotation(Estimator):
         with torch.no_grad():
             tiny = torch.finfo(wide).tiny ** 0.5
             start, end = z_e.to(wide), target.to(wide)
-            size = start.norm(dim=-1, keepdim=True).clamp(min=tiny)
-            goal = end.norm(dim=-1, keepdim=True).clamp(min=tiny)
-            p, q = start / size, end / goal
+            size, goal = start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True)
+            # Nothing has no direction to turn from, and no length to scale: straight through.
+            nothing = size <= tiny
+            q = end / goal.clamp(min=tiny)
+            p = torch.where(nothing, q, start / size.clamp(min=tiny))
             # R x = x − 2 r (r·x) + 2 q (p·x) with r the unit vector between p and q.
             r = p + q
             r = r / r.norm(dim=-1, keepdim=True).clamp(min=tiny)
-            scale = goal / size
+            scale = torch.where(nothing, 1.0, goal / size.clamp(min=tiny))
         x = z_e.to(wide)
         turned = x - 2 * r * (r * x).sum(-1, keepdim=True) + 2 * q * (p * x).sum(-1, keepdim=True)
         turned = (scale * turned).to(z_e.dtype)

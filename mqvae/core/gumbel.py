@@ -80,13 +80,12 @@ class GumbelQuantizer(Quantizer):
         return self.final_temperature + (self.first_temperature - self.final_temperature) * fall
 
     def quantize(self, z_e: Tensor) -> Quantized:
+        logits = self._logits(z_e)  # (..., K)
+        codes = logits.argmax(-1)
         with torch.autocast(z_e.device.type, enabled=False):
-            # A softmax over many codes in half precision loses the rare ones.
-            wide = z_e.to(torch.promote_types(z_e.dtype, self.codebook.dtype))
-            logits = self.head(wide)  # (..., K)
-            codes = logits.argmax(-1)
             if self.training:
-                z_q = gumbel_softmax(logits, tau=self.temperature, dim=-1) @ self.codebook
+                sample = gumbel_softmax(logits, tau=self.temperature, dim=-1)
+                z_q = sample.to(self.codebook.dtype) @ self.codebook
             else:
                 z_q = nn.functional.embedding(codes, self.codebook)
             log_q = logits.log_softmax(-1)
@@ -97,8 +96,13 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, z_e: Tensor) -> Tensor:
         self._check_width(z_e)
+        return self._logits(z_e).argmax(-1)
+
+    def _logits(self, z_e: Tensor) -> Tensor:
         with torch.autocast(z_e.device.type, enabled=False):
-            return self.head(z_e.to(self.codebook.dtype)).argmax(-1)
+            logits = self.head(z_e.to(self.codebook.dtype))
+            # A softmax over many codes in half precision loses the rare ones.
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes back to codewords, (..., D).

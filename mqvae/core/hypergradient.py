@@ -264,12 +264,12 @@ class Exact(HypergradientRule):
                 z = z.requires_grad_()
                 return torch.autograd.grad(lower.task(z, theta), z)[0]
 
-        z_q = here.quantized.z_q.detach()
+        z_q = here.quantized.z_q.detach().to(delta.dtype)
         change = _along(
             self.curvature,
             task_gradient,
             [z_q, *_frozen(here.theta)],
-            [delta.to(z_q.dtype), *v_theta],
+            [delta, *v_theta],
             here.task_gradient,
         )
         change = change - 2 * lower.weights.commitment / delta.numel() * delta
@@ -423,7 +423,8 @@ def scatter(batch: Batch, here: LowerPass, values: Tensor) -> Tensor:
     """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up."""
     quantizer = selecting(batch.network)
     codebook = quantizer.table().detach().requires_grad_()
-    z_q = quantizer.lookup(here.quantized.codes, codebook)
+    with torch.enable_grad():
+        z_q = quantizer.lookup(here.quantized.codes, codebook)
     return torch.autograd.grad(z_q, codebook, values.to(z_q.dtype))[0]
 
 
@@ -435,13 +436,13 @@ def _along(
     centre: Tensor | None,
 ) -> Tensor:
     """The derivative in full precision: half precision cannot tell two near passes apart."""
-    if all(t is None for t in tangents):
-        return torch.zeros_like(f(list(primals)) if centre is None else centre)
     device = primals[0].device.type
     if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return derivative(f, primals, tangents, None)
-    return derivative(f, primals, tangents, centre)
+        centre = None  # known in half precision only
+    with torch.autocast(device, enabled=False):
+        if all(t is None for t in tangents):
+            return torch.zeros_like(f(list(primals)) if centre is None else centre)
+        return derivative(f, primals, tangents, centre)
 
 
 def _frozen(tensors: list[Tensor]) -> list[Tensor]:

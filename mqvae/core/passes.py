@@ -1,11 +1,12 @@
 """Passes through a network that leave no trace, and the random state they share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 
 class RandomState:
@@ -44,6 +45,34 @@ def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Tensor
         names = [name for name, _ in module.named_parameters()]
         tensors.update(zip(names, parameters, strict=True))
     return functional_call(module, tensors, inputs)
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Tensor:
+    """`function(x)`, part by part along the first axis, holding the graph of one part at a time.
+
+    The graph of a part is made again when its gradient is wanted.
+    """
+    if parts == 1:
+        return function(x)
+    if not torch.is_grad_enabled():
+        return torch.cat([function(part) for part in x.chunk(parts)])
+    return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.chunk(parts)])
+
+
+@contextmanager
+def fresh_casts() -> Iterator[None]:
+    """Inside, autocast casts weights anew at every pass; afterwards none of its casts are left.
+
+    It would keep the cast of a weight until its outermost region ends, and a pass after a step
+    would be made with the weights before it.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+        torch.clear_autocast_cache()
 
 
 class Snapshot:

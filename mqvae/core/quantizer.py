@@ -254,7 +254,10 @@ class VectorQuantizer(CodebookQuantizer):
         return f"num_codes={self.num_codes}, dim={self.dim}, groups={self.groups}"
 
     def table(self) -> Tensor:
-        return self.distance.place(self.codebook())
+        device = next(self.codebook.parameters()).device.type
+        # A map is a layer to autocast, but codewords in half precision are other codewords.
+        with torch.autocast(device, enabled=False):
+            return self.distance.place(self.codebook())
 
     def place(self, z_e: Tensor) -> Tensor:
         return self._join(self.distance.place(self._split(z_e)))
@@ -309,7 +312,8 @@ class VectorQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
-        if self.replacement is not None and self.training:
+        trained = any(p.requires_grad for p in self.codebook.parameters())
+        if self.replacement is not None and self.training and trained:
             self.replacement(self, z_e, codes, forget)
 
 
@@ -349,6 +353,11 @@ class ResidualQuantizer(CodebookQuantizer):
                 raise ValueError(
                     "the stages of a residual quantizer must be Euclidean and without replacement: "
                     "what is left over has no place on a sphere, and its spread is the stage's own."
+                )
+            if not isinstance(stage.estimator, StraightThrough):
+                raise ValueError(
+                    "gradients pass a residual quantizer as a whole: give the estimator to "
+                    f"ResidualQuantizer, not to its stages; got {type(stage.estimator).__name__}()."
                 )
         self.num_codes = first.num_codes
         self.dim = first.dim

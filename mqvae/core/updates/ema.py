@@ -21,7 +21,8 @@ class Ema(Update):
         N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e        e_k = m_k / N_k
 
     with n_k the number of embeddings of code k in the batch, and N smoothed so that a rarely used
-    codeword does not divide by nearly nothing. φ and θ step as in `Joint`.
+    codeword does not divide by nearly nothing. φ and θ step as in `Joint`. A quantizer that is
+    frozen or in eval mode keeps its codewords, and the averages wait.
 
     Args:
         network: The network that is trained; its codebook must be a plain table.
@@ -74,7 +75,8 @@ class Ema(Update):
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True)
         self._descend_network(here.g_phi, here.g_theta)
-        if any(p.requires_grad for p in self.quantizer.codebook.parameters()):
+        trained = any(p.requires_grad for p in self.quantizer.codebook.parameters())
+        if self.quantizer.training and trained:
             self._average(batch, here)
         self._after_step(z_e, here.quantized.codes)
         return step_of(here.task, here.quantized)

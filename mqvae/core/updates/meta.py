@@ -15,7 +15,7 @@ from mqvae.core.hypergradient import (
     selecting,
 )
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot
+from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.updates.lookahead import (
     Kept,
     LookAhead,
@@ -102,7 +102,7 @@ class Meta(Update):
             above: A second batch (x, y) for the upper level; None uses the same on both, as the
                 paper does.
         """
-        with Snapshot(self.network, x.device) as snapshot:
+        with fresh_casts(), Snapshot(self.network, x.device) as snapshot:
             lower = self._batch(x, y)
             upper = lower if above is None else self._batch(*above)
             return self._meta_step(lower, upper, snapshot)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights
 from mqvae.core.hypergradient import selecting
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot
+from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.quantizer import Quantized
 
 
@@ -101,7 +101,7 @@ class Update(ABC):
             x: Inputs.
             y: Targets of the task loss; `x` itself for reconstruction.
         """
-        with Snapshot(self.network, x.device) as snapshot:
+        with fresh_casts(), Snapshot(self.network, x.device) as snapshot:
             return self._step(self._batch(x, y), snapshot)
 
     @abstractmethod
