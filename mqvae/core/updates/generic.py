@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mqvae.core.bilevel import Gradients, gradient, moved
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Derivative, Hypergradient, OneSided, _along
-from mqvae.core.passes import RandomState, Snapshot
+from mqvae.core.passes import RandomState, Snapshot, fresh_casts
 from mqvae.core.updates.lookahead import (
     Kept,
     LookAhead,
@@ -135,6 +135,7 @@ class GenericMeta:
         own = {id(p): name for name, p in self._total.named_parameters()}
         self._names = [own[id(p)] for p in [*self.network, *self.codebook]]
 
+    @fresh_casts()
     def step(self, *batch: Any, above: tuple[Any, ...] | None = None) -> GenericStep:
         """Change the parameters by one batch.
 
