@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import RandomState, call
+from mqvae.core.passes import RandomState, call, in_parts
 from mqvae.core.quantizer import Quantized
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -89,41 +89,70 @@ class Batch:
         weights: Weights of the other terms.
         x: Inputs.
         y: Targets of the task loss.
+        parts: Number of parts that encoder and decoder take the batch in.
     """
 
     def __init__(
-        self, network: VQNetwork, loss: Loss, weights: LossWeights, x: Tensor, y: Tensor
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        weights: LossWeights,
+        x: Tensor,
+        y: Tensor,
+        *,
+        parts: int = 1,
     ) -> None:
+        if parts < 1:
+            raise ValueError(f"parts must be 1 or more, got {parts}.")
         self.network = network
         self.loss = loss
         self.weights = weights
         self.x = x
         self.y = y
+        self.parts = parts
         self._before_encoder = RandomState(x.device)
         self._before_decoder = self._before_encoder
 
     def embed(self, phi: Sequence[Tensor] | None = None) -> Tensor:
         """z_e at φ, (..., D), without a trace."""
+        encoder = self.network.encoder
         with self._before_encoder.replayed():
-            z_e = self.network.placed(call(self.network.encoder, phi, self.x))
+            features = in_parts(lambda x: call(encoder, phi, x), self.x, self.parts)
             self._before_decoder = RandomState(self.x.device)
-        return z_e
+        return self.network.placed(features)
 
     def embed_for_real(self) -> Tensor:
         """z_e at the network's own φ, (..., D), as ordinary training makes it."""
-        z_e = self.network.embed(self.x)
+        features = in_parts(self._once(self.network.encoder), self.x, self.parts)
         self._before_decoder = RandomState(self.x.device)
-        return z_e
+        return self.network.placed(features)
 
     def task(self, z_q: Tensor, theta: Sequence[Tensor] | None = None) -> Tensor:
         """L_task of decoding z_q, (..., D), at θ, without a trace."""
+        decoder = self.network.decoder
         with self._before_decoder.replayed():
             z = self.network.channels_back(z_q)
-            return self.loss(call(self.network.decoder, theta, z), self.y)
+            output = in_parts(lambda part: call(decoder, theta, part), z, self.parts)
+            return self.loss(output, self.y)
 
     def task_for_real(self, z_q: Tensor) -> Tensor:
         """L_task of decoding z_q, (..., D), as ordinary training does."""
-        return self.loss(self.network.decoder(self.network.channels_back(z_q)), self.y)
+        z = self.network.channels_back(z_q)
+        return self.loss(in_parts(self._once(self.network.decoder), z, self.parts), self.y)
+
+    def _once(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The module, which leaves its traces on the first pass over each part alone.
+
+        A part's graph may be made again, for its gradient, when all parts have been seen.
+        """
+        left = len(self.x.chunk(self.parts))
+
+        def run(part: Tensor) -> Tensor:
+            nonlocal left
+            left -= 1
+            return module(part) if left >= 0 else call(module, None, part)
+
+        return run
 
     def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
         """Decode from embeddings and backpropagate to φ and θ.

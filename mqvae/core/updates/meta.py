@@ -90,7 +90,14 @@ class Meta(Update):
         if self.preconditioned:
             require_adam(lower)
 
-    def step(self, x: Tensor, y: Tensor, *, above: tuple[Tensor, Tensor] | None = None) -> Step:
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        parts: int = 1,
+        above: tuple[Tensor, Tensor] | None = None,
+    ) -> Step:
         """Change the weights by one batch.
 
         If a pass raises, buffers (batch-norm statistics) and the random state are as they were
@@ -99,12 +106,13 @@ class Meta(Update):
         Args:
             x: Inputs.
             y: Targets of the task loss; `x` itself for reconstruction.
+            parts: Number of parts that encoder and decoder take a batch in, as in `Update.step`.
             above: A second batch (x, y) for the upper level; None uses the same on both, as the
                 paper does.
         """
         with fresh_casts(), Snapshot(self.network, x.device) as snapshot:
-            lower = self._batch(x, y)
-            upper = lower if above is None else self._batch(*above)
+            lower = self._batch(x, y, parts)
+            upper = lower if above is None else self._batch(*above, parts)
             return self._meta_step(lower, upper, snapshot)
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:

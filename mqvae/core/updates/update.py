@@ -91,7 +91,7 @@ class Update(ABC):
         self.upper = upper
         self.weights = LossWeights(commitment_weight, codebook_weight)
 
-    def step(self, x: Tensor, y: Tensor) -> Step:
+    def step(self, x: Tensor, y: Tensor, *, parts: int = 1) -> Step:
         """Change the weights by one batch.
 
         If a pass raises, buffers (batch-norm statistics) and the random state are as they were
@@ -100,15 +100,18 @@ class Update(ABC):
         Args:
             x: Inputs.
             y: Targets of the task loss; `x` itself for reconstruction.
+            parts: Number of parts that encoder and decoder take the batch in, to hold the graph of
+                one at a time; about one forward pass dearer per gradient. Without batch norm and
+                dropout the step is that of the whole batch, every statistic included.
         """
         with fresh_casts(), Snapshot(self.network, x.device) as snapshot:
-            return self._step(self._batch(x, y), snapshot)
+            return self._step(self._batch(x, y, parts), snapshot)
 
     @abstractmethod
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step: ...
 
-    def _batch(self, x: Tensor, y: Tensor) -> Batch:
-        return Batch(self.network, self.loss, self.weights, x, y)
+    def _batch(self, x: Tensor, y: Tensor, parts: int) -> Batch:
+        return Batch(self.network, self.loss, self.weights, x, y, parts=parts)
 
     def _descend_codebook(self, gradient_of_table: Tensor) -> None:
         """Step C's parameters along a gradient of the codebook itself, (K, D)."""
