@@ -147,14 +147,14 @@ def _train_settings(arguments: list[str]) -> tuple[Any, Path, bool]:
     """The settings that a preset and options of the command line make."""
     import yaml
 
-    from mqvae.config import load_preset, plain, preset_names
+    from mqvae.config import load_preset, plain, presets_in_words
 
     helping = any(a in ("-h", "--help") or ".help" in a for a in arguments)
     names = [a for a in arguments[:1] if not a.startswith("-")]
     if not names and not helping:
         raise ValueError(
-            "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. Presets: "
-            f"{', '.join(preset_names())}."
+            "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
+            f"{presets_in_words()}"
         )
     preset = load_preset(names[0]) if names else load_preset("paper")
     parser = _settings_parser()
@@ -210,18 +210,33 @@ def _run_name(values: dict[str, Any]) -> str:
 
 
 def _settings_parser() -> Any:
-    from jsonargparse import ArgumentParser
+    import textwrap
+
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     import mqvae
     import mqvae.core.gumbel
     import mqvae.core.updates  # classes answer to their names once they are known
-    from mqvae.config import DataOptions, NetworkOptions, OptimizerOptions, TrainerOptions
+    from mqvae.config import (
+        DataOptions,
+        NetworkOptions,
+        OptimizerOptions,
+        TrainerOptions,
+        preset_names,
+    )
+
+    class Help(DefaultHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            # Names of presets are not broken at their hyphens.
+            return textwrap.fill(text, width, break_on_hyphens=False)
 
     parser = ArgumentParser(
         prog="mqvae train PRESET_OR_YAML",
+        formatter_class=Help,
         description="Train a network. Options change what the preset says; "
         "`--update NAME` takes a rule and `--update.OPTION` its arguments. "
-        "`mqvae train --resume RUN` goes on where RUN stopped.",
+        "`mqvae train --resume RUN` goes on where RUN stopped. "
+        f"Presets: {', '.join(preset_names())}.",
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -127,6 +127,12 @@ def preset_names() -> list[str]:
     return found
 
 
+def presets_in_words() -> str:
+    """The presets, those of single methods in one word."""
+    names = [name for name in preset_names() if "/" not in name]
+    return f"Presets: {', '.join(names)}, methods/… (`mqvae train --help` lists all)."
+
+
 def load_preset(name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A preset by name, or a YAML file by path, over the `base` it names.
 
@@ -142,12 +148,12 @@ def load_preset(name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
         settings = read_settings(PRESETS / f"{name}.yaml")
     elif path.suffix in (".yaml", ".yml") or (path.is_file() and "/" in name):
         if not path.is_file():
-            raise ValueError(f"there is no file {name}. Presets: {', '.join(preset_names())}.")
+            raise ValueError(f"there is no file {name}. {presets_in_words()}")
         settings = read_settings(path)
     else:
         raise ValueError(
-            f"there is no preset '{name}'.{nearest_name(name, preset_names())} Presets: "
-            f"{', '.join(preset_names())}; a path to a YAML file would do too."
+            f"there is no preset '{name}'.{nearest_name(name, preset_names())} "
+            f"{presets_in_words()} A path to a YAML file would do too."
         )
     base = settings.pop("base", None)
     if base is None:

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from mqvae.cli import main
+from mqvae.config import preset_names
 from mqvae.runs import Run
 from mqvae.tokenizer import Codes
 
@@ -90,6 +91,7 @@ BAD_INPUT = {
     "no preset": (["train"], "train needs a preset"),
     "no preset but options": (["train", "--steps", "3"], "train needs a preset"),
     "preset": (["train", "digits-tyni"], "no preset 'digits-tyni'. Did you mean 'digits-tiny'?"),
+    "preset without near one": (["train", "zzz"], "no preset 'zzz'. Presets: digits-tiny, fashion"),
     "second preset": (["train", "digits-tiny", "paper"], "an argument too many: 'paper'"),
     "option": (
         [*TRAIN, "--optimizer.netwrok_lr", "1"],
@@ -606,6 +608,8 @@ def test_every_command_has_help(command, capsys):
 def test_train_help_lists_options(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
+    for name in preset_names():
+        assert name in " ".join(out.split())
     for option in ("--out", "--steps", "--optimizer.network_lr", "--update", "--data.name"):
         assert option in out
     assert main(["train", "digits-tiny", "--update.help", "Meta"]) == 0
