@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, in_order
+from mqvae.progress import watched
 from mqvae.tasks import Reconstruction
 
 BATCH_SIZE = 512
@@ -63,7 +64,8 @@ def evaluate(
     counts = torch.zeros(quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=device)
     gaps: list[float] = []
     with evaluating(network):
-        for x, _ in in_order(images, BATCH_SIZE, device=device):
+        batches = in_order(images, BATCH_SIZE, device=device)
+        for x, _ in watched(batches, -(-len(images) // BATCH_SIZE), "measuring"):
             with torch.no_grad():
                 result = network(x)
             counts += count_codes(

@@ -1,9 +1,13 @@
-"""How far a training run is."""
+"""How far long work is."""
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from mqvae.core.updates import Step
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -25,24 +29,7 @@ class Progress:
         self.began = time.perf_counter()
         self.shown = self.began if self.terminal else self.start * 10 // self.total
         if self.terminal:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as Bar
-
-            self.bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[losses]}"),
-                console=Console(stderr=True),
-            )
+            self.bar = _bar("rate", "losses")
             self.bar.start()
             self.task = self.bar.add_task(
                 self.name, total=self.total, completed=self.start, rate="", losses=""
@@ -75,6 +62,45 @@ class Progress:
 
     def _rate(self, step: int) -> str:
         return f"{(step - self.start) / (time.perf_counter() - self.began):.1f} steps/s"
+
+
+def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The same parts; meanwhile, on a terminal, a bar with rate and time left.
+
+    Args:
+        parts: What is worked on, such as batches.
+        total: How many there are.
+        what: What is being done.
+    """
+    if not sys.stderr.isatty():
+        yield from parts
+        return
+    began = time.perf_counter()
+    with _bar("rate", transient=True) as bar:
+        task = bar.add_task(what, total=total, rate="")
+        for done, part in enumerate(parts, start=1):
+            yield part
+            rate = done / (time.perf_counter() - began)
+            bar.update(task, completed=done, rate=f"{rate:.1f} batches/s")
+
+
+def _bar(*fields: str, transient: bool = False) -> Any:
+    """rich's bar on stderr: what, how far, the first field, the time left, other fields."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    first, *others = [TextColumn(f"{{task.fields[{name}]}}") for name in fields]
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        first,
+        TimeRemainingColumn(),
+        *others,
+        console=Console(stderr=True),
+        transient=transient,
+    )
 
 
 def _losses(result: Step) -> str:

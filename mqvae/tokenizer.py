@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, image_files, in_order, load_files
+from mqvae.progress import watched
 from mqvae.runs import Run
 from mqvae.trainer import Settings, build_network, load_split
 
@@ -221,10 +222,9 @@ class Tokenizer:
 
     def encode_images(self, images: Images) -> Codes:
         """Codes of many images, with what is needed to decode them."""
-        parts = [
-            self.encode(x).cpu().numpy()
-            for x, _ in in_order(images, BATCH_SIZE, device=self.device)
-        ]
+        batches = in_order(images, BATCH_SIZE, device=self.device)
+        total = -(-len(images) // BATCH_SIZE)
+        parts = [self.encode(x).cpu().numpy() for x, _ in watched(batches, total, "encoding")]
         width = len(str(len(images) - 1))
         names = images.names or tuple(f"{i:0{width}d}" for i in range(len(images)))
         return Codes(
@@ -295,7 +295,8 @@ class Tokenizer:
         names = _png_names(codes.names)
         array = torch.from_numpy(codes.codes.astype(np.int64))
         done = 0
-        for part in array.split(BATCH_SIZE):
+        parts = array.split(BATCH_SIZE)
+        for part in watched(parts, len(parts), "decoding"):
             pixels = (self.decode(part).float().clamp(0, 1) * 255).round().byte().cpu()
             for picture in pixels:
                 path = folder / names[done]

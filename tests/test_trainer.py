@@ -18,7 +18,7 @@ from mqvae import trainer
 from mqvae.config import load_preset, merged
 from mqvae.core.updates import Joint
 from mqvae.metrics import evaluate
-from mqvae.progress import Progress
+from mqvae.progress import Progress, watched
 from mqvae.runs import COLUMNS, Run
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Tokenizer
@@ -640,6 +640,17 @@ def test_progress_on_a_terminal(capsys, monkeypatch):
             progress.advance(i, step)
     shown = capsys.readouterr().err
     assert "20/20" in shown and "steps/s" in shown and "task 5.00e-01" in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watched(capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    parts = iter("abc")
+    assert list(watched(parts, 3, "encoding")) == ["a", "b", "c"]
+    shown = capsys.readouterr().err
+    assert ("encoding" in shown and "3/3" in shown and "batches/s" in shown) == terminal
+    assert bool(shown) == terminal
 
 
 def test_a_machine_without_the_accelerator(tmp_path):
