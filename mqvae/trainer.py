@@ -504,13 +504,18 @@ class Training:
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
         try:
-            self.network.load_state_dict(checkpoint.model)
-        except RuntimeError as error:
+            self._take_over(checkpoint)
+        except (KeyError, RuntimeError) as error:
             raise ValueError(
-                f"the checkpoint of {self.run.folder} does not fit its config.yaml: {error}"
+                f"the checkpoint of {self.run.folder} does not fit its config.yaml, or is of "
+                f"another version (mqvae {checkpoint.state.get('version')}, this is "
+                f"{__version__}): {error}"
             ) from error
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.network.load_state_dict(checkpoint.model)
         self.step = state["step"]
         # The schedules count on from here; the rates themselves come with the optimizers' groups.
         for schedule in self.schedules:

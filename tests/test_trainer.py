@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -460,6 +461,17 @@ def test_a_config_that_does_not_fit_its_checkpoint(tmp_path):
     config["network"]["width"] = 10
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"run does not fit its config\.yaml"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["batches", "optimizers", "collapsed_steps"])
+def test_a_checkpoint_of_another_version(tmp_path, key):
+    Training(settings(), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    found = run.load("last")
+    state = {k: v for k, v in found.state.items() if k != key} | {"version": "0.0.7"}
+    run.save("last", replace(found, state=state))
+    with pytest.raises(ValueError, match=rf"another version \(mqvae 0\.0\.7, .*{key}"):
         resume(tmp_path / "run")
 
 
