@@ -1,7 +1,8 @@
 """The mean over processes, asked for at the time of the call."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,10 +26,57 @@ def mean_across_processes(tensors: Sequence[T]) -> list[T]:
     present = [t for t in tensors if t is not None]
     if world_size() == 1 or not present:
         return list(tensors)
-    flat = torch.cat([t.detach().flatten().to(present[0].dtype) for t in present])
+    dtype = reduce(torch.promote_types, [t.dtype for t in present])
+    flat = torch.cat([t.detach().flatten().to(dtype) for t in present])
     dist.all_reduce(flat)
     parts = iter((flat / world_size()).split([t.numel() for t in present]))
     return [None if t is None else next(parts).view_as(t).to(t.dtype) for t in tensors]
+
+
+def mean_with_graph(tensors: Sequence[T]) -> list[T]:
+    """`mean_across_processes` that gradients pass, each process's own part unchanged.
+
+    Together with `shared` it makes reverse mode go through a computation that all processes
+    share. For a scalar that all of them have, the gradient by what all have alike is then the mean
+    over processes of what each finds.
+    """
+    present = [t for t in tensors if t is not None]
+    if world_size() == 1 or not present:
+        return list(tensors)
+    found = iter(_Mean.apply(*present))
+    return [t if t is None else next(found) for t in tensors]
+
+
+def shared(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that all processes have alike, on their way to what each does with its own batch.
+
+    Values are unchanged; gradients become their mean over processes.
+    """
+    trained = [t for t in tensors if t.requires_grad]
+    if world_size() == 1 or not trained:
+        return list(tensors)
+    found = iter(_Shared.apply(*trained))
+    return [next(found) if t.requires_grad else t for t in tensors]
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(mean_across_processes(tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(mean_across_processes(gradients))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient, moved
-from mqvae.core.distributed import mean_across_processes
+from mqvae.core.distributed import mean_across_processes, mean_with_graph, shared
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import CodebookQuantizer
@@ -317,17 +317,16 @@ class Unrolled(HypergradientRule):
         xi: float,
     ) -> Hypergradient:
         table = selecting(lower.network).table().detach().requires_grad_()
-        phi, theta = list(here.phi), list(here.theta)
+        ends, cut = [*here.phi, *here.theta], len(here.phi)
         for _ in range(self.steps):
-            g_phi, g_theta = _update_field(lower, phi, theta, table)
-            phi = [p if g is None else p - xi * g for p, g in zip(phi, g_phi, strict=True)]
-            theta = [t if g is None else t - xi * g for t, g in zip(theta, g_theta, strict=True)]
+            # The steps are those of all processes together: each has its own share of g alone.
+            here_all = shared(ends)
+            g = mean_with_graph(_update_field(lower, here_all[:cut], here_all[cut:], table))
+            ends = [p if d is None else p - xi * d for p, d in zip(ends, g, strict=True)]
             if self.stop_gradients:
-                phi = [p.detach().requires_grad_(p.requires_grad) for p in phi]
-                theta = [t.detach().requires_grad_(t.requires_grad) for t in theta]
-        ends = [*phi, *theta]
+                ends = [p.detach().requires_grad_(p.requires_grad) for p in ends]
         leaves = [e.detach().requires_grad_(e.requires_grad) for e in ends]
-        direct, v_phi, v_theta = upper_gradients(upper, leaves[: len(phi)], leaves[len(phi) :])
+        direct, v_phi, v_theta = upper_gradients(upper, leaves[:cut], leaves[cut:])
         reached = [
             (e * v).sum() for e, v in zip(ends, [*v_phi, *v_theta], strict=True) if v is not None
         ]
@@ -337,10 +336,8 @@ class Unrolled(HypergradientRule):
         return Hypergradient(direct, torch.zeros_like(direct) if indirect is None else indirect)
 
 
-def _update_field(
-    batch: Batch, phi: list[Tensor], theta: list[Tensor], table: Tensor
-) -> tuple[Gradients, Gradients]:
-    """(g_φ, g_θ) of the straight-through estimator as differentiable functions of φ, θ and C."""
+def _update_field(batch: Batch, phi: list[Tensor], theta: list[Tensor], table: Tensor) -> Gradients:
+    """[*g_φ, *g_θ] of the straight-through estimator, differentiable by φ, θ and C."""
     quantizer = selecting(batch.network)
     z_e = batch.embed(phi)
     z_q = quantizer.lookup(quantizer.nearest_codes(z_e, table), table)
@@ -349,7 +346,7 @@ def _update_field(
     if to_z is not None:
         cotangent = cotangent + to_z
     # Not through ẑ = z_e + sg(z_q − z_e): its second derivative would see z_e where z_q is meant.
-    return gradient(z_e, phi, cotangent=cotangent, create_graph=True), g_theta
+    return [*gradient(z_e, phi, cotangent=cotangent, create_graph=True), *g_theta]
 
 
 def selecting(network: VQNetwork) -> CodebookQuantizer:
