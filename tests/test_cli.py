@@ -41,6 +41,10 @@ def made(tmp_path_factory):
     picture(folder / "colour.png", 8, channels=3)
     (folder / "broken.png").write_bytes(b"hello")
     (folder / "empty").mkdir()
+    (folder / "cut").mkdir()
+    for split in ("train", "t10k"):
+        (folder / "cut" / f"{split}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0]))
+        (folder / "cut" / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0]))
     return folder
 
 
@@ -169,6 +173,10 @@ BAD_INPUT = {
     "data root": (
         ["train", "fashion-mnist-demo", "--out", "new", "--data.root", "empty"],
         "fashion-mnist is not in",
+    ),
+    "data file cut short": (
+        ["train", "fashion-mnist-demo", "--out", "new", "--data.root", "cut"],
+        "train-images-idx3-ubyte",
     ),
     "folder without images": ([*TRAIN, "--data.name", "empty"], "holds no images"),
     "folder with one image": ([*TRAIN, "--data.name", "images/b"], "too few images"),
