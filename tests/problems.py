@@ -6,7 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mqvae import VectorQuantizer, VQNetwork
+from mqvae import (
+    Affine,
+    Cosine,
+    GumbelQuantizer,
+    HyperNetwork,
+    LinearMap,
+    NoQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    Rotation,
+    VectorQuantizer,
+    VQNetwork,
+)
 
 
 def squared_error(output: Tensor, y: Tensor) -> Tensor:
@@ -73,4 +85,64 @@ def make(family: str, groups: str = "one", beta: float = 0.1, seed: int = 0) -> 
         # Off the centres, where the codebook loss has a gradient.
         weight = problem.network.quantizer.codebook.weight
         weight += 0.05 * torch.randn_like(weight)
+    return problem
+
+
+def _selecting(**options: object) -> Callable[[int, int], Quantizer]:
+    return lambda codes, dim: VectorQuantizer(codes, dim, **options)
+
+
+def _stages(codes: int, dim: int) -> Quantizer:
+    return ResidualQuantizer([VectorQuantizer(codes, dim) for _ in range(3)])
+
+
+def _mapped_stages(codes: int, dim: int) -> Quantizer:
+    return ResidualQuantizer(
+        [VectorQuantizer(codes, dim, codebook=m) for m in (LinearMap(), Affine())]
+    )
+
+
+_HYPER_NETWORK = HyperNetwork(embedding_dim=3, width=4)
+
+# Each kind of quantizer of D dimensions with K codes.
+QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
+    "table": _selecting(),
+    "groups": _selecting(groups=3),
+    "shared groups": _selecting(groups=2, shared_codebook=True),
+    "rotation": _selecting(estimator=Rotation()),
+    "cosine": _selecting(distance=Cosine()),
+    "cosine groups": _selecting(distance=Cosine(), groups=2),
+    "affine": _selecting(codebook=Affine()),
+    "affine groups": _selecting(codebook=Affine(), groups=3),
+    "linear map": _selecting(codebook=LinearMap()),
+    "linear map cosine": _selecting(codebook=LinearMap(), distance=Cosine()),
+    "hyper-network": _selecting(codebook=_HYPER_NETWORK),
+    "residual": _stages,
+    "residual maps": _mapped_stages,
+    "gumbel": lambda codes, dim: GumbelQuantizer(codes, dim),
+    "none": lambda codes, dim: NoQuantizer(dim),
+}
+
+
+def make_with(
+    family: str,
+    quantizer: Callable[[int, int], Quantizer],
+    beta: float = 0.1,
+    seed: int = 0,
+) -> Problem:
+    """The problem in float64 with a quantizer of another kind in its place."""
+    problem = make(family, beta=beta, seed=seed)
+    network, own = problem.network, problem.network.quantizer
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        network.quantizer = quantizer(own.num_codes, own.dim)
+    finally:
+        torch.set_default_dtype(default)
+    if not isinstance(network.quantizer, GumbelQuantizer):
+        network.initialize_codebook(problem.x)
+    with torch.no_grad():
+        # Off where parameters start, from which a map does not move its codewords in all ways.
+        for parameter in network.quantizer.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
     return problem

@@ -9,6 +9,8 @@ from problems import Problem
 from torch import Tensor
 from torch.func import functional_call
 
+from mqvae import Affine, Cosine, HyperNetwork, LinearMap, ResidualQuantizer, Rotation
+
 Tensors = list[Tensor]
 
 
@@ -188,3 +190,256 @@ def stopped(problem: Problem, xi: float) -> Tensor:
     codebook = weights(problem)[2]
     loss = total(problem, [p.detach() for p in phi], [t.detach() for t in theta], codebook)
     return torch.autograd.grad(loss, codebook)[0]
+
+
+# -- any codebook: a function of parameters, compared on a sphere, in stages, or turned ------------
+#
+# The same once more with the table of codewords C(p), (rows, d), as the variable, and embeddings
+# placed where they are compared with it. `p` maps the names of the codebook's parameters to them.
+
+Named = dict[str, Tensor]
+
+
+def network_weights(problem: Problem) -> tuple[Tensors, Tensors]:
+    """(φ, θ) as leaves."""
+    network = problem.network
+    return (
+        [p.detach().clone().requires_grad_() for p in network.encoder.parameters()],
+        [p.detach().clone().requires_grad_() for p in network.decoder.parameters()],
+    )
+
+
+def codebook_parameters(problem: Problem) -> Named:
+    named = problem.network.quantizer.named_parameters()
+    return {name: p.detach().clone().requires_grad_() for name, p in named}
+
+
+def table_of(problem: Problem, parameters: Named) -> Tensor:
+    """C(p)."""
+    quantizer = problem.network.quantizer
+    if isinstance(quantizer, ResidualQuantizer):
+        stages = [(f"stages.{i}.", stage) for i, stage in enumerate(quantizer.stages)]
+    else:
+        stages = [("", quantizer)]
+    tables = []
+    for prefix, stage in stages:
+        p = {k.removeprefix(prefix + "codebook."): v for k, v in parameters.items() if prefix in k}
+        if isinstance(stage.codebook_map, Affine):
+            rows = [p["mean"] + p["scale"] * row for row in p["weight"]]
+        elif isinstance(stage.codebook_map, LinearMap):
+            rows = [p["weight"].T @ row for row in stage.codebook.table]
+        elif isinstance(stage.codebook_map, HyperNetwork):
+            hidden = [torch.tanh(p["hidden.weight"] @ e + p["hidden.bias"]) for e in p["embedding"]]
+            rows = [
+                base + p["out.weight"] @ h + p["out.bias"]
+                for base, h in zip(stage.codebook.base, hidden)
+            ]
+        else:
+            rows = list(p["weight"])
+        if isinstance(stage.distance, Cosine):
+            rows = [row / row.square().sum().sqrt() for row in rows]
+        tables.append(torch.stack(rows))
+    return torch.cat(tables)
+
+
+def placed(problem: Problem, phi: Tensors) -> Tensor:
+    """z_e where it is compared with codewords."""
+    z_e = embed(problem, phi)
+    quantizer = problem.network.quantizer
+    if isinstance(getattr(quantizer, "distance", None), Cosine):
+        parts = z_e.unflatten(-1, (quantizer.groups, -1))
+        return (parts / parts.square().sum(-1, keepdim=True).sqrt()).flatten(-2)
+    return z_e
+
+
+def selected_rows(problem: Problem, z_e: Tensor, table: Tensor) -> Tensor:
+    """Rows of the table that embeddings select, (..., G or stages)."""
+    quantizer = problem.network.quantizer
+    if not isinstance(quantizer, ResidualQuantizer):
+        return rows_of(problem, z_e, table)
+    left, rows = z_e.detach().clone(), []
+    for s in range(len(quantizer.stages)):
+        book = table.detach()[s * quantizer.num_codes : (s + 1) * quantizer.num_codes]
+        rows.append((left[..., None, :] - book).square().sum(-1).argmin(-1))
+        left = left - book[rows[-1]]
+        rows[-1] = rows[-1] + s * quantizer.num_codes
+    return torch.stack(rows, -1)
+
+
+def selected(problem: Problem, table: Tensor, rows: Tensor) -> Tensor:
+    """z_q."""
+    if isinstance(problem.network.quantizer, ResidualQuantizer):
+        return sum(table[rows[..., s]] for s in range(rows.shape[-1]))
+    return select(table, rows)
+
+
+def codebook_loss(
+    problem: Problem, z_e: Tensor, table: Tensor, rows: Tensor, stopped: Tensor | None = None
+) -> Tensor:
+    """Eq. 5, or its sum over stages, each on what the stages before left over.
+
+    What is left over has its gradient stopped: it is that of the table `stopped`, if given.
+    """
+    z_e = z_e.detach()
+    stopped = table.detach() if stopped is None else stopped
+    if not isinstance(problem.network.quantizer, ResidualQuantizer):
+        return (z_e - select(table, rows)).square().mean()
+    loss, left = 0.0, z_e
+    for s in range(rows.shape[-1]):
+        loss = loss + (left - table[rows[..., s]]).square().mean()
+        left = left - stopped[rows[..., s]]
+    return loss
+
+
+def rotation_matrix(start: Tensor, end: Tensor) -> Tensor:
+    """The rotation of start's direction to end's in their plane, and of nothing else, (D, D)."""
+    p, q = start / start.norm(), end / end.norm()
+    cosine = p @ q
+    across = q - cosine * p
+    across = across / across.norm()
+    sine = q @ across
+    turn = torch.outer(across, p) - torch.outer(p, across)
+    plane = torch.outer(p, p) + torch.outer(across, across)
+    return torch.eye(len(p), dtype=p.dtype) + sine * turn + (cosine - 1) * plane
+
+
+def estimate(problem: Problem, z_e: Tensor, z_q: Tensor) -> Tensor:
+    """ẑ."""
+    if not isinstance(problem.network.quantizer.estimator, Rotation):
+        return z_e + (z_q - z_e).detach()
+    dim = z_e.shape[-1]
+    turned = []
+    for z, e in zip(z_e.reshape(-1, dim), z_q.detach().reshape(-1, dim)):
+        scale = e.norm() / z.detach().norm()
+        turned.append(scale * rotation_matrix(z.detach(), e) @ z)
+    return torch.stack(turned).view_as(z_e)
+
+
+def losses_at(
+    problem: Problem, phi: Tensors, theta: Tensors, table: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(task, commitment, codebook) losses with the table as the variable."""
+    z_e = placed(problem, phi)
+    rows = selected_rows(problem, z_e, table) if rows is None else rows
+    z_q = selected(problem, table, rows)
+    task = problem.loss(decode(problem, theta, estimate(problem, z_e, z_q)), problem.y)
+    commitment = (z_e - z_q.detach()).square().mean()
+    return task, commitment, codebook_loss(problem, z_e, table, rows)
+
+
+def gradients_at(problem: Problem, phi: Tensors, theta: Tensors, table: Tensor, rows=None):
+    """(g_φ, g_θ, g_C), detached."""
+    table = table.detach().requires_grad_()
+    task, commitment, codebook = losses_at(problem, phi, theta, table, rows)
+    loss = task + problem.beta * commitment + problem.codebook_weight * codebook
+    found = torch.autograd.grad(loss, [*phi, *theta, table])
+    return list(found[: len(phi)]), list(found[len(phi) : -1]), found[-1]
+
+
+def above_at(problem: Problem, xi: float) -> tuple[Tensors, Tensors, Tensor]:
+    """(v_φ, v_θ, direct term by the table) at (φ', θ', C)."""
+    phi, theta = network_weights(problem)
+    table = table_of(problem, codebook_parameters(problem))
+    g_phi, g_theta, _ = gradients_at(problem, phi, theta, table)
+    return gradients_at(problem, ahead(phi, g_phi, -xi), ahead(theta, g_theta, -xi), table)
+
+
+def through(problem: Problem, of_table: Tensor) -> Named:
+    """A gradient by the table as gradients by the codebook's parameters: the chain rule."""
+    parameters = codebook_parameters(problem)
+    found = torch.autograd.grad(table_of(problem, parameters), list(parameters.values()), of_table)
+    return dict(zip(parameters, found))
+
+
+def reverse_mode_at(problem: Problem, xi: float) -> Named:
+    """The indirect term of Eq. 14 by the codebook's parameters, by reverse mode from end to end."""
+    v_phi, v_theta, _ = above_at(problem, xi)
+    phi, theta = network_weights(problem)
+    parameters = codebook_parameters(problem)
+    table = table_of(problem, parameters)
+    z_e = placed(problem, phi)
+    z_q = selected(problem, table, selected_rows(problem, z_e, table))
+    task = problem.loss(decode(problem, theta, z_q + z_e - z_e.detach()), problem.y)
+    scalar = task + problem.beta * (z_e - z_q).square().mean()
+    found = torch.autograd.grad(scalar, [*phi, *theta], create_graph=True)
+    reached = sum(
+        ((p - xi * g) * v).sum() for p, g, v in zip([*phi, *theta], found, [*v_phi, *v_theta])
+    )
+    return dict(zip(parameters, torch.autograd.grad(reached, list(parameters.values()))))
+
+
+def slopes_of(function, parameters: Named, h: float = 1e-4) -> Named:
+    """Derivatives of function(parameters) → float by every number, of fourth order."""
+    result = {}
+    for name, value in parameters.items():
+        slope = torch.zeros_like(value)
+        for i in range(value.numel()):
+
+            def at(distance: float, name=name, value=value, i=i) -> float:
+                shifted = value.detach().clone()
+                shifted.view(-1)[i] += distance
+                return function({**parameters, name: shifted})
+
+            slope.view(-1)[i] = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+        result[name] = slope
+    return result
+
+
+def numeric_at(problem: Problem, xi: float, steps: int = 1) -> tuple[Named, Named]:
+    """(direct, indirect) for k virtual steps, by differences in every parameter of the codebook.
+
+    Indirect: of v · (φ_k, θ_k)(C), v fixed, the codes of each step those of the undisplaced one.
+    Direct: of the codebook loss at (φ_k, θ_k), codes frozen too.
+    """
+    parameters = codebook_parameters(problem)
+    table = table_of(problem, parameters).detach()
+
+    def run(table: Tensor, frozen: list[Tensor] | None) -> tuple[Tensors, Tensors, list[Tensor]]:
+        phi, theta = network_weights(problem)
+        seen = []
+        for step in range(steps):
+            rows = (
+                selected_rows(problem, placed(problem, phi), table)
+                if frozen is None
+                else frozen[step]
+            )
+            seen.append(rows)
+            # First derivatives only; ẑ and sg(z_q) have the displaced table's values.
+            g_phi, g_theta, _ = gradients_at(problem, phi, theta, table, rows)
+            phi, theta = ahead(phi, g_phi, -xi), ahead(theta, g_theta, -xi)
+        return phi, theta, seen
+
+    phi, theta, codes = run(table, None)
+    v_phi, v_theta, _ = gradients_at(problem, phi, theta, table)
+    rows = selected_rows(problem, placed(problem, phi), table)
+    z_e = placed(problem, phi).detach()
+
+    def reached(displaced: Named) -> float:
+        ends = run(table_of(problem, displaced).detach(), codes)[:2]
+        pairs = zip([*ends[0], *ends[1]], [*v_phi, *v_theta])
+        return sum((end * v).sum() for end, v in pairs).item()
+
+    def loss(displaced: Named) -> float:
+        moved = table_of(problem, displaced).detach()
+        return problem.codebook_weight * codebook_loss(problem, z_e, moved, rows, table).item()
+
+    return slopes_of(loss, parameters), slopes_of(reached, parameters)
+
+
+def paper_difference_at(problem: Problem, xi: float, epsilon: float) -> Named:
+    """Eq. 13 by the codebook's parameters: whole passes at φ ± εv_φ and ± 2εv_φ, codes frozen."""
+    v_phi, _, _ = above_at(problem, xi)
+    phi, theta = network_weights(problem)
+    table = table_of(problem, codebook_parameters(problem)).detach()
+    rows = selected_rows(problem, placed(problem, phi), table)
+
+    def g_c(distance: float) -> list[Tensor]:
+        parameters = codebook_parameters(problem)
+        table = table_of(problem, parameters)
+        codebook = losses_at(problem, ahead(phi, v_phi, distance), theta, table, rows)[2]
+        weighted = problem.codebook_weight * codebook
+        return list(torch.autograd.grad(weighted, list(parameters.values())))
+
+    points = [g_c(k * epsilon) for k in (1, -1, 2, -2)]
+    slopes = [(8 * (a - b) - (c - d)) / (12 * epsilon) for a, b, c, d in zip(*points)]
+    return {name: -xi * slope for name, slope in zip(codebook_parameters(problem), slopes)}

@@ -77,8 +77,8 @@ class MetaNetwork(Update):
         task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, self.xi, for_real=True)
         self._descend_network(g_phi, g_theta)
         with torch.no_grad():
-            z_e = batch.embed(list(self.network.encoder_parameters()))
-        (g_c,) = mean_across_processes([codebook_gradient(batch, z_e)])
+            answered = batch.embed(list(self.network.encoder_parameters()))
+        (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])
         self._descend_codebook(g_c)
         self._after_step(z_e, quantized.codes)
         return step_of(task, quantized)
