@@ -1,0 +1,442 @@
+"""Two processes (gloo) against each other, and against one process on the joined batch."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from problems import QUANTIZERS, make_with, squared_error
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from mqvae import (
+    Alternated,
+    Central,
+    DirectOnly,
+    Ema,
+    Exact,
+    FiniteDifference,
+    ForwardMode,
+    GenericMeta,
+    Joint,
+    Kept,
+    LeastRecentlyUsed,
+    Meta,
+    MetaBoth,
+    MetaNetwork,
+    Replacement,
+    Synchronous,
+    Undone,
+    Unrolled,
+    VectorQuantizer,
+    VQNetwork,
+    vqvae,
+)
+from mqvae.core import distributed
+from mqvae.data import Images
+from mqvae.metrics import evaluate
+
+PATIENCE = 150  # seconds for everything two processes do
+STEPS = 4
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(8, 2, 6, 6, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
+
+
+@dataclass
+class Case:
+    """A module that a rule trains."""
+
+    module: nn.Module
+    update: Any
+    step: Callable[[Tensor], Any]
+
+    def state(self, report: Any) -> dict[str, Tensor]:
+        """All that must be alike in two processes; `report` is the last step's."""
+        found = dict(self.module.state_dict())
+        for level in ("lower", "upper"):
+            optimizer = getattr(self.update, level)
+            for i, own in (optimizer.state_dict()["state"] if optimizer else {}).items():
+                found.update({f"{level} {i} {name}": value for name, value in own.items()})
+        if hasattr(self.update, "state_dict"):
+            found.update({f"rule {name}": v for name, v in self.update.state_dict().items()})
+        for name in ("direct_norm", "indirect_norm", "cosine"):
+            if getattr(report, name) is not None:
+                found[name] = getattr(report, name)
+        return {name: value.detach().clone() for name, value in found.items()}
+
+
+# -- the cases -------------------------------------------------------------------------------------
+
+
+def optimizers(network: VQNetwork) -> dict[str, AdamW]:
+    return {
+        "lower": AdamW([p for p in network.network_parameters() if p.requires_grad], lr=1e-2),
+        "upper": AdamW(network.codebook_parameters(), lr=3e-2),
+    }
+
+
+def rule(kind: type, quantizer: str = "table", *, parts: int = 1, frozen: bool = False, **options):
+    def build() -> Case:
+        network = make_with("convolutional", QUANTIZERS[quantizer]).network
+        network.encoder.requires_grad_(not frozen)
+        levels = optimizers(network)
+        if kind is Ema:
+            del levels["upper"]
+        update = kind(network, squared_error, **levels, **options)
+        return Case(network, update, lambda x: update.step(x, x, parts=parts))
+
+    return build
+
+
+def generic(**options):
+    def loss(network: VQNetwork, x: Tensor) -> Tensor:
+        result = network(x)
+        losses = 0.1 * result.quantized.commitment_loss + result.quantized.codebook_loss
+        return squared_error(result.output, x) + losses
+
+    def build() -> Case:
+        network = make_with("convolutional", QUANTIZERS["table"]).network
+        book = list(network.codebook_parameters())
+        update = GenericMeta(network, loss, codebook=book, **optimizers(network), **options)
+        return Case(network, update, update.step)
+
+    return build
+
+
+EXACT = Exact(ForwardMode(), ForwardMode())
+OPTIMIZER_STEP = Undone(optimizer_step=True)
+CASES = {
+    "Joint": rule(Joint),
+    "Joint, parts": rule(Joint, parts=2),
+    "Joint, groups": rule(Joint, "groups"),
+    "Joint, residual": rule(Joint, "residual"),
+    "Joint, cosine": rule(Joint, "cosine"),
+    "Joint, rotation": rule(Joint, "rotation"),
+    "Synchronous": rule(Synchronous),
+    "Alternated": rule(Alternated),
+    "Alternated, nu": rule(Alternated, nu=0.7),
+    "Ema": rule(Ema, decay=0.8),
+    "Ema, groups": rule(Ema, "shared groups", decay=0.8),
+    "Meta": rule(Meta),
+    "Meta, parts": rule(Meta, parts=2),
+    "Meta, kept": rule(Meta, look_ahead=Kept()),
+    "Meta, optimizer's step": rule(Meta, look_ahead=OPTIMIZER_STEP),
+    "Meta, preconditioned": rule(Meta, look_ahead=Kept(preconditioned=True)),
+    "Meta, central": rule(Meta, hypergradient=FiniteDifference(Central())),
+    "Meta, free codes": rule(Meta, hypergradient=FiniteDifference(free_codes=True)),
+    "Meta, frozen encoder": rule(Meta, frozen=True),
+    "Meta, affine": rule(Meta, "affine groups"),
+    "Meta, linear map": rule(Meta, "linear map"),
+    "Meta, hyper-network": rule(Meta, "hyper-network"),
+    "Meta, residual": rule(Meta, "residual"),
+    "Meta, rotation": rule(Meta, "rotation"),
+    "Direct only": rule(Meta, hypergradient=DirectOnly()),
+    "Direct only, kept": rule(Meta, hypergradient=DirectOnly(), look_ahead=Kept()),
+    "Exact": rule(Meta, hypergradient=EXACT),
+    "Exact, kept": rule(Meta, hypergradient=EXACT, look_ahead=Kept()),
+    "Exact, optimizer's step": rule(Meta, hypergradient=EXACT, look_ahead=OPTIMIZER_STEP),
+    "Unrolled": rule(Meta, hypergradient=Unrolled(1)),
+    "Unrolled, 3 steps": rule(Meta, hypergradient=Unrolled(3), xi=0.3),
+    "Unrolled, frozen encoder": rule(Meta, hypergradient=Unrolled(2), frozen=True),
+    "Unrolled, stopped": rule(Meta, hypergradient=Unrolled(3, stop_gradients=True), xi=0.3),
+    "MetaNetwork": rule(MetaNetwork),
+    "MetaBoth": rule(MetaBoth),
+    "MetaBoth, exact": rule(MetaBoth, hypergradient=EXACT),
+    "Generic": generic(),
+    "Generic, kept": generic(look_ahead=Kept()),
+    "Generic, optimizer's step": generic(look_ahead=OPTIMIZER_STEP, derivative=Central()),
+    "Generic, preconditioned": generic(look_ahead=Kept(preconditioned=True)),
+}
+
+
+class Watched(Replacement):
+    """Replaces, and remembers how many rows, and whether each is an embedding of the step."""
+
+    def __init__(self) -> None:
+        self.replaced = 0
+        self.real = True
+
+    def __call__(self, quantizer, z_e, codes, forget) -> None:
+        def remember(rows: Tensor) -> None:
+            forget(rows)
+            self.replaced += len(rows)
+            parts = z_e.reshape(-1, quantizer.codebook.weight.shape[1])
+            for row in quantizer.codebook.weight[rows]:
+                self.real &= bool((parts == row).all(1).any())
+
+        LeastRecentlyUsed(after=2)(quantizer, z_e, codes, remember)
+
+
+def replacing(kind: type, *, groups: int = 1, shared: bool = False, **options):
+    """A codebook with many more codewords than a batch has embeddings."""
+
+    def quantizer(codes: int, dim: int) -> VectorQuantizer:
+        return VectorQuantizer(
+            200, dim, groups=groups, shared_codebook=shared, replacement=Watched()
+        )
+
+    def build() -> Case:
+        network = make_with("convolutional", quantizer).network
+        levels = optimizers(network)
+        if kind is Ema:
+            del levels["upper"]
+        update = kind(network, squared_error, **levels, **options)
+        return Case(network, update, lambda x: update.step(x, x))
+
+    return build
+
+
+# What draws random numbers, each process its own, or differs in how far a difference reaches.
+RANDOM_CASES = {
+    "Gumbel": rule(Joint, "gumbel"),
+    "Exact, by differences": rule(Meta, hypergradient=Exact()),
+}
+REPLACING_CASES = {
+    "Joint": replacing(Joint),
+    "Joint, groups": replacing(Joint, groups=3),
+    "Joint, shared groups": replacing(Joint, groups=2, shared=True),
+    "Alternated": replacing(Alternated),
+    "Ema": replacing(Ema),
+    "Meta": replacing(Meta),
+    "Meta, kept": replacing(Meta, look_ahead=Kept()),
+}
+INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
+
+
+# -- in each process -------------------------------------------------------------------------------
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    families = {"equal": CASES, "random": RANDOM_CASES, "replacing": REPLACING_CASES}
+    # All networks and rules are there before the process group: none may have noted its absence.
+    built = {f: {name: case() for name, case in cases.items()} for f, cases in families.items()}
+    networks = {kind: make_with("convolutional", QUANTIZERS[kind]).network for kind in INITIALIZED}
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=30),
+    )
+    torch.manual_seed(100 + rank)
+    found: dict[str, Any] = {}
+    for family, cases in built.items():
+        found[family] = {}
+        for name, case in cases.items():
+            try:
+                for x in batches():
+                    report = case.step(x.chunk(2)[rank])
+            except Exception as error:
+                error.add_note(f"in the case '{name}', process {rank}")
+                raise
+            found[family][name] = case.state(report)
+    watched = {name: c.module.quantizer.replacement for name, c in built["replacing"].items()}
+    found["watched"] = {name: (w.replaced, w.real) for name, w in watched.items()}
+    found["initialized"], found["initialized alike"] = {}, {}
+    x = batches()[0]
+    part = x[:5] if rank == 0 else x[5:]
+    for kind, network in networks.items():
+        network.initialize_codebook(part)
+        found["initialized"][kind] = network.quantizer.state_dict()
+        network.initialize_codebook(part, generator=torch.Generator().manual_seed(1))
+        found["initialized alike"][kind] = {
+            name: value.clone() for name, value in network.quantizer.state_dict().items()
+        }
+    found["functions"] = functions(rank)
+    if rank == 0:
+        with counted_collectives() as calls:
+            alone()
+        found["alone"] = dict(calls)
+    dist.barrier()
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def alone() -> None:
+    """What one process may do without the others."""
+    torch.manual_seed(0)
+    x = torch.rand(6, 1, 8, 8)
+    network = vqvae(1, num_codes=8, dim=4, width=8)
+    network(x)
+    z_e = network.embed(x)
+    codes = network.quantizer(z_e).codes
+    network.quantizer.after_step(z_e, codes, lambda rows: None)
+    network.quantizer = VectorQuantizer(8, 4, replacement=LeastRecentlyUsed(after=1))
+    network.eval()
+    network.quantizer.after_step(z_e, codes, lambda rows: None)
+    network.decode(network.encode(x))
+    pixels = (x * 255).to(torch.uint8)
+    images = Images("noise", "test", pixels, torch.zeros(6, dtype=torch.int64), "here")
+    evaluate(network.train(), images)
+
+
+@contextmanager
+def counted_collectives() -> Iterator[dict[str, int]]:
+    names = ["all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "reduce"]
+    own = {name: getattr(dist, name) for name in names}
+    calls: dict[str, int] = {}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return own[name](*args, **options)
+
+        return call
+
+    for name in names:
+        setattr(dist, name, counting(name))
+    try:
+        yield calls
+    finally:
+        for name, function in own.items():
+            setattr(dist, name, function)
+
+
+def functions(rank: int) -> dict[str, Tensor]:
+    """The collective functions by themselves."""
+    half, double = (
+        torch.tensor([1.0, 2.0]).bfloat16(),
+        torch.tensor([1 / 3 + rank], dtype=torch.float64),
+    )
+    mean = distributed.mean_across_processes([half, None, double])
+    # f = Σ (mean over processes of (rank + 1) a²) · a: by a, 3 · 1.5 a².
+    a = torch.tensor([2.0, 5.0], requires_grad=True)
+    frozen = torch.ones(1)
+    inside, same = distributed.shared([a, frozen])
+    (outside,) = distributed.mean_with_graph([(rank + 1) * inside**2])
+    (slope,) = torch.autograd.grad((outside * a).sum(), a)
+    with counted_collectives() as calls:
+        kept = distributed.mean_across_processes([None])
+    return {
+        "half": mean[0],
+        "double": mean[2],
+        "nones": torch.tensor([mean[1] is None, kept == [None], not calls, same is frozen]),
+        "gathered": distributed.from_all_processes(torch.full((rank + 1, 2), float(rank))),
+        "first": distributed.from_first_process(torch.tensor([rank + 7])),
+        "sum": distributed.sum_across_processes(torch.tensor([rank + 1])),
+        "outside": outside.detach(),
+        "slope": slope,
+    }
+
+
+# -- the tests -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    context = mp.spawn(work, (str(folder),), nprocs=2, join=False)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not context.join(max(0.1, deadline - time.monotonic())):
+            if time.monotonic() > deadline:
+                pytest.fail(f"two processes were not done after {PATIENCE} s: one waits for ever")
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_processes_do_what_one_does_with_the_joined_batch(pair, name):
+    one, other = (found["equal"][name] for found in pair)
+    assert_same(one, other)
+    case = CASES[name]()
+    start = {k: v.clone() for k, v in case.module.state_dict().items()}
+    for x in batches():
+        report = case.step(x)
+    expected = case.state(report)
+    assert one.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(one[key], value, rtol=1e-10, atol=1e-10, msg=key)
+    book = [k for k, _ in case.module.named_parameters() if k.startswith("quantizer")]
+    assert not any(torch.equal(one[k], start[k]) for k in book)
+
+
+@pytest.mark.parametrize("name", RANDOM_CASES)
+def test_random_numbers_of_their_own_leave_both_processes_alike(pair, name):
+    one, other = (found["random"][name] for found in pair)
+    assert_same(one, other)
+    start = RANDOM_CASES[name]().module.state_dict()
+    for key, value in start.items():
+        assert not torch.equal(one[key], value)
+        assert torch.isfinite(one[key]).all()
+
+
+@pytest.mark.parametrize("name", REPLACING_CASES)
+def test_both_processes_replace_the_same_codewords(pair, name):
+    one, other = (found["replacing"][name] for found in pair)
+    assert_same(one, other)
+    (replaced, real), (also, _) = (found["watched"][name] for found in pair)
+    assert replaced == also > 100
+    assert real  # embeddings of the first process
+    table = one["quantizer.codebook.weight"]
+    assert torch.isfinite(table).all()
+    assert one["quantizer.unused_steps"].max() < 2
+    assert (one["quantizer.unused_steps"] > 0).any()
+
+
+@pytest.mark.parametrize("kind", INITIALIZED)
+def test_both_processes_start_from_the_same_codebook(pair, kind):
+    one, other = (found["initialized"][kind] for found in pair)
+    assert_same(one, other)
+    network = make_with("convolutional", QUANTIZERS[kind]).network
+    network.quantizer.load_state_dict(one)
+    network.eval()
+    with torch.no_grad():
+        z_e = network.quantizer.place(network.channels_last(network.encoder(batches()[0])))
+        z_q = network.quantizer.decode(network.quantizer.encode(z_e))
+        spread = (z_e - z_e.mean((0, 1, 2))).square().mean()
+        # Centres of both processes' embeddings: each half is near to them.
+        for half in ((z_e - z_q)[:5], (z_e - z_q)[5:]):
+            assert half.square().mean() < 0.8 * spread
+
+
+@pytest.mark.parametrize("kind", INITIALIZED)
+def test_with_one_seed_the_codebook_is_that_of_the_joined_batch(pair, kind):
+    one, other = (found["initialized alike"][kind] for found in pair)
+    assert_same(one, other)
+    network = make_with("convolutional", QUANTIZERS[kind]).network
+    network.initialize_codebook(batches()[0], generator=torch.Generator().manual_seed(1))
+    untouched = ("embedding", "hidden")
+    for key, value in network.quantizer.state_dict().items():
+        if not any(part in key for part in untouched):
+            torch.testing.assert_close(one[key], value, rtol=1e-10, atol=1e-10, msg=key)
+
+
+def test_one_process_may_look_and_measure_alone(pair):
+    assert pair[0]["alone"] == {}
+
+
+def test_the_collective_functions(pair):
+    for found in pair:
+        got = found["functions"]
+        assert got["half"].dtype == torch.bfloat16
+        assert got["half"].tolist() == [1.0, 2.0]
+        assert got["double"].item() == 1 / 3 + 0.5  # not rounded on the way
+        assert got["nones"].all()
+        assert got["gathered"].tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+        assert got["first"].item() == 7
+        assert got["sum"].item() == 3
+        assert got["outside"].tolist() == [6.0, 37.5]
+        assert got["slope"].tolist() == [3 * 1.5 * 4, 3 * 1.5 * 25]
