@@ -15,7 +15,7 @@ from rich.table import Table
 from mqvae.config import load_preset, merged
 from mqvae.data import DataNotFound, load
 from mqvae.report import write_report
-from mqvae.trainer import Interrupted, Settings, Training
+from mqvae.trainer import Interrupted, NotFinite, Settings, Training
 
 JOINT = {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.1}}
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,6 +57,9 @@ def main() -> int:
         except Interrupted as stop:
             print(f"stopped after step {stop.step}; run the demo again to start anew")
             return 128 + stop.signal_number
+        except NotFinite as error:
+            print(error, file=sys.stderr)
+            return 1
 
     first = summaries["vqvae"]
     table = Table(title=f"{title}: {first['protocol']['images']:,} test images")

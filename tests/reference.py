@@ -280,8 +280,14 @@ def codebook_loss(
 
     What is left over has its gradient stopped: it is that of the table `stopped`, if given.
     """
-    z_e = z_e.detach()
-    stopped = table.detach() if stopped is None else stopped
+    return _codebook_loss(
+        problem, z_e.detach(), table, rows, table.detach() if stopped is None else stopped
+    )
+
+
+def _codebook_loss(
+    problem: Problem, z_e: Tensor, table: Tensor, rows: Tensor, stopped: Tensor
+) -> Tensor:
     if not isinstance(problem.network.quantizer, ResidualQuantizer):
         return (z_e - select(table, rows)).square().mean()
     loss, left = 0.0, z_e
@@ -443,3 +449,44 @@ def paper_difference_at(problem: Problem, xi: float, epsilon: float) -> Named:
     points = [g_c(k * epsilon) for k in (1, -1, 2, -2)]
     slopes = [(8 * (a - b) - (c - d)) / (12 * epsilon) for a, b, c, d in zip(*points)]
     return {name: -xi * slope for name, slope in zip(codebook_parameters(problem), slopes)}
+
+
+def virtual_table(problem: Problem, z_e: Tensor, table: Tensor, rows: Tensor, xi: float) -> Tensor:
+    """C' = C − ξ g_C(φ, C) as a differentiable function of embeddings: nothing is stopped here."""
+    table = table.detach().requires_grad_()
+    loss = problem.codebook_weight * _codebook_loss(problem, z_e, table, rows, table.detach())
+    return table - xi * torch.autograd.grad(loss, table, create_graph=True)[0]
+
+
+def network_reverse_mode(problem: Problem, xi: float) -> tuple[Tensors, Tensors]:
+    """dL(φ, θ, C'(φ))/d(φ, θ) by reverse mode through the virtual step of the codebook."""
+    phi, theta = network_weights(problem)
+    table = table_of(problem, codebook_parameters(problem)).detach()
+    z_e = placed(problem, phi)
+    table_ahead = virtual_table(problem, z_e, table, selected_rows(problem, z_e, table), xi)
+    task, commitment, codebook = losses_at(problem, phi, theta, table_ahead)
+    total = task + problem.beta * commitment + problem.codebook_weight * codebook
+    found = torch.autograd.grad(total, [*phi, *theta])
+    return list(found[: len(phi)]), list(found[len(phi) :])
+
+
+def tangent(problem: Problem, v_phi: Tensors) -> Tensor:
+    """δ = J_φ z_e · v_φ, from the encoder's whole Jacobian."""
+    phi, _ = network_weights(problem)
+    z_e = placed(problem, phi)
+    delta = torch.zeros(z_e.numel(), dtype=z_e.dtype)
+    for i in range(z_e.numel()):
+        row = torch.autograd.grad(z_e.reshape(-1)[i], phi, retain_graph=True)
+        delta[i] = sum((j * v).sum() for j, v in zip(row, v_phi))
+    return delta.view_as(z_e)
+
+
+def scattered(problem: Problem, rows: Tensor, values: Tensor, table: Tensor) -> Tensor:
+    """Sum of values by the row that selected them, one part after the other."""
+    result = torch.zeros_like(table)
+    if isinstance(problem.network.quantizer, ResidualQuantizer):
+        values = values.unsqueeze(-2).expand(*rows.shape, -1)  # each stage gets the whole
+    width = table.shape[1]
+    for row, part in zip(rows.flatten().tolist(), values.reshape(-1, width)):
+        result[row] += part
+    return result

@@ -133,16 +133,10 @@ def test_finite_difference_equals_its_closed_form(family, beta):
     v_phi, _, direct = reference.above_at(problem, XI)
     phi, _ = reference.network_weights(problem)
     table = reference.table_of(problem, reference.codebook_parameters(problem)).detach()
-    z_e = reference.placed(problem, phi)
-    delta = torch.zeros(z_e.numel(), dtype=z_e.dtype)
-    for i in range(z_e.numel()):
-        row = torch.autograd.grad(z_e.reshape(-1)[i], phi, retain_graph=True)
-        delta[i] = sum((j * v).sum() for j, v in zip(row, v_phi))
-    rows = reference.selected_rows(problem, z_e, table).reshape(-1, 3)
-    expected = torch.zeros_like(table)
-    for codes, part in zip(rows.tolist(), delta.view(-1, z_e.shape[-1])):
-        for row in codes:
-            expected[row] += XI * 2 * problem.codebook_weight / z_e.numel() * part
+    rows = reference.selected_rows(problem, reference.placed(problem, phi), table)
+    delta = reference.tangent(problem, v_phi)
+    scale = XI * 2 * problem.codebook_weight / delta.numel()
+    expected = scale * reference.scattered(problem, rows, delta, table)
     found = hypergradient(problem, FiniteDifference(ForwardMode()), XI)
     assert relative(found.indirect, expected) < 1e-12
     assert relative(found.direct, direct) < 1e-12

@@ -76,6 +76,11 @@ class Derivative(ABC):
     ) -> Tensor: ...
 
 
+def _check_radius(radius: float) -> None:
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius must be above 0 and finite, got {radius}.")
+
+
 def _radius(radius: float, tangents: Gradients) -> Tensor:
     """ε = radius / ‖tangent‖, so that the step is as long whatever the tangent's scale."""
     norm = torch.stack([t.norm() for t in tangents if t is not None]).norm()
@@ -88,9 +93,15 @@ class OneSided(Derivative):
 
     Args:
         radius: Length of the step, in units of the parameters.
+
+    Raises:
+        ValueError: if `radius` is not above 0 and finite.
     """
 
     radius: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_radius(self.radius)
 
     def __call__(
         self,
@@ -110,9 +121,15 @@ class Central(Derivative):
 
     Args:
         radius: Length of the step, in units of the parameters.
+
+    Raises:
+        ValueError: if `radius` is not above 0 and finite.
     """
 
     radius: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_radius(self.radius)
 
     def __call__(
         self,

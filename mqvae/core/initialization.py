@@ -57,14 +57,20 @@ def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) ->
     pick = torch.randint(len(samples), (1,), generator=generator, device=samples.device)
     first = samples[pick]  # (1, D)
     centres = first.repeat(num_codes, 1)
-    distances = (samples - first).square().sum(1)  # (N,), to the closest centre so far
+    distances = _distances(samples, first)  # (N,), to the closest centre so far
     for row in range(1, num_codes):
         if not bool(distances.any()):
             break
         centre = samples[torch.multinomial(distances, 1, generator=generator)]  # (1, D)
         centres[row] = centre[0]
-        distances = torch.minimum(distances, (samples - centre).square().sum(1))
+        distances = torch.minimum(distances, _distances(samples, centre))
     return centres
+
+
+def _distances(samples: Tensor, centre: Tensor) -> Tensor:
+    """‖x_i − e‖², (N,); by differences, so that a copy of the centre is at exactly 0."""
+    how = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(samples, centre, compute_mode=how)[:, 0].square()
 
 
 def _apart(centres: Tensor, samples: Tensor, generator: torch.Generator | None) -> Tensor:
