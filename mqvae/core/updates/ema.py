@@ -96,6 +96,8 @@ class Ema(Update):
         self._sums.lerp_(sum_across_processes(sums), 1 - self.decay)
         total = self._sizes.sum()
         smoothed = (self._sizes + self.epsilon) / (total + len(table) * self.epsilon) * total
+        # A size may have fallen to nothing where nothing smooths it.
+        smoothed = smoothed.clamp(min=torch.finfo(table.dtype).tiny)
         self.quantizer.codebook.assign(self._sums / smoothed[:, None])
 
     @torch.no_grad()

@@ -1,0 +1,612 @@
+"""Update rules against what their equations say, written out, in float64."""
+
+import copy
+
+import pytest
+import reference
+import torch
+from problems import GROUPS, QUANTIZERS, Problem, make, make_with, squared_error
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
+
+from mqvae import (
+    Alternated,
+    Ema,
+    Exact,
+    FiniteDifference,
+    ForwardMode,
+    Joint,
+    Kept,
+    Meta,
+    MetaBoth,
+    MetaNetwork,
+    Synchronous,
+    Undone,
+    Unrolled,
+    VectorQuantizer,
+    VQNetwork,
+)
+from mqvae.core.updates.lookahead import adam_slopes
+
+XI, NU, LOWER, UPPER = 0.3, 0.7, 0.2, 0.9
+STRAIGHT = [name for name in QUANTIZERS if name not in ("rotation", "gumbel", "none")]
+everywhere = pytest.mark.parametrize("groups", GROUPS)
+every_family = pytest.mark.parametrize("family", ["convolutional", "classifier", "linear"])
+every_kind = pytest.mark.parametrize("kind", STRAIGHT)
+
+Weights = dict[str, Tensor]
+
+
+def update_of(problem: Problem, rule, *, lower: float = LOWER, upper: float = UPPER, **options):
+    network = problem.network
+    return rule(
+        network,
+        problem.loss,
+        lower=SGD(network.network_parameters(), lr=lower),
+        upper=SGD(network.codebook_parameters(), lr=upper),
+        commitment_weight=problem.beta,
+        codebook_weight=problem.codebook_weight,
+        **options,
+    )
+
+
+def weights(problem: Problem) -> Weights:
+    return {name: p.detach().clone() for name, p in problem.network.named_parameters()}
+
+
+def descended(problem: Problem, g_phi, g_theta, of_codebook: Weights) -> Weights:
+    """The weights less their rates times gradients."""
+    network = problem.network
+    result = {}
+    for part, module, gradients in (
+        ("encoder", network.encoder, g_phi),
+        ("decoder", network.decoder, g_theta),
+    ):
+        named = list(module.named_parameters())
+        for (name, p), g in zip(named, gradients, strict=True):
+            result[f"{part}.{name}"] = p.detach() - LOWER * g
+    for name, p in network.quantizer.named_parameters():
+        result[f"quantizer.{name}"] = p.detach() - UPPER * of_codebook[name]
+    return result
+
+
+def assert_moved_to(problem: Problem, before: Weights, expected: Weights) -> None:
+    after = weights(problem)
+    assert after.keys() == expected.keys()
+    for name, value in expected.items():
+        step, wanted = after[name] - before[name], value - before[name]
+        assert wanted.norm() > 0, name
+        assert (step - wanted).norm() < 1e-11 * wanted.norm(), name
+
+
+def codebook_part(expected: Weights) -> Weights:
+    prefix = "quantizer."
+    return {k.removeprefix(prefix): v for k, v in expected.items() if k.startswith(prefix)}
+
+
+# -- synchronous and alternated --------------------------------------------------------------------
+
+
+def embeddings_as_weights(count: int, codes: int) -> tuple[VQNetwork, Tensor]:
+    """φ is the identity: the encoder's weight, transposed, is the embeddings themselves."""
+    torch.manual_seed(3)
+    encoder = nn.Linear(count, 4, bias=False)
+    decoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    network = VQNetwork(encoder, VectorQuantizer(codes, 4), decoder).double()
+    with torch.no_grad():
+        encoder.weight.normal_()
+        if codes == count:  # each embedding has a codeword of its own
+            network.quantizer.codebook.weight.copy_(encoder.weight.T + 0.1 * torch.randn(count, 4))
+    return network, torch.eye(count, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("count", "codes"), [(6, 6), (30, 6)])
+def test_synchronous_moves_codewords_as_if_by_the_embeddings_after_their_own_step(count, codes):
+    """Eq. 18: z_q ← (1 − ξ) z_q + ξ z_e', z_e' = z_e − ξ ∂L_task/∂ẑ the embedding after its step.
+
+    Put in, that is (1 − ξ) z_q + ξ z_e − ξ² ∂L_task/∂z_q. Eq. 19 prints the last term with a plus:
+    there ∂L_task/∂z_q stands for the direction in which the loss falls. With the plus read as a
+    gradient, codewords would move away from where their embeddings go, and Eq. 18 would not hold.
+    """
+    network, x = embeddings_as_weights(count, codes)
+    y = torch.randn(count, 3, dtype=torch.float64)
+    xi, weight = 0.1, 1.3
+    codebook = network.quantizer.codebook.weight
+    # (2w/ND) times this rate is ξ; times ν it is ξ².
+    rate = xi * count * 4 / (2 * weight)
+    update = Synchronous(
+        network,
+        squared_error,
+        lower=SGD(network.network_parameters(), lr=xi),
+        upper=SGD(network.codebook_parameters(), lr=rate),
+        nu=xi**2 / rate,
+        commitment_weight=0.0,
+        codebook_weight=weight,
+    )
+    old, z_e = codebook.detach().clone(), network.encoder.weight.detach().T.clone()
+    codes_of = torch.cdist(z_e, old).argmin(1)
+    z_q = old[codes_of].requires_grad_()
+    task = squared_error(network.decoder(z_q), y)
+    (g,) = torch.autograd.grad(task, z_q)
+    update.step(x, y)
+    z_after = network.encoder.weight.detach().T
+    torch.testing.assert_close(z_after, z_e - xi * g, rtol=1e-13, atol=1e-15)
+
+    for k in range(codes):
+        mine = codes_of == k
+        if codes == count:
+            assert mine.sum() == 1
+        expected = old[k] - xi * (old[k] - z_after[mine]).sum(0)  # Eq. 18
+        torch.testing.assert_close(codebook[k], expected, rtol=1e-12, atol=1e-14)
+        as_19 = old[k] - xi * (old[k] - z_e[mine]).sum(0) - xi**2 * g[mine].sum(0)
+        torch.testing.assert_close(codebook[k], as_19, rtol=1e-12, atol=1e-14)
+        ascent = as_19 + 2 * xi**2 * g[mine].sum(0)
+        assert (codebook[k] - ascent).norm() > 1e-4 * xi**2
+
+
+def with_task_gradient(problem: Problem, nu: float) -> tuple[list, list, Tensor]:
+    """(g_φ, g_θ, g_C) where the decoder gets ẑ + ν z_q − sg(ν z_q), by backpropagation."""
+    phi, theta = reference.network_weights(problem)
+    table = reference.table_of(problem, reference.codebook_parameters(problem))
+    table = table.detach().requires_grad_()
+    z_e = reference.placed(problem, phi)
+    rows = reference.selected_rows(problem, z_e, table)
+    z_q = reference.selected(problem, table, rows)
+    z = reference.estimate(problem, z_e, z_q) + nu * z_q - (nu * z_q).detach()
+    task = problem.loss(reference.decode(problem, theta, z), problem.y)
+    commitment = (z_e - z_q.detach()).square().mean()
+    codebook = reference.codebook_loss(problem, z_e, table, rows)
+    total = task + problem.beta * commitment + problem.codebook_weight * codebook
+    found = torch.autograd.grad(total, [*phi, *theta, table])
+    return list(found[: len(phi)]), list(found[len(phi) : -1]), found[-1]
+
+
+@pytest.mark.parametrize("kind", [*STRAIGHT, "rotation"])
+@every_family
+def test_synchronous_is_backpropagation_with_the_codeword_added(kind, family):
+    problem = make_with(family, QUANTIZERS[kind], beta=0.4)
+    g_phi, g_theta, g_c = with_task_gradient(problem, NU)
+    before = weights(problem)
+    expected = descended(problem, g_phi, g_theta, reference.through(problem, g_c))
+    update_of(problem, Synchronous, nu=NU).step(problem.x, problem.y)
+    assert_moved_to(problem, before, expected)
+
+
+def test_synchronous_without_nu_is_joint():
+    problem = make("convolutional", "three")
+    twin = copy.deepcopy(problem)
+    update_of(problem, Synchronous, nu=0.0).step(problem.x, problem.y)
+    update_of(twin, Joint).step(twin.x, twin.y)
+    for name, value in weights(problem).items():
+        torch.testing.assert_close(value, weights(twin)[name], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", [*STRAIGHT, "rotation"])
+@every_family
+@pytest.mark.parametrize("nu", [0.0, NU])
+def test_alternated_steps_the_codebook_and_then_the_network_under_it(kind, family, nu):
+    problem = make_with(family, QUANTIZERS[kind], beta=0.4)
+    _, _, g_c = with_task_gradient(problem, nu)
+    before = weights(problem)
+    zeros = [torch.zeros_like(p) for p in problem.network.encoder.parameters()]
+    others = [torch.zeros_like(p) for p in problem.network.decoder.parameters()]
+    first = descended(problem, zeros, others, reference.through(problem, g_c))
+    # The network's gradients under the new codebook.
+    moved = copy.deepcopy(problem)
+    moved.network.load_state_dict(first, strict=False)
+    phi, theta = reference.network_weights(moved)
+    table = reference.table_of(moved, reference.codebook_parameters(moved))
+    g_phi, g_theta, _ = reference.gradients_at(moved, phi, theta, table)
+    expected = descended(problem, g_phi, g_theta, reference.through(problem, g_c))
+    update_of(problem, Alternated, nu=nu).step(problem.x, problem.y)
+    assert_moved_to(problem, before, expected)
+
+
+# -- moving averages -------------------------------------------------------------------------------
+
+
+def ema_of(problem: Problem, **options) -> Ema:
+    network = problem.network
+    return Ema(
+        network,
+        problem.loss,
+        lower=SGD(network.network_parameters(), lr=LOWER),
+        commitment_weight=problem.beta,
+        **options,
+    )
+
+
+@everywhere
+@pytest.mark.parametrize("family", ["convolutional", "linear"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-2])
+def test_ema_is_equation_17_over_several_steps(family, groups, epsilon):
+    problem = make(family, groups, beta=0.4)
+    decay = 0.8
+    update = ema_of(problem, decay=decay, epsilon=epsilon)
+    weight = problem.network.quantizer.codebook.weight
+    sizes = [1.0] * len(weight)
+    sums = list(weight.detach().clone())
+    for step in range(4):
+        problem.x = torch.randn_like(problem.x)  # each step its own batch
+        if family == "convolutional":
+            problem.y = problem.x
+        phi, theta, codebook = reference.weights(problem)
+        z_e = reference.embed(problem, phi).detach()
+        rows = reference.rows_of(problem, z_e, codebook)
+        parts = z_e.reshape(-1, weight.shape[1])
+        g_phi, g_theta, _ = reference.gradients(problem, phi, theta, codebook)
+        update.step(problem.x, problem.y)
+
+        for k in range(len(weight)):
+            mine = parts[rows.flatten() == k]
+            sizes[k] = decay * sizes[k] + (1 - decay) * len(mine)
+            sums[k] = decay * sums[k] + (1 - decay) * mine.sum(0)
+        total = sum(sizes)
+        for k in range(len(weight)):
+            smoothed = total * (sizes[k] + epsilon) / (total + len(weight) * epsilon)
+            torch.testing.assert_close(weight[k], sums[k] / smoothed, rtol=1e-12, atol=1e-14)
+        # Encoder and decoder have stepped as ever, from where the codebook was.
+        for p, old, g in zip(
+            problem.network.network_parameters(), [*phi, *theta], [*g_phi, *g_theta]
+        ):
+            torch.testing.assert_close(p, old - LOWER * g, rtol=1e-12, atol=1e-14)
+        assert (weight - codebook).norm() > 1e-3, step
+
+
+@everywhere
+def test_ema_is_descent_on_the_codebook_loss_at_a_rate_of_each_codeword(groups):
+    """e ← e − ρ (e − mean z_e): the gradient (2/ND) n (e − mean z_e) at the rate ρ ND / 2n."""
+    problem = make("convolutional", groups)
+    update = ema_of(problem, decay=0.8, epsilon=0.0)
+    weight = problem.network.quantizer.codebook.weight
+    for _ in range(3):
+        phi, _, codebook = reference.weights(problem)
+        z_e = reference.embed(problem, phi)
+        rows = reference.rows_of(problem, z_e, codebook).flatten()
+        loss = (z_e.detach() - reference.select(codebook, rows.view(*z_e.shape[:-1], -1))).square()
+        (g_c,) = torch.autograd.grad(loss.mean(), codebook)
+        old_sizes = (
+            update.state_dict()["sizes"].clone()
+            if update.state_dict()["started"]
+            else torch.ones(len(weight), dtype=weight.dtype)
+        )
+        update.step(problem.x, problem.y)
+        n = rows.bincount(minlength=len(weight)).double()
+        rho = 0.2 * n / (0.8 * old_sizes + 0.2 * n)
+        rate = torch.where(n > 0, rho * z_e.numel() / (2 * n.clamp(min=1)), 0.0)
+        expected = codebook - rate[:, None] * g_c
+        torch.testing.assert_close(weight, expected.detach(), rtol=1e-11, atol=1e-13)
+        assert (weight - codebook).norm() > 1e-3
+
+
+@pytest.mark.parametrize("how", ["eval", "frozen"])
+def test_averages_wait_while_the_codebook_is_in_eval_or_frozen(how):
+    problem = make("convolutional")
+    network, update = problem.network, ema_of(problem)
+    update.step(problem.x, problem.y)
+    if how == "eval":
+        network.eval()
+    else:
+        network.quantizer.requires_grad_(False)
+    averages, before = copy.deepcopy(update.state_dict()), weights(problem)
+    update.step(problem.x, problem.y)
+    assert all(torch.equal(averages[k], v) for k, v in update.state_dict().items())
+    after = weights(problem)
+    still = {k for k in before if torch.equal(before[k], after[k])}
+    assert still == {"quantizer.codebook.weight"}
+    network.train().requires_grad_(True)
+    update.step(problem.x, problem.y)
+    assert not torch.equal(averages["sums"], update.state_dict()["sums"])
+
+
+def test_averages_start_from_the_codebook_as_the_first_step_finds_it():
+    problem = make("linear")
+    update = ema_of(problem, decay=0.9, epsilon=0.0)
+    weight = problem.network.quantizer.codebook.weight
+    with torch.no_grad():
+        weight.mul_(1.5)  # after the rule was made, as an initialization is
+    old = weight.detach().clone()
+    rows = problem.network.encode(problem.x)
+    update.step(problem.x, problem.y)
+    unused = [k for k in range(len(weight)) if k not in rows]
+    for k in unused:
+        torch.testing.assert_close(weight[k], old[k])
+    torch.testing.assert_close(
+        update.state_dict()["sizes"], 0.9 + 0.1 * rows.bincount(minlength=len(weight)).double()
+    )
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5])
+def test_ema_keeps_codewords_finite_that_nothing_selects(epsilon):
+    """Their sizes fall to nothing. Smoothed, such a codeword falls to the origin by and by."""
+    problem = make("linear")
+    with torch.no_grad():
+        problem.network.encoder.weight.mul_(1e-3)
+        weight = problem.network.quantizer.codebook.weight
+        weight.copy_(1e-3 * torch.randn_like(weight))
+        weight[0] = 100.0
+    problem.network.requires_grad_(False)
+    problem.network.quantizer.requires_grad_(True)
+    update = ema_of(problem, decay=0.1, epsilon=epsilon)
+    for _ in range(400):
+        update.step(problem.x, problem.y)
+    assert update.state_dict()["sizes"][0] < 1e-300
+    assert torch.isfinite(weight).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 1.0}, r"decay must lie in \[0, 1\), got 1\.0"),
+        ({"decay": -0.1}, r"decay must lie in \[0, 1\), got -0\.1"),
+        ({"decay": float("nan")}, r"decay must lie in \[0, 1\), got nan"),
+        ({"epsilon": -1.0}, r"epsilon must be 0 or more, got -1\.0"),
+    ],
+)
+def test_wrong_settings_of_ema_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        ema_of(make("linear"), **options)
+
+
+@pytest.mark.parametrize("rule", [Synchronous, Alternated])
+@pytest.mark.parametrize("nu", [-0.1, float("nan")])
+def test_a_negative_nu_raises(rule, nu):
+    with pytest.raises(ValueError, match="nu must be 0 or more"):
+        update_of(make("linear"), rule, nu=nu)
+
+
+# -- hypergradient on the network, on both ---------------------------------------------------------
+
+
+def codebook_after(problem: Problem, expected: Weights) -> Weights:
+    """g_C by the codebook's parameters at the new φ, from the old codebook."""
+    moved = copy.deepcopy(problem)
+    network_only = {k: v for k, v in expected.items() if not k.startswith("quantizer")}
+    moved.network.load_state_dict(network_only, strict=False)
+    phi, theta = reference.network_weights(moved)
+    table = reference.table_of(moved, reference.codebook_parameters(moved))
+    return reference.through(moved, reference.gradients_at(moved, phi, theta, table)[2])
+
+
+@every_kind
+@every_family
+@pytest.mark.parametrize("xi", [0.0, XI, 3.0])
+def test_meta_network_is_reverse_mode_through_the_codebooks_virtual_step(kind, family, xi):
+    problem = make_with(family, QUANTIZERS[kind], beta=0.4)
+    g_phi, g_theta = reference.network_reverse_mode(problem, xi)
+    before = weights(problem)
+    zero = {n: torch.zeros_like(p) for n, p in problem.network.quantizer.named_parameters()}
+    expected = descended(problem, g_phi, g_theta, zero)
+    of_codebook = codebook_after(problem, expected)
+    expected = descended(problem, g_phi, g_theta, of_codebook)
+    update_of(problem, MetaNetwork, xi=xi).step(problem.x, problem.y)
+    assert_moved_to(problem, before, expected)
+
+
+@everywhere
+def test_the_codebooks_answer_equals_a_numeric_derivative(groups):
+    """The indirect term alone: of the codebook loss by C'(φ), embeddings below the loss stopped."""
+    problem = make("linear", groups, beta=0.4)
+    xi = 3.0
+    phi, theta = reference.network_weights(problem)
+    table = reference.table_of(problem, reference.codebook_parameters(problem)).detach()
+    rows = reference.selected_rows(problem, reference.placed(problem, phi), table)
+    z_e = reference.placed(problem, phi).detach()
+    ahead = reference.virtual_table(problem, z_e, table, rows, xi).detach()
+    rows_ahead = reference.selected_rows(problem, z_e, ahead)
+
+    def loss(displaced: Weights) -> float:
+        moved = reference.placed(problem, [displaced["phi"]])
+        table_ahead = reference.virtual_table(problem, moved, table, rows, xi)
+        found = reference.codebook_loss(problem, z_e, table_ahead, rows_ahead)
+        return problem.codebook_weight * found.item()
+
+    expected = reference.slopes_of(loss, {"phi": phi[0]})["phi"]
+    plain, _, _ = reference.gradients_at(problem, phi, theta, ahead)
+    before = weights(problem)["encoder.weight"]
+    update_of(problem, MetaNetwork, xi=xi).step(problem.x, problem.y)
+    step = (before - weights(problem)["encoder.weight"]) / LOWER
+    found = step - plain[0]
+    assert expected.norm() > 1e-3
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+@every_kind
+@every_family
+@pytest.mark.parametrize("name", ["FiniteDifference", "Exact", "Unrolled"])
+def test_meta_both_steps_both_from_the_same_point(kind, family, name):
+    problem = make_with(family, QUANTIZERS[kind], beta=0.4)
+    if name == "FiniteDifference":
+        rule = FiniteDifference(ForwardMode())
+        indirect = reference.paper_difference_at(problem, XI, 1e-3)
+    else:
+        rule = Exact(ForwardMode(), ForwardMode()) if name == "Exact" else Unrolled(1)
+        indirect = reference.reverse_mode_at(problem, XI)
+    direct = reference.through(problem, reference.above_at(problem, XI)[2])
+    of_codebook = {name: direct[name] + indirect[name] for name in direct}
+    g_phi, g_theta = reference.network_reverse_mode(problem, XI)
+    before = weights(problem)
+    expected = descended(problem, g_phi, g_theta, of_codebook)
+    step = update_of(problem, MetaBoth, xi=XI, hypergradient=rule).step(problem.x, problem.y)
+    assert step.direct_norm > 0 and step.indirect_norm > 0
+    after = weights(problem)
+    tolerance = 1e-8 if name == "FiniteDifference" else 1e-11
+    for key, value in expected.items():
+        wanted = value - before[key]
+        assert (after[key] - value).norm() < tolerance * wanted.norm(), key
+
+
+def test_meta_both_at_xi_zero_is_joint():
+    problem = make("convolutional", "three")
+    twin = copy.deepcopy(problem)
+    step = update_of(problem, MetaBoth, xi=0.0).step(problem.x, problem.y)
+    update_of(twin, Joint).step(twin.x, twin.y)
+    assert step.indirect_norm == 0
+    for name, value in weights(problem).items():
+        torch.testing.assert_close(value, weights(twin)[name], rtol=1e-13, atol=1e-15)
+
+
+def test_meta_network_at_xi_zero_is_joint_and_the_codebook_after():
+    problem = make("convolutional", "three")
+    twin = copy.deepcopy(problem)
+    update_of(problem, MetaNetwork, xi=0.0).step(problem.x, problem.y)
+    update_of(twin, Joint, upper=0.0).step(twin.x, twin.y)
+    update_of(twin, Joint, lower=0.0).step(twin.x, twin.y)
+    for name, value in weights(problem).items():
+        torch.testing.assert_close(value, weights(twin)[name], rtol=1e-13, atol=1e-15)
+
+
+# -- the virtual step as AdamW takes it ------------------------------------------------------------
+
+
+def slopes_by_hand(optimizer, parameters, gradients) -> list[Tensor]:
+    """lr / (√(s/(1 − β₂ᵗ)) + eps), s and t those of the step to come."""
+    result = []
+    for p, g in zip(parameters, gradients):
+        (group,) = [
+            group for group in optimizer.param_groups if any(p is q for q in group["params"])
+        ]
+        beta2 = group["betas"][1]
+        state = optimizer.state[p]
+        t = float(state["step"]) + 1
+        s = beta2 * state["exp_avg_sq"] + (1 - beta2) * g**2
+        result.append(group["lr"] / ((s / (1 - beta2**t)) ** 0.5 + group["eps"]))
+    return result
+
+
+def held(kind, beta1: float):
+    """Parameters and an optimizer whose second moment no gradient changes noticeably."""
+    torch.manual_seed(2)
+    parameters = [nn.Parameter(torch.randn(n, dtype=torch.float64)) for n in (4, 7)]
+    groups = [
+        {"params": parameters[:1], "lr": 0.3, "eps": 1e-2},
+        {"params": parameters[1:], "lr": 0.02, "eps": 1e-8},
+    ]
+    optimizer = kind(groups, betas=(beta1, 1 - 1e-12), weight_decay=0.0)
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p in parameters:
+        state = optimizer.state[p]
+        state["step"].fill_(1e6)
+        state["exp_avg"].normal_()
+        state["exp_avg_sq"].uniform_(0.5, 2.0).mul_(1e-6)
+        p.grad = None
+    return parameters, optimizer
+
+
+def stepped(parameters, optimizer, gradients, then: int = 0) -> list[Tensor]:
+    """Where the optimizer's own step leads, and `then` steps without gradient; nothing stays."""
+    optimizer = copy.deepcopy(optimizer)
+    copies = [p for group in optimizer.param_groups for p in group["params"]]
+    for p, g in zip(copies, gradients):
+        p.grad = g
+    optimizer.step()
+    for _ in range(then):
+        for p in copies:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    return [p.detach() for p in copies]
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_slopes_are_the_derivative_of_the_optimizers_own_update(kind, beta1):
+    """With momentum: of this step and all later ones, among which it spreads a gradient."""
+    parameters, optimizer = held(kind, beta1)
+    gradients = [torch.randn_like(p) for p in parameters]
+    h, then = 1e-3, 0 if beta1 == 0 else 400
+    plus = stepped(parameters, optimizer, [g + h for g in gradients], then)
+    minus = stepped(parameters, optimizer, [g - h for g in gradients], then)
+    found = adam_slopes(optimizer, parameters, gradients)
+    for slope, a, b in zip(found, plus, minus):
+        # Element by element: the update of a number depends on its own gradient alone.
+        torch.testing.assert_close(-slope, (a - b) / (2 * h), rtol=1e-4, atol=0)
+    for slope, expected in zip(found, slopes_by_hand(optimizer, parameters, gradients)):
+        torch.testing.assert_close(slope, expected, rtol=1e-13, atol=0)
+
+
+def test_slopes_before_the_first_step_are_those_of_the_gradient_itself():
+    parameter = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    g = torch.randn(5, dtype=torch.float64)
+    (slope,) = adam_slopes(AdamW([parameter], lr=0.3, eps=1e-4), [parameter], [g])
+    torch.testing.assert_close(slope, 0.3 / (g.abs() + 1e-4))
+    assert adam_slopes(AdamW([parameter]), [parameter], [None]) == [None]
+
+
+class Recorded:
+    """A hypergradient rule that keeps what it returned."""
+
+    def __init__(self, rule):
+        self.rule = rule
+        self.check = rule.check
+
+    def __call__(self, *args):
+        self.result = self.rule(*args)
+        return self.result
+
+
+@pytest.mark.parametrize("preconditioned", [True, False])
+@pytest.mark.parametrize("look", ["undone", "kept"])
+@pytest.mark.parametrize("name", ["FiniteDifference", "Exact"])
+@pytest.mark.parametrize("kind", ["table", "groups", "cosine", "residual"])
+def test_the_tangent_is_preconditioned_by_the_second_moment(kind, name, look, preconditioned):
+    problem = make_with("classifier", QUANTIZERS[kind], beta=0.4)
+    network = problem.network
+    if name == "Exact":
+        rule = Recorded(Exact(ForwardMode(), ForwardMode()))
+    else:
+        rule = Recorded(FiniteDifference(ForwardMode()))
+    look_ahead = (
+        Kept(preconditioned=preconditioned)
+        if look == "kept"
+        else Undone(optimizer_step=True, preconditioned=preconditioned)
+    )
+    lower = AdamW(network.network_parameters(), lr=0.02, betas=(0.9, 0.95))
+    update = Meta(
+        network,
+        problem.loss,
+        lower=lower,
+        upper=SGD(network.codebook_parameters(), lr=0.1),
+        hypergradient=rule,
+        xi=XI,
+        look_ahead=look_ahead,
+        commitment_weight=problem.beta,
+        codebook_weight=problem.codebook_weight,
+    )
+    for _ in range(3):  # a second moment to speak of
+        update.step(problem.x, problem.y)
+
+    start = copy.deepcopy(problem)
+    phi, theta = reference.network_weights(start)
+    table = reference.table_of(start, reference.codebook_parameters(start)).detach()
+    g_phi, g_theta, _ = reference.gradients_at(start, phi, theta, table)
+    own = list(network.network_parameters())
+    slopes = slopes_by_hand(lower, own, [*g_phi, *g_theta])
+    ends = stepped(own, lower, [*g_phi, *g_theta])
+    ahead = [e.clone().requires_grad_() for e in ends]
+    v_phi, v_theta, direct = reference.gradients_at(
+        start, ahead[: len(phi)], ahead[len(phi) :], table
+    )
+    v = [*v_phi, *v_theta]
+    if preconditioned:
+        v = [s * one for s, one in zip(slopes, v)]
+    z_e = reference.placed(start, phi)
+    rows = reference.selected_rows(start, z_e, table)
+    if name == "FiniteDifference":
+        delta = reference.tangent(start, v[: len(phi)])
+        scale = XI * 2 * problem.codebook_weight / delta.numel()
+        expected = scale * reference.scattered(start, rows, delta, table)
+    else:
+        leaf = table.requires_grad_()
+        z_q = reference.selected(start, leaf, rows)
+        task = start.loss(reference.decode(start, theta, z_q + z_e - z_e.detach()), start.y)
+        scalar = task + start.beta * (z_e - z_q).square().mean()
+        found = torch.autograd.grad(scalar, [*phi, *theta], create_graph=True)
+        moved = sum((-XI * g * one).sum() for g, one in zip(found, v))
+        (expected,) = torch.autograd.grad(moved, leaf)
+
+    update.step(problem.x, problem.y)
+    for found, wanted in ((rule.result.direct, direct), (rule.result.indirect, expected)):
+        assert wanted.norm() > 0
+        assert (found - wanted).norm() < 1e-10 * wanted.norm()
