@@ -15,25 +15,22 @@ class Batches:
     The order of epoch e follows from (seed, e) alone; PyTorch's global random state is neither
     read nor changed. Each epoch leaves out the last images that fill no batch of all processes.
 
-    Parameters
-    ----------
-    images : what to draw from
-    batch_size : images in a batch of this process, 1 to len(images) // world_size
-    seed : the same on all processes
-    device : where batches go; bytes travel, floats are made there
-    rank, world_size : this process and how many there are; ranks take disjoint parts
+    Args:
+        images: What to draw from.
+        batch_size: Images in a batch of this process, 1 to len(images) // world_size.
+        seed: The same on all processes.
+        device: Where batches go; bytes travel, floats are made there.
+        rank: This process; ranks take disjoint parts.
+        world_size: How many processes there are.
 
-    Raises
-    ------
-    ValueError
-        If `batch_size`, `rank` or `world_size` is out of range.
+    Raises:
+        ValueError: if `batch_size`, `rank` or `world_size` is out of range.
 
-    Examples
-    --------
-    >>> from mqvae.data import Batches, load
-    >>> x, y = Batches(load("digits", "train"), 32, seed=0).next()
-    >>> x.shape, y.shape
-    (torch.Size([32, 1, 8, 8]), torch.Size([32]))
+    Example:
+        >>> from mqvae.data import Batches, load
+        >>> x, y = Batches(load("digits", "train"), 32, seed=0).next()
+        >>> x.shape, y.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
 
     def __init__(
@@ -61,7 +58,7 @@ class Batches:
             raise ValueError(
                 f"batch_size is out of range: expected 1 to {largest} ({len(images)} images of "
                 f"{images.name} on {world_size} process(es)), got {batch_size}; "
-                "choose another batch size"
+                "choose another batch size (batch_size=N, --data.batch_size N)"
             )
         self.images = images
         self.batch_size = batch_size
@@ -105,10 +102,8 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where `state` was taken; the same images, sizes and seed are the caller's part.
 
-        Raises
-        ------
-        ValueError
-            If `state` has other keys or lies outside the epoch.
+        Raises:
+            ValueError: if `state` has other keys or lies outside the epoch.
         """
         if set(state) != {"epoch", "position"}:
             raise ValueError(
@@ -142,10 +137,8 @@ def in_order(
 
     The last batch may be short.
 
-    Raises
-    ------
-    ValueError
-        If `batch_size` is less than 1.
+    Raises:
+        ValueError: if `batch_size` is less than 1.
     """
     # Checked here and not in the generator, whose body runs only when the first batch is taken.
     if batch_size < 1:

@@ -25,12 +25,9 @@ def image_files(path: str | Path) -> list[Path]:
 
     Links are followed; names that begin with a dot are left out.
 
-    Raises
-    ------
-    FileNotFoundError
-        If `path` does not exist, or is a folder without images.
-    ValueError
-        If `path` is a file of another kind.
+    Raises:
+        FileNotFoundError: if `path` does not exist, or is a folder without images.
+        ValueError: if `path` is a file of another kind.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -71,17 +68,15 @@ def load_files(
 ) -> Images:
     """Exactly these image files, in this order; split "files", labels zero.
 
-    Parameters
-    ----------
-    paths : image files
-    side, channels : as in `load`
+    Args:
+        paths: Image files.
+        side: As in `load`.
+        channels: As in `load`.
 
-    Raises
-    ------
-    ValueError
-        If there are none, if one cannot be read, or if they do not fit together or in memory.
-    FileNotFoundError
-        If one does not exist.
+    Raises:
+        ValueError: if there are none, if one cannot be read, or if they do not fit together or in
+            memory.
+        FileNotFoundError: if one does not exist.
     """
     check_options(side, channels)
     paths = [Path(path).expanduser() for path in paths]

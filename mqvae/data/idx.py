@@ -14,22 +14,17 @@ from torch import Tensor
 def read_idx(path: Path, *, shape: tuple[int, ...], digest: str | None, advice: str) -> Tensor:
     """The bytes of an IDX file, gzipped if its name ends in .gz.
 
-    Parameters
-    ----------
-    path : the file
-    shape : what it has to hold
-    digest : SHA-256 of the unpacked file in hexadecimal; None if not known
-    advice : what to do when it is damaged, a sentence
+    Args:
+        path: The file.
+        shape: What it has to hold.
+        digest: SHA-256 of the unpacked file in hexadecimal; None if not known.
+        advice: What to do when it is damaged, a sentence.
 
-    Returns
-    -------
-    Tensor
-        `shape`, uint8.
+    Returns:
+        The bytes, `shape`, uint8.
 
-    Raises
-    ------
-    ValueError
-        If the file is cut short, too long, of another format or shape, or altered.
+    Raises:
+        ValueError: if the file is cut short, too long, of another format or shape, or altered.
     """
 
     def damaged(what: str, expected: str, got: str) -> ValueError:

@@ -16,19 +16,16 @@ _CHUNK_BYTES = 32 * 2**20
 class Images:
     """Images held in memory as bytes.
 
-    Parameters
-    ----------
-    name : data set, or the folder's path
-    split : "train" or "test"; "files" for files given one by one
-    pixels : (N, C, H, W) uint8
-    labels : (N,) int64; zeros where there are no classes
-    source : where the bytes came from, one readable line
-    names : file names relative to the folder, for folders
+    Attributes:
+        name: Data set, or the folder's path.
+        split: "train" or "test"; "files" for files given one by one.
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64; zeros where there are no classes.
+        source: Where the bytes came from, one readable line.
+        names: File names relative to the folder, for folders.
 
-    Raises
-    ------
-    ValueError
-        If shapes or types are others than these.
+    Raises:
+        ValueError: if shapes or types are others than these.
     """
 
     name: str
@@ -75,10 +72,8 @@ def conform(images: Images, *, side: int | None, channels: int | None) -> Images
 
     Grey becomes colour by repetition, colour becomes grey by the luma of ITU-R BT.601.
 
-    Raises
-    ------
-    ValueError
-        If the result is larger than `MAX_BYTES`.
+    Raises:
+        ValueError: if the result is larger than `MAX_BYTES`.
     """
     old_channels, old_side, _ = images.shape
     side, channels = side or old_side, channels or old_channels

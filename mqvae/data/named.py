@@ -37,28 +37,24 @@ def load(
     tenth file in sorted order, beginning with the first, is for test. Its labels number the
     class subfolders in sorted order.
 
-    Parameters
-    ----------
-    name : one of `DATASETS`, or an existing folder
-    split : "train" or "test"
-    root : folder of the files, and then nowhere else; where a relative folder `name` starts
-    side : pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is
-    channels : 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are
-    download : whether to download what is found nowhere
+    Args:
+        name: One of `DATASETS`, or an existing folder.
+        split: "train" or "test".
+        root: Folder of the files, and then nowhere else; where a relative folder `name` starts.
+        side: Pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is.
+        channels: 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are.
+        download: Whether to download what is found nowhere.
 
-    Raises
-    ------
-    ValueError
-        If the name, split, side or channels are not among those possible, if a file is damaged,
-        or if the images do not fit together or in memory.
-    FileNotFoundError
-        If files are missing; `DataNotFound` if a named data set is in none of its usual places.
+    Raises:
+        ValueError: if the name, split, side or channels are not among those possible, if a file is
+            damaged, or if the images do not fit together or in memory.
+        FileNotFoundError: if files are missing; `DataNotFound` if a named data set is in none of
+            its usual places.
 
-    Examples
-    --------
-    >>> from mqvae.data import load
-    >>> load("digits", "test").shape
-    (1, 8, 8)
+    Example:
+        >>> from mqvae.data import load
+        >>> load("digits", "test").shape
+        (1, 8, 8)
     """
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
@@ -230,12 +226,9 @@ def _torchvision(
 ) -> Any:
     """torchvision's data set, which unpickles nothing before its MD5 is right.
 
-    Raises
-    ------
-    Absent
-        If one of `files` (path -> MD5) is missing.
-    ValueError
-        If one of them is damaged.
+    Raises:
+        Absent: if one of `files` (path -> MD5) is missing.
+        ValueError: if one of them is damaged.
     """
     from torchvision.datasets.utils import check_integrity
 

@@ -47,19 +47,15 @@ def search(
     With `root` that folder only; else the cache folder, the `shipped` ones, and the cache folder
     after `download`. Damaged files end the search: `read` raises ValueError for them.
 
-    Parameters
-    ----------
-    name : of the data set
-    read : folder -> data; raises `Absent` where a file is missing
-    download : puts the files into the folder it is given; None to stay offline
-    advice : how to get the data, a sentence
+    Args:
+        name: Of the data set.
+        read: Folder -> data; raises `Absent` where a file is missing.
+        download: Puts the files into the folder it is given; None to stay offline.
+        advice: How to get the data, a sentence.
 
-    Raises
-    ------
-    FileNotFoundError
-        If `root` does not hold the files.
-    DataNotFound
-        If no place does.
+    Raises:
+        FileNotFoundError: if `root` does not hold the files.
+        DataNotFound: if no place does.
     """
     if root is not None:
         try:
