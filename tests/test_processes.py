@@ -248,11 +248,9 @@ def work(rank: int, folder: str) -> None:
     part = x[:5] if rank == 0 else x[5:]
     for kind, network in networks.items():
         network.initialize_codebook(part)
-        found["initialized"][kind] = network.quantizer.state_dict()
+        found["initialized"][kind] = copied(network.quantizer)
         network.initialize_codebook(part, generator=torch.Generator().manual_seed(1))
-        found["initialized alike"][kind] = {
-            name: value.clone() for name, value in network.quantizer.state_dict().items()
-        }
+        found["initialized alike"][kind] = copied(network.quantizer)
     found["functions"] = functions(rank)
     if rank == 0:
         with counted_collectives() as calls:
@@ -261,6 +259,10 @@ def work(rank: int, folder: str) -> None:
     dist.barrier()
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def alone() -> None:
@@ -362,7 +364,7 @@ def test_both_processes_do_what_one_does_with_the_joined_batch(pair, name):
     one, other = (found["equal"][name] for found in pair)
     assert_same(one, other)
     case = CASES[name]()
-    start = {k: v.clone() for k, v in case.module.state_dict().items()}
+    start = copied(case.module)
     for x in batches():
         report = case.step(x)
     expected = case.state(report)
