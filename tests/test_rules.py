@@ -526,6 +526,24 @@ def test_slopes_are_the_derivative_of_the_optimizers_own_update(kind, beta1):
         torch.testing.assert_close(slope, expected, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_slopes_have_the_second_moment_that_the_optimizer_then_keeps(kind, steps):
+    parameter = nn.Parameter(torch.randn(6, dtype=torch.float64))
+    optimizer = kind([parameter], lr=0.3, betas=(0.9, 0.8), eps=1e-3, weight_decay=0.5)
+    for _ in range(steps):
+        parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    g = torch.randn_like(parameter)
+    (slope,) = adam_slopes(optimizer, [parameter], [g])
+    parameter.grad = g
+    optimizer.step()
+    state = optimizer.state[parameter]
+    assert state["step"] == steps + 1
+    moment = state["exp_avg_sq"] / (1 - 0.8 ** (steps + 1))
+    torch.testing.assert_close(slope, 0.3 / (moment.sqrt() + 1e-3), rtol=1e-12, atol=0)
+
+
 def test_slopes_before_the_first_step_are_those_of_the_gradient_itself():
     parameter = nn.Parameter(torch.randn(5, dtype=torch.float64))
     g = torch.randn(5, dtype=torch.float64)

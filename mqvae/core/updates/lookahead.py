@@ -88,6 +88,8 @@ def adam_slopes(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Grad
         group = groups[id(weight)]
         state = optimizer.state.get(weight, {})
         _, beta2 = group["betas"]
+        if not group["decoupled_weight_decay"]:
+            g = g + group["weight_decay"] * weight  # Adam's decay is a part of its gradient
         step = float(state.get("step", 0)) + 1
         moment = (1 - beta2) * g.square()
         if "exp_avg_sq" in state:
