@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mqvae.core.bilevel import Gradients, gradient, moved
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Derivative, Hypergradient, OneSided, _along
-from mqvae.core.passes import RandomState, Snapshot, fresh_casts
+from mqvae.core.passes import RandomState, fresh_casts
 from mqvae.core.updates.lookahead import (
     Kept,
     LookAhead,
@@ -24,6 +24,9 @@ from mqvae.core.updates.lookahead import (
 )
 from mqvae.core.updates.meta import norms
 from mqvae.core.updates.update import apply
+
+Buffers = list[dict[str, Tensor | None]]
+"""The buffers of each of some modules."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class GenericMeta:
         start = _Start(self._total, self.codebook[0].device)
         phi, table = _copies(self.network), _copies(self.codebook)
         if isinstance(self.look_ahead, Kept):
-            total, g, g_c = self._pass_for_real(batch)
+            total, g, g_c = self._pass_for_real(start, batch)
         else:
             total, g, g_c = self._pass(start, phi, table, batch)
         g = mean_across_processes(g)
@@ -176,7 +179,7 @@ class GenericMeta:
         hyper = Hypergradient(*mean_across_processes([self._flat(direct), -self.xi * change]))
         apply(self.upper, self.codebook, self._parts(hyper.direct + hyper.indirect, direct))
         if not isinstance(self.look_ahead, Kept):
-            _, g, _ = self._pass_for_real(batch)
+            _, g, _ = self._pass_for_real(start, batch)
             apply(self.lower, self.network, mean_across_processes(g))
         return GenericStep(total, **norms(hyper))
 
@@ -198,9 +201,11 @@ class GenericMeta:
         cut = len(found) - len(table)
         return total.detach(), found[:cut], found[cut:]
 
-    def _pass_for_real(self, batch: tuple[Any, ...]) -> tuple[Tensor, Gradients, Gradients]:
+    def _pass_for_real(
+        self, start: "_Start", batch: tuple[Any, ...]
+    ) -> tuple[Tensor, Gradients, Gradients]:
         """The same at the module's own parameters, as ordinary training makes it."""
-        with _put_back_if_raised(self._total, self.codebook[0].device):
+        with start.put_back_if_raised(self.codebook):
             total = _scalar(self._total(*batch))
             found = gradient(total, [*self.network, *self.codebook])
         return total.detach(), found[: len(self.network)], found[len(self.network) :]
@@ -262,29 +267,37 @@ class _Start:
         finally:
             self._register(now)
 
-    def _register(self, buffers: list[dict[str, Tensor | None]]) -> None:
+    @contextmanager
+    def put_back_if_raised(self, codebook: Sequence[Tensor]) -> Iterator[None]:
+        """If the block raises they become what they were, and codewords what they are now."""
+        registered = [dict(m._buffers) for m in self._modules]
+        now = [*_tensors(registered), *codebook]
+        before = [*_tensors(self._buffers), *_copies(codebook)]
+        try:
+            yield
+        except BaseException:
+            self._register(registered)
+            self._random.restore()
+            with torch.no_grad():
+                for tensor, value in zip(now, before, strict=True):
+                    tensor.copy_(value)
+            raise
+
+    def _register(self, buffers: Buffers) -> None:
         for module, own in zip(self._modules, buffers, strict=True):
             module._buffers = own
 
 
-def _clones(buffers: list[dict[str, Tensor | None]]) -> list[dict[str, Tensor | None]]:
+def _tensors(buffers: Buffers) -> list[Tensor]:
+    return [b for own in buffers for b in own.values() if b is not None]
+
+
+def _clones(buffers: Buffers) -> Buffers:
     """The buffers of modules, copied; what two of them share they share again."""
-    copies = {id(b): b.detach().clone() for own in buffers for b in own.values() if b is not None}
+    copies = {id(b): b.detach().clone() for b in _tensors(buffers)}
     return [
         {name: None if b is None else copies[id(b)] for name, b in own.items()} for own in buffers
     ]
-
-
-@contextmanager
-def _put_back_if_raised(module: nn.Module, device: torch.device) -> Iterator[None]:
-    registered = [(m, dict(m._buffers)) for m in module.modules()]
-    with Snapshot(module, device):
-        try:
-            yield
-        except BaseException:
-            for m, buffers in registered:
-                m._buffers = buffers
-            raise
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
