@@ -148,7 +148,8 @@ def test_the_temperature_falls_as_a_cosine_over_the_updates():
 def test_the_sample_uses_the_temperature_of_its_update():
     quantizer = make(temperature=2.0, final_temperature=0.5, anneal_steps=4)
     z_e = embeddings(9)
-    for steps, temperature in ((0, 2.0), (2, 1.25), (4, 0.5), (9, 0.5)):
+    quarter = 0.5 + 1.5 * (1 + math.cos(math.pi / 4)) / 2
+    for steps, temperature in ((0, 2.0), (1, quarter), (2, 1.25), (4, 0.5), (9, 0.5)):
         quantizer.steps.fill_(steps)
         torch.manual_seed(3)
         found = quantizer(z_e).z_q
