@@ -58,8 +58,10 @@ class GenericMeta:
         C        ←  C − lr · (g_C' − ξ d/dτ g_C(φ + τ v, C))          by `upper`
         φ        ←  φ − lr · ∇L(φ, C)                                 by `lower`
 
-    The derivative is a difference of g_C, whose centre the first pass has found already. Where
-    `Meta` fits it computes the same from less: here all passes are whole ones.
+    The derivative is a difference of g_C, whose centre the first pass has found already. The price
+    is whole passes: three (two with the look-ahead kept) and one forward pass for the difference,
+    3.3 (2.3) times a plain step, where `Meta` takes 2.8 (2.0) because it knows what is zero.
+    `Central` adds a forward pass more.
 
     Codes are free: the module looks them up by itself in every pass. An embedding that changes its
     code between the two ends of the difference costs an error of 1/ε, ε = radius / ‖v‖, so that a
