@@ -435,6 +435,18 @@ def test_half_precision_differences_are_taken_in_full():
     assert step.indirect_norm > 0
 
 
+@every_look
+def test_autocast_keeps_no_cast_of_weights_before_the_step(look):
+    module = theirs("straight-through")
+    update = trained(module, look_ahead=look)
+    with torch.autocast("cpu", torch.bfloat16):
+        update.step(rows())
+        module.eval()
+        inside = module.encoder(rows())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.encoder(rows()), inside)
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
