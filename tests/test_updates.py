@@ -328,6 +328,39 @@ def test_the_optimizer_previewed_is_put_back():
     assert update.lower.state_dict()["state"][0]["step"] == 2
 
 
+class Wrapper:
+    """An optimizer in another, as Lightning hands it out: it counts steps and keeps no state."""
+
+    def __init__(self, optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+        self.steps = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        self.optimizer.step()
+
+
+def test_a_preview_of_a_wrapped_optimizer_is_not_counted():
+    network, twin = noisy_network(), noisy_network()
+    look = Undone(optimizer_step=True)
+    update, expected = meta(network, look_ahead=look), meta(twin, look_ahead=look)
+    update.lower = Wrapper(update.lower)
+    for rule in (update, expected):
+        torch.manual_seed(13)
+        rule.step(batch(), batch())
+    assert update.lower.steps == 1
+    assert_same(weights(network), weights(twin))
+
+
+def test_what_failed_is_not_hidden_by_putting_back_a_buffer_that_needs_a_gradient():
+    network = noisy_network()
+    network.encoder.register_buffer("shift", torch.ones(2, requires_grad=True))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        meta(network, Failing(1)).step(batch(), batch())
+    assert torch.equal(network.encoder.shift, torch.ones(2))
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 

@@ -231,7 +231,7 @@ class FiniteDifference(HypergradientRule):
                     z_e = lower.embed(phi)
                 return codebook_gradient(lower, z_e)
 
-            change = _along(self.derivative, g_c, here.phi, v_phi, None)
+            change = along(self.derivative, g_c, here.phi, v_phi, None)
             return Hypergradient(direct, -xi * change)
         delta = embedding_tangent(self.derivative, lower, here, v_phi)
         scale = 2 * lower.weights.codebook / delta.numel()
@@ -282,7 +282,7 @@ class Exact(HypergradientRule):
                 return torch.autograd.grad(lower.task(z, theta), z)[0]
 
         z_q = here.quantized.z_q.detach().to(delta.dtype)
-        change = _along(
+        change = along(
             self.curvature,
             task_gradient,
             [z_q, *_frozen(here.theta)],
@@ -430,7 +430,7 @@ def embedding_tangent(
         with torch.no_grad():
             return batch.embed(phi)
 
-    return _along(derivative, embed, _frozen(here.phi), v_phi, here.z_e.detach())
+    return along(derivative, embed, _frozen(here.phi), v_phi, here.z_e.detach())
 
 
 def scatter(batch: Batch, here: LowerPass, values: Tensor) -> Tensor:
@@ -442,7 +442,7 @@ def scatter(batch: Batch, here: LowerPass, values: Tensor) -> Tensor:
     return torch.autograd.grad(z_q, codebook, values.to(z_q.dtype))[0]
 
 
-def _along(
+def along(
     derivative: Derivative,
     f: Callable[[list[Tensor]], Tensor],
     primals: Sequence[Tensor],

@@ -97,5 +97,6 @@ class Snapshot:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             self._random.restore()
-            for buffer, before in self._buffers:
-                buffer.copy_(before)
+            with torch.no_grad():
+                for buffer, before in self._buffers:
+                    buffer.copy_(before)

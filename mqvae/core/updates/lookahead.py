@@ -1,6 +1,6 @@
 """What becomes of the virtual lower step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Gradients
+from mqvae.core.updates.update import apply
 
 
 class LookAhead:
@@ -51,17 +52,17 @@ class Kept(LookAhead):
     preconditioned: bool = False
 
 
-def preview(
-    optimizer: Optimizer, weights: Sequence[Tensor], step: Callable[[], None]
-) -> list[Tensor]:
-    """The weights after `step()`, an optimizer's step; weights and its state are put back."""
+def preview(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
+    """The weights after the optimizer's step; they and its state are put back."""
+    # Lightning's wrapper would count the step, and could not put its state back.
+    optimizer = getattr(optimizer, "optimizer", optimizer)
     before = [w.detach().clone() for w in weights]
     state = deepcopy(optimizer.state_dict())
     # The weights come back bit for bit, so a graph that saw them stays valid; without this
     # autograd would refuse it for having seen them change.
     with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
         try:
-            step()
+            apply(optimizer, weights, gradients)
             after = [w.detach().clone().requires_grad_(w.requires_grad) for w in weights]
         finally:
             with torch.no_grad():

@@ -142,16 +142,12 @@ class Meta(Update):
         if self.preconditioned:
             slopes = adam_slopes(self.lower, weights, gradients)
             here = replace(here, step_phi=slopes[:cut], step_theta=slopes[cut:])
-
-        def step() -> None:
-            self._descend_network(here.g_phi, here.g_theta)
-
         if isinstance(self.look_ahead, Kept):
             copies = [w.detach().clone() for w in weights]
-            step()
+            self._descend_network(here.g_phi, here.g_theta)
             return replace(here, phi=copies[:cut], theta=copies[cut:]), here.phi, here.theta
         if isinstance(self.look_ahead, Undone) and self.look_ahead.optimizer_step:
-            after = preview(self.lower, weights, step)
+            after = preview(self.lower, weights, gradients)
         else:
             after = moved(weights, gradients, -self.xi)
         return here, after[:cut], after[cut:]
