@@ -105,25 +105,39 @@ def test_ties_go_to_the_lowest_index():
     assert nearest(z_e.double(), codebook.double()).tolist() == expected
 
 
-@pytest.mark.parametrize("scores", [1, 7, 31, 32, 33, 64, 1000])
-def test_chunks_change_nothing(monkeypatch, scores):
-    z_e, codebook = points(0, 53, 5), points(1, 32, 5)
+@pytest.mark.parametrize("scores", [1, 63, 64, 65, 128, 1000, 10_000])
+@pytest.mark.parametrize("columns", [64, 128, 192, 2**14])
+def test_tiles_change_nothing(monkeypatch, scores, columns):
+    z_e, codebook = points(0, 53, 5), points(1, 330, 5)
     whole = nearest(z_e, codebook)
-    assert len(whole.unique()) > 16
+    assert len(whole.unique()) > 40
     assert torch.equal(whole, distances(z_e, codebook).argmin(1))
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", scores)
+    monkeypatch.setitem(module.SCORES, "cpu", scores)
+    monkeypatch.setattr(module, "COLUMNS", columns)
     assert torch.equal(nearest(z_e, codebook), whole)
 
 
+@pytest.mark.parametrize("columns", [64, 2**14])
+@pytest.mark.parametrize("codes", [63, 64, 65, 128, 200, 513])
+def test_ties_across_blocks_and_tiles_go_to_the_lowest_index(monkeypatch, codes, columns):
+    """Small integers, so that every sum is exact; each codeword there some ten times."""
+    monkeypatch.setattr(module, "COLUMNS", columns)
+    generator = torch.Generator().manual_seed(codes)
+    codebook = torch.randint(-2, 3, (codes, 2), generator=generator).float()
+    z_e = torch.randint(-4, 5, (300, 2), generator=generator).float()
+    assert torch.equal(nearest(z_e, codebook), distances(z_e, codebook).argmin(1))
+
+
 def test_memory_is_bounded(monkeypatch):
-    z_e, codebook = points(0, 500, 2), points(1, 32, 2)
+    z_e, codebook = points(0, 500, 2), points(1, 190, 2)
     with Largest() as largest:
         whole = nearest(z_e, codebook)
-    assert largest.elements == 500 * 32  # under the limit nothing is cut
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", 32 * 40)
+    assert largest.elements == 500 * 192  # under the limit nothing is cut
+    monkeypatch.setitem(module.SCORES, "cpu", 64 * 40)
+    monkeypatch.setattr(module, "COLUMNS", 64)
     with Largest() as largest:
         codes = nearest(z_e, codebook)
-    assert largest.elements == 32 * 40
+    assert largest.elements == 64 * 40
     assert torch.equal(codes, whole)
 
 
