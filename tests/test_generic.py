@@ -141,8 +141,8 @@ def mixed(module: Mixture, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("derivative", "tolerance"),
-    [(ForwardMode(), 1e-12), (Central(1e-4), 1e-7), (OneSided(1e-6), 1e-4)],
-    ids=["forward", "central", "one-sided"],
+    [(Central(1e-4), 1e-7), (OneSided(1e-6), 1e-4)],
+    ids=["central", "one-sided"],
 )
 def test_a_smooth_module_against_double_backward(derivative, tolerance):
     """Two codebook parameters, a loss that reaches them through the decoder, and no freezing."""
@@ -458,6 +458,8 @@ def test_what_does_not_fit_is_refused():
     def build(**changed):
         return GenericMeta(module, their_loss, **{"codebook": book, **right, **changed})
 
+    with pytest.raises(ValueError, match="forward mode takes a detached tensor for a constant"):
+        trained(theirs("straight-through"), derivative=ForwardMode())
     with pytest.raises(ValueError, match="xi must be 0 or more"):
         build(xi=-1.0)
     with pytest.raises(ValueError, match=r"codebook must be .* got 0 .* vq\._codebook\.embed"):

@@ -13,6 +13,7 @@ from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.replacement import Replacement
+from mqvae.core.selection import select
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,18 @@ class VectorQuantizer(CodebookQuantizer):
         return codes
 
     def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
-        return self._join(nn.functional.embedding(self.rows(codes), table))
+        rows = self.rows(codes)
+        # Unlike `embedding`, its gradient is a plain sum by row, on every device.
+        return self._join(table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1]))
+
+    def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
+        if not isinstance(self.estimator, StraightThrough):
+            return super().at_codes(z_e, codes, table)
+        parts = z_e.reshape(-1, self.dim // self.groups)
+        rows = self.rows(codes).flatten()
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_q, *losses = select(parts, table, rows)
+        return Quantized(z_q.view(z_e.shape), codes, *losses)
 
     def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
         return (z_e - z_q).square().mean()

@@ -12,7 +12,13 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Gradients, gradient, moved
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import Derivative, Hypergradient, OneSided, along
+from mqvae.core.hypergradient import (
+    Derivative,
+    ForwardMode,
+    Hypergradient,
+    OneSided,
+    along,
+)
 from mqvae.core.passes import RandomState, fresh_casts
 from mqvae.core.updates.lookahead import (
     Kept,
@@ -82,12 +88,12 @@ class GenericMeta:
         upper: Optimizer of `codebook`.
         xi: ξ, size of the virtual lower step.
         look_ahead: `Undone()` (Algorithm 1) or `Kept()`.
-        derivative: How to differentiate g_C along v: `OneSided()`, `Central()`, or
-            `ForwardMode()` if every operation supports it.
+        derivative: How to differentiate g_C along v: `OneSided()` or `Central()`.
 
     Raises:
-        ValueError: if `xi` is negative, `codebook` is empty or not the module's, or an optimizer
-            holds other parameters than its level's.
+        ValueError: if `xi` is negative, `codebook` is empty or not the module's, an optimizer
+            holds other parameters than its level's, or `derivative` is `ForwardMode()`, which
+            stops at every `detach` that the codebook loss has.
 
     Example:
         >>> book = module.vq._codebook.embed
@@ -116,6 +122,12 @@ class GenericMeta:
             )
         if not xi >= 0:
             raise ValueError(f"xi must be 0 or more, got {xi}.")
+        if isinstance(derivative, ForwardMode):
+            raise ValueError(
+                "GenericMeta differentiates what backpropagation returns, through the module's own "
+                "stop-gradients; forward mode takes a detached tensor for a constant, and would "
+                "find an answer of zero. Use OneSided() or Central()."
+            )
         above = {id(p) for p in codebook}
         self.codebook = [p for p in module.parameters() if id(p) in above]
         self.network = [p for p in module.parameters() if id(p) not in above]
