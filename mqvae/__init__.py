@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         GumbelQuantizer,
     )
     from mqvae.core.hypergradient import (
+        Amortized,
         Central,
         Derivative,
         DirectOnly,
@@ -96,6 +97,7 @@ _HOMES = {
     ),
     "mqvae.core.gumbel": ("GumbelQuantizer",),
     "mqvae.core.hypergradient": (
+        "Amortized",
         "Central",
         "Derivative",
         "DirectOnly",
@@ -146,6 +148,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Affine",
     "Alternated",
+    "Amortized",
     "Central",
     "CodebookMap",
     "Cosine",

@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW
 
 from mqvae import (
     Alternated,
+    Amortized,
     Central,
     DirectOnly,
     Ema,
@@ -41,6 +42,11 @@ METHODS = {
     "Alternated": (Alternated, {}),
     "Alternated nu": (Alternated, {"nu": 1.0}),
     "Ema": (Ema, {"decay": 0.8}),
+    "Amortized": (
+        Meta,
+        {"hypergradient": Amortized(), "look_ahead": Undone(optimizer_step=True)},
+    ),
+    "Amortized kept": (Meta, {"hypergradient": Amortized(), "look_ahead": Kept()}),
     "DirectOnly": (Meta, {"hypergradient": DirectOnly()}),
     "FiniteDifference": (Meta, {}),
     "FiniteDifference central": (Meta, {"hypergradient": FiniteDifference(Central())}),

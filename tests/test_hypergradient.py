@@ -3,10 +3,11 @@
 import pytest
 import reference
 import torch
-from problems import FAMILIES, GROUPS, Problem, make
+from problems import FAMILIES, GROUPS, Problem, make, squared_error
 from torch.optim import SGD
 
 from mqvae import (
+    Amortized,
     Central,
     DirectOnly,
     Exact,
@@ -14,8 +15,11 @@ from mqvae import (
     ForwardMode,
     Hypergradient,
     HypergradientRule,
+    Kept,
     Meta,
+    MetaBoth,
     OneSided,
+    Undone,
 )
 
 XI = 0.3
@@ -34,21 +38,24 @@ class Recorded(HypergradientRule):
         return self.result
 
 
-def hypergradient(problem: Problem, rule, xi: float = XI) -> Hypergradient:
-    """What a rule gives to `Meta` on the problem, whose weights stay where they are."""
+def hypergradient(
+    problem: Problem, rule, xi: float = XI, *, lr: float = 0.0, look_ahead=None, above=None
+) -> Hypergradient:
+    """What a rule gives to `Meta` on the problem, whose weights stay where they are unless `lr`."""
     network = problem.network
     recorded = Recorded(rule)
     update = Meta(
         network,
         problem.loss,
-        lower=SGD(network.network_parameters(), lr=0.0),
+        lower=SGD(network.network_parameters(), lr=lr),
         upper=SGD(network.codebook_parameters(), lr=0.0),
         hypergradient=recorded,
         xi=xi,
+        look_ahead=look_ahead,
         commitment_weight=problem.beta,
         codebook_weight=problem.codebook_weight,
     )
-    update.step(problem.x, problem.y)
+    update.step(problem.x, problem.y, above=above)
     return recorded.result
 
 
@@ -209,6 +216,58 @@ def test_direct_only_equals_stopping_the_gradient(family, groups):
     found = hypergradient(problem, DirectOnly())
     assert relative(found.direct, reference.stopped(problem, XI)) < 1e-12
     assert torch.count_nonzero(found.indirect) == 0
+
+
+@everywhere
+@every_family
+@pytest.mark.parametrize("look", [Kept(), Undone(optimizer_step=True)], ids=["kept", "undone"])
+def test_amortized_is_the_secant_of_the_embeddings_scattered(family, groups, look):
+    """Descent of size 0.3 is SGD's step here; ξ scales the indirect term besides."""
+    problem, twin = (make(family, groups, seed=7) for _ in range(2))
+    found = hypergradient(problem, Amortized(), 0.7, lr=XI, look_ahead=look)
+    phi, _, codebook = reference.weights(twin)
+    phi_ahead, _ = reference.look_ahead(twin, XI)
+    z_here, z_ahead = reference.embed(twin, phi), reference.embed(twin, phi_ahead)
+    change = (z_here - z_ahead).reshape(-1, codebook.shape[1])
+    expected = torch.zeros_like(codebook)
+    rows = reference.rows_of(twin, z_here, codebook).flatten().tolist()
+    for row, part in zip(rows, change.detach()):
+        expected[row] += 0.7 * 2 * twin.codebook_weight / change.numel() * part
+    assert relative(found.indirect, expected) < 1e-12
+    assert relative(found.direct, reference.above(twin, XI)[2]) < 1e-12
+
+
+@every_family
+def test_amortized_is_the_papers_difference_for_small_steps(family):
+    """v at φ' tends to v at φ, and the secant to the tangent: the error falls with the step."""
+    errors = []
+    for lr in (1e-2, 1e-3, 1e-4):
+        problem, twin = (make(family, seed=8) for _ in range(2))
+        found = hypergradient(problem, Amortized(), 1.0, lr=lr, look_ahead=Kept()).indirect
+        papers = hypergradient(twin, FiniteDifference(ForwardMode()), lr).indirect
+        errors.append(relative(found, papers))
+    assert errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
+    assert errors[2] < 1e-2
+
+
+def test_amortized_takes_its_direct_term_from_a_second_batch_above():
+    problem, twin = make("convolutional"), make("convolutional")
+    other = torch.randn_like(problem.x)
+    same = hypergradient(problem, Amortized(), lr=0.1, look_ahead=Kept())
+    fresh = hypergradient(twin, Amortized(), lr=0.1, look_ahead=Kept(), above=(other, other))
+    assert torch.equal(fresh.indirect, same.indirect)
+    assert not torch.equal(fresh.direct, same.direct)
+
+
+def test_amortized_needs_the_optimizers_own_step():
+    network = make("linear").network
+    levels = {
+        "lower": SGD(network.network_parameters(), lr=0.1),
+        "upper": SGD(network.codebook_parameters(), lr=0.1),
+    }
+    for rule in (Meta, MetaBoth):
+        with pytest.raises(ValueError, match=r"use it with look_ahead=Kept\(\)"):
+            rule(network, squared_error, hypergradient=Amortized(), **levels)
 
 
 def test_the_two_indirect_terms_are_not_the_same():

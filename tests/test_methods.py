@@ -15,6 +15,7 @@ from torch.optim import SGD, AdamW, RMSprop
 
 from mqvae import (
     Alternated,
+    Amortized,
     CodebookMap,
     Cosine,
     DirectOnly,
@@ -79,6 +80,12 @@ TABLE: dict[str, Method] = {
     "`Meta(FiniteDifference())`": Method(
         Meta, *_UNDONE, _PAPER, {"hypergradient": FiniteDifference()}
     ),
+    "`Meta(Amortized())`, `Undone(optimizer_step=True)`": Method(
+        Meta,
+        *_UNDONE,
+        _PAPER,
+        {"hypergradient": Amortized(), "look_ahead": Undone(optimizer_step=True)},
+    ),
     "`Meta(Exact())`": Method(Meta, *_UNDONE, _EXACT, {"hypergradient": Exact()}),
     "`Meta(Unrolled(1))`": Method(Meta, *_UNDONE, _EXACT, {"hypergradient": Unrolled(1)}),
     "`Meta(Unrolled(2))`": Method(Meta, *_UNDONE, _EXACT, {"hypergradient": Unrolled(2)}),
@@ -90,6 +97,9 @@ TABLE: dict[str, Method] = {
     ),
     "`Meta(FiniteDifference())`, `Kept()`": Method(
         Meta, *_BELOW, _PAPER, {"hypergradient": FiniteDifference(), "look_ahead": Kept()}
+    ),
+    "`Meta(Amortized())`, `Kept()`": Method(
+        Meta, *_BELOW, _PAPER, {"hypergradient": Amortized(), "look_ahead": Kept()}
     ),
     "`Meta(Exact())`, `Kept()`": Method(
         Meta, *_BELOW, _EXACT, {"hypergradient": Exact(), "look_ahead": Kept()}

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 
 from mqvae import (
     Alternated,
+    Amortized,
     Central,
     DirectOnly,
     Ema,
@@ -140,6 +141,8 @@ CASES = {
     "Meta, hyper-network": rule(Meta, "hyper-network"),
     "Meta, residual": rule(Meta, "residual"),
     "Meta, rotation": rule(Meta, "rotation"),
+    "Amortized": rule(Meta, hypergradient=Amortized(), look_ahead=OPTIMIZER_STEP),
+    "Amortized, kept": rule(Meta, hypergradient=Amortized(), look_ahead=Kept()),
     "Direct only": rule(Meta, hypergradient=DirectOnly()),
     "Direct only, kept": rule(Meta, hypergradient=DirectOnly(), look_ahead=Kept()),
     "Exact": rule(Meta, hypergradient=EXACT),

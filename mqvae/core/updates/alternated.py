@@ -4,7 +4,7 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import codebook_gradient, scatter, selecting
+from mqvae.core.hypergradient.rule import codebook_gradient, scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.updates.update import Step, Update, step_of

@@ -8,7 +8,7 @@ from mqvae.core.bilevel import Batch, Loss, LowerPass
 from mqvae.core.codebook import Table
 from mqvae.core.distance import Euclidean
 from mqvae.core.distributed import sum_across_processes
-from mqvae.core.hypergradient import scatter, selecting
+from mqvae.core.hypergradient.rule import scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.quantizer import VectorQuantizer

@@ -12,13 +12,8 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Gradients, gradient, moved
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import (
-    Derivative,
-    ForwardMode,
-    Hypergradient,
-    OneSided,
-    along,
-)
+from mqvae.core.hypergradient import Derivative, ForwardMode, Hypergradient, OneSided
+from mqvae.core.hypergradient.derivative import along
 from mqvae.core.passes import RandomState, fresh_casts
 from mqvae.core.updates.lookahead import (
     Kept,

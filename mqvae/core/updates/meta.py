@@ -8,12 +8,8 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss, LowerPass, moved
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import (
-    FiniteDifference,
-    Hypergradient,
-    HypergradientRule,
-    selecting,
-)
+from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
+from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.updates.lookahead import (

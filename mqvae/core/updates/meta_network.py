@@ -6,14 +6,8 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Gradients, Loss, LowerPass, gradient, moved
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import (
-    FiniteDifference,
-    Hypergradient,
-    HypergradientRule,
-    codebook_gradient,
-    require_straight_through,
-    selecting,
-)
+from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
+from mqvae.core.hypergradient.rule import codebook_gradient, require_straight_through, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.quantizer import Quantized

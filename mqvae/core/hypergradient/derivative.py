@@ -1,0 +1,139 @@
+"""Derivatives of a function along a tangent, by differences or forward mode."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mqvae.core.bilevel import Gradients, moved
+
+
+class Derivative(ABC):
+    """The derivative of f(p) along a tangent: d/dτ f(p + τ·tangent) at τ = 0.
+
+    Called with f, the point p, the tangent (None where p does not move) and f(p) if it is known.
+    """
+
+    @abstractmethod
+    def __call__(
+        self,
+        f: Callable[[list[Tensor]], Tensor],
+        primals: Sequence[Tensor],
+        tangents: Gradients,
+        centre: Tensor | None,
+    ) -> Tensor: ...
+
+
+def _check_radius(radius: float) -> None:
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius must be above 0 and finite, got {radius}.")
+
+
+def _radius(radius: float, tangents: Gradients) -> Tensor:
+    """ε = radius / ‖tangent‖, so that the step is as long whatever the tangent's scale."""
+    norm = torch.stack([t.norm() for t in tangents if t is not None]).norm()
+    return radius / norm.clamp(min=torch.finfo(norm.dtype).tiny ** 0.5)
+
+
+@dataclass(frozen=True)
+class OneSided(Derivative):
+    """(f(p + εt) − f(p)) / ε with ε = radius / ‖t‖: one pass where f(p) is known; error O(ε).
+
+    Args:
+        radius: Length of the step, in units of the parameters.
+
+    Raises:
+        ValueError: if `radius` is not above 0 and finite.
+    """
+
+    radius: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_radius(self.radius)
+
+    def __call__(
+        self,
+        f: Callable[[list[Tensor]], Tensor],
+        primals: Sequence[Tensor],
+        tangents: Gradients,
+        centre: Tensor | None,
+    ) -> Tensor:
+        epsilon = _radius(self.radius, tangents)
+        ahead = f(moved(primals, tangents, epsilon))
+        return (ahead - (f(list(primals)) if centre is None else centre)) / epsilon
+
+
+@dataclass(frozen=True)
+class Central(Derivative):
+    """(f(p + εt) − f(p − εt)) / 2ε with ε = radius / ‖t‖: two passes, error O(ε²).
+
+    Args:
+        radius: Length of the step, in units of the parameters.
+
+    Raises:
+        ValueError: if `radius` is not above 0 and finite.
+    """
+
+    radius: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_radius(self.radius)
+
+    def __call__(
+        self,
+        f: Callable[[list[Tensor]], Tensor],
+        primals: Sequence[Tensor],
+        tangents: Gradients,
+        centre: Tensor | None,
+    ) -> Tensor:
+        epsilon = _radius(self.radius, tangents)
+        plus = f(moved(primals, tangents, epsilon))
+        minus = f(moved(primals, tangents, -epsilon))
+        return (plus - minus) / (2 * epsilon)
+
+
+@dataclass(frozen=True)
+class ForwardMode(Derivative):
+    """Forward-mode differentiation: exact, about two passes.
+
+    Every operation of the network and, for `Exact`, of the loss must support it. `mse_loss` of
+    some torch versions does not: write the square out, as `mqvae.tasks` does.
+    """
+
+    def __call__(
+        self,
+        f: Callable[[list[Tensor]], Tensor],
+        primals: Sequence[Tensor],
+        tangents: Gradients,
+        centre: Tensor | None,
+    ) -> Tensor:
+        with warnings.catch_warnings(), forward_ad.dual_level():
+            # The first use of forward mode makes torch script some formulas, and warn of it.
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            point = [
+                p.detach() if t is None else forward_ad.make_dual(p.detach(), t)
+                for p, t in zip(primals, tangents, strict=True)
+            ]
+            primal, tangent = forward_ad.unpack_dual(f(point))
+        return torch.zeros_like(primal) if tangent is None else tangent
+
+
+def along(
+    derivative: Derivative,
+    f: Callable[[list[Tensor]], Tensor],
+    primals: Sequence[Tensor],
+    tangents: Gradients,
+    centre: Tensor | None,
+) -> Tensor:
+    """The derivative in full precision: half precision cannot tell two near passes apart."""
+    device = primals[0].device.type
+    if torch.is_autocast_enabled(device):
+        centre = None  # known in half precision only
+    with torch.autocast(device, enabled=False):
+        if all(t is None for t in tangents):
+            return torch.zeros_like(f(list(primals)) if centre is None else centre)
+        return derivative(f, primals, tangents, centre)

@@ -1,0 +1,124 @@
+"""What a hypergradient rule is, and the parts that rules are made of."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
+from mqvae.core.distributed import mean_across_processes
+from mqvae.core.estimator import StraightThrough
+from mqvae.core.hypergradient.derivative import Derivative, along
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import CodebookQuantizer
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """dL'/dC = direct + indirect, each of the codebook's shape (K, D)."""
+
+    direct: Tensor
+    indirect: Tensor
+
+
+class HypergradientRule(ABC):
+    """An estimator of dL'/dC."""
+
+    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:  # noqa: B027
+        """Refuse what the rule is not right for; by default it is right for everything.
+
+        Raises:
+            ValueError: with the reason.
+        """
+
+    @abstractmethod
+    def __call__(
+        self,
+        lower: Batch,
+        here: LowerPass,
+        upper: Batch,
+        phi_ahead: list[Tensor],
+        theta_ahead: list[Tensor],
+        xi: float,
+    ) -> Hypergradient: ...
+
+
+def selecting(network: VQNetwork) -> CodebookQuantizer:
+    """The network's quantizer, which selects from a codebook.
+
+    Raises:
+        ValueError: if it does not; its codebook then has no commitment and codebook loss to
+            look ahead with.
+    """
+    quantizer = network.quantizer
+    if not isinstance(quantizer, CodebookQuantizer):
+        raise ValueError(
+            f"this rule needs a quantizer that selects the nearest codeword, got a "
+            f"{type(quantizer).__name__}: its codebook, if any, gets the gradient of the task loss "
+            "itself. Train it with Joint."
+        )
+    return quantizer
+
+
+def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
+    """Refuse estimators whose own derivative by the codebook a rule leaves out.
+
+    Raises:
+        ValueError: if the estimator is not the straight-through one.
+    """
+    if not isinstance(quantizer.estimator, StraightThrough):
+        raise ValueError(
+            f"{rule} differentiates the straight-through update; with "
+            f"{type(quantizer.estimator).__name__}() the update depends on the codebook in a "
+            "further way, which it would miss. Use FiniteDifference, which holds for every "
+            "estimator, or StraightThrough()."
+        )
+
+
+def upper_gradients(
+    batch: Batch, phi: list[Tensor], theta: list[Tensor]
+) -> tuple[Tensor, Gradients, Gradients]:
+    """(g_C, g_φ, g_θ) at (φ, θ, C); no weight gradients for tensors that do not require them."""
+    quantizer = selecting(batch.network)
+    codebook = quantizer.table().detach().requires_grad_()  # (K, D)
+    quantized = quantizer.quantize(batch.embed(phi), codebook)
+    total = batch.weights.total(batch.task(quantized.z_q, theta), quantized)
+    g_c, *rest = gradient(total, [codebook, *phi, *theta])
+    rest = mean_across_processes(rest)
+    direct = torch.zeros_like(codebook) if g_c is None else g_c
+    return direct, rest[: len(phi)], rest[len(phi) :]
+
+
+def codebook_gradient(batch: Batch, z_e: Tensor) -> Tensor:
+    """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D)."""
+    quantizer = selecting(batch.network)
+    codebook = quantizer.table().detach().requires_grad_()
+    quantized = quantizer.quantize(z_e, codebook)
+    (g_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [codebook])
+    return torch.zeros_like(codebook) if g_c is None else g_c
+
+
+def embedding_tangent(
+    derivative: Derivative, batch: Batch, here: LowerPass, v_phi: Gradients
+) -> Tensor:
+    """δ = J_φ z_e · v_φ at φ, (..., D)."""
+
+    def embed(phi: list[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return batch.embed(phi)
+
+    return along(derivative, embed, frozen(here.phi), v_phi, here.z_e.detach())
+
+
+def scatter(batch: Batch, here: LowerPass, values: Tensor) -> Tensor:
+    """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up."""
+    quantizer = selecting(batch.network)
+    codebook = quantizer.table().detach().requires_grad_()
+    with torch.enable_grad():
+        z_q = quantizer.lookup(here.quantized.codes, codebook)
+    return torch.autograd.grad(z_q, codebook, values.to(z_q.dtype))[0]
+
+
+def frozen(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach() for t in tensors]
