@@ -107,13 +107,15 @@ def test_ties_go_to_the_lowest_index():
 
 @pytest.mark.parametrize("scores", [1, 63, 64, 65, 128, 1000, 10_000])
 @pytest.mark.parametrize("columns", [64, 128, 192, 2**14])
-def test_tiles_change_nothing(monkeypatch, scores, columns):
+@pytest.mark.parametrize("band", [20, 2**16])
+def test_tiles_change_nothing(monkeypatch, scores, columns, band):
     z_e, codebook = points(0, 53, 5), points(1, 330, 5)
     whole = nearest(z_e, codebook)
     assert len(whole.unique()) > 40
     assert torch.equal(whole, distances(z_e, codebook).argmin(1))
     monkeypatch.setitem(module.SCORES, "cpu", scores)
-    monkeypatch.setattr(module, "COLUMNS", columns)
+    monkeypatch.setattr(module, "CODEWORDS", columns * 5)
+    monkeypatch.setattr(module, "BAND", band)
     assert torch.equal(nearest(z_e, codebook), whole)
 
 
@@ -121,7 +123,7 @@ def test_tiles_change_nothing(monkeypatch, scores, columns):
 @pytest.mark.parametrize("codes", [63, 64, 65, 128, 200, 513])
 def test_ties_across_blocks_and_tiles_go_to_the_lowest_index(monkeypatch, codes, columns):
     """Small integers, so that every sum is exact; each codeword there some ten times."""
-    monkeypatch.setattr(module, "COLUMNS", columns)
+    monkeypatch.setattr(module, "CODEWORDS", columns * 2)
     generator = torch.Generator().manual_seed(codes)
     codebook = torch.randint(-2, 3, (codes, 2), generator=generator).float()
     z_e = torch.randint(-4, 5, (300, 2), generator=generator).float()
@@ -134,7 +136,8 @@ def test_memory_is_bounded(monkeypatch):
         whole = nearest(z_e, codebook)
     assert largest.elements == 500 * 192  # under the limit nothing is cut
     monkeypatch.setitem(module.SCORES, "cpu", 64 * 40)
-    monkeypatch.setattr(module, "COLUMNS", 64)
+    monkeypatch.setattr(module, "CODEWORDS", 64 * 2)
+    monkeypatch.setattr(module, "BAND", 100)
     with Largest() as largest:
         codes = nearest(z_e, codebook)
     assert largest.elements == 64 * 40

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # codewords whose scores are reduced at once, see `_lowest`
-COLUMNS = 2**14  # codewords at once
+BAND = 2**16  # embeddings that take all codewords before the next do
+CODEWORDS = 2**22  # numbers of the codewords at once: 16 MiB of float32
 # Scores at once, 4 MiB of float32: what stays in a cache. A GPU wants larger pieces, of 32 MiB.
 SCORES = {"cpu": 2**20}
 SCORES_ELSEWHERE = 2**23
@@ -14,7 +15,8 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
     """The index of the closest codeword for every embedding (Eq. 2).
 
     k_i = argmin_j ‖z_i − e_j‖² = argmin_j ½‖e_j‖² − z_i·e_j, so that one matrix product
-    decides and no N × K array is ever held: embeddings and codewords are taken in tiles.
+    decides and no N × K array is ever held: embeddings and codewords are taken in tiles, and what
+    is held beside the codes is under 64 MiB whatever N, K and D up to 2¹⁶.
 
     Args:
         z_e: Embeddings, (N, D).
@@ -37,37 +39,35 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
         # the median of some codewords, which one that drifted far away does not pull along.
         few = codebook[:: max(1, len(codebook) // 64)]
         centre = few.sort(0).values[len(few) // 2]  # (D,)
-        columns = min(-(-len(codebook) // BLOCK) * BLOCK, COLUMNS)
-        rows = max(1, SCORES.get(z_e.device.type, SCORES_ELSEWHERE) // columns)
+        dim = max(1, codebook.shape[1])
+        columns = min(_blocks(len(codebook)), _blocks(min(2**14, CODEWORDS // dim)))
+        rows = max(1, SCORES.get(z_e.device.type, SCORES_ELSEWHERE) // max(columns, dim))
         scores = codebook.new_empty(min(rows, len(z_e)), columns)
-        codes = torch.zeros(len(z_e), dtype=torch.int64, device=z_e.device)
-        best: Tensor | None = None
-        for first in range(0, len(codebook), columns):
-            part = codebook[first : first + columns] - centre
-            half_norms = part.square().sum(1) / 2
-            if missing := -len(part) % BLOCK:  # codewords that are never the nearest
-                part = torch.cat([part, part.new_zeros(missing, part.shape[1])])
-                half_norms = torch.cat([half_norms, half_norms.new_full((missing,), torch.inf)])
-            values = [
-                _lowest(
-                    torch.addmm(
-                        half_norms,
-                        chunk.to(dtype) - centre,
-                        part.T,
-                        alpha=-1,
-                        out=scores[: len(chunk), : len(part)],
-                    )
-                )
-                for chunk in z_e.split(rows)
-            ]
-            lowest = torch.cat([value for value, _ in values])
-            where = torch.cat([index for _, index in values]) + first
-            if best is None:
-                best, codes = lowest, where
-            else:
-                codes = torch.where(lowest < best, where, codes)
-                best = torch.minimum(lowest, best)
+        codes = torch.empty(len(z_e), dtype=torch.int64, device=z_e.device)
+        for band, found in zip(z_e.split(BAND), codes.split(BAND), strict=True):
+            best = codebook.new_full((len(band),), torch.inf)
+            for first in range(0, len(codebook), columns):
+                words = codebook[first : first + columns] - centre
+                half_norms = words.square().sum(1) / 2
+                if missing := -len(words) % BLOCK:  # codewords that are never the nearest
+                    words = torch.cat([words, words.new_zeros(missing, dim)])
+                    half_norms = torch.cat([half_norms, half_norms.new_full((missing,), torch.inf)])
+                for start in range(0, len(band), rows):
+                    here = slice(start, start + rows)
+                    chunk = band[here].to(dtype) - centre
+                    tile = scores[: len(chunk), : len(words)]
+                    torch.addmm(half_norms, chunk, words.T, alpha=-1, out=tile)
+                    lowest, index = _lowest(tile)
+                    if first:
+                        index = torch.where(lowest < best[here], index + first, found[here])
+                    found[here] = index
+                    best[here] = torch.minimum(lowest, best[here])
     return codes
+
+
+def _blocks(number: int) -> int:
+    """The next multiple of BLOCK."""
+    return -(-number // BLOCK) * BLOCK
 
 
 def _lowest(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,11 +87,12 @@ class _CodebookLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         table, z_e, rows = ctx.saved_tensors
-        pulled = torch.zeros_like(table, dtype=g.dtype)
+        factor = 2 / z_e.numel() * g
+        g_table = torch.zeros_like(table, dtype=g.dtype)
         for piece in _pieces(z_e):
             away = table.index_select(0, rows[piece]).to(g.dtype) - z_e[piece]
-            pulled.index_add_(0, rows[piece], away)
-        return (2 / z_e.numel() * g * pulled).to(table.dtype), None, None, None
+            g_table.index_add_(0, rows[piece], factor * away)
+        return g_table.to(table.dtype), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t_table: Tensor, *_: None) -> Tensor:
