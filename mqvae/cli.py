@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": "images to codes",
     "decode": "codes back to images",
     "report": "runs to one HTML page",
+    "bench": "what steps, the quantizer and whole runs cost on this machine",
 }
 
 USAGE = """usage: mqvae COMMAND …
@@ -353,6 +354,45 @@ def _report(arguments: list[str]) -> int:
     from mqvae.report import write_report
 
     print(write_report([Path(r) for r in options.runs], Path(options.out), title=options.title))
+    return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from mqvae.bench import SECTIONS, USUAL, measure
+
+    parser = _parser(
+        "bench",
+        "Measures on this machine; prints tables and writes them, with plots, to "
+        "OUT/performance.md and OUT/performance/.",
+    )
+    parser.add_argument(
+        "sections",
+        metavar="SECTION",
+        nargs="*",
+        help=f"of {', '.join(SECTIONS)}; without any: {', '.join(USUAL)}",
+    )
+    parser.add_argument("--out", default="bench", metavar="DIR")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")
+    options = parser.parse_args(arguments)
+    if unknown := [s for s in options.sections if s not in SECTIONS]:
+        raise ValueError(
+            f"there is no section '{unknown[0]}'.{_nearest(unknown[0], SECTIONS)} Sections: "
+            f"{', '.join(SECTIONS)}."
+        )
+    if options.rounds is not None and options.rounds < 2:
+        raise ValueError(f"--rounds must be 2 or more, got {options.rounds}: one has no spread.")
+    out = Path(options.out)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder.")
+    _quiet()
+    for section in options.sections or USUAL:
+        for table in measure(
+            section, out, device=options.device, rounds=options.rounds, only=options.only
+        ):
+            print(table.text(), end="\n\n", flush=True)
+    print(out / "performance.md")
     return 0
 
 

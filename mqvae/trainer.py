@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -325,8 +325,11 @@ class Training:
 
     # -- the loop --------------------------------------------------------------------------------
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, *, after_step: Callable[["Training"], None] | None = None) -> dict[str, Any]:
         """Train to the last step, evaluate, and write summary.json; returns its contents.
+
+        Args:
+            after_step: Called after every step, whose time it does not count for.
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
@@ -359,6 +362,8 @@ class Training:
                     for schedule in self.schedules:
                         schedule.step()
                     progress.advance(self.step, result)
+                    if after_step is not None:
+                        after_step(self)
                     if self.step % self.checkpoint_every == 0 and self.step < settings.steps:
                         self._checkpoint(writer)
                     if asked.signal_number is not None:

@@ -154,6 +154,16 @@ class Batch:
 
         return run
 
+    def task_gradient(self, z_e: Tensor) -> tuple[Quantized, Tensor]:
+        """The quantization of embeddings and ∂L_task/∂ẑ, (..., D), without a trace."""
+        with torch.enable_grad():
+            quantized = self.network.quantizer.quantize(z_e.detach())
+            z_q = quantized.z_q.detach().requires_grad_()
+            (found,) = gradient(
+                self.task(z_q, [p.detach() for p in self.network.decoder_parameters()]), [z_q]
+            )
+        return quantized, torch.zeros_like(z_q) if found is None else found
+
     def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
         """Decode from embeddings and backpropagate to φ and θ.
 

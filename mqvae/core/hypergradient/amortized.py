@@ -57,5 +57,5 @@ class Amortized(HypergradientRule):
         change = z_here - z_ahead
         scale = xi * 2 * lower.weights.codebook / change.numel()
         return Hypergradient(
-            codebook_gradient(upper, z_above), scale * scatter(lower, here, change)
+            codebook_gradient(upper, z_above), scale * scatter(lower, here.quantized.codes, change)
         )

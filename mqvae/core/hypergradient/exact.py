@@ -71,4 +71,4 @@ class Exact(HypergradientRule):
             here.task_gradient,
         )
         change = change - 2 * lower.weights.commitment / delta.numel() * delta
-        return Hypergradient(direct, -xi * scatter(lower, here, change))
+        return Hypergradient(direct, -xi * scatter(lower, here.quantized.codes, change))

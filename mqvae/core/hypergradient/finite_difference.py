@@ -61,4 +61,4 @@ class FiniteDifference(HypergradientRule):
             return Hypergradient(direct, -xi * change)
         delta = embedding_tangent(self.derivative, lower, here, v_phi)
         scale = 2 * lower.weights.codebook / delta.numel()
-        return Hypergradient(direct, xi * scale * scatter(lower, here, delta))
+        return Hypergradient(direct, xi * scale * scatter(lower, here.quantized.codes, delta))

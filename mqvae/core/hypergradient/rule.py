@@ -90,11 +90,15 @@ def upper_gradients(
     return direct, rest[: len(phi)], rest[len(phi) :]
 
 
-def codebook_gradient(batch: Batch, z_e: Tensor) -> Tensor:
-    """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D)."""
+def codebook_gradient(batch: Batch, z_e: Tensor, codes: Tensor | None = None) -> Tensor:
+    """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D).
+
+    The codes are looked up unless they are known.
+    """
     quantizer = selecting(batch.network)
     codebook = quantizer.table().detach().requires_grad_()
-    quantized = quantizer.quantize(z_e, codebook)
+    codes = quantizer.nearest_codes(z_e, codebook) if codes is None else codes
+    quantized = quantizer.at_codes(z_e, codes, codebook)
     (g_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [codebook])
     return torch.zeros_like(codebook) if g_c is None else g_c
 
@@ -111,12 +115,12 @@ def embedding_tangent(
     return along(derivative, embed, frozen(here.phi), v_phi, here.z_e.detach())
 
 
-def scatter(batch: Batch, here: LowerPass, values: Tensor) -> Tensor:
+def scatter(batch: Batch, codes: Tensor, values: Tensor) -> Tensor:
     """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up."""
     quantizer = selecting(batch.network)
     codebook = quantizer.table().detach().requires_grad_()
     with torch.enable_grad():
-        z_q = quantizer.lookup(here.quantized.codes, codebook)
+        z_q = quantizer.lookup(codes, codebook)
     return torch.autograd.grad(z_q, codebook, values.to(z_q.dtype))[0]
 
 

@@ -59,10 +59,12 @@ class Alternated(Update):
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
-        g_c = codebook_gradient(batch, z_e.detach())
         if self.nu > 0:
-            before = batch.lower_pass(z_e, for_real=False)
-            g_c = g_c + self.nu * scatter(batch, before, before.task_gradient)
+            quantized, task_gradient = batch.task_gradient(z_e)
+            g_c = codebook_gradient(batch, z_e.detach(), quantized.codes)
+            g_c = g_c + self.nu * scatter(batch, quantized.codes, task_gradient)
+        else:
+            g_c = codebook_gradient(batch, z_e.detach())
         (g_c,) = mean_across_processes([g_c])
         self._descend_codebook(g_c)
         here = batch.lower_pass(z_e, for_real=True)

@@ -91,7 +91,7 @@ class Ema(Update):
             self._started.fill_(True)
         rows = self.quantizer.rows(here.quantized.codes).flatten()
         counts = torch.bincount(rows, minlength=len(table)).to(table.dtype)
-        sums = scatter(batch, here, here.z_e.detach())
+        sums = scatter(batch, here.quantized.codes, here.z_e.detach())
         self._sizes.lerp_(sum_across_processes(counts), 1 - self.decay)
         self._sums.lerp_(sum_across_processes(sums), 1 - self.decay)
         total = self._sizes.sum()

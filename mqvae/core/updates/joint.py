@@ -82,8 +82,8 @@ class Synchronous(Update):
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True)
-        g_c = codebook_gradient(batch, z_e.detach())
-        g_c = g_c + self.nu * scatter(batch, here, here.task_gradient)
+        g_c = codebook_gradient(batch, z_e.detach(), here.quantized.codes)
+        g_c = g_c + self.nu * scatter(batch, here.quantized.codes, here.task_gradient)
         self._descend_network(here.g_phi, here.g_theta)
         (g_c,) = mean_across_processes([g_c])
         self._descend_codebook(g_c)

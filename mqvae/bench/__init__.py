@@ -1,0 +1,117 @@
+"""What a step, the quantizer and a whole run cost: `mqvae bench`.
+
+Sections are measured one by one. Each leaves `performance/SECTION.json` and its pictures in the
+folder it is given, and `performance.md` there is made of all of them.
+"""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mqvae.bench.table import Table, hardware
+
+SECTIONS = {
+    "step": "what a step of each method costs, relative to the VQ-VAE's",
+    "quantizer": "the quantizer beside the bare matrix product and a peer",
+    "whole": "the loop around the step, the start, evaluation and encoding",
+    "scaling": "how times grow with sizes, as plots",
+    "quality": "time to quality, and what the amortized rule reaches; an hour or two",
+}
+USUAL = ("step", "quantizer", "whole", "scaling")
+
+INTRODUCTION = """\
+# Performance
+
+Made by `mqvae bench`; the figures are in [performance/](performance). Contestants take turns within
+one process, two rounds before any that counts. A ratio is that of the medians; the quartiles are of
+the ratios within a round. *By operation count* takes encoder and decoder alike and a backward pass
+for two forward ones. What was tried and did not pay is in
+[benchmarks/notes.md](../benchmarks/notes.md).
+"""
+
+
+def measure(
+    section: str, out: Path, *, device: str = "cpu", rounds: int | None = None, only: str = ""
+) -> list[Table]:
+    """Measure a section and write its files and the page.
+
+    Args:
+        section: One of `SECTIONS`.
+        out: Folder of the page.
+        device: `cpu` or `cuda`.
+        rounds: Turns of each contestant; None for the section's own.
+        only: Rows whose name holds this.
+
+    Raises:
+        ValueError: if there is no such section, or nothing in it holds `only`.
+    """
+    folder = out / "performance"
+    if section == "quality":
+        from mqvae.bench import quality
+
+        tables = quality.run(device=device, rounds=rounds, folder=folder / "runs")
+    else:
+        from mqvae.bench import quantizer, scaling, step, whole
+
+        sections = {
+            "step": step.run,
+            "quantizer": quantizer.run,
+            "whole": whole.run,
+            "scaling": scaling.run,
+        }
+        if section not in sections:
+            raise ValueError(f"there is no section '{section}': {', '.join(SECTIONS)}.")
+        tables = sections[section](device=device, rounds=rounds, only=only)
+    write(section, tables, out, device=device, rounds=rounds, only=only)
+    return tables
+
+
+def write(
+    section: str, tables: Sequence[Table], out: Path, *, device: str, rounds: int | None, only: str
+) -> None:
+    """The section's JSON and pictures, and the page of all sections."""
+    from mqvae.bench.plots import draw, draw_curves
+
+    folder = out / "performance"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [("--device", device if device != "cpu" else ""), ("--rounds", str(rounds or ""))]
+    options.append(("--only", f"'{only}'" if only else ""))
+    command = " ".join(
+        ["mqvae bench", section, *(f"{name} {value}" for name, value in options if value)]
+    )
+    pictures = [path.name for table in tables if (path := draw(table, folder))]
+    if section == "quality":
+        from mqvae.bench.quality import Runs, curves
+
+        pictures.append(draw_curves(curves(Runs(folder / "runs")), folder).name)
+    content: dict[str, Any] = {
+        "section": section,
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": hardware(device),
+        "pictures": pictures,
+        "tables": [table.json() for table in tables],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / f"{section}.json").write_text(text + "\n", encoding="utf-8")
+    (out / "performance.md").write_text(page(folder), encoding="utf-8")
+
+
+def page(folder: Path) -> str:
+    """performance.md, from the sections in a folder."""
+    parts = [INTRODUCTION]
+    for section, words in SECTIONS.items():
+        path = folder / f"{section}.json"
+        if not path.is_file():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
+        parts.append(
+            f"## {section.capitalize()}: {words}\n\n"
+            f"`{content['command']}`, {content['date']}, on {machine}.\n"
+        )
+        parts += [Table(**table).markdown() + "\n" for table in content["tables"]]
+        parts += [f"![{name}](performance/{name})\n" for name in content["pictures"]]
+    return "\n".join(parts)

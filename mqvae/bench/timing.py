@@ -1,0 +1,80 @@
+"""Times that can be compared: contestants take turns, medians, spread shown."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contestant, and how it compares with the first.
+
+    Attributes:
+        seconds: Median.
+        ratio: Median over the first contestant's median.
+        low: Lower quartile of the ratios within a round.
+        high: Upper quartile of the ratios within a round.
+    """
+
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+
+    def columns(self) -> dict[str, float]:
+        return {
+            "ms": self.seconds * 1e3,
+            "ratio": self.ratio,
+            "lower quartile": self.low,
+            "upper quartile": self.high,
+        }
+
+
+def alternate(
+    contestants: dict[str, Callable[[], Any]], *, rounds: int, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Time contestants that take turns in one process; each is compared with the first.
+
+    Args:
+        contestants: What is timed, by name; the first one is the measure of the others.
+        rounds: Turns that count, after two that do not.
+        device: Where they work; times end when it is done.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds must be 2 or more, got {rounds}: one has no spread.")
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        for round_ in range(WARM_UP + rounds):
+            for name, contestant in contestants.items():
+                began = time.perf_counter()
+                contestant()
+                if device != "cpu":
+                    torch.accelerator.synchronize()
+                if round_ >= WARM_UP:
+                    taken[name].append(time.perf_counter() - began)
+            gc.collect()
+    finally:
+        if was_on:
+            gc.enable()
+    return compared(taken)
+
+
+def compared(taken: dict[str, list[float]]) -> dict[str, Timing]:
+    """Medians and ratios of seconds, one list per contestant, of as many rounds each."""
+    first = next(iter(taken.values()))
+    timings = {}
+    for name, seconds in taken.items():
+        ratios = [a / b for a, b in zip(seconds, first, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        median = statistics.median(seconds)
+        timings[name] = Timing(median, median / statistics.median(first), low, high)
+    return timings
