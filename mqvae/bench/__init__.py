@@ -64,6 +64,8 @@ def measure(
         if section not in sections:
             raise ValueError(f"there is no section '{section}': {', '.join(SECTIONS)}.")
         tables = sections[section](device=device, rounds=rounds, only=only)
+    if not any(table.rows for table in tables):
+        raise ValueError(f"no row's name holds '{only}' in the section '{section}'.")
     write(section, tables, out, device=device, rounds=rounds, only=only)
     return tables
 

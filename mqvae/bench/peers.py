@@ -43,8 +43,12 @@ def optimizers(network: VQNetwork) -> dict[str, AdamW]:
     }
 
 
-def reverse_mode(network: VQNetwork, x: Tensor) -> Callable[[], None]:
-    """Algorithm 1 with the hypergradient by double backward through the virtual step, ξ = 1."""
+def double_backward(network: VQNetwork, x: Tensor) -> Callable[[], None]:
+    """Algorithm 1 with `create_graph=True` through the virtual step of the usual loss, ξ = 1.
+
+    What it finds is the direct term alone: all that φ' knows of C has come through a `detach`.
+    Reverse mode that finds the indirect term too is `Unrolled(1)`.
+    """
     (table,) = network.codebook_parameters()
     levels = optimizers(network)
     encoder, decoder = network.encoder, network.decoder

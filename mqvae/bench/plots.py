@@ -45,7 +45,7 @@ def _bars(table: Table) -> None:
     rows = sorted(table.rows, key=lambda row: -_number(row["ratio"]))
     _, axes = pyplot.subplots(figsize=(8, 0.26 * len(rows) + 1))
     for i, row in enumerate(rows):
-        theirs = str(row["step"]).startswith(("Betty", "reverse"))
+        theirs = str(row["step"]).startswith(("Betty", "double"))
         ratio = _number(row["ratio"])
         axes.barh(i, ratio, color=THEIRS if theirs else OURS, height=0.7)
         axes.plot(

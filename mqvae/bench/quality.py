@@ -102,7 +102,13 @@ def train(method: str, rate: float, seed: int, steps: int) -> Trained:
     """One run of a preset, its MSE on the first test images noted on the way."""
     settings = merged(
         load_preset(f"methods/{method}"),
-        {"steps": steps, "seed": seed, "optimizer": {"codebook_lr": rate}, "trainer": {}},
+        {
+            "name": NAMES[method],
+            "steps": steps,
+            "seed": seed,
+            "optimizer": {"codebook_lr": rate},
+            "trainer": {},
+        },
     )
     curve: list[tuple[int, float]] = []
 

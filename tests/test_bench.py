@@ -1,0 +1,327 @@
+"""The benchmarks: how they time, what they write, and what they conclude."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+
+import mqvae.bench as bench
+from mqvae import DirectOnly
+from mqvae.bench import peers, quality, quantizer, scaling, step, whole
+from mqvae.bench.quality import AMORTIZED, DIRECT, FULL, VQ, Runs, Trained
+from mqvae.bench.step import Case, Size, rule, step_costs
+from mqvae.bench.table import Table, shown
+from mqvae.bench.timing import WARM_UP, alternate, compared
+from mqvae.cli import main
+from mqvae.core.updates import Joint, Meta
+from mqvae.networks.vqvae import vqvae
+from mqvae.tasks import Reconstruction
+
+ROOT = Path(__file__).parents[1]
+TINY = Size(width=8, dim=4, num_codes=16, batch_size=2, side=8)
+
+
+# -- timing ----------------------------------------------------------------------------------------
+
+
+def test_contestants_take_turns():
+    calls = []
+    alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls == ["a", "b"] * (WARM_UP + 3)
+
+
+def test_ratios_are_of_medians_and_quartiles_of_rounds():
+    timing = compared({"a": [1.0, 2.0, 4.0, 100.0], "b": [3.0, 4.0, 8.0, 100.0]})
+    assert timing["a"].ratio == timing["a"].low == timing["a"].high == 1
+    assert timing["b"].seconds == 6.0
+    assert timing["b"].ratio == 6.0 / 3.0
+    assert 1 <= timing["b"].low < timing["b"].high <= 3
+
+
+def test_one_round_has_no_spread():
+    with pytest.raises(ValueError, match="rounds must be 2 or more, got 1"):
+        alternate({"a": lambda: None}, rounds=1)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def test_cells():
+    assert [shown(c) for c in (None, "yes", 3, 1234567, 0.0)] == [
+        "",
+        "yes",
+        "3",
+        "1,234,567",
+        "0.00",
+    ]
+    assert [shown(c) for c in (1.17, 0.0123, 12.345, 1234.5, math.inf)] == [
+        "1.17", "0.0123", "12.3", "1,234", "inf",
+    ]  # fmt: skip
+
+
+def test_a_table_in_words():
+    table = Table("t", "Title", {"size": 3}, [{"a": "x", "b": 1.5}, {"a": "long", "c": 2}], ["N."])
+    lines = table.text().splitlines()
+    assert lines[:2] == ["Title", "size 3"]
+    assert lines[3:] == ["a        b  c", "x     1.50", "long        2", "N."]
+    assert "| a | b | c |\n|---|---|---|\n| x | 1.50 |  |\n| long |  | 2 |" in table.markdown()
+    assert Table(**json.loads(json.dumps(table.json()))).text() == table.text()
+
+
+def test_the_page_of_the_documentation_is_made_of_its_figures():
+    folder = ROOT / "docs" / "performance"
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == bench.page(folder), (
+        "run: mqvae bench SECTION --out docs"
+    )
+    for section in bench.SECTIONS:
+        content = json.loads((folder / f"{section}.json").read_text(encoding="utf-8"))
+        assert content["tables"] and content["hardware"]["processor"]
+        for picture in content["pictures"]:
+            assert (folder / picture).is_file()
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def test_costs_of_any_network_and_any_rule():
+    """Each contestant has a network of its own, and trains it."""
+    seen = []
+
+    def recording(kind):
+        made = rule(kind).make
+
+        def make(network, x):
+            seen.append((network, network.quantizer.codebook.weight.detach().clone()))
+            return made(network, x)
+
+        return Case(make, at_most=1e-9 if kind is Meta else None)
+
+    def absent(network, x):
+        raise peers.NotHere("it is not installed")
+
+    table = step_costs(
+        "name",
+        {"Joint": recording(Joint), "Meta": recording(Meta), "theirs": Case(absent)},
+        lambda: vqvae(num_codes=8, dim=4, width=4),
+        torch.rand(2, 1, 8, 8),
+        rounds=2,
+        conditions={"width": 4},
+    )
+    (one, start), (other, same) = seen
+    assert torch.equal(start, same)
+    for network in (one, other):
+        assert not torch.equal(network.quantizer.codebook.weight, start)
+    assert [row["step"] for row in table.rows] == ["Joint", "Meta"]
+    assert [row["held"] for row in table.rows] == [None, "no"]
+    assert table.notes == ["theirs: it is not installed."]
+    assert table.conditions == {"width": 4, "rounds": 2}
+
+
+@pytest.mark.parametrize("label", step.CASES)
+def test_every_row_is_a_step(label):
+    torch.manual_seed(0)
+    network, x = TINY.network(), torch.rand(2, 1, 8, 8)
+    network.initialize_codebook(x)
+    before = [p.detach().clone() for p in network.parameters()]
+    try:
+        take = step.CASES[label].make(network, x)
+    except peers.NotHere:
+        assert label.startswith("Betty")  # not among the dependencies
+        return
+    take()
+    assert any(not torch.equal(p, b) for p, b in zip(network.parameters(), before))
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_double_backward_through_the_usual_loss_finds_the_direct_term_alone(monkeypatch):
+    """Which is why the indirect one has rules of its own."""
+
+    def descent(network):
+        return {
+            "lower": SGD(network.network_parameters(), lr=0.01),
+            "upper": SGD(network.codebook_parameters(), lr=1.0),
+        }
+
+    monkeypatch.setattr(peers, "optimizers", descent)
+    networks = []
+    for theirs in (True, False):
+        torch.manual_seed(0)
+        network, x = TINY.network().double(), torch.rand(2, 1, 8, 8).double()
+        network.initialize_codebook(x)
+        before = network.quantizer.codebook.weight.detach().clone()
+        levels, loss = descent(network), Reconstruction().loss
+        if theirs:
+            peers.double_backward(network, x)()
+        else:
+            Meta(network, loss, **levels, hypergradient=DirectOnly()).step(x, x)
+        assert not torch.equal(network.quantizer.codebook.weight, before)
+        networks.append(network)
+    for one, other in zip(networks[0].parameters(), networks[1].parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+# -- the others ------------------------------------------------------------------------------------
+
+
+def test_the_quantizers_do_the_same():
+    """Codes, codewords and the gradient of embeddings, ours and the peer's."""
+    z_e, table = quantizer.inputs(200, 32, 8, "cpu")
+    found = {}
+    for name, make in quantizer.MAKERS.items():
+        _, quantize, codebook = make(table)
+        torch.manual_seed(1)
+        found[name] = quantizer.training(quantize, z_e, codebook)()
+    ours, theirs = found.values()
+    assert torch.equal(ours[1], theirs[1])
+    torch.testing.assert_close(ours[0], theirs[0])
+
+
+def test_the_quantizers_table(monkeypatch):
+    monkeypatch.setattr(quantizer, "SHAPES", ((64, 16, 4), (32, 8, 4)))
+    monkeypatch.setattr(quantizer, "working_memory", lambda *_: 1.5)
+    (table,) = quantizer.run(device="cpu", rounds=2, only="")
+    assert [row["what"] for row in table.rows] == [
+        "matrix product",
+        "mqvae, training",
+        "mqvae, eval",
+        "vector-quantize-pytorch, training",
+        "vector-quantize-pytorch, eval",
+        "matrix product",
+        "mqvae, training",
+        "mqvae, eval",
+    ]
+    assert [row["at most"] for row in table.rows[:4]] == [None, 2.0, 1.5, None]
+    assert any("holds N × K distances" in note for note in table.notes)
+
+
+def test_scaling(monkeypatch):
+    monkeypatch.setattr(scaling, "SWEEPS", {"N": (8, 16), "D": (4,)})
+    monkeypatch.setattr(scaling, "STEP_SWEEPS", {"width": (4, 8)})
+    monkeypatch.setattr(scaling, "DEMO", TINY)
+    one, other = scaling.run(device="cpu", rounds=2, only="")
+    assert [(row["swept"], row["value"]) for row in one.rows] == [("N", 8), ("N", 16), ("D", 4)]
+    assert [row["value"] for row in other.rows] == [4, 8]
+    assert all(row["Meta(Amortized), kept, ms"] > 0 for row in other.rows)
+
+
+def test_a_whole_run(monkeypatch):
+    monkeypatch.setattr(whole, "PRESET", "digits-tiny")
+    monkeypatch.setattr(whole, "UPDATES", 30)
+    monkeypatch.setattr(whole, "IMAGES", 64)
+    monkeypatch.setattr(whole, "start_seconds", lambda device: 2.0)
+    (table,) = whole.run(device="cpu", rounds=2, only="")
+    figures = {row["what"]: row["figure"] for row in table.rows}
+    assert figures["from `mqvae train` to the first update"] == 2.0
+    for name in ("Joint", "Meta"):
+        bare = figures[f"{name}: updates per second, bare step"]
+        run = figures[f"{name}: updates per second, whole run"]
+        assert 0 < run < bare
+        share = figures[f"{name}: share of the loop"]
+        assert share == pytest.approx(100 * (1 - run / bare))
+    assert figures["encoding: codes per second"] > figures["evaluation: images per second"]
+
+
+def trained(method: str, rate: float, seed: int, steps: int) -> Trained:
+    """A run that was not made: VQ-VAE is best at 0.2, the others at 0.06, 10% better."""
+    best = {VQ: 0.2}.get(method, 0.06)
+    mse = (
+        1e-2 * (0.9 if method in (AMORTIZED, DIRECT) else 1.0) * (1 + abs(rate - best)) + seed / 1e5
+    )
+    curve = [(s, mse * (1 + (1000 - s) / 1000)) for s in range(100, 1100, 100)]
+    return Trained(method, rate, seed, mse, 50.0, 1e-4, curve)
+
+
+def test_quality(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def train(*arguments):
+        asked.append(arguments)
+        return trained(*arguments)
+
+    monkeypatch.setattr(quality, "train", train)
+    runs = Runs(tmp_path, steps=1000)
+    pairs = quality.amortized_table(runs)
+    assert [row["seed"] for row in pairs.rows] == ["0", "1", "2"]
+    assert all(-11 < row["apart, %"] < -9 for row in pairs.rows)
+    assert "held" in pairs.notes[0] and "not held" not in pairs.notes[0]
+    race = quality.race_table(runs, {VQ: 1.0, FULL: 3.0, AMORTIZED: 1.2, DIRECT: 1.1})
+    assert [row["codebook rate"] for row in race.rows] == [
+        "0.0003", "0.06", "0.06", "0.2", "0.06", "0.06",
+    ]  # fmt: skip
+    # 10% better at the end, falling by 10 points of 100 a row: passes one row before the end.
+    matched = race.rows[4]["time to VQ-VAE's final MSE"]
+    assert matched == ", ".join([f"{900 * 1.2 / 1000:.2f}"] * 3)
+    # What is there is not run again.
+    before = len(asked)
+    assert len(set(asked)) == before
+    again = Runs(tmp_path, steps=1000)
+    assert quality.amortized_table(again).rows == pairs.rows
+    assert len(asked) == before
+    assert "MSE" in capsys.readouterr().out
+
+
+def test_a_goal_that_is_not_reached(monkeypatch, tmp_path):
+    def worse(method, rate, seed, steps):
+        found = trained(method, rate, seed, steps)
+        factor = 1 if method == VQ else 1.5
+        return Trained(method, rate, seed, found.mse * factor, 5.0, 1e-4,
+                       [(s, m * factor) for s, m in found.curve])  # fmt: skip
+
+    monkeypatch.setattr(quality, "train", worse)
+    runs = Runs(tmp_path, steps=1000)
+    race = quality.race_table(runs, {VQ: 1.0, FULL: 3.0, AMORTIZED: 1.2, DIRECT: 1.1})
+    assert race.rows[1]["time to VQ-VAE's final MSE"] == ", ".join(["not reached"] * 3)
+
+
+def test_a_run_notes_its_curve(monkeypatch):
+    monkeypatch.setattr(quality, "load_preset", lambda name: quality_preset())
+    monkeypatch.setattr(quality, "EVERY", 5)
+    found = quality.train(AMORTIZED, 6e-2, 1, 20)
+    assert [s for s, _ in found.curve] == [5, 10, 15, 20]
+    assert found.curve[-1][1] == pytest.approx(found.mse, rel=0.2)
+    assert found.perplexity >= 1
+
+
+def quality_preset():
+    from mqvae.config import load_preset
+
+    return load_preset("digits-tiny")
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(step, "DEMO", TINY)
+    monkeypatch.setattr(step, "PAPER", TINY)
+    out = tmp_path / "out"
+    assert main(["bench", "step", "--out", str(out), "--rounds", "2", "--only", "kept"]) == 0
+    printed = capsys.readouterr().out
+    assert "Meta(Amortized), kept" in printed and str(out / "performance.md") in printed
+    text = (out / "performance.md").read_text(encoding="utf-8")
+    assert "`mqvae bench step --rounds 2 --only 'kept'`" in text
+    assert "![step-demo.png](performance/step-demo.png)" in text
+    content = json.loads((out / "performance" / "step.json").read_text(encoding="utf-8"))
+    assert [t["name"] for t in content["tables"]] == ["step-demo", "step-paper"]
+    assert content["hardware"]["torch"] == torch.__version__
+    assert (out / "performance" / "step-paper.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stepp"], "there is no section 'stepp'. Did you mean 'step'?"),
+        (["step", "--rounds", "1"], "--rounds must be 2 or more, got 1"),
+        (["step", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["step", "--out", __file__], "is a file: --out takes a folder"),
+        (["quantizer", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
+    ],
+)
+def test_bad_input(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
