@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -291,15 +291,14 @@ class Training:
     def _optimizers(self, settings: Settings) -> dict[str, Optimizer | None]:
         """The optimizers that the rule takes, by its names for them."""
         rates = settings.optimizer
-        decay = rates.weight_decay
+
+        def adamw(parameters: Iterable[Tensor], lr: float) -> AdamW:
+            return AdamW(parameters, lr=lr, weight_decay=rates.weight_decay, fused=True)
+
         codebook = list(self.network.codebook_parameters())
         made: dict[str, Optimizer | None] = {
-            "lower": AdamW(
-                self.network.network_parameters(), lr=rates.network_lr, weight_decay=decay
-            ),
-            "upper": AdamW(codebook, lr=rates.codebook_lr, weight_decay=decay)
-            if codebook
-            else None,
+            "lower": adamw(self.network.network_parameters(), rates.network_lr),
+            "upper": adamw(codebook, rates.codebook_lr) if codebook else None,
         }
         taken = inspect.signature(class_of(settings.update["class_path"])).parameters
         return {name: optimizer for name, optimizer in made.items() if name in taken}
