@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import NoQuantizer
 from mqvae.data import Images, image_files, in_order, load_files
 from mqvae.progress import watched
 from mqvae.runs import Run
@@ -162,8 +163,10 @@ class Tokenizer:
             (B, h, w) int64, or (B, h, w, G) with more than one group.
 
         Raises:
-            ValueError: if channels or sides do not fit the network.
+            ValueError: if channels or sides do not fit the network, or it does not quantize.
         """
+        if isinstance(self.network.quantizer, NoQuantizer):
+            raise ValueError("without quantization there are no codes to encode to.")
         return self.network.encode(images.to(self.device))
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import mqvae
+from mqvae import NoQuantizer
 from mqvae import tokenizer as module
 from mqvae.config import load_preset, merged
 from mqvae.data import load
@@ -126,6 +127,12 @@ def test_a_tokenizer_is_public_and_in_eval_mode(runs):
     assert tokenizer.settings.name == "small"
     best = mqvae.Tokenizer.from_run(str(runs("grey")), checkpoint="best")
     assert best.model == Run(runs("grey")).load("best").digest
+
+
+def test_without_quantization_there_is_nothing_to_encode_to(tokenizer):
+    tokenizer.network.quantizer = NoQuantizer(tokenizer.network.quantizer.dim)
+    with pytest.raises(ValueError, match="there are no codes to encode to"):
+        tokenizer.encode(torch.zeros(1, 1, 8, 8))
 
 
 def test_a_run_may_be_moved(runs, tmp_path):

@@ -21,6 +21,7 @@ def draw(table: Table, folder: Path) -> Path | None:
     drawers = {
         "step-demo": _bars,
         "step-paper": _bars,
+        "step-methods": _bars,
         "quantizer": _shapes,
         "scaling-quantizer": _lines,
         "scaling-step": _lines,
@@ -56,7 +57,8 @@ def _bars(table: Table) -> None:
         )
         if row.get("at most") is not None:
             axes.plot([_number(row["at most"])] * 2, [i - 0.45, i + 0.45], color="red", linewidth=2)
-        axes.text(ratio + 0.05, i + 0.02, f"{ratio:.2f}", va="center", fontsize=8)
+        end = max(ratio, _number(row["upper quartile"]))
+        axes.text(end + 0.05, i, f"{ratio:.2f}", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [str(row["step"]) for row in rows], fontsize=8)
     axes.set_xlabel("time of a step, Joint is 1; black: quartiles, red: target")
     axes.set_title(f"{table.title}\n{table.under()}", fontsize=9)

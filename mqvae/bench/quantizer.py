@@ -14,10 +14,16 @@ from mqvae.bench.table import Cell, Table
 from mqvae.bench.timing import alternate
 from mqvae.core.quantizer import VectorQuantizer
 
-# (N, K, D): embeddings of a batch, codewords, dimensions.
-SHAPES = ((6272, 1024, 64), (25088, 1024, 512), (4096, 16384, 32), (65536, 262144, 16))
+# (N, K, D): embeddings of a batch, codewords, dimensions; and the usual number of rounds.
+SHAPES = {
+    (6272, 1024, 64): 100,
+    (25088, 1024, 512): 15,
+    (4096, 16384, 32): 15,
+    (65536, 262144, 16): 2,
+}
 TRAINING_AT_MOST, EVAL_AT_MOST = 2.0, 1.5  # times the matrix product, at the first three
 MEMORY_AT_MOST = 64.0  # MiB beyond inputs and outputs
+PRODUCT_WHOLE = 4 * 2**30  # bytes of scores that the bare product holds at once
 PRODUCT_AT_ONCE = 2**20  # scores of the bare product where N × K of them do not fit
 
 
@@ -40,13 +46,14 @@ MAKERS = {"mqvae": our_quantizer, "vector-quantize-pytorch": peers.their_quantiz
 
 def product(z_e: Tensor, table: Tensor) -> Callable[[], Any]:
     """The bare scores z_e · Cᵀ; in pieces, each thrown away, where they would take over 4 GiB."""
-    if len(z_e) * len(table) * 4 <= 4 * 2**30:
+    if len(z_e) * len(table) * 4 <= PRODUCT_WHOLE:
         return lambda: z_e @ table.T
-    rows = max(1, PRODUCT_AT_ONCE // len(table))
+    columns = 2**14
 
     def pieces() -> None:
-        for chunk in z_e.split(rows):
-            chunk @ table.T
+        for chunk in z_e.split(PRODUCT_AT_ONCE // columns):
+            for words in table.split(columns):
+                chunk @ words.T
 
     return pieces
 
@@ -85,11 +92,11 @@ def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
     """One table; shapes whose name does not hold `only`, as in "6272", are left out."""
     rows: list[dict[str, Cell]] = []
     notes: list[str] = []
-    for shape in SHAPES:
+    for shape, usual in SHAPES.items():
         label = " × ".join(map(str, shape))
         if only not in label:
             continue
-        first_three = shape != SHAPES[-1]
+        first_three = shape[0] * shape[1] * 4 <= PRODUCT_WHOLE
         z_e, table = inputs(*shape, device)
         contestants = {"matrix product": product(z_e, table)}
         for name, make in MAKERS.items():
@@ -105,7 +112,7 @@ def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
             contestants[f"{name}, training"] = training(quantize, z_e, codebook)
             module, quantize, codebook = make(table)
             contestants[f"{name}, eval"] = evaluation(module, quantize, z_e)
-        timings = alternate(contestants, rounds=rounds or (15 if first_three else 2), device=device)
+        timings = alternate(contestants, rounds=rounds or usual, device=device)
         for name, timing in timings.items():
             at_most = None
             if name.startswith("mqvae") and first_three:
@@ -129,7 +136,7 @@ def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
         Table(
             "quantizer",
             "The quantizer, relative to the matrix product of embeddings and codebook",
-            {"dtype": "float32", "rounds": rounds or "15, 2 of the last shape"},
+            {"dtype": "float32", "rounds": rounds or ", ".join(map(str, SHAPES.values()))},
             rows,
             [
                 "Training is forward, losses and backward to embeddings and codebook; eval is "

@@ -59,7 +59,7 @@ class Case:
         make: The contestant.
         at_most: The ratio that the project holds itself to.
         predicted: The ratio by operation count, encoder and decoder alike.
-        short: Whether it is a row of the short table, too.
+        short: Whether it is a row of the short tables, or of that of all other methods.
     """
 
     make: Contestant
@@ -270,19 +270,22 @@ def step_costs(
 
 
 def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
-    """The whole table at the demo's width, the short one at the paper's."""
+    """The rules at the demo's and at the paper's width, and all other methods at the demo's."""
     tables = []
-    for name, size, count in (("step-demo", DEMO, 20), ("step-paper", PAPER, 5)):
+    for name, size, count, short in (
+        ("step-demo", DEMO, 30, True),
+        ("step-paper", PAPER, 5, True),
+        ("step-methods", DEMO, 12, False),
+    ):
         torch.manual_seed(0)
         x = torch.rand(size.batch_size, size.channels, size.side, size.side, device=device)
-        wanted = [n for n, c in CASES.items() if only in n and (size is DEMO or c.short)]
+        wanted = [n for n, c in CASES.items() if only in n and c.short is short]
         if not wanted:
             continue
-        cases = {n: c for n, c in CASES.items() if n == "Joint" or n in wanted}
         tables.append(
             step_costs(
                 name,
-                cases,
+                {n: c for n, c in CASES.items() if n == "Joint" or n in wanted},
                 size.network,
                 x,
                 rounds=rounds or count,

@@ -1,6 +1,7 @@
 """Times that can be compared: contestants take turns, medians, spread shown."""
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time contestants that take turns in one process; each is compared with the first.
 
+    The order within a round is drawn anew: who comes after somebody that gives back much memory
+    pays for getting it again.
+
     Args:
         contestants: What is timed, by name; the first one is the measure of the others.
         rounds: Turns that count, after two that do not.
@@ -50,13 +54,15 @@ def alternate(
     if rounds < 2:
         raise ValueError(f"rounds must be 2 or more, got {rounds}: one has no spread.")
     taken: dict[str, list[float]] = {name: [] for name in contestants}
+    order, draw = list(contestants), random.Random(0)
     was_on = gc.isenabled()
     gc.disable()
     try:
         for round_ in range(WARM_UP + rounds):
-            for name, contestant in contestants.items():
+            draw.shuffle(order)
+            for name in order:
                 began = time.perf_counter()
-                contestant()
+                contestants[name]()
                 if device != "cpu":
                     torch.accelerator.synchronize()
                 if round_ >= WARM_UP:
