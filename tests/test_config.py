@@ -8,7 +8,7 @@ import yaml
 from torch.optim import AdamW
 
 import mqvae
-from mqvae.cli import _train_settings
+from mqvae.cli.train import train_settings
 from mqvae.config import (
     DataOptions,
     NetworkOptions,
@@ -27,7 +27,7 @@ from mqvae.trainer import Settings, build_network
 
 
 def settings_of(*arguments):
-    return _train_settings(list(arguments))[0]
+    return train_settings(list(arguments))[0]
 
 
 # -- presets ---------------------------------------------------------------------------------------

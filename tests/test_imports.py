@@ -21,6 +21,7 @@ ORDER = [
     {"config", "data", "metrics", "progress", "runs", "tasks"},
     {"trainer"},
     {"paper", "report", "tokenizer"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,246 @@
+"""Functions become commands."""
+
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mqvae.cli.parser import nearest, parser_of, text_of
+from mqvae.cli.train import print_figures, quiet, train
+
+COMMANDS = {
+    "train": "train a network, or go on with a run that stopped",
+    "evaluate": "measure a run on its test images",
+    "encode": "images to codes",
+    "decode": "codes back to images",
+    "report": "runs to one HTML page",
+    "bench": "what steps, the quantizer and whole runs cost on this machine",
+}
+
+USAGE = """usage: mqvae COMMAND …
+
+Trains vector-quantized networks whose codebook is learned by hypergradient.
+
+commands:
+{commands}
+
+`mqvae COMMAND --help` tells more of each. Every command takes --debug, which shows
+the traceback of an error.
+
+first steps:
+  mqvae train digits-tiny --out runs/first      seconds, on data that is already there
+  mqvae train fashion-mnist-demo --update Joint --optimizer.codebook_lr 3e-4
+  mqvae report runs/* --out report.html
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program `mqvae`; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+        print(USAGE.format(commands="\n".join(lines)), end="")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "--version":
+        print(f"mqvae {_version()}")
+        return 0
+    if name not in COMMANDS:
+        return _fail(
+            f"there is no command '{name}'.{nearest(name, COMMANDS)} Commands: "
+            f"{', '.join(COMMANDS)}."
+        )
+    debug = "--debug" in rest
+    rest = [a for a in rest if a != "--debug"]
+    command: Callable[[list[str]], int | None] = globals()[f"_{name}"]
+    try:
+        return command(rest) or 0
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except (ValueError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(text_of(error))
+    except KeyboardInterrupt:
+        print("mqvae: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "NotFinite":
+            if debug:
+                traceback.print_exc()
+            print(f"mqvae: {error}", file=sys.stderr)
+            return 1
+        if debug:
+            traceback.print_exc()
+            return 1
+        print(
+            f"mqvae: unexpected {type(error).__name__}: {error}\n"
+            "This looks like a fault of mqvae; --debug shows where it happened.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def _train(arguments: list[str]) -> int:
+    return train(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = parser_of("evaluate", "Measure a run on its test images; writes evaluation.json.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--split", default="test", choices=("test", "train"))
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.metrics import evaluate
+    from mqvae.tokenizer import Tokenizer
+    from mqvae.trainer import device_name, load_split, versions, write_evaluation_files
+
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    images = load_split(tokenizer.settings.data, options.split)
+    result = evaluate(tokenizer.network, images, device=tokenizer.device)
+    write_evaluation_files(tokenizer.run, tokenizer.network, images, result)
+    tokenizer.run.write_json(
+        "evaluation.json",
+        {
+            **result.figures,
+            "checkpoint": options.checkpoint,
+            "step": tokenizer.step,
+            "protocol": result.protocol,
+            "device": device_name(tokenizer.device),
+            "versions": versions(),
+        },
+    )
+    print_figures(result.figures)
+    print(f"written: {tokenizer.run.folder / 'evaluation.json'}")
+    return 0
+
+
+def _encode(arguments: list[str]) -> int:
+    parser = parser_of("encode", "Images to codes.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="an image file, a folder of images, or a split of the run's dataset (train, test)",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.npz", help="where the codes go")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE.npz")
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="resize, crop and convert images to what the run was trained on",
+    )
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.tokenizer import Tokenizer
+
+    out = _free(options.out, overwrite=options.overwrite)
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    codes = tokenizer.encode_images(tokenizer.find_images(options.images, fit=options.fit))
+    codes.save(out)
+    shape = " × ".join(map(str, codes.codes.shape[1:]))
+    print(
+        f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}\n"
+        f"back: mqvae decode {shlex.quote(options.run)} {shlex.quote(str(out))} --out DIR"
+    )
+    return 0
+
+
+def _decode(arguments: list[str]) -> int:
+    parser = parser_of("decode", "Codes back to images, as PNG files.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("codes", metavar="CODES.npz")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.tokenizer import Codes, Tokenizer
+
+    out = Path(options.out)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    codes = Codes.load(options.codes)
+    written = tokenizer.decode_to_files(codes, out)
+    print(f"{written:,} images: {out}")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = parser_of("report", "Runs to one self-contained HTML page.")
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--out", default="report.html", metavar="FILE.html")
+    parser.add_argument("--title")
+    options = parser.parse_args(arguments)
+    from mqvae.report import write_report
+
+    print(write_report([Path(r) for r in options.runs], Path(options.out), title=options.title))
+    return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from mqvae.bench import SECTIONS, USUAL, measure
+
+    parser = parser_of(
+        "bench",
+        "Measures on this machine; prints tables and writes them, with plots, to "
+        "OUT/performance.md and OUT/performance/.",
+    )
+    parser.add_argument(
+        "sections",
+        metavar="SECTION",
+        nargs="*",
+        help=f"of {', '.join(SECTIONS)}; without any: {', '.join(USUAL)}",
+    )
+    parser.add_argument("--out", default="bench", metavar="DIR")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")
+    options = parser.parse_args(arguments)
+    if unknown := [s for s in options.sections if s not in SECTIONS]:
+        raise ValueError(
+            f"there is no section '{unknown[0]}'.{nearest(unknown[0], SECTIONS)} Sections: "
+            f"{', '.join(SECTIONS)}."
+        )
+    if options.rounds is not None and options.rounds < 2:
+        raise ValueError(f"--rounds must be 2 or more, got {options.rounds}: one has no spread.")
+    out = Path(options.out)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder.")
+    quiet()
+    for section in options.sections or USUAL:
+        for table in measure(
+            section, out, device=options.device, rounds=options.rounds, only=options.only
+        ):
+            print(table.text(), end="\n\n", flush=True)
+    print(out / "performance.md")
+    return 0
+
+
+# -- helpers -------------------------------------------------------------------------------------
+
+
+def _free(path: str, *, overwrite: bool) -> Path:
+    out = Path(path)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out
+
+
+def _fail(message: str) -> int:
+    print(f"mqvae: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mqvae")
