@@ -527,12 +527,12 @@ def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
 
 
 def test_interrupted_before_there_is_a_run(tmp_path, capsys, monkeypatch):
-    import mqvae.trainer
+    from mqvae.trainer import training
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mqvae.trainer, "load_split", interrupted)
+    monkeypatch.setattr(training, "load_split", interrupted)
     assert main(["train", "digits-tiny", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "mqvae: stopped\n"
     assert not (tmp_path / "run").exists()

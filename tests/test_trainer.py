@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mqvae import trainer
 from mqvae.config import load_preset, merged
 from mqvae.core.updates import Joint
 from mqvae.metrics import evaluate
@@ -24,6 +23,7 @@ from mqvae.runs import COLUMNS, Run
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Interrupted, NotFinite, Settings, Training, warmup_cosine
+from mqvae.trainer import training as trainer
 
 # 1,500 images in batches of 300 are 5 steps an epoch.
 SMALL = {

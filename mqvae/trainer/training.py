@@ -2,14 +2,13 @@
 
 import inspect
 import math
-import platform
 import signal
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,23 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mqvae import __version__
 from mqvae.config import (
-    DataOptions,
-    NetworkOptions,
-    OptimizerOptions,
-    TrainerOptions,
-    check_types,
     class_of,
     instantiate,
-    plain,
     with_defaults,
 )
 from mqvae.core.diagnostics import count_codes, perplexity, usage
-from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Step, Update
-from mqvae.data import DATASETS, Batches, Images, load
-from mqvae.metrics import Evaluation, evaluate, evaluating
-from mqvae.networks.vqvae import VQVAEDecoder, VQVAEEncoder
+from mqvae.data import Batches
+from mqvae.metrics import evaluate, evaluating
 from mqvae.runs import (
     Checkpoint,
     Run,
@@ -46,10 +36,11 @@ from mqvae.runs import (
     restore_optimizer,
 )
 from mqvae.tasks import Reconstruction
+from mqvae.trainer.results import device_name, versions, write_evaluation_files
+from mqvae.trainer.settings import Settings, absolute, build_network, load_split
 
 INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
 VALIDATION_IMAGES = 1000
-SAMPLES = 16
 COLLAPSE_USAGE = 0.01
 COLLAPSE_STEPS = 200
 
@@ -65,129 +56,6 @@ class Interrupted(Exception):
 
 class NotFinite(Exception):
     """A loss is not finite."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything a run is made of; what config.yaml says."""
-
-    name: str
-    seed: int
-    steps: int
-    data: DataOptions
-    network: NetworkOptions
-    quantizer: Mapping[str, Any]
-    update: Mapping[str, Any]
-    optimizer: OptimizerOptions
-    trainer: TrainerOptions
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("quantizer", "update"):
-            if not isinstance(getattr(self, name).get("class_path"), str):
-                raise ValueError(f"{name} needs a class_path, as in mqvae.Meta.")
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in 0 … {2**32 - 1}, got {self.seed}.")
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Settings":
-        """From the contents of a config.yaml."""
-        try:
-            return cls(
-                name=config["name"],
-                seed=config["seed"],
-                steps=config["steps"],
-                data=DataOptions(**config["data"]),
-                network=NetworkOptions(**config["network"]),
-                quantizer=config["quantizer"],
-                update=config["update"],
-                optimizer=OptimizerOptions(**config["optimizer"]),
-                trainer=TrainerOptions(**config["trainer"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"these are not the settings of a run ({error}): they were written by another "
-                "version or changed by hand."
-            ) from error
-
-    @classmethod
-    def of_run(cls, run: Run) -> "Settings":
-        """From a run's config.yaml.
-
-        Raises:
-            ValueError: names the file and what is wrong in it.
-        """
-        try:
-            settings = cls.of(run.config)
-            with torch.device("meta"):  # no memory: whether it describes a network
-                build_network(settings)
-            return settings
-        except ValueError as error:
-            raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
-
-    def config(self) -> dict[str, Any]:
-        """The contents of config.yaml."""
-        return {
-            "name": self.name,
-            "seed": self.seed,
-            "steps": self.steps,
-            "data": plain(self.data),
-            "network": plain(self.network),
-            "quantizer": dict(self.quantizer),
-            "update": dict(self.update),
-            "optimizer": plain(self.optimizer),
-            "trainer": plain(self.trainer),
-        }
-
-
-def method_name(class_path: str) -> str:
-    """What the field calls an update rule."""
-    rule = class_path.rpartition(".")[2]
-    return {
-        "Joint": "VQ-VAE",
-        "Ema": "VQ-VAE + EMA",
-        "Alternated": "VQ-VAE + alt",
-        "Synchronous": "VQ-VAE + sync",
-        "Meta": "MQ-VAE",
-        "MetaNetwork": "MQ-VAE†",
-        "MetaBoth": "MQ-VAE‡",
-    }.get(rule, rule)
-
-
-def build_network(settings: Settings) -> VQNetwork:
-    """The network of a run, freshly initialized."""
-    quantizer = instantiate(settings.quantizer)
-    if not isinstance(quantizer, Quantizer):
-        raise ValueError(f"{settings.quantizer['class_path']} is no quantizer.")
-    channels = settings.data.channels
-    if channels is None:
-        raise ValueError("data.channels must be known to build a network.")
-    sizes = plain(settings.network)
-    return VQNetwork(
-        VQVAEEncoder(channels, quantizer.dim, **sizes),
-        quantizer,
-        VQVAEDecoder(channels, quantizer.dim, **sizes),
-    )
-
-
-def load_split(options: DataOptions, split: str) -> Images:
-    """A split of a run's dataset."""
-    return load(
-        options.name, split, root=options.root, side=options.side, channels=options.channels
-    )
-
-
-def _absolute(options: DataOptions) -> DataOptions:
-    """The same images, whatever folder the run is gone on with or used from."""
-    root, name = options.root, options.name
-    if root is not None:
-        root = str(Path(root).expanduser().absolute())
-    folder = Path(root or "", Path(name).expanduser()).absolute()
-    if name not in DATASETS and folder.is_dir():
-        name = str(folder)
-    return replace(options, root=root, name=name)
 
 
 def warmup_cosine(steps: int, warmup: float) -> Any:
@@ -235,7 +103,7 @@ class Training:
                 "leave it out, or take cpu."
             ) from error
         self.fabric.launch()
-        settings = replace(settings, data=_absolute(settings.data))
+        settings = replace(settings, data=absolute(settings.data))
         self.train_images = load_split(settings.data, "train")
         self.test_images = load_split(settings.data, "test")
         channels, side, _ = self.train_images.shape
@@ -562,44 +430,6 @@ class Training:
         }
         self.run.write_json("summary.json", summary)
         return summary
-
-
-def write_evaluation_files(
-    run: Run, network: VQNetwork, images: Images, result: Evaluation
-) -> None:
-    """code_counts.csv and the sample strips of a run."""
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
-    from mqvae.runs import write_whole
-
-    lines = ["group,code,count"]
-    for group, counts in enumerate(result.code_counts.tolist()):
-        lines += [f"{group},{code},{count}" for code, count in enumerate(counts)]
-    write_whole(run.folder / "code_counts.csv", "\n".join(lines) + "\n")
-
-    pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
-    device = next(network.parameters()).device
-    x = pixels.to(device) / 255
-    with evaluating(network), torch.no_grad():
-        output = network(x).output.float().clamp(0, 1)
-    for name, shown in (("originals", x), ("reconstructions", output)):
-        path = run.folder / "samples" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        strip = make_grid(shown.cpu(), nrow=len(shown), padding=2)[:, 2:-2, 2:-2]
-        to_pil_image(strip).save(path)
-
-
-def versions() -> dict[str, str]:
-    """What a figure was computed with."""
-    return {"mqvae": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def device_name(device: torch.device) -> str:
-    """A device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 class _Signals:

@@ -1,0 +1,174 @@
+"""What quantizers have in common: z_e → Quantized."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.core.estimator import Estimator
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantizer makes of embeddings z_e of shape (..., D).
+
+    Attributes:
+        z_q: ẑ, what the decoder gets, (..., D). For a nearest-codeword quantizer its value is the
+            selected codewords to the bit and its gradient goes to z_e (Eq. 3).
+        codes: Indices of the codewords, (...) int64, or (..., G) with G > 1 codes an embedding.
+        commitment_loss: mean ‖z_e − sg(z_q)‖² over all numbers (Eq. 4), unweighted scalar.
+        codebook_loss: mean ‖sg(z_e) − z_q‖² over all numbers (Eq. 5), unweighted scalar.
+        prior_loss: What a quantizer adds by itself, weighted already: Gumbel-VQ's divergence
+            from uniform codes; zero for the others.
+    """
+
+    z_q: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+    codebook_loss: Tensor
+    prior_loss: Tensor | float = 0.0
+
+
+class Quantizer(nn.Module, ABC):
+    """Embeddings (..., D) to what the decoder gets.
+
+    Attributes:
+        num_codes: Number K of values that one code can take.
+        dim: Dimensions D of an embedding.
+        groups: Number G of codes of one embedding.
+    """
+
+    num_codes: int
+    dim: int
+    groups: int
+
+    def forward(self, z_e: Tensor) -> Quantized:
+        """Quantize embeddings.
+
+        Args:
+            z_e: Embeddings, (..., D), channels last.
+
+        Raises:
+            ValueError: if the last dimension is not D.
+        """
+        self._check_width(z_e)
+        return self.quantize(self.place(z_e))
+
+    @abstractmethod
+    def quantize(self, z_e: Tensor) -> Quantized:
+        """`forward` for embeddings that are placed already."""
+
+    @abstractmethod
+    def encode(self, z_e: Tensor) -> Tensor:
+        """Codes of embeddings (..., D): (...), or (..., G) where G > 1."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes back to vectors, (..., D)."""
+
+    @abstractmethod
+    def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """Start from real embeddings, (..., D)."""
+
+    def place(self, z_e: Tensor) -> Tensor:
+        """Embeddings as the encoder gives them to where they are compared with codewords."""
+        return z_e
+
+    @torch.no_grad()
+    def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
+        """What a quantizer does when the optimizers have stepped; called by the update rules.
+
+        Args:
+            z_e: The embeddings of the step, placed, (..., D).
+            codes: Their codes.
+            forget: Makes the rule forget what it remembers of given rows of the table.
+        """
+
+    def _check_width(self, z_e: Tensor) -> None:
+        if z_e.ndim == 0 or z_e.shape[-1] != self.dim:
+            width = z_e.shape[-1] if z_e.ndim else 1
+            raise ValueError(
+                f"the quantizer expects embeddings (..., {self.dim}), channels last, got "
+                f"{tuple(z_e.shape)}: move the channels to the end, or build it with dim={width}."
+            )
+
+    def _check_codes(self, codes: Tensor) -> Tensor:
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise ValueError(f"codes must be integers, got {codes.dtype}.")
+        if self.groups > 1 and (codes.ndim == 0 or codes.shape[-1] != self.groups):
+            raise ValueError(
+                f"codes must end in a dimension of {self.groups} groups, got {tuple(codes.shape)}."
+            )
+        codes = codes.long()
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
+            raise ValueError(
+                f"codes must lie in 0 … {self.num_codes - 1}, got "
+                f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."
+            )
+        return codes
+
+
+class CodebookQuantizer(Quantizer):
+    """A quantizer that selects from a codebook table; what the hypergradients are made for.
+
+    The table, (rows, d), is `codebook()`. z_q = `lookup(codes, table)` is linear in it, and the
+    codebook loss is quadratic with ∂g_C/∂z_e = −(2/ND) · lookupᵀ for frozen codes.
+    """
+
+    estimator: Estimator
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """The codewords, (rows, d), a function of the parameters."""
+
+    @abstractmethod
+    def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
+        """Codes of placed embeddings (..., D)."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
+        """Codewords of codes, (..., D); linear in `table`.
+
+        Its transpose carries gradients of z_q to the codewords.
+        """
+
+    @abstractmethod
+    def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
+        """Eq. 5 for given codes."""
+
+    def quantize(self, z_e: Tensor, table: Tensor | None = None) -> Quantized:
+        """`forward` for placed embeddings, under the codebook's own table or another."""
+        table = self.table() if table is None else table
+        return self.at_codes(z_e, self.nearest_codes(z_e, table), table)
+
+    def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
+        """`quantize` with the codes given."""
+        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_q = self.lookup(codes, table)  # (..., D)
+            return Quantized(
+                z_q=self.estimator(z_e, z_q.to(z_e.dtype)),
+                codes=codes,
+                commitment_loss=(wide - z_q.detach()).square().mean(),
+                codebook_loss=self.codebook_loss(wide.detach(), codes, table, z_q),
+            )
+
+    def encode(self, z_e: Tensor) -> Tensor:
+        self._check_width(z_e)
+        return self.nearest_codes(self.place(z_e), self.table())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes back to vectors.
+
+        Args:
+            codes: (...) or (..., G) integers, as `Quantized.codes`.
+
+        Returns:
+            Codewords, (..., D).
+
+        Raises:
+            ValueError: if the codes are not integers in [0, num_codes), or the groups do not fit.
+        """
+        return self.lookup(self._check_codes(codes), self.table())

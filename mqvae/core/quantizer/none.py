@@ -1,0 +1,35 @@
+"""No quantization."""
+
+import torch
+from torch import Tensor
+
+from mqvae.core.quantizer.base import Quantized, Quantizer
+
+
+class NoQuantizer(Quantizer):
+    """z_q = z_e, one code: for tests, and as the upper bound of what quantization can reach.
+
+    Args:
+        dim: Dimensions D of an embedding.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be 1 or more, got {dim}.")
+        self.num_codes = 1
+        self.dim = dim
+        self.groups = 1
+
+    def quantize(self, z_e: Tensor) -> Quantized:
+        zero = z_e.new_zeros((), dtype=torch.promote_types(z_e.dtype, torch.float32))
+        return Quantized(z_e, self.encode(z_e), zero, zero)
+
+    def encode(self, z_e: Tensor) -> Tensor:
+        return torch.zeros(z_e.shape[:-1], dtype=torch.int64, device=z_e.device)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        raise ValueError("without quantization there are no codes to decode.")
+
+    def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """There is nothing to initialize."""

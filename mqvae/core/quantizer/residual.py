@@ -1,0 +1,100 @@
+"""Quantizers in stages."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.core.distance import Euclidean
+from mqvae.core.estimator import Estimator, StraightThrough
+from mqvae.core.quantizer.base import CodebookQuantizer
+from mqvae.core.quantizer.vector import VectorQuantizer
+
+
+class ResidualQuantizer(CodebookQuantizer):
+    """Stages that quantize what the stages before left over; z_q is the sum of their codewords.
+
+    The codebook loss is the sum of the stages' losses, each on its own residual.
+
+    Args:
+        stages: Quantizers of the same sizes, Euclidean and without groups or replacement.
+
+    Raises:
+        ValueError: if there is no stage or the stages do not fit together.
+
+    Example:
+        >>> quantizer = ResidualQuantizer([VectorQuantizer(256, 64) for _ in range(4)])
+        >>> quantizer(torch.randn(8, 7, 7, 64)).codes.shape
+        torch.Size([8, 7, 7, 4])
+
+    Source: Lee et al. 2022, "Autoregressive image generation using residual quantization".
+    """
+
+    def __init__(
+        self, stages: Sequence[VectorQuantizer], *, estimator: Estimator | None = None
+    ) -> None:
+        super().__init__()
+        if not stages:
+            raise ValueError("a residual quantizer needs one stage or more, got none.")
+        first = stages[0]
+        for stage in stages:
+            if (stage.num_codes, stage.dim, stage.groups) != (first.num_codes, first.dim, 1):
+                raise ValueError(
+                    "the stages of a residual quantizer must have the same num_codes and dim, and "
+                    f"groups=1; got {stage} beside {first}."
+                )
+            if not isinstance(stage.distance, Euclidean) or stage.replacement is not None:
+                raise ValueError(
+                    "the stages of a residual quantizer must be Euclidean and without replacement: "
+                    "what is left over has no place on a sphere, and its spread is the stage's own."
+                )
+            if not isinstance(stage.estimator, StraightThrough):
+                raise ValueError(
+                    "gradients pass a residual quantizer as a whole: give the estimator to "
+                    f"ResidualQuantizer, not to its stages; got {type(stage.estimator).__name__}()."
+                )
+        self.num_codes = first.num_codes
+        self.dim = first.dim
+        self.groups = len(stages)
+        self.stages = nn.ModuleList(stages)
+        self.estimator = StraightThrough() if estimator is None else estimator
+
+    def table(self) -> Tensor:
+        return torch.cat([stage.table() for stage in self._stages()])  # (stages · K, D)
+
+    def _stages(self) -> list[VectorQuantizer]:
+        return [stage for stage in self.stages if isinstance(stage, VectorQuantizer)]
+
+    @torch.no_grad()
+    def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
+        self._check_width(z_e)
+        left = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        codes = []
+        for stage, book in zip(self._stages(), table.chunk(self.groups), strict=True):
+            codes.append(stage.nearest_codes(left, book))
+            left = left - stage.lookup(codes[-1], book)
+        return torch.stack(codes, -1) if self.groups > 1 else codes[0]
+
+    def _selected(self, codes: Tensor, table: Tensor) -> list[Tensor]:
+        columns = codes.unbind(-1) if self.groups > 1 else (codes,)
+        books = table.chunk(self.groups)
+        return [nn.functional.embedding(c, b) for c, b in zip(columns, books, strict=True)]
+
+    def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
+        return torch.stack(self._selected(codes, table)).sum(0)
+
+    def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
+        total = z_e.new_zeros(())
+        left = z_e
+        for selected in self._selected(codes, table):
+            total = total + (left - selected).square().mean()
+            left = left - selected.detach()
+        return total
+
+    @torch.no_grad()
+    def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
+        self._check_width(z_e)
+        left = z_e.detach()
+        for stage in self._stages():
+            stage.initialize(left, generator=generator)
+            left = left - stage.decode(stage.encode(left))

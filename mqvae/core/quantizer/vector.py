@@ -1,0 +1,164 @@
+"""The nearest codeword for every embedding."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mqvae.core.codebook import CodebookMap, Table
+from mqvae.core.distance import Distance, Euclidean
+from mqvae.core.estimator import Estimator, StraightThrough
+from mqvae.core.initialization import kmeans
+from mqvae.core.nearest import nearest
+from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
+from mqvae.core.replacement import Replacement
+from mqvae.core.selection import select
+
+
+class VectorQuantizer(CodebookQuantizer):
+    """Replaces every embedding by its nearest codeword.
+
+    The layer is a pure function of its input and its codebook: no forward pass changes its state.
+
+    Args:
+        num_codes: Number of codewords K of each codebook.
+        dim: Dimensions D of an embedding.
+        groups: G > 1 cuts an embedding into G parts of D/G dimensions, quantized apart
+            (the paper's "+group").
+        shared_codebook: All groups choose from one codebook instead of one each.
+        codebook: What the codewords are a function of: `Table()`, `Affine()`, `LinearMap()`,
+            `HyperNetwork()`.
+        distance: What is near: `Euclidean()` or `Cosine()`.
+        estimator: How gradients pass: `StraightThrough()` or `Rotation()`.
+        replacement: What brings unused codewords back (the paper's "+replace"); None for nothing.
+
+    Raises:
+        ValueError: if a size is not positive, `groups` does not divide `dim`, or codewords of
+            the map cannot be replaced.
+
+    Example:
+        >>> quantizer = VectorQuantizer(num_codes=512, dim=64)
+        >>> quantized = quantizer(torch.randn(8, 7, 7, 64))
+        >>> quantized.z_q.shape, quantized.codes.shape
+        (torch.Size([8, 7, 7, 64]), torch.Size([8, 7, 7]))
+
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        *,
+        groups: int = 1,
+        shared_codebook: bool = False,
+        codebook: CodebookMap | None = None,
+        distance: Distance | None = None,
+        estimator: Estimator | None = None,
+        replacement: Replacement | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_codes", num_codes), ("dim", dim), ("groups", groups)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if dim % groups:
+            divisors = [g for g in range(1, min(dim, 64) + 1) if dim % g == 0]
+            raise ValueError(
+                f"groups must divide dim: got groups={groups}, dim={dim}. "
+                f"Groups that would do: {divisors}."
+            )
+        self.num_codes = num_codes
+        self.dim = dim
+        self.groups = groups
+        self.shared_codebook = shared_codebook
+        self.codebook_map = Table() if codebook is None else codebook
+        self.distance = Euclidean() if distance is None else distance
+        self.estimator = StraightThrough() if estimator is None else estimator
+        self.replacement = replacement
+        # Codebooks of several groups lie below each other: code k of group g is row g·K + k.
+        rows = num_codes * (1 if shared_codebook else groups)
+        self.codebook = self.codebook_map.build(rows, dim // groups)
+        if replacement is not None:
+            if not isinstance(self.codebook_map, Table):
+                raise ValueError(
+                    f"codewords of a {type(self.codebook_map).__name__} cannot be replaced one by "
+                    "one, they share parameters: leave out the replacement, or use Table()."
+                )
+            self.register_buffer("unused_steps", torch.zeros(rows, dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        return f"num_codes={self.num_codes}, dim={self.dim}, groups={self.groups}"
+
+    def table(self) -> Tensor:
+        device = next(self.codebook.parameters()).device.type
+        # A map is a layer to autocast, but codewords in half precision are other codewords.
+        with torch.autocast(device, enabled=False):
+            return self.distance.place(self.codebook())
+
+    def place(self, z_e: Tensor) -> Tensor:
+        return self._join(self.distance.place(self._split(z_e)))
+
+    def _split(self, z: Tensor) -> Tensor:
+        return z.unflatten(-1, (self.groups, -1)) if self.groups > 1 else z  # (..., G, D/G)
+
+    def _join(self, z: Tensor) -> Tensor:
+        return z.flatten(-2) if self.groups > 1 else z  # (..., D)
+
+    @torch.no_grad()
+    def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
+        self._check_width(z_e)
+        if self.groups == 1:
+            return nearest(z_e.reshape(-1, self.dim), table).view(z_e.shape[:-1])
+        parts = z_e.reshape(-1, self.groups, self.dim // self.groups).unbind(1)  # G × (N, D/G)
+        books = [table] * self.groups if self.shared_codebook else table.chunk(self.groups)
+        codes = [nearest(part, book) for part, book in zip(parts, books, strict=True)]
+        return torch.stack(codes, 1).view(*z_e.shape[:-1], self.groups)
+
+    def rows(self, codes: Tensor) -> Tensor:
+        """Rows of the table that codes select, of the codes' shape."""
+        if self.groups > 1 and not self.shared_codebook:
+            return codes + torch.arange(self.groups, device=codes.device) * self.num_codes
+        return codes
+
+    def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
+        rows = self.rows(codes)
+        # Unlike `embedding`, its gradient is a plain sum by row, on every device.
+        return self._join(table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1]))
+
+    def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
+        if not isinstance(self.estimator, StraightThrough):
+            return super().at_codes(z_e, codes, table)
+        parts = z_e.reshape(-1, self.dim // self.groups)
+        rows = self.rows(codes).flatten()
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_q, *losses = select(parts, table, rows)
+        return Quantized(z_q.view(z_e.shape), codes, *losses)
+
+    def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
+        return (z_e - z_q).square().mean()
+
+    @torch.no_grad()
+    def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """Set the codewords to the k-means centres of real embeddings.
+
+        Args:
+            z_e: Embeddings, (..., D); some ten per codeword are plenty.
+            generator: Source of randomness, on the device of `z_e`.
+        """
+        self._check_width(z_e)
+        wide = z_e.detach().to(torch.promote_types(z_e.dtype, torch.float32))
+        placed = self.place(wide)
+        parts = placed.reshape(-1, self.groups, self.dim // self.groups)  # (N, G, D/G)
+        if self.shared_codebook or self.groups == 1:
+            samples = [parts.flatten(0, 1)]
+        else:
+            samples = list(parts.unbind(1))
+        self.codebook.assign(
+            torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples])
+        )
+
+    @torch.no_grad()
+    def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
+        trained = any(p.requires_grad for p in self.codebook.parameters())
+        if self.replacement is not None and self.training and trained:
+            self.replacement(self, z_e, codes, forget)
