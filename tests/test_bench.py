@@ -204,7 +204,7 @@ def test_scaling(monkeypatch):
     monkeypatch.setattr(scaling, "SWEEPS", {"N": (8, 16), "D": (4,)})
     monkeypatch.setattr(scaling, "STEP_SWEEPS", {"width": (4, 8)})
     monkeypatch.setattr(scaling, "DEMO", TINY)
-    one, other = scaling.run(device="cpu", rounds=2, only="")
+    one, other = scaling.run(device="cpu", rounds=2)
     assert [(row["swept"], row["value"]) for row in one.rows] == [("N", 8), ("N", 16), ("D", 4)]
     assert [row["value"] for row in other.rows] == [4, 8]
     assert all(row["Meta(Amortized), kept, ms"] > 0 for row in other.rows)
@@ -227,7 +227,7 @@ def test_a_whole_run(monkeypatch):
     assert figures["encoding: codes per second"] > figures["evaluation: images per second"]
 
 
-def trained(method: str, rate: float, seed: int, steps: int) -> Trained:
+def trained(method: str, rate: float, seed: int, **_) -> Trained:
     """A run that was not made: VQ-VAE is best at 0.2, the others at 0.06, 10% better."""
     best = {VQ: 0.2}.get(method, 0.06)
     mse = (
@@ -240,9 +240,9 @@ def trained(method: str, rate: float, seed: int, steps: int) -> Trained:
 def test_quality(monkeypatch, tmp_path, capsys):
     asked = []
 
-    def train(*arguments):
+    def train(*arguments, **options):
         asked.append(arguments)
-        return trained(*arguments)
+        return trained(*arguments, **options)
 
     monkeypatch.setattr(quality, "train", train)
     runs = Runs(tmp_path, steps=1000)
@@ -267,8 +267,8 @@ def test_quality(monkeypatch, tmp_path, capsys):
 
 
 def test_a_goal_that_is_not_reached(monkeypatch, tmp_path):
-    def worse(method, rate, seed, steps):
-        found = trained(method, rate, seed, steps)
+    def worse(method, rate, seed, **_):
+        found = trained(method, rate, seed)
         factor = 1 if method == VQ else 1.5
         return Trained(method, rate, seed, found.mse * factor, 5.0, 1e-4,
                        [(s, m * factor) for s, m in found.curve])  # fmt: skip
@@ -282,7 +282,7 @@ def test_a_goal_that_is_not_reached(monkeypatch, tmp_path):
 def test_a_run_notes_its_curve(monkeypatch):
     monkeypatch.setattr(quality, "load_preset", lambda name: quality_preset())
     monkeypatch.setattr(quality, "EVERY", 5)
-    found = quality.train(AMORTIZED, 6e-2, 1, 20)
+    found = quality.train(AMORTIZED, 6e-2, 1, steps=20)
     assert [s for s, _ in found.curve] == [5, 10, 15, 20]
     assert found.curve[-1][1] == pytest.approx(found.mse, rel=0.2)
     assert found.perplexity >= 1
@@ -321,6 +321,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
         (["step", "--device", "tpu"], "invalid choice: 'tpu'"),
         (["step", "--out", __file__], "is a file: --out takes a folder"),
         (["quantizer", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
+        (["quality", "--only", "x"], "the section 'quality' is one whole: leave out --only"),
     ],
 )
 def test_bad_input(arguments, words, tmp_path, monkeypatch, capsys):

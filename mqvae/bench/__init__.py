@@ -45,22 +45,23 @@ def measure(
         only: Rows whose name holds this.
 
     Raises:
-        ValueError: if there is no such section, or nothing in it holds `only`.
+        ValueError: if there is no such section, or nothing in it holds `only`, or it is one whole.
     """
     folder = out / "performance"
+    if only and section in ("scaling", "quality"):
+        raise ValueError(f"the section '{section}' is one whole: leave out --only.")
     if section == "quality":
         from mqvae.bench import quality
 
         tables = quality.run(device=device, rounds=rounds, folder=folder / "runs")
-    else:
-        from mqvae.bench import quantizer, scaling, step, whole
+    elif section == "scaling":
+        from mqvae.bench import scaling
 
-        sections = {
-            "step": step.run,
-            "quantizer": quantizer.run,
-            "whole": whole.run,
-            "scaling": scaling.run,
-        }
+        tables = scaling.run(device=device, rounds=rounds)
+    else:
+        from mqvae.bench import quantizer, step, whole
+
+        sections = {"step": step.run, "quantizer": quantizer.run, "whole": whole.run}
         if section not in sections:
             raise ValueError(f"there is no section '{section}': {', '.join(SECTIONS)}.")
         tables = sections[section](device=device, rounds=rounds, only=only)

@@ -71,16 +71,18 @@ class Runs:
     Args:
         folder: Where their figures are.
         steps: Updates of each.
+        device: Where they train.
     """
 
-    def __init__(self, folder: Path, steps: int = STEPS) -> None:
+    def __init__(self, folder: Path, *, steps: int = STEPS, device: str = "cpu") -> None:
         self.folder = folder
         self.steps = steps
+        self.device = device
 
     def get(self, method: str, rate: float, seed: int) -> Trained:
         path = self.folder / f"{method}-{rate:g}-{seed}-{self.steps}.json"
         if not path.is_file():
-            trained = train(method, rate, seed, self.steps)
+            trained = train(method, rate, seed, steps=self.steps, device=self.device)
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(trained.__dict__, indent=1) + "\n", encoding="utf-8")
             print(
@@ -98,7 +100,9 @@ class Runs:
         return min(GRID, key=lambda rate: self.get(method, rate, SEEDS[0]).mse)
 
 
-def train(method: str, rate: float, seed: int, steps: int) -> Trained:
+def train(
+    method: str, rate: float, seed: int, *, steps: int = STEPS, device: str = "cpu"
+) -> Trained:
     """One run of a preset, its MSE on the first test images noted on the way."""
     settings = merged(
         load_preset(f"methods/{method}"),
@@ -107,7 +111,7 @@ def train(method: str, rate: float, seed: int, steps: int) -> Trained:
             "steps": steps,
             "seed": seed,
             "optimizer": {"codebook_lr": rate},
-            "trainer": {},
+            "trainer": {"accelerator": device},
         },
     )
     curve: list[tuple[int, float]] = []
@@ -248,7 +252,7 @@ def curves(runs: Runs) -> dict[str, list[Trained]]:
 
 def run(*, device: str, rounds: int | None, folder: Path) -> list[Table]:
     """Both tables; an hour and a half on two cores, less what is in the folder already."""
-    runs = Runs(folder)
+    runs = Runs(folder, device=device)
     torch.manual_seed(0)
     x = torch.rand(DEMO.batch_size, DEMO.channels, DEMO.side, DEMO.side, device=device)
     table = step_costs(

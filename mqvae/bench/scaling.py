@@ -26,7 +26,7 @@ STEP_NAMES = {"batch_size": "images in the batch", "side": "side of an image", "
 RULES = ("Joint", "Meta(Amortized), kept", "Meta(FiniteDifference), undone")
 
 
-def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
+def run(*, device: str, rounds: int | None) -> list[Table]:
     """One table for the quantizer, one for steps."""
     quantizer: list[dict[str, Cell]] = []
     for swept, values in SWEEPS.items():
