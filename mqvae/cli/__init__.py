@@ -1,5 +1,6 @@
 """Functions become commands."""
 
+import argparse
 import shlex
 import sys
 import traceback
@@ -189,16 +190,20 @@ def _bench(arguments: list[str]) -> int:
 
     parser = parser_of(
         "bench",
-        "Measures on this machine; prints tables and writes them, with plots, to "
-        "OUT/performance.md and OUT/performance/.",
+        "Measures on this machine; prints tables and writes them, with plots, to\n"
+        "DIR/performance.md and DIR/performance/.",
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(
+        ["sections:", *(f"  {name:<10} {words}" for name, words in SECTIONS.items())]
     )
     parser.add_argument(
         "sections",
         metavar="SECTION",
         nargs="*",
-        help=f"of {', '.join(SECTIONS)}; without any: {', '.join(USUAL)}",
+        help=f"what to measure; without any: {', '.join(USUAL)}",
     )
-    parser.add_argument("--out", default="bench", metavar="DIR")
+    parser.add_argument("--out", default="bench", metavar="DIR", help="folder, if not bench")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")
