@@ -57,7 +57,9 @@ def _bars(table: Table) -> None:
         )
         if row.get("at most") is not None:
             axes.plot([_number(row["at most"])] * 2, [i - 0.45, i + 0.45], color="red", linewidth=2)
-        end = max(ratio, _number(row["upper quartile"]))
+        end = max(
+            ratio, _number(row["upper quartile"]), _number(row.get("at most") or float("-inf"))
+        )
         axes.text(end + 0.05, i, f"{ratio:.2f}", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [str(row["step"]) for row in rows], fontsize=8)
     axes.set_xlabel("time of a step, Joint is 1; black: quartiles, red: target")
