@@ -183,7 +183,8 @@ def test_the_quantizers_do_the_same():
 
 
 def test_the_quantizers_table(monkeypatch):
-    monkeypatch.setattr(quantizer, "SHAPES", {(64, 16, 4): 2, (32, 8, 4): 2})
+    monkeypatch.setattr(quantizer, "SHAPES", {(64, 16, 4): 2, (64, 32, 4): 2})
+    monkeypatch.setattr(quantizer, "PRODUCT_WHOLE", 64 * 16 * 4)
     monkeypatch.setattr(quantizer, "working_memory", lambda *_: 1.5)
     (table,) = quantizer.run(device="cpu", rounds=None, only="")
     assert [row["what"] for row in table.rows] == [
