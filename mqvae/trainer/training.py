@@ -161,7 +161,7 @@ class Training:
         rates = settings.optimizer
 
         def adamw(parameters: Iterable[Tensor], lr: float) -> AdamW:
-            return AdamW(parameters, lr=lr, weight_decay=rates.weight_decay, fused=True)
+            return AdamW(parameters, lr=lr, weight_decay=rates.weight_decay)
 
         codebook = list(self.network.codebook_parameters())
         made: dict[str, Optimizer | None] = {

@@ -176,6 +176,10 @@ def apply(optimizer: Optimizer | None, parameters: Iterable[Tensor], gradients: 
     if optimizer is None:
         return
     for parameter, g in zip(parameters, gradients, strict=True):
+        # Convolutions return gradients laid out otherwise than their weights. `backward` would put
+        # that right; fused optimizers, which walk through memory, would take number for number.
+        if g is not None and g.stride() != parameter.stride():
+            g = torch.empty_like(parameter).copy_(g)
         parameter.grad = g
     try:
         optimizer.step()
