@@ -126,7 +126,7 @@ def main() -> None:
                 training = Training(Settings.of(settings), Path(folder) / "run")
                 training.update = kind(
                     training.network,
-                    training.task.loss,
+                    training.task,
                     lower=training.optimizers["lower"],
                     upper=training.optimizers["upper"],
                     look_ahead=Kept(),

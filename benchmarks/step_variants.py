@@ -57,7 +57,7 @@ def main() -> None:
             network.decoder = torch.compile(network.decoder)
         update = kind(
             network,
-            Reconstruction().loss,
+            Reconstruction(),
             lower=AdamW(network.network_parameters(), lr=3e-4, **adamw),
             upper=AdamW(network.codebook_parameters(), lr=6e-2, **adamw),
             **arguments,

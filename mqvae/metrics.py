@@ -76,7 +76,7 @@ def evaluate(
             seen = (output.clamp(0, 1) - target).square().flatten(1).mean(1)  # (B,)
             peak += (-10 * seen.clamp(min=1e-12).log10()).sum().item()
             if len(x) == BATCH_SIZE or len(images) < BATCH_SIZE:
-                gaps.append(gradient_gap(network, task.loss, x, x).item())
+                gaps.append(gradient_gap(network, task, x, x).item())
     counts = counts.cpu()
     return Evaluation(
         figures={

@@ -155,7 +155,7 @@ def test_double_backward_through_the_usual_loss_finds_the_direct_term_alone(monk
         network, x = TINY.network().double(), torch.rand(2, 1, 8, 8).double()
         network.initialize_codebook(x)
         before = network.quantizer.codebook.weight.detach().clone()
-        levels, loss = descent(network), Reconstruction().loss
+        levels, loss = descent(network), Reconstruction()
         if theirs:
             peers.double_backward(network, x)()
         else:

@@ -503,7 +503,7 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, value, rule):
     def failing(self, output, target):
         return loss(self, output, target) * factors[-1]
 
-    monkeypatch.setattr(Reconstruction, "loss", failing)
+    monkeypatch.setattr(Reconstruction, "forward", failing)
     stop_after(monkeypatch, 7, lambda: factors.append(value))
     with pytest.raises(NotFinite, match=rf"the task loss is {value} at step 8\b") as raised:
         Training(settings(rule=rule), tmp_path / "run").fit()

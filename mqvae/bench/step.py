@@ -90,7 +90,7 @@ def rule(
         }
         if kind is not Ema:
             levels["upper"] = AdamW(codebook, lr=6e-2, weight_decay=1e-4) if codebook else None
-        update = kind(network, Reconstruction().loss, **levels, **arguments)
+        update = kind(network, Reconstruction(), **levels, **arguments)
         return lambda: update.step(x, x)
 
     return Case(make, at_most, predicted, short)
@@ -112,7 +112,7 @@ def generic(**arguments: Any) -> Contestant:
         def loss(network: VQNetwork, x: Tensor) -> Tensor:
             result = network(x)
             quantized = result.quantized
-            task = Reconstruction().loss(result.output, x)
+            task = Reconstruction()(result.output, x)
             return task + 0.1 * quantized.commitment_loss + quantized.codebook_loss
 
         book = list(network.codebook_parameters())

@@ -1,9 +1,12 @@
 """The convolutional VQ-VAE (van den Oord et al. 2017, Section 4.1)."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
+from mqvae.networks.architecture import Architecture, Inputs
 
 STRIDE = 4
 
@@ -59,13 +62,7 @@ class VQVAEEncoder(nn.Module):
             raise ValueError(
                 f"the encoder expects images of {self.channels} channels, got {channels}."
             )
-        if height % STRIDE or width % STRIDE:
-            smaller = [max(side - side % STRIDE, STRIDE) for side in (height, width)]
-            larger = [side + -side % STRIDE for side in (height, width)]
-            raise ValueError(
-                f"image sides must be multiples of {STRIDE}, got {height} × {width}: "
-                f"{smaller[0]} × {smaller[1]} or {larger[0]} × {larger[1]} would do."
-            )
+        _check_sides(height, width)
         return self.layers(x)
 
 
@@ -95,6 +92,36 @@ class VQVAEDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
+
+
+@dataclass(frozen=True)
+class VQVAE(Architecture):
+    """The convolutional VQ-VAE: two convolutions of stride 2, residual blocks, and back.
+
+    It takes images of 1 or 3 channels whose sides are multiples of 4, and has H/4 × W/4 embeddings.
+
+    Args:
+        width: Hidden units of encoder and decoder; the original has 256. Must be even.
+        residual_blocks: Residual blocks of each.
+
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", Section 4.1.
+    """
+
+    width: int = 256
+    residual_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.width, self.residual_blocks)
+
+    def check(self, inputs: Inputs) -> None:
+        _check_sides(inputs.side, inputs.side)
+
+    def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
+        sizes = {"width": self.width, "residual_blocks": self.residual_blocks}
+        return (
+            VQVAEEncoder(inputs.channels, dim, **sizes),
+            VQVAEDecoder(inputs.channels, dim, **sizes),
+        )
 
 
 def vqvae(
@@ -129,6 +156,16 @@ def vqvae(
         VectorQuantizer(num_codes, dim, groups=groups, shared_codebook=shared_codebook),
         VQVAEDecoder(channels, dim, **sizes),
     )
+
+
+def _check_sides(height: int, width: int) -> None:
+    if height % STRIDE or width % STRIDE:
+        smaller = [max(side - side % STRIDE, STRIDE) for side in (height, width)]
+        larger = [side + -side % STRIDE for side in (height, width)]
+        raise ValueError(
+            f"image sides must be multiples of {STRIDE}, got {height} × {width}: "
+            f"{smaller[0]} × {smaller[1]} or {larger[0]} × {larger[1]} would do."
+        )
 
 
 def _check(width: int, residual_blocks: int) -> None:

@@ -118,7 +118,7 @@ class Training:
         self.task = Reconstruction()
         self.optimizers = self._optimizers(settings)
         self.update: Update = instantiate(
-            settings.update, network=self.network, loss=self.task.loss, **self.optimizers
+            settings.update, network=self.network, loss=self.task, **self.optimizers
         )
         settings = replace(
             settings,
@@ -335,7 +335,7 @@ class Training:
                 x = part.to(device) / 255
                 output = self.network(x).output.float()
                 target = self.task.target(x, label.to(device))
-                total += self.task.loss(output, target).item() * len(x)
+                total += self.task(output, target).item() * len(x)
         return total / len(pixels)
 
     def _save(self, name: str) -> None:

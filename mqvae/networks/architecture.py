@@ -1,0 +1,56 @@
+"""What a network is before it is built."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is built for: square images, and the classes they are of.
+
+    Attributes:
+        channels: 1 for grey, 3 for colour.
+        side: Pixels a side.
+        classes: Number of classes.
+    """
+
+    channels: int
+    side: int
+    classes: int = 1
+
+
+class Architecture(ABC):
+    """A network as a description: what it takes, and the encoder and decoder it is cut into.
+
+    Derive from it to train a network of your own, `--network my_module.Mine`; its constructor's
+    arguments become settings.
+    """
+
+    channel_axis: int = 1
+    """Axis of the D dimensions in the encoder's output: 1 for convolutions, -1 for transformers."""
+
+    def check(self, inputs: Inputs) -> None:  # noqa: B027
+        """Refuse what it does not take; by default it takes everything.
+
+        Raises:
+            ValueError: names what does not fit, and what would.
+        """
+
+    @abstractmethod
+    def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder, with embeddings of `dim` dimensions between them."""
+
+    def build(self, inputs: Inputs, quantizer: Quantizer) -> VQNetwork:
+        """The network with a quantizer at the cut, freshly initialized.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(inputs)
+        encoder, decoder = self.cut(inputs, quantizer.dim)
+        return VQNetwork(encoder, quantizer, decoder, channel_axis=self.channel_axis)

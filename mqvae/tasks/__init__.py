@@ -1,0 +1,15 @@
+"""What a network is trained for: targets, losses, figures, pictures, players of its own."""
+
+from mqvae.tasks.reconstruction import Reconstruction
+from mqvae.tasks.task import Figure, Matrix, Measurement, Picture, Player, Strip, Task
+
+__all__ = [
+    "Figure",
+    "Matrix",
+    "Measurement",
+    "Picture",
+    "Player",
+    "Reconstruction",
+    "Strip",
+    "Task",
+]

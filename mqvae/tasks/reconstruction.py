@@ -1,0 +1,67 @@
+"""The image itself is what the network should give."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mqvae.core.distributed import sum_across_processes
+from mqvae.tasks.task import Figure, Measurement, Picture, Strip, Task
+
+
+class Reconstruction(Task):
+    """Mean squared error between the output and the input itself."""
+
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "mse": Figure(
+            "MSE",
+            "lower",
+            "mean over all numbers, images in [0, 1], outputs as they come",
+            scale=1e-3,
+        ),
+        "psnr": Figure("PSNR", "higher", "mean over images, outputs clamped to [0, 1]", unit="dB"),
+    }
+
+    def target(self, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """mean (output − target)² over all numbers.
+
+        Written out: `mse_loss` fails under forward-over-reverse in some versions of torch.
+        """
+        return (output - target).square().mean()
+
+    def measurement(self) -> Measurement:
+        return _Errors()
+
+    def images(self, output: Tensor) -> Tensor:
+        return output.float().clamp(0, 1)
+
+
+class _Errors(Measurement):
+    """Sums of squared errors and of decibels, in float64."""
+
+    def __init__(self) -> None:
+        # Squared errors, their number, decibels, images.
+        self.sums = torch.zeros(4, dtype=torch.float64)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        output, target = output.cpu().double(), target.cpu()  # not every device has float64
+        squared = (output - target).square().sum()
+        seen = (output.clamp(0, 1) - target).square().flatten(1).mean(1)  # (B,)
+        decibels = (-10 * seen.clamp(min=1e-12).log10()).sum()
+        self.sums += torch.stack(
+            [squared, squared.new_tensor(output.numel()), decibels, squared.new_tensor(len(output))]
+        )
+
+    def compute(self) -> dict[str, float]:
+        squared, numbers, decibels, images = sum_across_processes(self.sums).tolist()
+        return {"mse": squared / numbers, "psnr": decibels / images}
+
+    def show(self, x: Tensor, output: Tensor) -> list[Picture]:
+        return [
+            Strip("originals", "Originals", x, reference=True),
+            Strip("reconstructions", "Reconstructions", output.float().clamp(0, 1)),
+        ]

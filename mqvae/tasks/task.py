@@ -1,0 +1,158 @@
+"""What a task is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one figure of a run is, in words.
+
+    Attributes:
+        title: Its name in tables.
+        better: Which end is good; None where neither is.
+        protocol: How it is computed.
+        unit: As in "dB"; nothing for pure numbers.
+        scale: What it is shown in multiples of: 1e-3 writes 0.0042 as 4.2 ×10⁻³, 0.01 with the
+            unit "%" as a percentage.
+    """
+
+    title: str
+    better: Literal["lower", "higher"] | None
+    protocol: str
+    unit: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images beside each other, `samples/NAME.png` of a run.
+
+    Attributes:
+        name: The file, without its ending.
+        title: What it shows.
+        images: (n, C, H, W) in [0, 1].
+        reference: It shows the data, and is the same for every run on them.
+    """
+
+    name: str
+    title: str
+    images: Tensor = field(repr=False)
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts by two classes, `samples/NAME.csv` of a run.
+
+    Attributes:
+        name: The file, without its ending.
+        title: What it shows.
+        counts: (rows, columns) int64.
+        rows: What a row is, as in "class".
+        columns: What a column is, as in "prediction".
+    """
+
+    name: str
+    title: str
+    counts: Tensor = field(repr=False)
+    rows: str
+    columns: str
+
+
+Picture = Strip | Matrix
+
+
+class Measurement(ABC):
+    """The figures of one network over a split, batch by batch, and what of it can be shown."""
+
+    @abstractmethod
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Take a batch into account."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The figures over all batches of all processes, by their keys in `Task.figures`."""
+
+    def show(self, x: Tensor, output: Tensor) -> Sequence[Picture]:
+        """Pictures for the run's folder; none by default.
+
+        Args:
+            x: A few images of the split, (n, C, H, W).
+            output: What the network makes of them.
+        """
+        return ()
+
+
+@dataclass
+class Player:
+    """What trains a network of the task's own.
+
+    Attributes:
+        optimizer: Of its parameters.
+        schedule: Of the optimizer's rate, stepped once an update.
+    """
+
+    optimizer: Optimizer
+    schedule: LRScheduler | None = None
+
+
+class Task(nn.Module, ABC):
+    """What a network is trained for.
+
+    As a function it is L_task(output, target) → scalar, a mean over the batch, written so that
+    forward mode can differentiate it.
+
+    It may own networks: as a module, its parameters and buffers are theirs. No look-ahead leaves a
+    trace in them. Those that `players` names are trained by `step`, after the update rule, and are
+    part of every checkpoint; frozen parameters are not, the task brings them along.
+    """
+
+    figures: ClassVar[Mapping[str, Figure]]
+    """What it measures, in the order of tables."""
+
+    @abstractmethod
+    def target(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the output is compared with, given images (B, C, H, W) and labels (B,)."""
+
+    @abstractmethod
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """L_task."""
+
+    @abstractmethod
+    def measurement(self) -> Measurement:
+        """A new count of the figures."""
+
+    def images(self, output: Tensor) -> Tensor:
+        """What the network gives as images, (B, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: if it gives something else; so it does by default.
+        """
+        raise ValueError(f"what a network gives in a {type(self).__name__} task is no image.")
+
+    def players(self, steps: int) -> Mapping[str, Player]:
+        """The players by name, with optimizers for a run of so many updates; none by default."""
+        return {}
+
+    def step(
+        self, players: Mapping[str, Player], x: Tensor, y: Tensor, output: Tensor
+    ) -> Mapping[str, Tensor]:
+        """Train the players by one batch; returns scalars to log, the same names each time.
+
+        Several processes pass their own shares of the batch: `mean_across_processes` makes the
+        gradients those of the whole.
+
+        Args:
+            players: What `players` made.
+            x: Images.
+            y: Labels.
+            output: What the network gave for them before the update, detached.
+        """
+        return {}
