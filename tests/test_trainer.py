@@ -498,7 +498,7 @@ def all_finite(run):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("rule", ["joint", "meta"])
 def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, value, rule):
-    loss, factors = Reconstruction.loss, [1]
+    loss, factors = Reconstruction.forward, [1]
 
     def failing(self, output, target):
         return loss(self, output, target) * factors[-1]
