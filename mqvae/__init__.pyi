@@ -12,6 +12,7 @@ from .core.estimator import Estimator as Estimator
 from .core.estimator import Rotation as Rotation
 from .core.estimator import StraightThrough as StraightThrough
 from .core.gumbel import GumbelQuantizer as GumbelQuantizer
+from .core.hypergradient import Ahead as Ahead
 from .core.hypergradient import Amortized as Amortized
 from .core.hypergradient import Central as Central
 from .core.hypergradient import Derivative as Derivative

@@ -1,6 +1,6 @@
 """The hypergradient dL'/dC, Eq. 10 to 14: one rule per estimator.
 
-A rule is a function of the batch below, the pass made on it at (φ, θ, C), the batch above and the
+A rule is a function of what the look-ahead knows: both batches, the pass at (φ, θ, C) and the
 weights (φ', θ') after the virtual lower step φ' = φ − ξ g_φ, θ' = θ − ξ g_θ. It returns
 
     dL'/dC = g_C(φ', C)  +  indirect                                                      (Eq. 14)
@@ -14,6 +14,7 @@ indirect terms below, which rest on the one and on the other, differ.
     δ           J_φ z_e · v_φ            the change of the embeddings along v_φ
 """
 
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.amortized import Amortized
 from mqvae.core.hypergradient.derivative import Central, Derivative, ForwardMode, OneSided
 from mqvae.core.hypergradient.direct import DirectOnly
@@ -23,6 +24,7 @@ from mqvae.core.hypergradient.rule import Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.unrolled import Unrolled
 
 __all__ = [
+    "Ahead",
     "Amortized",
     "Central",
     "Derivative",

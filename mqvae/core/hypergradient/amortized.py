@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from mqvae.core.bilevel import Batch, LowerPass
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
     HypergradientRule,
@@ -38,24 +37,17 @@ class Amortized(HypergradientRule):
                 "look_ahead=Kept(), or Undone(optimizer_step=True)."
             )
 
-    def __call__(
-        self,
-        lower: Batch,
-        here: LowerPass,
-        upper: Batch,
-        phi_ahead: list[Tensor],
-        theta_ahead: list[Tensor],
-        xi: float,
-    ) -> Hypergradient:
+    def __call__(self, ahead: Ahead) -> Hypergradient:
+        lower, upper, here = ahead.lower, ahead.upper, ahead.here
         device = here.z_e.device.type
         # Half precision cannot tell two near passes apart: both ends are made anew then.
         known = not torch.is_autocast_enabled(device)
         with torch.no_grad(), torch.autocast(device, enabled=False):
             z_here = here.z_e.detach() if known else lower.embed(here.phi)
-            z_ahead = lower.embed(phi_ahead)
-            z_above = z_ahead if upper is lower else upper.embed(phi_ahead)
+            z_ahead = lower.embed(ahead.phi)
+            z_above = z_ahead if upper is lower else upper.embed(ahead.phi)
         change = z_here - z_ahead
-        scale = xi * 2 * lower.weights.codebook / change.numel()
+        scale = ahead.xi * 2 * lower.weights.codebook / change.numel()
         return Hypergradient(
             codebook_gradient(upper, z_above), scale * scatter(lower, here.quantized.codes, change)
         )

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from mqvae.core.bilevel import Batch, LowerPass
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import Hypergradient, HypergradientRule, codebook_gradient
 
 
@@ -16,16 +15,8 @@ class DirectOnly(HypergradientRule):
     Costs one forward pass of the encoder.
     """
 
-    def __call__(
-        self,
-        lower: Batch,
-        here: LowerPass,
-        upper: Batch,
-        phi_ahead: list[Tensor],
-        theta_ahead: list[Tensor],
-        xi: float,
-    ) -> Hypergradient:
+    def __call__(self, ahead: Ahead) -> Hypergradient:
         with torch.no_grad():
-            z_e = upper.embed(phi_ahead)
-        direct = codebook_gradient(upper, z_e)
+            z_e = ahead.upper.embed(ahead.phi)
+        direct = codebook_gradient(ahead.upper, z_e)
         return Hypergradient(direct, torch.zeros_like(direct))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch, LowerPass
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, OneSided, along
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
@@ -43,16 +43,9 @@ class Exact(HypergradientRule):
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
         require_straight_through(quantizer, "Exact")
 
-    def __call__(
-        self,
-        lower: Batch,
-        here: LowerPass,
-        upper: Batch,
-        phi_ahead: list[Tensor],
-        theta_ahead: list[Tensor],
-        xi: float,
-    ) -> Hypergradient:
-        direct, v_phi, v_theta = upper_gradients(upper, phi_ahead, theta_ahead)
+    def __call__(self, ahead: Ahead) -> Hypergradient:
+        lower, here = ahead.lower, ahead.here
+        direct, v_phi, v_theta = upper_gradients(ahead.upper, ahead.phi, ahead.theta)
         v_phi, v_theta = here.through_step(v_phi, v_theta)
         delta = embedding_tangent(self.tangent, lower, here, v_phi)
 
@@ -71,4 +64,4 @@ class Exact(HypergradientRule):
             here.task_gradient,
         )
         change = change - 2 * lower.weights.commitment / delta.numel() * delta
-        return Hypergradient(direct, -xi * scatter(lower, here.quantized.codes, change))
+        return Hypergradient(direct, -ahead.xi * scatter(lower, here.quantized.codes, change))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch, LowerPass
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, OneSided, along
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
@@ -39,17 +39,10 @@ class FiniteDifference(HypergradientRule):
     derivative: Derivative = OneSided()
     free_codes: bool = False
 
-    def __call__(
-        self,
-        lower: Batch,
-        here: LowerPass,
-        upper: Batch,
-        phi_ahead: list[Tensor],
-        theta_ahead: list[Tensor],
-        xi: float,
-    ) -> Hypergradient:
-        direct, v_phi, _ = upper_gradients(upper, phi_ahead, frozen(theta_ahead))
-        v_phi, _ = here.through_step(v_phi, [None] * len(theta_ahead))
+    def __call__(self, ahead: Ahead) -> Hypergradient:
+        lower, here = ahead.lower, ahead.here
+        direct, v_phi, v_theta = upper_gradients(ahead.upper, ahead.phi, frozen(ahead.theta))
+        v_phi, _ = here.through_step(v_phi, v_theta)
         if self.free_codes:
 
             def g_c(phi: list[Tensor]) -> Tensor:
@@ -58,7 +51,7 @@ class FiniteDifference(HypergradientRule):
                 return codebook_gradient(lower, z_e)
 
             change = along(self.derivative, g_c, here.phi, v_phi, None)
-            return Hypergradient(direct, -xi * change)
+            return Hypergradient(direct, -ahead.xi * change)
         delta = embedding_tangent(self.derivative, lower, here, v_phi)
-        scale = 2 * lower.weights.codebook / delta.numel()
-        return Hypergradient(direct, xi * scale * scatter(lower, here.quantized.codes, delta))
+        scale = ahead.xi * (2 * lower.weights.codebook / delta.numel())
+        return Hypergradient(direct, scale * scatter(lower, here.quantized.codes, delta))

@@ -9,6 +9,7 @@ from torch import Tensor
 from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.estimator import StraightThrough
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, along
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import CodebookQuantizer
@@ -33,15 +34,7 @@ class HypergradientRule(ABC):
         """
 
     @abstractmethod
-    def __call__(
-        self,
-        lower: Batch,
-        here: LowerPass,
-        upper: Batch,
-        phi_ahead: list[Tensor],
-        theta_ahead: list[Tensor],
-        xi: float,
-    ) -> Hypergradient: ...
+    def __call__(self, ahead: Ahead) -> Hypergradient: ...
 
 
 def selecting(network: VQNetwork) -> CodebookQuantizer:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
+from mqvae.core.bilevel import Batch, Gradients, gradient
 from mqvae.core.distributed import mean_with_graph, shared
+from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
     HypergradientRule,
@@ -48,26 +49,19 @@ class Unrolled(HypergradientRule):
                 "virtual step is not the optimizer's."
             )
 
-    def __call__(
-        self,
-        lower: Batch,
-        here: LowerPass,
-        upper: Batch,
-        phi_ahead: list[Tensor],
-        theta_ahead: list[Tensor],
-        xi: float,
-    ) -> Hypergradient:
+    def __call__(self, ahead: Ahead) -> Hypergradient:
+        lower, here = ahead.lower, ahead.here
         table = selecting(lower.network).table().detach().requires_grad_()
         ends, cut = [*here.phi, *here.theta], len(here.phi)
         for _ in range(self.steps):
             # The steps are those of all processes together: each has its own share of g alone.
             here_all = shared(ends)
             g = mean_with_graph(_update_field(lower, here_all[:cut], here_all[cut:], table))
-            ends = [p if d is None else p - xi * d for p, d in zip(ends, g, strict=True)]
+            ends = [p if d is None else p - ahead.xi * d for p, d in zip(ends, g, strict=True)]
             if self.stop_gradients:
                 ends = [p.detach().requires_grad_(p.requires_grad) for p in ends]
         leaves = [e.detach().requires_grad_(e.requires_grad) for e in ends]
-        direct, v_phi, v_theta = upper_gradients(upper, leaves[:cut], leaves[cut:])
+        direct, v_phi, v_theta = upper_gradients(ahead.upper, leaves[:cut], leaves[cut:])
         reached = [
             (e * v).sum() for e, v in zip(ends, [*v_phi, *v_theta], strict=True) if v is not None
         ]

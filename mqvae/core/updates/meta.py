@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss, LowerPass, moved
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
+from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
@@ -121,7 +121,7 @@ class Meta(Update):
         here, phi_ahead, theta_ahead = self._look_ahead(here)
         if kept:
             snapshot.retake()
-        hyper = self.hypergradient(lower, here, upper, phi_ahead, theta_ahead, self.xi)
+        hyper = self.hypergradient(Ahead(lower, upper, here, phi_ahead, theta_ahead, self.xi))
         hyper = Hypergradient(*mean_across_processes([hyper.direct, hyper.indirect]))
         self._descend_codebook(hyper.direct + hyper.indirect)
         if not kept:

@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Gradients, Loss, LowerPass, gradient, moved
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
+from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import codebook_gradient, require_straight_through, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
@@ -129,7 +129,7 @@ class MetaBoth(Update):
         here: LowerPass = batch.lower_pass(z_e, for_real=False)
         phi_ahead = moved(here.phi, here.g_phi, -self.xi)
         theta_ahead = moved(here.theta, here.g_theta, -self.xi)
-        hyper = self.hypergradient(batch, here, batch, phi_ahead, theta_ahead, self.xi)
+        hyper = self.hypergradient(Ahead(batch, batch, here, phi_ahead, theta_ahead, self.xi))
         hyper = Hypergradient(*mean_across_processes([hyper.direct, hyper.indirect]))
         _, _, g_phi, g_theta = network_hypergradient(batch, z_e, self.xi, for_real=True)
         self._descend_codebook(hyper.direct + hyper.indirect)
