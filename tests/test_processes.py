@@ -46,6 +46,7 @@ from mqvae.metrics import evaluate
 
 PATIENCE = 150  # seconds for everything two processes do
 STEPS = 4
+SEED = 100  # of the first process
 
 
 def batches() -> list[Tensor]:
@@ -163,21 +164,18 @@ CASES = {
 
 
 class Watched(Replacement):
-    """Replaces, and remembers how many rows, and whether each is an embedding of the step."""
+    """Replaces, and remembers how many rows, and how many by embeddings of this process."""
 
     def __init__(self) -> None:
         self.replaced = 0
-        self.real = True
+        self.own = 0
 
-    def __call__(self, quantizer, z_e, codes, forget) -> None:
-        def remember(rows: Tensor) -> None:
-            forget(rows)
-            self.replaced += len(rows)
-            parts = z_e.reshape(-1, quantizer.codebook.weight.shape[1])
-            for row in quantizer.codebook.weight[rows]:
-                self.real &= bool((parts == row).all(1).any())
-
-        LeastRecentlyUsed(after=2)(quantizer, z_e, codes, remember)
+    def __call__(self, unused_steps, pool) -> tuple[Tensor, Tensor]:
+        rows, codewords = LeastRecentlyUsed(after=2)(unused_steps, pool)
+        self.replaced += len(rows)
+        parts = pool.parts.flatten(0, 1)
+        self.own += sum(bool((parts == codeword).all(1).any()) for codeword in codewords)
+        return rows, codewords
 
 
 def replacing(kind: type, *, groups: int = 1, shared: bool = False, **options):
@@ -212,6 +210,10 @@ REPLACING_CASES = {
     "Ema": replacing(Ema),
     "Meta": replacing(Meta),
     "Meta, kept": replacing(Meta, look_ahead=Kept()),
+    "Meta, groups": replacing(Meta, groups=3),
+    "Meta, shared groups": replacing(Meta, groups=2, shared=True),
+    "MetaBoth": replacing(MetaBoth),
+    "MetaNetwork": replacing(MetaNetwork),
 }
 INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 
@@ -232,11 +234,13 @@ def work(rank: int, folder: str) -> None:
         world_size=2,
         timeout=timedelta(seconds=30),
     )
-    torch.manual_seed(100 + rank)
+    torch.manual_seed(SEED + rank)
     found: dict[str, Any] = {}
     for family, cases in built.items():
         found[family] = {}
         for name, case in cases.items():
+            if family == "replacing":
+                torch.manual_seed(SEED + rank)
             try:
                 for x in batches():
                     report = case.step(x.chunk(2)[rank])
@@ -245,7 +249,7 @@ def work(rank: int, folder: str) -> None:
                 raise
             found[family][name] = case.state(report)
     watched = {name: c.module.quantizer.replacement for name, c in built["replacing"].items()}
-    found["watched"] = {name: (w.replaced, w.real) for name, w in watched.items()}
+    found["watched"] = {name: (w.replaced, w.own) for name, w in watched.items()}
     found["initialized"], found["initialized alike"] = {}, {}
     x = batches()[0]
     part = x[:5] if rank == 0 else x[5:]
@@ -389,14 +393,19 @@ def test_random_numbers_of_their_own_leave_both_processes_alike(pair, name):
 
 
 @pytest.mark.parametrize("name", REPLACING_CASES)
-def test_both_processes_replace_the_same_codewords(pair, name):
+def test_both_processes_replace_what_one_does_with_the_joined_batch(pair, name):
     one, other = (found["replacing"][name] for found in pair)
     assert_same(one, other)
-    (replaced, real), (also, _) = (found["watched"][name] for found in pair)
-    assert replaced == also > 100
-    assert real  # embeddings of the first process
-    table = one["quantizer.codebook.weight"]
-    assert torch.isfinite(table).all()
+    case = REPLACING_CASES[name]()
+    torch.manual_seed(SEED)
+    for x in batches():
+        report = case.step(x)
+    for key, value in case.state(report).items():
+        torch.testing.assert_close(one[key], value, rtol=1e-10, atol=1e-10, msg=key)
+    (replaced, own), (also, others) = (found["watched"][name] for found in pair)
+    assert replaced == also == case.module.quantizer.replacement.replaced > 100
+    assert own + others == replaced
+    assert min(own, others) > replaced // 4  # both halves of the batch are drawn from
     assert one["quantizer.unused_steps"].max() < 2
     assert (one["quantizer.unused_steps"] > 0).any()
 

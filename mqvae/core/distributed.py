@@ -1,6 +1,6 @@
 """The mean over processes, asked for at the time of the call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -14,6 +14,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """Which of them this one is; 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 T = TypeVar("T", Tensor, Tensor | None)
 
 
@@ -23,14 +28,30 @@ def mean_across_processes(tensors: Sequence[T]) -> list[T]:
 
     Every process must pass tensors of the same shapes. None stays None.
     """
+    return _reduced(tensors, lambda flat: flat / world_size())
+
+
+@torch.no_grad()
+def sums_across_processes(tensors: Sequence[T]) -> list[T]:
+    """The tensors, each replaced by its sum over all processes, as `mean_across_processes`."""
+    return _reduced(tensors, lambda flat: flat)
+
+
+def _reduced(tensors: Sequence[T], finish: Callable[[Tensor], Tensor]) -> list[T]:
     present = [t for t in tensors if t is not None]
     if world_size() == 1 or not present:
         return list(tensors)
     dtype = reduce(torch.promote_types, [t.dtype for t in present])
     flat = torch.cat([t.detach().flatten().to(dtype) for t in present])
     dist.all_reduce(flat)
-    parts = iter((flat / world_size()).split([t.numel() for t in present]))
+    parts = iter(finish(flat).split([t.numel() for t in present]))
     return [None if t is None else next(parts).view_as(t).to(t.dtype) for t in tensors]
+
+
+def in_one(*groups: Sequence[T]) -> list[list[T]]:
+    """`mean_across_processes` of several lists, in one reduction for all of them."""
+    found = iter(mean_across_processes([t for group in groups for t in group]))
+    return [[next(found) for _ in group] for group in groups]
 
 
 def mean_with_graph(tensors: Sequence[T]) -> list[T]:
@@ -82,10 +103,7 @@ class _Shared(torch.autograd.Function):
 @torch.no_grad()
 def sum_across_processes(tensor: Tensor) -> Tensor:
     """The tensor's sum over all processes."""
-    if world_size() > 1:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-    return tensor
+    return sums_across_processes([tensor])[0]
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gumbel_softmax
 
+from mqvae.core.initialization import kmeans
+from mqvae.core.nearest import nearest
 from mqvae.core.quantizer import Quantized, Quantizer
 
 
@@ -119,9 +121,6 @@ class GumbelQuantizer(Quantizer):
         With e_k the centres, the head becomes 2 s z·e_k − s ‖e_k‖² = −s ‖z − e_k‖² + const, s the
         inverse of the embeddings' mean squared distance to their centre.
         """
-        from mqvae.core.initialization import kmeans
-        from mqvae.core.nearest import nearest
-
         self._check_width(z_e)
         samples = z_e.detach().reshape(-1, self.dim).to(self.codebook.dtype)
         centres = kmeans(samples, self.num_codes, generator=generator)

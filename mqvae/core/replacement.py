@@ -1,40 +1,65 @@
 """Dead codes brought back."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mqvae.core.distributed import from_first_process, sum_across_processes
+from mqvae.core.distributed import (
+    from_first_process,
+    process_rank,
+    sum_across_processes,
+    sums_across_processes,
+    world_size,
+)
 
-if TYPE_CHECKING:
-    from mqvae.core.quantizer import VectorQuantizer
+
+@dataclass(frozen=True)
+class Pool:
+    """The embeddings of a step, of all processes together: what a codeword may become.
+
+    Attributes:
+        parts: This process's own, (N, G, d): those that each of G codebooks chooses for.
+        sizes: N of each process, (processes,).
+        rows: Number of rows of the table, in which the codebooks lie below each other.
+    """
+
+    parts: Tensor
+    sizes: Tensor
+    rows: int
+
+    def draw(self, rows: Tensor) -> Tensor:
+        """A random embedding for each of some rows, (R,), of its own codebook: (R, d).
+
+        Every process gets the same.
+        """
+        _, groups, dim = self.parts.shape
+        if not len(rows):
+            return self.parts.new_empty(0, dim)
+        group = rows // (self.rows // groups)
+        sizes = self.sizes.tolist()
+        # The same draw as one process makes that has them all.
+        picks = from_first_process(torch.randint(sum(sizes), (len(rows),), device=rows.device))
+        picks = picks - sum(sizes[: process_rank()])
+        own = (picks >= 0) & (picks < len(self.parts))
+        found = self.parts.new_zeros(len(rows), dim)
+        found[own] = self.parts[picks[own], group[own]]
+        return sum_across_processes(found)
 
 
 class Replacement(ABC):
-    """What becomes of codewords that are not used; called when the optimizers have stepped."""
+    """What becomes of codewords that are not used; asked when the optimizers have stepped."""
 
     @abstractmethod
-    def __call__(
-        self,
-        quantizer: VectorQuantizer,
-        z_e: Tensor,
-        codes: Tensor,
-        forget: Callable[[Tensor], None],
-    ) -> None:
-        """Replace rows of the quantizer's codebook in place.
+    def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """The rows of the table to replace, (R,), and what they become, (R, d).
+
+        Several processes must answer alike.
 
         Args:
-            quantizer: The quantizer, with its buffer `unused_steps`, (rows,).
-            z_e: Placed embeddings of the step, (..., D).
-            codes: Their codes.
-            forget: Makes the update rule forget what it remembers of rows: optimizer moments,
-                moving averages.
+            unused_steps: Updates since any process chose a row, (rows,).
+            pool: The embeddings of the step.
         """
 
 
@@ -42,7 +67,7 @@ class Replacement(ABC):
 class LeastRecentlyUsed(Replacement):
     """A codeword unused for some updates becomes an embedding of the current batch.
 
-    All processes count together and put the same vectors in the same rows.
+    Processes count together and draw from the embeddings of all.
 
     Args:
         after: Updates without use after which a codeword is replaced.
@@ -59,30 +84,14 @@ class LeastRecentlyUsed(Replacement):
         if self.after < 1:
             raise ValueError(f"after must be 1 or more updates, got {self.after}.")
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        quantizer: VectorQuantizer,
-        z_e: Tensor,
-        codes: Tensor,
-        forget: Callable[[Tensor], None],
-    ) -> None:
-        unused = quantizer.get_buffer("unused_steps")
-        flat = quantizer.rows(codes).flatten()
-        counts = sum_across_processes(torch.bincount(flat, minlength=len(unused)))
-        unused.add_(1).masked_fill_(counts > 0, 0)
-        dead = (unused >= self.after).nonzero().flatten()
-        if not len(dead):
-            return
-        (weight,) = quantizer.codebook.parameters()
-        width = weight.shape[1]
-        parts = z_e.reshape(-1, quantizer.groups, width).to(weight.dtype)  # (N, G, D/G)
-        if quantizer.shared_codebook or quantizer.groups == 1:
-            pool = parts.flatten(0, 1)
-            fresh = pool[torch.randint(len(pool), (len(dead),), device=pool.device)]
-        else:
-            group = dead // quantizer.num_codes
-            fresh = parts[torch.randint(len(parts), (len(dead),), device=parts.device), group]
-        weight[dead] = from_first_process(fresh)
-        unused[dead] = 0
-        forget(dead)
+    def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        dead = (unused_steps >= self.after).nonzero().flatten()
+        return dead, pool.draw(dead)
+
+
+def count_uses(rows: Tensor, number: int, size: int) -> tuple[Tensor, Tensor]:
+    """How often all processes chose each of `number` rows, and the `size` of each process."""
+    sizes = rows.new_zeros(world_size())
+    sizes[process_rank()] = size
+    counts, sizes = sums_across_processes([torch.bincount(rows, minlength=number), sizes])
+    return counts, sizes

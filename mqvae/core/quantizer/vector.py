@@ -11,7 +11,7 @@ from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
-from mqvae.core.replacement import Replacement
+from mqvae.core.replacement import Pool, Replacement, count_uses
 from mqvae.core.selection import select
 
 
@@ -160,5 +160,17 @@ class VectorQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
         trained = any(p.requires_grad for p in self.codebook.parameters())
-        if self.replacement is not None and self.training and trained:
-            self.replacement(self, z_e, codes, forget)
+        if self.replacement is None or not self.training or not trained:
+            return
+        (weight,) = self.codebook.parameters()
+        unused = self.get_buffer("unused_steps")
+        parts = z_e.reshape(-1, self.groups, weight.shape[1]).to(weight.dtype)  # (N, G, D/G)
+        if self.shared_codebook:
+            parts = parts.reshape(-1, 1, weight.shape[1])  # (N·G, 1, D/G)
+        counts, sizes = count_uses(self.rows(codes).flatten(), len(weight), len(parts))
+        unused.add_(1).masked_fill_(counts > 0, 0)
+        rows, codewords = self.replacement(unused, Pool(parts, sizes, len(weight)))
+        if len(rows):
+            weight[rows] = codewords.to(weight.dtype)
+            unused[rows] = 0
+            forget(rows)
