@@ -63,7 +63,7 @@ class Pipelined(Meta):
         self._descend_codebook(direct + indirect)
         self._descend_network(g[: len(phi)], g[len(phi) :])
         self._after_step(z_e, quantized.codes)
-        return step_of(task, quantized, norms(hyper))
+        return step_of(lower, task, quantized, norms(hyper))
 
 
 class Local(Meta):
@@ -80,7 +80,7 @@ class Local(Meta):
         self._descend_codebook(hyper.direct + hyper.indirect)
         self._descend_network(here.g_phi, here.g_theta)
         self._after_step(z_e, codes)
-        return step_of(here.task, here.quantized, norms(hyper))
+        return step_of(lower, here.task, here.quantized, norms(hyper))
 
 
 class EveryFourth(Meta):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import RandomState, call, in_parts
+from mqvae.core.passes import RandomState, call, in_parts, traceless
 from mqvae.core.quantizer import Quantized
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -80,17 +80,23 @@ class Batch:
     """One batch and the loss on it.
 
     Passes come in two kinds. `embed` and `task` are functions of the weights they are given: they
-    leave batch-norm statistics and the random state as they were, and all of them draw the same
-    random numbers. `embed_for_real` and `task_for_real` are the passes of ordinary training.
+    leave batch-norm statistics and the random state as they were, those of a loss that is a module
+    included, and all of them draw the same random numbers. `embed_for_real` and `task_for_real` are
+    the passes of ordinary training.
 
     Args:
         network: The network.
-        loss: L_task.
+        loss: L_task; a module may own networks and buffers.
         weights: Weights of the other terms.
         x: Inputs.
         y: Targets of the task loss.
         parts: Number of parts that encoder and decoder take the batch in.
+
+    Attributes:
+        output: The decoder's output in its first pass over this batch, detached.
     """
+
+    output: Tensor
 
     def __init__(
         self,
@@ -112,6 +118,7 @@ class Batch:
         self.parts = parts
         self._before_encoder = RandomState(x.device)
         self._before_decoder = self._before_encoder
+        self._decoded = False
 
     def embed(self, phi: Sequence[Tensor] | None = None) -> Tensor:
         """z_e at φ, (..., D), without a trace."""
@@ -133,12 +140,20 @@ class Batch:
         with self._before_decoder.replayed():
             z = self.network.channels_back(z_q)
             output = in_parts(lambda part: call(decoder, theta, part), z, self.parts)
-            return self.loss(output, self.y)
+            self._note(output)
+            return traceless(self.loss, output, self.y)
 
     def task_for_real(self, z_q: Tensor) -> Tensor:
         """L_task of decoding z_q, (..., D), as ordinary training does."""
         z = self.network.channels_back(z_q)
-        return self.loss(in_parts(self._once(self.network.decoder), z, self.parts), self.y)
+        output = in_parts(self._once(self.network.decoder), z, self.parts)
+        self._note(output)
+        return self.loss(output, self.y)
+
+    def _note(self, output: Tensor) -> None:
+        if not self._decoded:
+            self.output = output.detach()
+            self._decoded = True
 
     def _once(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """The module, which leaves its traces on the first pass over each part alone.

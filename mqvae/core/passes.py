@@ -47,6 +47,13 @@ def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Tensor
     return functional_call(module, tensors, inputs)
 
 
+def traceless(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, as a module with its buffers unchanged."""
+    if isinstance(function, nn.Module) and next(function.buffers(), None) is not None:
+        return call(function, None, *inputs)
+    return function(*inputs)
+
+
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Tensor:
     """`function(x)`, part by part along the first axis, holding the graph of one part at a time.
 
@@ -76,20 +83,24 @@ def fresh_casts() -> Iterator[None]:
 
 
 class Snapshot:
-    """Buffers of a module and the random state, to be put back.
+    """Buffers of modules and the random state, to be put back.
 
     As a context manager: put back if the block raises.
+
+    Args:
+        modules: The modules; what is none is passed over.
+        device: Whose random state it is, beside the CPU's.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._module = module
+    def __init__(self, modules: Sequence[object], device: torch.device) -> None:
+        self._modules = [m for m in modules if isinstance(m, nn.Module)]
         self._device = device
         self.retake()
 
     def retake(self) -> None:
         """What is now is what will be put back."""
         self._random = RandomState(self._device)
-        self._buffers = [(b, b.clone()) for b in self._module.buffers()]
+        self._buffers = [(b, b.clone()) for m in self._modules for b in m.buffers()]
 
     def __enter__(self) -> "Snapshot":
         return self

@@ -70,4 +70,4 @@ class Alternated(Update):
         here = batch.lower_pass(z_e, for_real=True)
         self._descend_network(here.g_phi, here.g_theta)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(here.task, here.quantized)
+        return step_of(batch, here.task, here.quantized)

@@ -79,7 +79,7 @@ class Ema(Update):
         if self.quantizer.training and trained:
             self._average(batch, here)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(here.task, here.quantized)
+        return step_of(batch, here.task, here.quantized)
 
     @torch.no_grad()
     def _average(self, batch: Batch, here: LowerPass) -> None:

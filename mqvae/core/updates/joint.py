@@ -30,7 +30,7 @@ class Joint(Update):
         apply(self.lower, lower, found[: len(lower)])
         apply(self.upper, upper, found[len(lower) :])
         self._after_step(z_e, quantized.codes)
-        return step_of(task, quantized)
+        return step_of(batch, task, quantized)
 
 
 class Synchronous(Update):
@@ -88,4 +88,4 @@ class Synchronous(Update):
         (g_c,) = mean_across_processes([g_c])
         self._descend_codebook(g_c)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(here.task, here.quantized)
+        return step_of(batch, here.task, here.quantized)

@@ -106,7 +106,7 @@ class Meta(Update):
             above: A second batch (x, y) for the upper level; None uses the same on both, as the
                 paper does.
         """
-        with fresh_casts(), Snapshot(self.network, x.device) as snapshot:
+        with fresh_casts(), Snapshot([self.network, self.loss], x.device) as snapshot:
             lower = self._batch(x, y, parts)
             upper = lower if above is None else self._batch(*above, parts)
             return self._meta_step(lower, upper, snapshot)
@@ -129,7 +129,7 @@ class Meta(Update):
             real = lower.lower_pass(z_e, for_real=True)
             self._descend_network(real.g_phi, real.g_theta)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(here.task, here.quantized, norms(hyper))
+        return step_of(lower, here.task, here.quantized, norms(hyper))
 
     def _look_ahead(self, here: LowerPass) -> tuple[LowerPass, list[Tensor], list[Tensor]]:
         """The pass at weights that stay where they are, and φ', θ'."""

@@ -75,7 +75,7 @@ class MetaNetwork(Update):
         (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])
         self._descend_codebook(g_c)
         self._after_step(z_e, quantized.codes)
-        return step_of(task, quantized)
+        return step_of(batch, task, quantized)
 
 
 class MetaBoth(Update):
@@ -135,7 +135,7 @@ class MetaBoth(Update):
         self._descend_codebook(hyper.direct + hyper.indirect)
         self._descend_network(g_phi, g_theta)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(here.task, here.quantized, norms(hyper))
+        return step_of(batch, here.task, here.quantized, norms(hyper))
 
 
 def network_hypergradient(

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Step:
         commitment: mean ‖z_e − sg(z_q)‖², unweighted.
         codebook: mean ‖sg(z_e) − z_q‖², unweighted.
         codes: The codes of the batch.
+        output: The decoder's output in the first pass, (B, ...), detached.
         direct_norm: Norm of the direct hypergradient; None for rules without one.
         indirect_norm: Norm of the indirect hypergradient.
         cosine: Cosine between the two; 0 where one of them vanishes.
@@ -33,6 +34,7 @@ class Step:
     commitment: Tensor
     codebook: Tensor
     codes: Tensor
+    output: Tensor = field(repr=False)
     direct_norm: Tensor | None = None
     indirect_norm: Tensor | None = None
     cosine: Tensor | None = None
@@ -43,7 +45,8 @@ class Update(ABC):
 
     Args:
         network: The network that is trained.
-        loss: L_task(output, target) → scalar, a mean over the batch.
+        loss: L_task(output, target) → scalar, a mean over the batch. A module may own parameters
+            and buffers: no rule trains the ones, no look-ahead changes the others.
         lower: Optimizer of φ and θ, `network.network_parameters()`.
         upper: Optimizer of C, `network.codebook_parameters()`; None where C has none.
         commitment_weight: β, weight of the commitment loss.
@@ -104,7 +107,7 @@ class Update(ABC):
                 one at a time; about one forward pass dearer per gradient. Without batch norm and
                 dropout the step is that of the whole batch, every statistic included.
         """
-        with fresh_casts(), Snapshot(self.network, x.device) as snapshot:
+        with fresh_casts(), Snapshot([self.network, self.loss], x.device) as snapshot:
             return self._step(self._batch(x, y, parts), snapshot)
 
     @abstractmethod
@@ -159,13 +162,16 @@ class Update(ABC):
             value.copy_(state[name])
 
 
-def step_of(task: Tensor, quantized: Quantized, norms: dict[str, Tensor] | None = None) -> Step:
+def step_of(
+    batch: Batch, task: Tensor, quantized: Quantized, norms: dict[str, Tensor] | None = None
+) -> Step:
     """The report of a step from its first pass."""
     return Step(
         task.detach(),
         quantized.commitment_loss.detach(),
         quantized.codebook_loss.detach(),
         quantized.codes,
+        batch.output,
         **(norms or {}),
     )
 
