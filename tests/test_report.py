@@ -34,6 +34,52 @@ META = {
         "hypergradient": {"class_path": "mqvae.core.hypergradient.FiniteDifference"},
     },
 }
+FIGURES = {
+    "mse": {
+        "title": "MSE",
+        "better": "lower",
+        "protocol": "mean over all numbers",
+        "unit": "",
+        "scale": 1e-3,
+    },
+    "psnr": {
+        "title": "PSNR",
+        "better": "higher",
+        "protocol": "mean over images",
+        "unit": "dB",
+        "scale": 1.0,
+    },
+    "perplexity": {
+        "title": "Perplexity",
+        "better": "higher",
+        "protocol": "codes in effective use",
+        "unit": "",
+        "scale": 1.0,
+    },
+    "usage": {
+        "title": "Usage",
+        "better": "higher",
+        "protocol": "share of codes chosen at least once",
+        "unit": "%",
+        "scale": 0.01,
+    },
+    "gradient_gap": {
+        "title": "Gradient gap",
+        "better": "lower",
+        "protocol": "distance of two gradients",
+        "unit": "",
+        "scale": 1e-5,
+    },
+}
+PICTURES = [
+    {"kind": "strip", "file": "samples/originals.png", "title": "Originals", "reference": True},
+    {
+        "kind": "strip",
+        "file": "samples/reconstructions.png",
+        "title": "Reconstructions",
+        "reference": False,
+    },
+]
 JOINT = {"class_path": "mqvae.core.updates.Joint", "init_args": {}}
 
 
@@ -98,6 +144,8 @@ def make_run(
             "source": "a package of the distribution",
             "parameters": 412737,
             "rule": "some rule",
+            "figures": FIGURES,
+            "pictures": PICTURES,
         }
         (folder / "summary.json").write_text(json.dumps(figures | (summary or {})))
     if tiles is None:
@@ -212,8 +260,8 @@ def test_best_follows_the_direction_and_skips_columns_without_a_winner(page: Pag
 
 def test_words_compare_to_the_first_run_for_better_and_worse(three: list[Path], tmp_path: Path):
     text = read([three[1], three[0], three[2]], tmp_path / "r.html").text
-    assert "VQ-VAE (one AdamW): an MSE 56.9% higher, at 1.00 times the cost of a step." in text
-    assert "MQ-VAE: an MSE 17.6% higher, at 2.50 times the cost of a step." in text
+    assert "VQ-VAE (one AdamW): MSE 56.9% higher (worse), at 1.00 times the cost of a step." in text
+    assert "MQ-VAE: MSE 17.6% higher (worse), at 2.50 times the cost of a step." in text
 
 
 def test_lead_and_title_name_data_updates_and_images(page: Page, tmp_path: Path) -> None:
@@ -222,7 +270,7 @@ def test_lead_and_title_name_data_updates_and_images(page: Page, tmp_path: Path)
         "10,000 test images." in page.text
     )
     digits = read([make_run(tmp_path / "digits", data="digits")], tmp_path / "r.html")
-    assert "<title>Vector-quantized networks on scikit-learn&#x27;s 8×8 digits" in digits.source
+    assert "<title>Vector-quantized networks on scikit-learn&#39;s 8×8 digits" in digits.source
     assert "One network trained for 1,200 updates on scikit-learn's 8×8 digits" in digits.text
 
 
@@ -278,7 +326,7 @@ def test_figures_take_colours_from_the_page_and_say_what_they_show(page: Page) -
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 4  # originals once, and three reconstructions
     assert all(image["alt"] for image in images)
-    assert "16 of 64 codes used, perplexity 80.0" in page.text
+    assert "16 of 64 codes used, perplexity 1" in page.text
 
 
 def test_no_gradient_dynamics_without_a_hypergradient(
@@ -294,7 +342,7 @@ def test_same_runs_give_the_same_bytes(three: list[Path], tmp_path: Path) -> Non
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    name = "<script>alert('x')</script> & \"$x_1$\" ${title}"
+    name = "<script>alert('x')</script> & \"$x_1$\" ${title} {{ title }}"
     run = make_run(tmp_path / "a b'c", name, summary={"device": "<img src=x onerror=y>"})
     page = read([run], run.parent / "r.html", title="</title><b>t")
     assert name in page.table("Quality")[0]["Run"]
@@ -345,26 +393,153 @@ def test_runs_with_other_images_get_their_own_originals(three: list[Path], tmp_p
     tiles = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
     run = make_run(tmp_path / "colour", "Colour", tiles=tiles)
     page = read([three[0], run], tmp_path / "r.html")
-    assert "Originalsof VQ-VAE (one AdamW)" in page.text
-    assert "Originalsof Colour" in page.text
+    assert "Originals of VQ-VAE (one AdamW)" in page.text
+    assert "Originals of Colour" in page.text
 
 
 def test_evaluation_takes_precedence_and_brings_columns(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "measured", "Measured")
+    fid = {"title": "FID", "better": "lower", "protocol": "features of Inception"}
     evaluation = {
         "mse": 7e-3,
         "fid": 31.5,
-        "my_score": 0.5,
-        "lpips": 0.12,
         "protocol": {"images": 5},
+        "figures": {**FIGURES, "fid": fid},
     }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     page = read([three[0], run], tmp_path / "r.html")
     first, second = page.table("Quality")
-    assert list(first)[7:10] == ["LPIPS", "FID", "my score"]
+    assert list(first)[6:9] == ["Gradient gap", "FID", "Cost of a step"]
     assert (second["MSE"], second["PSNR"]) == ("7.00", "21.00")
-    assert (second["FID"], second["my score"], first["FID"]) == ("31.5", "0.500", "-")
+    assert (second["FID"], first["FID"]) == ("31.5", "-")
+    assert "FID: features of Inception." in page.text
     assert "measured under different protocols" in page.text
+
+
+def undescribed(run: Path) -> Path:
+    """The run as 0.1.0 wrote it."""
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["figures"], summary["pictures"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_undescribed_numbers_are_columns_by_their_keys(tmp_path: Path) -> None:
+    runs = [undescribed(make_run(tmp_path / name, name)) for name in ("a", "b")]
+    (runs[1] / "evaluation.json").write_text(json.dumps({"mse": 7e-3, "my_score": 0.5}))
+    page = read(runs, tmp_path / "r.html")
+    first, second = page.table("Quality")
+    titles = ["mse", "psnr", "perplexity", "usage", "gradient gap", "my score"]
+    assert list(first)[2:8] == titles
+    assert (second["mse"], second["gradient gap"]) == ("0.00700", "0.000180")
+    assert not page.best
+    assert "b: mse 12.5% lower, at 1.00 times the cost of a step." in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 3
+
+
+def test_descriptions_reach_runs_without_any(three: list[Path], tmp_path: Path) -> None:
+    old = undescribed(make_run(tmp_path / "old", "Old"))
+    page = read([old, three[1]], tmp_path / "r.html")
+    assert [row["MSE"] for row in page.table("Quality")] == ["8.00", "5.10"]
+    assert list(page.table("Quality")[0])[2:7] == [each["title"] for each in FIGURES.values()]
+
+
+def classify(folder: Path, name: str, accuracy: float, counts: np.ndarray) -> Path:
+    """A run of another task: no strips, a matrix, other figures."""
+    title = "Confusion matrix"
+    summary = {
+        "accuracy": accuracy,
+        "entropy": 0.7,
+        "method": "VQ-C",
+        "figures": {
+            "accuracy": {
+                "title": "Accuracy",
+                "better": "higher",
+                "protocol": "share of images whose class is the likeliest",
+                "unit": "%",
+                "scale": 0.01,
+            },
+            "entropy": {"title": "Entropy", "better": None, "protocol": "mean over images"},
+        },
+        "pictures": [
+            {
+                "kind": "matrix",
+                "file": "samples/confusion.csv",
+                "title": title,
+                "rows": "class",
+                "columns": "prediction",
+            },
+            {"kind": "hologram", "file": "samples/later", "title": "Of a later version"},
+        ],
+    }
+    run = make_run(folder, name, summary=summary)
+    for strip in (run / "samples").iterdir():
+        strip.unlink()
+    lines = [",".join(map(str, row)) for row in counts.tolist()]
+    (run / "samples" / "confusion.csv").write_text("\n".join(lines) + "\n")
+    return run
+
+
+def test_another_task_has_its_own_columns_words_and_pictures(tmp_path: Path) -> None:
+    counts = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    runs = [
+        classify(tmp_path / "a", "A", 0.80, counts),
+        classify(tmp_path / "b", "B", 0.825, counts.T),
+    ]
+    page = read(runs, tmp_path / "r.html")
+    assert list(page.table("Quality")[0])[2:5] == ["Accuracy", "Entropy", "Cost of a step"]
+    assert [row["Update rule"] for row in page.table("Quality")] == ["VQ-C Joint"] * 2
+    assert page.best == ["82.5"]
+    assert "B: Accuracy 2.50 points higher (better), at 1.00 times" in page.text
+    assert "Accuracy: share of images whose class is the likeliest." in page.text
+    assert "MSE" not in page.text
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    matrix = page.tables[
+        "A: Confusion matrix. Down: class, across: prediction. Shade: share of its row."
+    ]
+    assert matrix == [
+        ["class", "prediction"],
+        ["0", "1", "2"],
+        ["0", "8", "2", "0"],
+        ["1", "1", "9", "0"],
+        ["2", "0", "0", "0"],
+    ]
+    shares = [
+        attributes["style"]
+        for tag, attributes in page.tags
+        if tag == "td" and "style" in attributes
+    ]
+    assert shares[:3] == ["--share: 80%", "--share: 20%", "--share: 0%"]
+
+
+def test_large_matrix_is_a_picture(tmp_path: Path) -> None:
+    run = classify(tmp_path / "a", "A", 0.8, np.eye(100, dtype=int) * 7)
+    page = read([run], tmp_path / "r.html")
+    (image,) = (attributes for tag, attributes in page.tags if tag == "img")
+    assert image["alt"] == "A: Confusion matrix, 100 by 100, 100.0% on the diagonal"
+    pixels = np.asarray(Image.open(BytesIO(base64.b64decode(image["src"].partition(",")[2]))))
+    assert np.array_equal(pixels[..., 3], 255 * np.eye(100))
+    assert not [caption for caption in page.tables if "Confusion" in caption]
+
+
+def test_nothing_to_show_is_left_out_or_said(three: list[Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "silent", "Silent", summary={"pictures": []})
+    assert "amples" not in read([run], tmp_path / "r.html").text
+    page = read([run, three[0]], tmp_path / "r.html")
+    assert re.search(r"Originals.*Silent.*nothing to show.*VQ-VAE \(one", page.text, re.S)
+
+
+def test_validation_is_a_dashed_line_of_its_own(three: list[Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows=20)
+    head, *lines = (run / "metrics.csv").read_text().splitlines()
+    rows = [line + (f",0.{9 - i // 5},odd" if i % 5 == 4 else ",,") for i, line in enumerate(lines)]
+    (run / "metrics.csv").write_text("\n".join([head + ",validation,player", *rows]) + "\n")
+    page = read([three[0], run], tmp_path / "r.html")
+    alt = next(each["aria-label"] for _, each in page.tags if each.get("class") == "chart")
+    assert alt.endswith("VQ-VAE (validation) 0.6.")
+    assert page.text.count("validation") == 1  # in the legend
+    assert "stroke-dasharray" in page.source
+    assert "validation" not in read(three, tmp_path / "r.html").text
 
 
 def test_runs_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
@@ -383,7 +558,7 @@ def test_values_that_are_not_finite_are_shown_and_never_best(three: list[Path], 
     row = page.table("Quality")[2]
     assert (row["MSE"], row["PSNR"]) == ("nan", "-")
     assert "6.00" in page.best
-    assert "Diverged: an MSE that cannot be compared" in page.text
+    assert "Diverged: MSE cannot be compared" in page.text
 
 
 def test_more_runs_than_colours(tmp_path: Path) -> None:
@@ -420,6 +595,10 @@ def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:
         ("code_counts.csv", b"group,code,count\n0,-1,3\n", "no codebook has code -1"),
         ("code_counts.csv", b"group,code,count\n0,99999999999,3\n", "no codebook has code"),
         ("samples/originals.png", b"not an image", "not a readable image"),
+        ("evaluation.json", b'{"figures": {"a": {"better": "less"}}}', "a better lower, higher or"),
+        ("evaluation.json", b'{"figures": {"a": {"scale": 0}}}', "a positive scale of a, got 0"),
+        ("evaluation.json", b'{"pictures": [{"file": "../x.png"}]}', "in the run's folder, got"),
+        ("evaluation.json", b'{"pictures": [{"file": "/x.png"}]}', "in the run's folder, got"),
     ],
 )
 def test_damaged_file_is_named_and_the_old_page_stays(
@@ -432,6 +611,22 @@ def test_damaged_file_is_named_and_the_old_page_stays(
         write_report([run], out)
     assert out.read_text() == "the old page"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "run"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1,2\n3\n", "equally long"),
+        ("", "equally long"),
+        ("1,x\n", "whole numbers"),
+        ("1,-2\n", "expected counts, got -2"),
+    ],
+)
+def test_damaged_matrix_is_named(content: str, message: str, tmp_path: Path) -> None:
+    run = classify(tmp_path / "run", "A", 0.5, np.eye(2, dtype=int))
+    (run / "samples" / "confusion.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"confusion\.csv is damaged.*" + message):
+        write_report([run], tmp_path / "r.html")
 
 
 def test_folders_above_the_page_are_made_and_nothing_else_is_left(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 
-from mqvae.report.markup import Html, element
+from mqvae.report.words import scientific
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,25 @@ DENSE = 80  # from this many points on, a line is smoothed
 # replaced, so that one drawing serves light and dark.
 INK, RULE, RUN = "#fd0001", "#fd0002", "#fe00{:02x}"
 
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+@dataclass(frozen=True)
+class Mark:
+    """A piece of line with its meaning, as a legend has it; `dashes` as SVG writes them."""
+
+    name: str
+    colour: str
+    dashes: str
+
+
+def mark(name: str, run: int | None = None, *, kind: Literal["first", "second"] = "first") -> Mark:
+    """The mark of a run, or that of a kind of line, whichever run it is of."""
+    dash = _dash(run or 0, kind)
+    dashes = "" if isinstance(dash, str) else " ".join(f"{1.6 * part:g}" for part in dash[1])
+    return Mark(name, "currentColor" if run is None else f"var(--run-{run % COLOURS})", dashes)
+
+
+def _dash(run: int, kind: str) -> Any:
+    return DASHES[1] if kind == "second" else DASHES[run // COLOURS % len(DASHES)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +66,7 @@ def curves(
     log: bool | None = None,
     zero: bool = False,
     width: int = WIDE,
-) -> Html:
+) -> Markup:
     """Curves over a shared axis; dense ones are smoothed, the raw values faint behind them.
 
     Args:
@@ -70,9 +89,7 @@ def curves(
         for line in lines:
             drawable = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
             y = np.where(drawable, line.y, np.nan)
-            cycle, second = line.run // COLOURS, line.kind == "second"
-            style = DASHES[1] if second else DASHES[cycle % len(DASHES)]
-            colour = RUN.format(line.run % COLOURS)
+            style, colour = _dash(line.run, line.kind), RUN.format(line.run % COLOURS)
             if np.isfinite(y).sum() >= DENSE:
                 axes.plot(*envelope(line.x, y), color=colour, alpha=0.22, lw=0.8)
                 axes.plot(*thin(line.x, smooth(y)), color=colour, ls=style, lw=1.7)
@@ -92,7 +109,7 @@ def curves(
 
 def ranks(
     shares: np.ndarray, *, run: int, name: str, alt: str, total: int, lowest: float, highest: float
-) -> Html:
+) -> Markup:
     """Shares of the codes, the most frequent first, over the rank; y is logarithmic.
 
     Args:
@@ -179,10 +196,7 @@ def plain(value: float, _position: object = None) -> str:
     """
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.10g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
-    mantissa = mantissa.rstrip("0").rstrip(".")
-    return power if mantissa == "1" else f"{mantissa}·{power}"
+    return scientific(value)
 
 
 def percentage(value: float, _position: object = None) -> str:
@@ -209,7 +223,7 @@ def _y_ticks(axes: Axes, logarithmic: bool, *, percent: bool = False) -> None:
     axes.set_ylim(low, high)
 
 
-def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Html:
+def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Markup:
     from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -254,7 +268,7 @@ def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Ht
     return _adopt(written.getvalue(), name=name, alt=alt)
 
 
-def _adopt(svg: str, *, name: str, alt: str) -> Html:
+def _adopt(svg: str, *, name: str, alt: str) -> Markup:
     """Fit matplotlib's file into a page: no clashing ids, no leaking style, no fixed colour."""
     body = svg[svg.index("<svg") :]
     view = re.search(r'viewBox="([^"]*)"', body)
@@ -275,15 +289,6 @@ def _adopt(svg: str, *, name: str, alt: str) -> Html:
     body = re.sub(r"#fe00([0-9a-f]{2})", lambda m: f"var(--run-{int(m[1], 16)})", body)
     body = body.replace(INK, "var(--muted)").replace(RULE, "var(--rule)")
     body = re.sub(r"\s*\n\s*", "\n", body)
-    return element("svg", Html(body), class_="chart", viewBox=view[1], role="img", aria_label=alt)
-
-
-def swatch(run: int, *, kind: Literal["first", "second"] = "first") -> Html:
-    """A short piece of a run's line, for a legend."""
-    dash = DASHES[1] if kind == "second" else DASHES[max(run, 0) // COLOURS % len(DASHES)]
-    pattern = None if isinstance(dash, str) else " ".join(f"{1.6 * part:g}" for part in dash[1])
-    colour = "currentColor" if run < 0 else f"var(--run-{run % COLOURS})"
-    line = element(
-        "line", x1=1, x2=25, y1=4, y2=4, stroke=colour, stroke_width=3, stroke_dasharray=pattern
+    return Markup('<svg class="chart" viewBox="{}" role="img" aria-label="{}">{}</svg>').format(
+        view[1], alt, Markup(body)
     )
-    return element("svg", line, class_="swatch", viewBox="0 0 26 8", aria_hidden="true")

@@ -1,48 +1,80 @@
-"""A run folder, read and checked, as plain values."""
+"""A run folder as plain values."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-import yaml
 
+from mqvae.report.files import damaged, read_counts, read_json, read_metrics, read_yaml
 from mqvae.report.words import dataset_title
 
-REQUIRED_METRICS = ("step", "seconds", "task")
-MOST_CODES = 2**24  # beyond it a code is a slip, and would need memory to match
-KNOWN_METRICS = (*REQUIRED_METRICS, "perplexity", "direct_norm", "indirect_norm", "cosine")
+# Numbers of a summary without descriptions, as 0.1.0 wrote it, that say nothing about quality.
+BOOKKEEPING = frozenset(
+    {"steps", "step", "seconds", "wall_seconds", "seconds_per_step", "parameters", "seed"}
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one figure is, as the run describes it: fields as in `mqvae.tasks.Figure`."""
+
+    title: str
+    better: str | None = None
+    protocol: str = ""
+    unit: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a run folder: a strip of images, or a matrix of counts."""
+
+    kind: str
+    file: Path
+    title: str
+    reference: bool = False
+    rows: str = "row"
+    columns: str = "column"
 
 
 @dataclass(frozen=True)
 class Run:
     """What one run folder says.
 
-    `figures` is `summary.json` with `evaluation.json`, which is newer, laid over it. `metrics` maps
-    a column of `metrics.csv` to one float per logged step (NaN where blank). `counts` holds one
-    array per codebook group: how often the test set chose each code.
+    Attributes:
+        path: The folder.
+        name: What the page calls it.
+        config: `config.yaml`.
+        summary: `summary.json` with `evaluation.json`, which is newer, laid over it.
+        figures: What the run measured, in the order of the columns, by keys of `summary`.
+        pictures: What of it can be shown; None where the run does not say so (yet).
+        metrics: A column of `metrics.csv` to one float per logged step.
+        counts: One array per codebook group: how often the test set chose each code.
+        finished: It has a summary.
+        written: Date of its newest file.
     """
 
     path: Path
     name: str
-    config: dict[str, Any]
-    figures: dict[str, Any]
-    metrics: dict[str, np.ndarray]
-    counts: tuple[np.ndarray, ...]
+    config: dict[str, Any] = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)
+    figures: dict[str, Figure]
+    pictures: tuple[Picture, ...] | None
+    metrics: dict[str, np.ndarray] = field(repr=False)
+    counts: tuple[np.ndarray, ...] = field(repr=False)
     finished: bool
     written: datetime
 
-    def figure(self, key: str) -> float | None:
-        """A final figure, or None where the run does not have it (yet)."""
-        value = self.figures.get(key)
+    def number(self, key: str) -> float | None:
+        """A number of the summary, or None where the run does not have it (yet)."""
+        value = self.summary.get(key)
         return float(value) if is_number(value) else None
 
     def column(self, key: str) -> np.ndarray:
@@ -51,36 +83,35 @@ class Run:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        protocol = self.figures.get("protocol")
-        return protocol if isinstance(protocol, dict) else {}
+        return _mapping(self.summary.get("protocol"))
 
     @property
     def dataset(self) -> str:
         """The dataset in words, as the page's title says it."""
-        data = self.config.get("data")
-        name = data.get("name") if isinstance(data, dict) else None
-        return dataset_title(name or self.figures.get("dataset"))
+        name = _mapping(self.config.get("data")).get("name")
+        return dataset_title(name or self.summary.get("dataset"))
 
     @property
     def rule(self) -> tuple[str, str]:
-        """The update rule's class; then its estimator and ξ, where the configuration has them."""
-        update = self.config.get("update")
-        if not isinstance(update, dict) or "class_path" not in update:
-            return str(self.figures.get("rule") or "-"), ""
-        arguments = update.get("init_args")
-        arguments = arguments if isinstance(arguments, dict) else {}
+        """What the field calls the update rule, or else its class; then what further is known."""
+        method = self.summary.get("method")
+        update = _mapping(self.config.get("update"))
+        if "class_path" not in update:
+            return str(method or self.summary.get("rule") or "-"), ""
+        arguments = _mapping(update.get("init_args"))
         estimator = arguments.get("hypergradient")
         if isinstance(estimator, dict):
             estimator = estimator.get("class_path")
-        details = [] if estimator is None else [_class_name(estimator)]
+        words = [str(method)] if method else []
+        words += [_class_name(path) for path in (update["class_path"], estimator) if path]
         if is_number(arguments.get("xi")):
-            details.append(f"ξ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{arguments['xi']:g}")
-        return _class_name(update["class_path"]), ", ".join(details)
+            words.append(f"ξ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{arguments['xi']:g}")
+        return words[0], ", ".join(words[1:])
 
     @property
     def steps(self) -> int | None:
         """Updates made so far."""
-        done = self.figure("steps") if self.finished else None
+        done = self.number("steps") if self.finished else None
         if done is None and len(self.column("step")):
             done = float(self.column("step")[-1])
         return int(done) if done is not None and math.isfinite(done) else None
@@ -93,7 +124,7 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Training time so far."""
-        total = self.figure("wall_seconds")
+        total = self.number("wall_seconds")
         if total is None and len(self.column("seconds")):
             total = float(self.column("seconds")[-1])
         return total
@@ -111,17 +142,10 @@ class Run:
         return used, sum(len(group) for group in self.counts)
 
     @property
-    def perplexity(self) -> float | None:
-        """The reported perplexity; without one, that of the counts (per group, then averaged)."""
-        reported = self.figure("perplexity")
-        groups = [group[group > 0] / group.sum() for group in self.counts if group.sum() > 0]
-        if reported is not None or not groups:
-            return reported
+    def perplexity(self) -> float:
+        """That of the counts, per group, then averaged."""
+        groups = [group[group > 0] / group.sum() for group in self.counts if group.any()]
         return float(np.mean([math.exp(-float((p * np.log(p)).sum())) for p in groups]))
-
-
-def _class_name(path: object) -> str:
-    return str(path).rpartition(".")[2]
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -158,111 +182,75 @@ def read_run(path: Path) -> Run:
             f"{path} is not a run: expected config.yaml in it; "
             "pass a folder that `mqvae train` wrote"
         )
-    config = _read_config(path / "config.yaml")
-    finished = (path / "summary.json").is_file()
-    figures = _read_json(path / "summary.json") | _read_json(path / "evaluation.json")
-    final = [path / name for name in ("summary.json", "evaluation.json", "metrics.csv")]
-    dated = [file for file in final if file.is_file()] or [path / "config.yaml"]
+    config = read_yaml(path / "config.yaml")
+    measured = [path / "summary.json", path / "evaluation.json"]
+    finished = measured[0].is_file()
+    dated = [file for file in (*measured, path / "metrics.csv") if file.is_file()]
+    contents = [(file, read_json(file)) for file in measured]
+    figures: dict[str, Figure] = {}
+    pictures = _pictures_of_0_1(path)
+    for file, content in contents:
+        described = _read_figures(file, content)
+        figures |= described if "figures" in content else described | figures
+        if isinstance(content.get("pictures"), list):
+            pictures = tuple(_read_picture(file, _mapping(each)) for each in content["pictures"])
     return Run(
         path=path,
         name=str(config.get("name") or path.resolve().name),
         config=config,
+        summary=contents[0][1] | contents[1][1],
         figures=figures,
-        metrics=_read_metrics(path / "metrics.csv", finished=finished),
-        counts=_read_counts(path / "code_counts.csv"),
+        pictures=pictures,
+        metrics=read_metrics(path / "metrics.csv", finished=finished),
+        counts=read_counts(path / "code_counts.csv"),
         finished=finished,
         # The newest file's date, not the clock's: the same runs give the same page.
-        written=datetime.fromtimestamp(max(file.stat().st_mtime for file in dated), UTC),
+        written=datetime.fromtimestamp(
+            max(file.stat().st_mtime for file in dated or [path / "config.yaml"]), UTC
+        ),
     )
 
 
-def _damaged(file: Path, what: str) -> ValueError:
-    return ValueError(f"{file} is damaged: {what}; restore it or run `mqvae` again to write it")
+def _class_name(path: object) -> str:
+    return str(path).rpartition(".")[2]
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise _damaged(file, f"expected UTF-8 text, got {error}") from error
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(_read_text(file))
-    except yaml.YAMLError as error:
-        raise _damaged(file, f"not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict):
-        raise _damaged(file, f"expected a mapping of settings, got {type(config).__name__}")
-    return config
+def _read_figures(file: Path, content: dict[str, Any]) -> dict[str, Figure]:
+    if "figures" in content:
+        described = _mapping(content["figures"])
+        return {key: _read_figure(file, key, _mapping(each)) for key, each in described.items()}
+    # As 0.1.0 wrote it: numbers that nobody describes.
+    keys = [key for key, value in content.items() if is_number(value)]
+    return {key: Figure(key.replace("_", " ")) for key in keys if key not in BOOKKEEPING}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in `file`; an absent file is an empty one."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(_read_text(file))
-    except json.JSONDecodeError as error:
-        raise _damaged(file, f"not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise _damaged(file, f"expected an object, got {type(content).__name__}")
-    return content
+def _read_figure(file: Path, key: str, fields: dict[str, Any]) -> Figure:
+    better, scale = fields.get("better"), fields.get("scale", 1.0)
+    if better not in ("lower", "higher", None):
+        raise damaged(file, f"expected {key} better lower, higher or null, got {better!r}")
+    if not is_number(scale) or not 0 < scale < math.inf:
+        raise damaged(file, f"expected a positive scale of {key}, got {scale!r}")
+    title, protocol, unit = (str(fields.get(name, "")) for name in ("title", "protocol", "unit"))
+    return Figure(title or key, better, protocol.rstrip("."), unit, float(scale))
 
 
-def _read_rows(file: Path, required: Sequence[str], lines: list[str]) -> list[dict[str, str]]:
-    reader = csv.reader(lines, strict=True)
-    rows: list[dict[str, str]] = []
-    try:
-        head = next(reader, [])
-        if missing := [name for name in required if name not in head]:
-            named = ", ".join(head) or "none"
-            raise _damaged(file, f"expected a column {missing[0]!r}, got {named}")
-        for row in filter(None, reader):
-            if len(row) != len(head):
-                place = f"line {reader.line_num}"
-                raise _damaged(file, f"{place} has {len(row)} values, expected {len(head)}")
-            rows.append(dict(zip(head, row, strict=True)))
-    except csv.Error as error:
-        raise _damaged(file, f"not CSV ({error})") from error
-    return rows
+def _read_picture(file: Path, fields: dict[str, Any]) -> Picture:
+    path = Path(str(fields.get("file")))
+    # A page is passed on: it must hold nothing but what lies in the run.
+    if path.is_absolute() or ".." in path.parts:
+        raise damaged(file, f"expected pictures in the run's folder, got {path}")
+    title, rows, columns = (str(fields.get(name, name)) for name in ("title", "rows", "columns"))
+    reference = fields.get("reference") is True
+    kind = str(fields.get("kind"))
+    return Picture(kind, file.parent / path, title, reference, rows, columns)
 
 
-def _read_metrics(file: Path, *, finished: bool) -> dict[str, np.ndarray]:
-    lines = _read_text(file).splitlines(keepends=True) if file.is_file() else []
-    if not finished and lines and not lines[-1].endswith("\n"):
-        lines.pop()  # the trainer is in the middle of writing it
-    if not lines and not (finished and file.is_file()):
-        return {}
-    rows = _read_rows(file, REQUIRED_METRICS, lines)
-    columns: dict[str, np.ndarray] = {}
-    for key in rows[0] if rows else ():
-        try:
-            values = [float(row[key]) if row[key].strip() else math.nan for row in rows]
-        except ValueError as error:
-            if key in KNOWN_METRICS:
-                raise _damaged(file, f"expected numbers in column {key!r}, got {error}") from error
-            continue
-        columns[key] = np.array(values)
-    return columns
-
-
-def _read_counts(file: Path) -> tuple[np.ndarray, ...]:
-    if not file.is_file():
-        return ()
-    required = ("group", "code", "count")
-    groups: dict[str, dict[int, int]] = {}
-    for row in _read_rows(file, required, _read_text(file).splitlines(keepends=True)):
-        try:
-            code, count = int(row["code"]), int(row["count"])
-        except ValueError as error:
-            raise _damaged(file, f"expected whole numbers, got {error}") from error
-        if not 0 <= code < MOST_CODES or count < 0:
-            raise _damaged(file, f"no codebook has code {code} chosen {count} times")
-        groups.setdefault(row["group"], {})[code] = count
-    arrays = []
-    for codes in groups.values():
-        array = np.zeros(max(codes) + 1, dtype=np.int64)
-        array[list(codes)] = list(codes.values())
-        arrays.append(array)
-    return tuple(arrays)
+def _pictures_of_0_1(path: Path) -> tuple[Picture, ...] | None:
+    """The strips that 0.1.0 wrote, where they are."""
+    originals = Picture("strip", path / "samples" / "originals.png", "Originals", reference=True)
+    rebuilt = Picture("strip", path / "samples" / "reconstructions.png", "Reconstructions")
+    return tuple(each for each in (originals, rebuilt) if each.file.is_file()) or None

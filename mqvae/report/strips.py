@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 GAP = 2  # pixels between the tiles of a strip in a run folder
 TILE = 56  # CSS pixels that a tile has at least
 LARGE = 128  # CSS pixels that a tile has at most, when its image is larger
-BUDGET = 1_100_000  # bytes for all strips of a page
+BUDGET = 1_500_000  # characters for all strips of a page
 
 # Tried in this order until the strips fit: first unchanged, then ever smaller.
 ENCODINGS = ((None, 1.0), (90, 1.0), (80, 1.0), (80, 0.5), (70, 0.25))
@@ -94,20 +94,19 @@ def encode_strips(strips: Sequence[Strip]) -> tuple[list[str], bool]:
         return [], True
     images = [strip.image() for strip in strips]
     for quality, zoom in ENCODINGS:
-        encoded = [_encode(image, quality, zoom) for image in images]
-        if sum(map(len, encoded)) <= BUDGET:
+        uris = [data_uri(image, quality, zoom) for image in images]
+        if sum(map(len, uris)) <= BUDGET:
             break
-    kind = "png" if quality is None else "webp"
-    uris = [f"data:image/{kind};base64,{base64.b64encode(data).decode()}" for data in encoded]
     return uris, quality is None
 
 
-def _encode(image: Image.Image, quality: int | None, zoom: float) -> bytes:
-    written = BytesIO()
+def data_uri(image: Image.Image, quality: int | None = None, zoom: float = 1.0) -> str:
+    """An image as PNG, or as WebP of some quality and size, in the page itself."""
+    written, kind = BytesIO(), "png" if quality is None else "webp"
     if quality is None:
         image.save(written, "PNG", optimize=True)
     else:
         width, height = (max(1, round(zoom * length)) for length in image.size)
         resized = image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
         resized.save(written, "WEBP", quality=quality, method=4)
-    return written.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(written.getvalue()).decode()}"

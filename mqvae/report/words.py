@@ -16,6 +16,7 @@ DATASETS = {
     "celeba": "CelebA",
     "imagenet": "ImageNet",
 }
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -44,6 +45,26 @@ def enumerate_words(items: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
 
 
+def inside(title: str) -> str:
+    """A title inside a sentence; one that begins with an abbreviation stays.
+
+    >>> inside("Reconstructions"), inside("FID")
+    ('reconstructions', 'FID')
+    """
+    return title[:1].lower() + title[1:] if title[1:2].islower() else title
+
+
+def scientific(value: float) -> str:
+    """
+    >>> scientific(0.00002), scientific(0.001)
+    ('2·10⁻⁵', '10⁻³')
+    """
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
 def duration(seconds: float | None) -> str:
     """
     >>> duration(7.25), duration(192), duration(7500), duration(None)
@@ -61,7 +82,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def aligned(values: Sequence[float | None], *, digits: int, most: int) -> list[str]:
+def aligned(values: Sequence[float | None], *, digits: int = 3, most: int = 6) -> list[str]:
     """Numbers of one column with equally many decimals; None gives "-".
 
     Args:
@@ -69,7 +90,7 @@ def aligned(values: Sequence[float | None], *, digits: int, most: int) -> list[s
         digits: significant digits that the smallest of them keeps.
         most: decimals at most.
 
-    >>> aligned([5.1, 12.345, None], digits=3, most=4)
+    >>> aligned([5.1, 12.345, None])
     ['5.10', '12.35', '-']
     """
     sizes = [abs(value) for value in values if value and math.isfinite(value)]

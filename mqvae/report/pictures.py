@@ -1,0 +1,145 @@
+"""What the runs have to show: strips of images in common columns, matrices of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mqvae.report.charts import Mark, mark
+from mqvae.report.files import read_matrix
+from mqvae.report.run import Picture, Run
+from mqvae.report.strips import Strip, data_uri, encode_strips, read_strip
+from mqvae.report.words import enumerate_words, inside
+
+WRITTEN = 20  # classes up to which a matrix is a table of numbers
+SHADE = (76, 132, 204)  # seen on light and on dark pages
+
+
+@dataclass(frozen=True)
+class Row:
+    """A strip with its label; where there is none, `shows` says why."""
+
+    label: str
+    detail: str
+    shows: str
+    strip: Strip | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The strips of all runs, each with its image as a URI."""
+
+    title: str
+    rows: Sequence[tuple[Row, str]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts of one run: cells as (count, share of its row), or a picture of the shares."""
+
+    mark: Mark
+    caption: str
+    rows: str
+    columns: str
+    cells: Sequence[Sequence[tuple[int, float]]]
+    uri: str
+    alt: str
+
+
+def samples(runs: Sequence[Run], details: Sequence[str]) -> Samples | None:
+    """References on top, and under them what each run made of them, in the same columns.
+
+    Args:
+        runs: The runs.
+        details: What stands under their names.
+
+    Returns:
+        None if no run has a strip.
+    """
+    listed = [[each for each in run.pictures or () if each.kind == "strip"] for run in runs]
+    strips = {each.file: read_strip(each.file) for own in listed for each in own}
+    groups = _groups(listed, strips)
+    rows: list[Row] = []
+    for members in groups:
+        names = enumerate_words([runs[i].name for i in sorted(members)])
+        of = f"of {names}" if len(groups) > 1 else ""
+        references = [each for each in listed[members[0]] if each.reference]
+        rows += [Row(p.title, of, p.title, strip) for p in references if (strip := strips[p.file])]
+        for i in sorted(members):
+            own = [each for each in listed[i] if not each.reference]
+            for p in own:
+                detail = details[i] if len(own) == 1 else p.title
+                shows = p.title if strips[p.file] else "no samples yet"
+                rows.append(Row(runs[i].name, detail, shows, strips[p.file]))
+            if not own:
+                shows = "no samples yet" if runs[i].pictures is None else "nothing to show"
+                rows.append(Row(runs[i].name, details[i], shows, None))
+    shown = [row for row in rows if row.strip]
+    if not shown:
+        return None
+    uris, exact = encode_strips([row.strip for row in rows if row.strip])
+    encoded = iter(uris)
+    caption = ""
+    if any(each.reference and strips[each.file] for own in listed for each in own):
+        caption = "Every column is one image of the test set."
+    if (scale := max(row.strip.scale for row in rows if row.strip)) > 1:
+        caption += f" Shown at {scale:g} times their size, pixel by pixel."
+    if not exact:
+        caption += " Compressed for this page; the run folders have them exactly."
+    first, *others = dict.fromkeys(row.shows for row in shown)
+    title = enumerate_words([first, *map(inside, others)])
+    return Samples(title, [(row, next(encoded) if row.strip else "") for row in rows], caption)
+
+
+def _groups(
+    listed: Sequence[Sequence[Picture]], strips: Mapping[Path, Strip | None]
+) -> list[list[int]]:
+    """Runs whose references are the same images; a run without any joins the first."""
+    groups: dict[str, list[int]] = {}
+    references = [
+        "".join(
+            f"{strip.tiles.shape} {strip.tiles.tobytes().hex()}"
+            for each in own
+            if each.reference and (strip := strips[each.file])
+        )
+        for own in listed
+    ]
+    for i in sorted(range(len(listed)), key=lambda i: not references[i]):
+        groups.setdefault(references[i] or next(iter(groups), ""), []).append(i)
+    return list(groups.values())
+
+
+def matrices(runs: Sequence[Run]) -> dict[str, list[Matrix]]:
+    """The matrices of all runs by their titles."""
+    found: dict[str, list[Matrix]] = {}
+    for i, run in enumerate(runs):
+        for picture in run.pictures or ():
+            counts = read_matrix(picture.file) if picture.kind == "matrix" else None
+            if counts is not None:
+                found.setdefault(picture.title, []).append(_matrix(run, i, picture, counts))
+    return found
+
+
+def _matrix(run: Run, index: int, picture: Picture, counts: np.ndarray) -> Matrix:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes = f"Down: {picture.rows}, across: {picture.columns}. Shade: share of its row."
+    caption = f"{run.name}: {picture.title}. {axes}"
+    cells, uri = [], ""
+    if max(counts.shape) <= WRITTEN:
+        pairs = zip(counts.tolist(), shares.tolist(), strict=True)
+        cells = [list(zip(row, shaded, strict=True)) for row, shaded in pairs]
+    else:
+        image = np.empty((*counts.shape, 4), np.uint8)
+        image[..., :3] = SHADE
+        image[..., 3] = (255 * shares).round()
+        uri = data_uri(Image.fromarray(image))
+    height, width = counts.shape
+    alt = f"{run.name}: {picture.title}, {height} by {width}"
+    if height == width:
+        alt += f", {np.trace(counts) / max(counts.sum(), 1):.1%} on the diagonal"
+    return Matrix(mark(run.name, index), caption, picture.rows, picture.columns, cells, uri, alt)
