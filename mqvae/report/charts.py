@@ -22,8 +22,8 @@ DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 WIDE, NARROW = 420, 330  # widths of drawings, for two and for three beside each other
 DENSE = 80  # from this many points on, a line is smoothed
 
-# matplotlib knows no CSS variables: it draws in colours found nowhere else, which are then
-# replaced, so that one drawing serves light and dark.
+# matplotlib knows no CSS variables: it draws in colours found nowhere else (the first two are in
+# chart.mplstyle), which are then replaced, so that one drawing serves light and dark.
 INK, RULE, RUN = "#fd0001", "#fd0002", "#fe00{:02x}"
 
 
@@ -100,7 +100,6 @@ def curves(
             axes.axhline(0, color=INK, lw=0.6, alpha=0.6)
         axes.set_xlabel(xlabel)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(plain)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         _y_ticks(axes, logarithmic)
 
@@ -142,7 +141,6 @@ def ranks(
         axes.set_ylim(lowest / 1.5, highest * 1.6)
         axes.set_xlabel("code, by rank")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(plain)
         _y_ticks(axes, True, percent=True)
 
     return _svg(draw, name=name, alt=alt, width=NARROW)
@@ -224,35 +222,12 @@ def _y_ticks(axes: Axes, logarithmic: bool, *, percent: bool = False) -> None:
 
 
 def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Markup:
-    from matplotlib import rc_context, rcdefaults, rcParams
+    from matplotlib import rc_context, style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "svg.fonttype": "none",  # text stays text: the page's font, selectable, larger when narrow
-        "svg.hashsalt": name,
-        "font.size": 10,
-        "axes.edgecolor": RULE,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.unicode_minus": True,
-        "grid.color": RULE,
-        "grid.linewidth": 0.6,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "ytick.major.size": 0,
-        "lines.solid_joinstyle": "round",
-        "text.parse_math": False,
-    }
-    with rc_context():
-        rcdefaults()  # what a user's own matplotlibrc says must not reach the page
-        rcParams.update(style)
+    # What a user's own matplotlibrc says must not reach the page.
+    with style.context("mqvae.report.chart", after_reset=True), rc_context({"svg.hashsalt": name}):
         height = 250 if width == WIDE else 220
         figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
         FigureCanvasSVG(figure)
@@ -261,6 +236,7 @@ def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Ma
         box = (left / width, bottom / height, 1 - (left + right) / width)
         axes = figure.add_axes((*box, 1 - (bottom + top) / height), facecolor="none")
         axes.set_axisbelow(True)
+        axes.xaxis.set_major_formatter(plain)
         draw(axes)
         written = StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}

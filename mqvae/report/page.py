@@ -106,17 +106,16 @@ def breakable(name: str) -> Markup:
 def _lead(runs: Sequence[Run], datasets: Sequence[str]) -> str:
     """What is compared, in one sentence."""
     planned = {run.steps if run.finished else run.planned_steps for run in runs}
-    updates = planned.pop() if len(planned) == 1 else None
-    each = " each" if len(runs) > 1 else ""
-    trained = f" for {updates:,} updates{each}" if updates else ""
-    sentence = f"{count(len(runs), 'network')} trained{trained} on {enumerate_words(datasets)}"
     tested = {(run.protocol.get("images"), run.protocol.get("split", "test")) for run in runs}
     tested = {(images, split) for images, split in tested if isinstance(images, int)}
-    if len(tested) == 1:
-        images, split = tested.pop()
-        same = "the same " if len(runs) > 1 else ""
+    each, same = (" each", "the same ") if len(runs) > 1 else ("", "")
+    sentence = f"{count(len(runs), 'network')} trained".capitalize()
+    if len(planned) == 1 and (updates := planned.pop()):
+        sentence += f" for {updates:,} updates{each}"
+    sentence += f" on {enumerate_words(datasets)}"
+    for images, split in tested if len(tested) == 1 else ():
         sentence += f" and measured on {same}{images:,} {split} images"
-    return sentence[0].upper() + sentence[1:] + "."
+    return f"{sentence}."
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -138,29 +137,24 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 
 def _origins(runs: Sequence[Run]) -> dict[str, list[str]]:
     """When, where and with what the runs were made: small print, enough to do it again."""
-    parameters = [run.number("parameters") for run in runs]
-    return {
-        "Date": [f"{max(run.written for run in runs):%Y-%m-%d %H:%M} UTC"],
-        "Data": _distinct(runs, [run.summary.get("source") for run in runs]),
-        "Protocol": _distinct(runs, [run.protocol for run in runs]),
-        "Parameters": _distinct(runs, [p and f"{p:,.0f}" for p in parameters]),
-        "Device": _distinct(runs, [run.summary.get("device") for run in runs]),
-        "Versions": _distinct(runs, [run.summary.get("versions") for run in runs]),
+    told: dict[str, list[object]] = {
+        "Data": [run.summary.get("source") for run in runs],
+        "Protocol": [run.protocol for run in runs],
+        "Parameters": [(n := run.number("parameters")) and f"{n:,.0f}" for run in runs],
+        "Device": [run.summary.get("device") for run in runs],
+        "Versions": [run.summary.get("versions") for run in runs],
     }
+    date = f"{max(run.written for run in runs):%Y-%m-%d %H:%M} UTC"
+    return {"Date": [date]} | {name: _distinct(runs, values) for name, values in told.items()}
 
 
 def _commands(runs: Sequence[Run], folder: Path) -> list[str]:
     """What makes runs and page again, from the page's folder."""
-    relative = [Path(os.path.relpath(run.path, folder)).as_posix() for run in runs]
-    paths = [shlex.quote(path) for path in relative]
-    return [
-        *(
-            f"mqvae train {shlex.quote(f'{path}/config.yaml')} --out {shlex.quote(f'{path}-again')}"
-            for path in relative
-        ),
-        *(f"mqvae evaluate {path}" for path in paths),
-        f"mqvae report {' '.join(paths)} --out report.html",
-    ]
+    paths = [Path(os.path.relpath(run.path, folder)).as_posix() for run in runs]
+    commands = [["train", f"{path}/config.yaml", "--out", f"{path}-again"] for path in paths]
+    commands += [["evaluate", path] for path in paths]
+    commands += [["report", *paths, "--out", "report.html"]]
+    return [shlex.join(["mqvae", *command]) for command in commands]
 
 
 def _distinct(runs: Sequence[Run], values: Sequence[object]) -> list[str]:

@@ -31,11 +31,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Samples:
-    """The strips of all runs, each with its image as a URI."""
+    """The strips of all runs, each with its image as a URI.
+
+    Attributes:
+        title: What they show.
+        rows: The strips.
+        aligned: A column is one image throughout.
+        exact: They are what the runs wrote, pixel for pixel.
+    """
 
     title: str
     rows: Sequence[tuple[Row, str]]
-    caption: str
+    aligned: bool
+    exact: bool
+
+    @property
+    def scale(self) -> float:
+        """CSS pixels per image pixel at most."""
+        return max(row.strip.scale for row, _ in self.rows if row.strip)
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,11 @@ class Matrix:
 
     mark: Mark
     caption: str
+    alt: str
     rows: str
     columns: str
     cells: Sequence[Sequence[tuple[int, float]]]
     uri: str
-    alt: str
 
 
 def samples(runs: Sequence[Run], details: Sequence[str]) -> Samples | None:
@@ -84,16 +97,13 @@ def samples(runs: Sequence[Run], details: Sequence[str]) -> Samples | None:
         return None
     uris, exact = encode_strips([row.strip for row in rows if row.strip])
     encoded = iter(uris)
-    caption = ""
-    if any(each.reference and strips[each.file] for own in listed for each in own):
-        caption = "Every column is one image of the test set."
-    if (scale := max(row.strip.scale for row in rows if row.strip)) > 1:
-        caption += f" Shown at {scale:g} times their size, pixel by pixel."
-    if not exact:
-        caption += " Compressed for this page; the run folders have them exactly."
     first, *others = dict.fromkeys(row.shows for row in shown)
-    title = enumerate_words([first, *map(inside, others)])
-    return Samples(title, [(row, next(encoded) if row.strip else "") for row in rows], caption)
+    return Samples(
+        title=enumerate_words([first, *map(inside, others)]),
+        rows=[(row, next(encoded) if row.strip else "") for row in rows],
+        aligned=any(each.reference and strips[each.file] for own in listed for each in own),
+        exact=exact,
+    )
 
 
 def _groups(
@@ -127,8 +137,7 @@ def matrices(runs: Sequence[Run]) -> dict[str, list[Matrix]]:
 
 def _matrix(run: Run, index: int, picture: Picture, counts: np.ndarray) -> Matrix:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes = f"Down: {picture.rows}, across: {picture.columns}. Shade: share of its row."
-    caption = f"{run.name}: {picture.title}. {axes}"
+    caption = f"Down: {picture.rows}, across: {picture.columns}. Shade: share of its row."
     cells, uri = [], ""
     if max(counts.shape) <= WRITTEN:
         pairs = zip(counts.tolist(), shares.tolist(), strict=True)
@@ -142,4 +151,4 @@ def _matrix(run: Run, index: int, picture: Picture, counts: np.ndarray) -> Matri
     alt = f"{run.name}: {picture.title}, {height} by {width}"
     if height == width:
         alt += f", {np.trace(counts) / max(counts.sum(), 1):.1%} on the diagonal"
-    return Matrix(mark(run.name, index), caption, picture.rows, picture.columns, cells, uri, alt)
+    return Matrix(mark(run.name, index), caption, alt, picture.rows, picture.columns, cells, uri)
