@@ -350,6 +350,32 @@ def test_the_page_is_what_is_measured():
 # -- what does not go together ---------------------------------------------------------------------
 
 
+def test_a_rule_knows_what_the_field_calls_it():
+    class Mine(Update):
+        def _step(self, batch, snapshot):
+            raise NotImplementedError
+
+    class Other(Mine):
+        method = "VQ-VAE + other"
+
+    class Variant(Meta):
+        pass
+
+    named = {
+        Joint: "VQ-VAE",
+        Ema: "VQ-VAE + EMA",
+        Alternated: "VQ-VAE + alt",
+        Synchronous: "VQ-VAE + sync",
+        Meta: "MQ-VAE",
+        MetaNetwork: "MQ-VAE†",
+        MetaBoth: "MQ-VAE‡",
+        Mine: "Mine",
+        Other: "VQ-VAE + other",
+        Variant: "MQ-VAE",
+    }
+    assert {rule: rule.method for rule in named} == named
+
+
 def put_together(rule: type[Update], kind: str | CodebookMap, **options) -> Update:
     """Nothing but construction."""
     problem = make_with("linear", QUANTIZERS[kind])

@@ -88,7 +88,7 @@ def rule(
         levels: dict[str, Any] = {
             "lower": AdamW(network.network_parameters(), lr=3e-4, weight_decay=1e-4)
         }
-        if kind is not Ema:
+        if kind.steps_codebook:
             levels["upper"] = AdamW(codebook, lr=6e-2, weight_decay=1e-4) if codebook else None
         update = kind(network, Reconstruction(), **levels, **arguments)
         return lambda: update.step(x, x)

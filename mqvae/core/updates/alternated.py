@@ -33,6 +33,8 @@ class Alternated(Update):
     Source: Huh et al. 2023, "Straightening out the straight-through estimator".
     """
 
+    method = "VQ-VAE + alt"
+
     def __init__(
         self,
         network: VQNetwork,

@@ -39,6 +39,7 @@ class Ema(Update):
     Source: van den Oord et al. 2017, Appendix A.1.
     """
 
+    method = "VQ-VAE + EMA"
     steps_codebook = False
 
     def __init__(

@@ -17,6 +17,8 @@ class Joint(Update):
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
 
+    method = "VQ-VAE"
+
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         network = self.network
         z_e = batch.embed_for_real()
@@ -54,6 +56,8 @@ class Synchronous(Update):
 
     Source: Huh et al. 2023, "Straightening out the straight-through estimator".
     """
+
+    method = "VQ-VAE + sync"
 
     def __init__(
         self,

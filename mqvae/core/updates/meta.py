@@ -55,6 +55,8 @@ class Meta(Update):
         >>> step = update.step(x, x)
     """
 
+    method = "MQ-VAE"
+
     def __init__(
         self,
         network: VQNetwork,

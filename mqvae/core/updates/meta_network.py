@@ -42,6 +42,8 @@ class MetaNetwork(Update):
             than the straight-through one, or for what `Update` refuses.
     """
 
+    method = "MQ-VAE†"
+
     def __init__(
         self,
         network: VQNetwork,
@@ -96,6 +98,8 @@ class MetaBoth(Update):
     Raises:
         ValueError: as `Meta` and `MetaNetwork`.
     """
+
+    method = "MQ-VAE‡"
 
     def __init__(
         self,

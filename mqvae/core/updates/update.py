@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,8 +58,16 @@ class Update(ABC):
             negative.
     """
 
-    steps_codebook = True
+    method: ClassVar[str]
+    """What the field calls it; a rule that does not say so is called as its class is."""
+
+    steps_codebook: ClassVar[bool] = True
     """Whether the rule trains C through an optimizer."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not hasattr(cls, "method"):
+            cls.method = cls.__name__
 
     def __init__(
         self,
