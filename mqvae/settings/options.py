@@ -1,0 +1,200 @@
+"""Everything that can be set, in the words that --help shows."""
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from torch.optim import Optimizer as TorchOptimizer
+
+import mqvae
+from mqvae.core.quantizer import Quantizer
+from mqvae.core.updates import Update
+from mqvae.networks.architecture import Architecture
+from mqvae.settings.presets import preset_names
+from mqvae.tasks import Task
+
+if TYPE_CHECKING:
+    Count: TypeAlias = int
+    Number: TypeAlias = int
+    Seed: TypeAlias = int
+    Rate: TypeAlias = float
+    Share: TypeAlias = float
+    Decay: TypeAlias = float
+else:
+    from jsonargparse.typing import ClosedUnitInterval as Share
+    from jsonargparse.typing import NonNegativeInt as Count
+    from jsonargparse.typing import PositiveInt as Number
+    from jsonargparse.typing import restricted_number_type
+
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+    Rate = restricted_number_type("Rate", float, [(">=", 0), ("<", float("inf"))])
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+
+Part: TypeAlias = Literal["encoder", "codebook", "decoder"]
+PARTS: tuple[Part, ...] = ("encoder", "codebook", "decoder")
+
+Spec: TypeAlias = dict[str, Any]
+"""A component: {"class_path": …, "init_args": {…}}."""
+
+ADAMW: Spec = {"class_path": "torch.optim.AdamW"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images.
+
+    Args:
+        name: Name of a dataset, or a folder of images.
+        root: Folder with the dataset's files; searched for and downloaded if not given.
+        side: Resize and crop images to this side.
+        channels: 1 for grey, 3 for colour.
+        classes: Number of classes; counted if not given.
+        batch_size: Images in a batch, over all processes.
+        validation: Images cut off the shuffled training set by the seed, on which the best
+            checkpoint is chosen; a tenth of it and 1,000 at most if not given; 0 for none.
+    """
+
+    name: str = "fashion-mnist"
+    root: str | None = None
+    side: Number | None = None
+    channels: Literal[1, 3] | None = None
+    classes: Number | None = None
+    batch_size: Number = 512
+    validation: Count | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Both levels' optimizers; their rates rise linearly, then fall as a cosine.
+
+    Args:
+        network_lr: Learning rate of encoder and decoder.
+        codebook_lr: Learning rate of the codebook.
+        weight_decay: Weight decay of both, unless a level's own optimizer names one.
+        warmup: Share of the steps in which the rates rise.
+        network: Optimizer of encoder and decoder.
+        codebook: Optimizer of the codebook.
+    """
+
+    network_lr: Rate = 3e-4
+    codebook_lr: Rate = 6e-2
+    weight_decay: Rate = 1e-4
+    warmup: Share = 0.1
+    network: Spec = field(default_factory=lambda: dict(ADAMW))
+    codebook: Spec = field(default_factory=lambda: dict(ADAMW))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that are there already.
+
+    Args:
+        run: Folder of the run that they are taken from.
+        parts: Which of them: encoder, codebook, decoder.
+    """
+
+    run: str
+    parts: tuple[Part, ...] = PARTS
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The loop.
+
+    Args:
+        accelerator: What it runs on.
+        devices: Processes on each machine.
+        precision: "bf16-mixed" takes bfloat16 where torch's autocast does.
+        log_every: Steps between two rows of metrics.csv; chosen from `steps` if not given.
+        checkpoint_every: Steps between two checkpoints; chosen from `steps` if not given.
+        parts: Parts that a process takes its batch in, to hold the graph of one at a time.
+        average: Decay of an exponential average of the weights, which is then what is measured
+            and used; 0 for none.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Number = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    log_every: Number | None = None
+    checkpoint_every: Number | None = None
+    parts: Number = 1
+    average: Decay = 0.0
+
+
+LEVELS = ("network", "codebook")
+GROUPS: Mapping[str, type[Any]] = {"data": Data, "optimizer": Optimizer, "trainer": Trainer}
+SLOTS: Mapping[str, type] = {
+    "network": Architecture,
+    "quantizer": Quantizer,
+    "task": Task,
+    "update": Update,
+    "optimizer.network": TorchOptimizer,
+    "optimizer.codebook": TorchOptimizer,
+}
+HANDED_LATER = {
+    Update: {"network", "loss", "lower", "upper"},
+    TorchOptimizer: {"params", "lr"},
+}
+"""Arguments of components that are no settings: what there is only in a run, and the rates."""
+
+
+class _Help(DefaultHelpFormatter):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # Names of presets are not broken at their hyphens.
+        return textwrap.fill(text, width, break_on_hyphens=False)
+
+
+@cache
+def settings_parser() -> ArgumentParser:
+    """What knows every setting, its type, its range and its default."""
+    for name in mqvae.__all__:  # classes answer to their names once they are imported
+        getattr(mqvae, name)
+    parser = ArgumentParser(
+        prog="mqvae train PRESET_OR_YAML",
+        formatter_class=_Help,
+        description="Train a network. Options change what the preset says; `--update NAME` takes "
+        "a rule and `--update.OPTION` its arguments, and so for every component. "
+        "`mqvae train --resume RUN` goes on where RUN stopped. "
+        f"Presets: {', '.join(preset_names())}.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    add, add_slot = parser.add_argument, parser.add_subclass_arguments
+    add("--config", action="config", help="a YAML file over the preset")
+    add("--out", type=str, help="the run's folder (default: runs/DATA-RULE-SEED)")
+    add("--overwrite", action="store_true", help="replace the run at --out")
+    add("--name", type=str | None, help="label in tables and plots (default: the method)")
+    add("--seed", type=Seed, default=0, help="of weights, k-means, order and validation images")
+    add("--steps", type=Number, default=1000, help="number of updates")
+    add(
+        "--from",
+        type=Start | None,
+        help="start from the weights of this run, a folder; --from.parts encoder,codebook takes "
+        "only these of encoder, codebook, decoder",
+    )
+    add(
+        "--freeze",
+        type=tuple[Part, ...],
+        default=(),
+        help="hold still these of encoder, codebook, decoder, as in encoder,codebook",
+    )
+    defaults = {
+        "network": {"class_path": "mqvae.VQVAE"},
+        "task": {"class_path": "mqvae.Reconstruction"},
+        "optimizer.network": ADAMW,
+        "optimizer.codebook": ADAMW,
+    }
+    for name, group in GROUPS.items():
+        parser.add_class_arguments(group, name, skip=set(LEVELS) if group is Optimizer else None)
+    for name, base in SLOTS.items():
+        add_slot(
+            base,
+            name,
+            as_group=False,
+            skip=HANDED_LATER.get(base),
+            **({"default": defaults[name]} if name in defaults else {"required": True}),
+        )
+    return parser

@@ -1,0 +1,290 @@
+"""Settings of a run: read, written, and made into objects."""
+
+import json
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from torch.optim import Optimizer as TorchOptimizer
+
+import mqvae
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import Quantizer
+from mqvae.core.updates import Update
+from mqvae.networks.architecture import Architecture
+from mqvae.runs import Run
+from mqvae.settings.messages import explained
+from mqvae.settings.options import (
+    GROUPS,
+    LEVELS,
+    SLOTS,
+    Data,
+    Optimizer,
+    Part,
+    Spec,
+    Start,
+    Trainer,
+    settings_parser,
+)
+from mqvae.settings.presets import contents, layers, presets_in_words
+from mqvae.tasks import Task
+
+
+@dataclass(frozen=True)
+class Components:
+    """What settings make.
+
+    Attributes:
+        network: What the network is.
+        quantizer: With a codebook drawn at random.
+        task: What it is trained for.
+        update: The rule, to be called with (network, loss, lower=…, upper=…).
+        network_optimizer: To be called with the parameters of encoder and decoder.
+        codebook_optimizer: To be called with those of the codebook.
+    """
+
+    network: Architecture
+    quantizer: Quantizer
+    task: Task
+    update: "partial[Update]"
+    network_optimizer: "partial[TorchOptimizer]"
+    codebook_optimizer: "partial[TorchOptimizer]"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run is made of; what config.yaml says. `options.py` has what each means."""
+
+    name: str
+    seed: int
+    steps: int
+    data: Data
+    network: Spec
+    quantizer: Spec
+    task: Spec
+    update: Spec
+    optimizer: Optimizer
+    start: Start | None
+    freeze: tuple[Part, ...]
+    trainer: Trainer
+
+    @classmethod
+    def of(cls, *configs: Mapping[str, Any]) -> "Settings":
+        """From the contents of a config.yaml; of several, the later over the earlier.
+
+        Raises:
+            ValueError: says what is wrong with a setting.
+        """
+        return cls._of(_layered(configs))
+
+    @classmethod
+    def _of(cls, arguments: list[str], dashes: str = "") -> "Settings":
+        (_, values), (_, given) = _parsed(arguments, dashes), _parsed(arguments, defaults=False)
+        for level in LEVELS:  # that of both holds where a level names none
+            own = given.get("optimizer", {}).get(level, {}).get("init_args", {})
+            if "weight_decay" not in own:
+                values["optimizer"][level]["init_args"].pop("weight_decay", None)
+        start, rule = values["from"], locate(values["update"]["class_path"])
+        return cls(
+            name=values["name"] or getattr(rule, "method", rule.__name__),
+            start=start and Start(start["run"], tuple(start["parts"])),
+            freeze=tuple(values["freeze"]),
+            **{name: group(**values[name]) for name, group in GROUPS.items()},
+            **{k: values[k] for k in ("seed", "steps", "network", "quantizer", "task", "update")},
+        )
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Settings":
+        """From a run's config.yaml.
+
+        Raises:
+            ValueError: names the file and what is wrong in it.
+        """
+        config = dict(run.config)
+        if isinstance(data := config.get("data"), dict):  # 0.1.0 trained on every image
+            config["data"] = {"validation": 0, **data}
+        try:
+            settings = cls.of(config)
+            with torch.device("meta"):  # no memory: whether it describes a network
+                settings._made("network", "quantizer")
+            return settings
+        except ValueError as error:
+            raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
+
+    def config(self) -> dict[str, Any]:
+        """The contents of config.yaml."""
+        config = {"from" if k == "start" else k: v for k, v in asdict(self).items()}
+        return json.loads(json.dumps(config))  # lists for tuples
+
+    def components(self) -> Components:
+        """The objects, each made once."""
+        made = self._made(*SLOTS)
+        optimizers = []
+        for level in LEVELS:
+            rates, optimizer = asdict(self.optimizer), made[f"optimizer.{level}"]
+            changed = {"lr": rates[f"{level}_lr"]}
+            own = rates[level]["init_args"]
+            if "weight_decay" in signature(optimizer.func).parameters and "weight_decay" not in own:
+                changed["weight_decay"] = rates["weight_decay"]
+            optimizers.append(partial(optimizer, **changed))
+        return Components(
+            made["network"], made["quantizer"], made["task"], made["update"], *optimizers
+        )
+
+    def _made(self, *slots: str) -> Namespace:
+        """The objects of these slots; partial ones where there is more to be handed over."""
+        found, _ = _parsed(_layered([self.config()]))
+        wanted = Namespace()
+        for slot in slots:
+            wanted[slot] = found[slot]
+        later = [(_later, base, True) for base in (Update, TorchOptimizer)]
+        return settings_parser().instantiate(wanted, instantiate_groups=False, instantiators=later)
+
+    def resolved(self, network: VQNetwork, update: Update, **data: Any) -> "Settings":
+        """With what quantizer and rule chose by themselves written out, and these of the data."""
+        return replace(
+            self,
+            data=replace(self.data, **data),
+            quantizer=_with_chosen(self.quantizer, network.quantizer),
+            update=_with_chosen(self.update, update),
+        )
+
+
+def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset, or a YAML file by its path, says over its `base`, and deltas over it.
+
+    Raises:
+        ValueError: as `Settings.of`, or if there is no such preset or file.
+    """
+    return _parsed(_layered([*layers(name), *deltas]), defaults=False)[1]
+
+
+def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
+    """Settings, --out and --overwrite from what is typed after `mqvae train`.
+
+    Raises:
+        ValueError: says what is wrong with a preset, a file or an option.
+    """
+    helping = any(a in ("-h", "--help") or ".help" in a for a in arguments)
+    names = [a for a in arguments[:1] if not a.startswith("-")]
+    if not names and not helping:
+        raise ValueError(
+            "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
+            f"{presets_in_words()}"
+        )
+    try:
+        preset = _layered(layers(names[0] if names else "paper"))
+        typed = [*preset, *_rewritten(arguments[len(names) :])]
+        settings = Settings._of(typed, "--")
+    except ValueError as error:
+        try:  # the file's own mistakes are told as such
+            _parsed(preset)
+        except ValueError as own:
+            if str(own) == str(error).removeprefix("--"):
+                raise ValueError(f"{names[0]}: {own}") from error
+        raise
+    found, _ = _parsed(typed)
+    return settings, Path(found.out) if found.out else None, found.overwrite
+
+
+def _layered(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Settings as arguments, each over those before."""
+    return [f"--config={yaml.safe_dump(upgraded(config))}" for config in configs]
+
+
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are written now; 0.1.0 had one network, and said its arguments alone."""
+    config = dict(config)
+    for group in GROUPS:
+        if not isinstance(config.get(group, {}), Mapping):
+            given = config[group]
+            raise ValueError(f"{group} must hold settings as 'name: value', got {given!r}.")
+    network = config.get("network")
+    if isinstance(network, Mapping) and not {"class_path", "init_args"} & network.keys():
+        config["network"] = {"init_args": dict(network)}
+    if isinstance(config.get("from"), str):
+        config["from"] = {"run": config["from"]}
+    return config
+
+
+def _rewritten(arguments: list[str]) -> Iterator[str]:
+    """What is typed as jsonargparse knows it: `--from RUN`, `--freeze encoder,codebook`."""
+    rest = iter(arguments)
+    for argument in rest:
+        option, _, value = argument.partition("=")
+        if option in ("--from", "--from.parts", "--freeze", "--config"):
+            value = value or next(rest, "")
+            if option == "--from":
+                yield f"--from.run={value}"
+            elif option == "--config":
+                yield from _layered([contents(Path(value))])
+            else:
+                yield f"{option}=[{value.strip('[]')}]"
+        else:
+            yield argument
+
+
+def _parsed(
+    arguments: list[str], dashes: str = "", *, defaults: bool = True
+) -> tuple[Namespace, dict[str, Any]]:
+    """What files and options say together, as jsonargparse has it and in plain types.
+
+    Raises:
+        ValueError: in plain words.
+    """
+    parser = settings_parser()
+    try:
+        found = parser.parse_args(arguments, defaults=defaults)
+    except ArgumentError as error:
+        known = [o for action in parser._actions for o in action.option_strings]
+        raise ValueError(explained(str(error), known, dashes)) from error
+    for action in parser._actions:
+        if action.default is not None and action.dest in found and found[action.dest] is None:
+            raise ValueError(f"{dashes}{action.dest} expects a value, got none.")
+    text = parser.dump(found, "json", skip_unset=False, skip_validation=True)
+    return found, json.loads(text, object_hook=_component)
+
+
+def _component(value: dict[str, Any]) -> dict[str, Any]:
+    """A component in full: a class of mqvae's or of torch's optimizers, or derived from one.
+
+    Nothing else is ever called, whatever a config.yaml from elsewhere says.
+    """
+    if "class_path" not in value:
+        return value
+    path = str(value["class_path"])
+    ancestors = [kind.__module__ for kind in getattr(locate(path), "__mro__", ())]
+    if not any(re.match(r"(mqvae|torch\.optim)\b", module) for module in ancestors):
+        raise ValueError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
+    return {"class_path": path, "init_args": value.get("init_args") or {}}
+
+
+def _later(kind: type, **arguments: Any) -> Any:
+    return partial(kind, **arguments)
+
+
+def _with_chosen(spec: Spec, built: Any) -> Spec:
+    """A spec with the parts that its class chose by itself written out."""
+    names = [name for name in signature(type(built)).parameters if hasattr(built, name)]
+    chosen = {name: _spec(getattr(built, name)) for name in names}
+    parts = {name: part for name, part in chosen.items() if isinstance(part, dict)}
+    return {**spec, "init_args": {**spec["init_args"], **parts}}
+
+
+def _spec(value: Any) -> Any:
+    """The {class_path, init_args} of a dataclass; other values as they are."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    kind = type(value)
+    module = "mqvae" if kind.__name__ in mqvae.__all__ else kind.__module__
+    fields = {name: _spec(getattr(value, name)) for name in signature(kind).parameters}
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": fields}
