@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from torch.optim import Optimizer as TorchOptimizer
 
 import mqvae
@@ -17,19 +17,19 @@ from mqvae.settings.presets import preset_names
 from mqvae.tasks import Task
 
 if TYPE_CHECKING:
-    Count: TypeAlias = int
-    Number: TypeAlias = int
-    Seed: TypeAlias = int
-    Rate: TypeAlias = float
-    Share: TypeAlias = float
-    Decay: TypeAlias = float
+    from builtins import float as Decay
+    from builtins import float as Rate
+    from builtins import float as Share
+    from builtins import int as Count
+    from builtins import int as Number
+    from builtins import int as Seed
 else:
     from jsonargparse.typing import ClosedUnitInterval as Share
     from jsonargparse.typing import NonNegativeInt as Count
     from jsonargparse.typing import PositiveInt as Number
     from jsonargparse.typing import restricted_number_type
 
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
     Rate = restricted_number_type("Rate", float, [(">=", 0), ("<", float("inf"))])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 
@@ -134,11 +134,14 @@ SLOTS: Mapping[str, type] = {
     "optimizer.network": TorchOptimizer,
     "optimizer.codebook": TorchOptimizer,
 }
-HANDED_LATER = {
-    Update: {"network", "loss", "lower", "upper"},
-    TorchOptimizer: {"params", "lr"},
+DEFAULTS: Mapping[str, Spec] = {
+    "network": {"class_path": "mqvae.VQVAE"},
+    "task": {"class_path": "mqvae.Reconstruction"},
+    "optimizer.network": ADAMW,
+    "optimizer.codebook": ADAMW,
 }
-"""Arguments of components that are no settings: what there is only in a run, and the rates."""
+HANDED_LATER = {"network", "loss", "lower", "upper", "params", "lr"}
+"""Arguments of rules and optimizers that are no settings: a run has them, or says them once."""
 
 
 class _Help(DefaultHelpFormatter):
@@ -150,6 +153,8 @@ class _Help(DefaultHelpFormatter):
 @cache
 def settings_parser() -> ArgumentParser:
     """What knows every setting, its type, its range and its default."""
+    # Paths to what runs commands are refused before they are imported.
+    set_parsing_settings(import_path_denylist=[])
     for name in mqvae.__all__:  # classes answer to their names once they are imported
         getattr(mqvae, name)
     parser = ArgumentParser(
@@ -162,7 +167,7 @@ def settings_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    add, add_slot = parser.add_argument, parser.add_subclass_arguments
+    add = parser.add_argument
     add("--config", action="config", help="a YAML file over the preset")
     add("--out", type=str, help="the run's folder (default: runs/DATA-RULE-SEED)")
     add("--overwrite", action="store_true", help="replace the run at --out")
@@ -181,20 +186,15 @@ def settings_parser() -> ArgumentParser:
         default=(),
         help="hold still these of encoder, codebook, decoder, as in encoder,codebook",
     )
-    defaults = {
-        "network": {"class_path": "mqvae.VQVAE"},
-        "task": {"class_path": "mqvae.Reconstruction"},
-        "optimizer.network": ADAMW,
-        "optimizer.codebook": ADAMW,
-    }
     for name, group in GROUPS.items():
-        parser.add_class_arguments(group, name, skip=set(LEVELS) if group is Optimizer else None)
+        parser.add_class_arguments(group, name, skip={*LEVELS} if group is Optimizer else None)
     for name, base in SLOTS.items():
-        add_slot(
+        parser.add_subclass_arguments(
             base,
             name,
             as_group=False,
-            skip=HANDED_LATER.get(base),
-            **({"default": defaults[name]} if name in defaults else {"required": True}),
+            skip=HANDED_LATER if base in (Update, TorchOptimizer) else None,
+            required=name not in DEFAULTS,
+            default=DEFAULTS.get(name),
         )
     return parser

@@ -84,18 +84,18 @@ class Settings:
         Raises:
             ValueError: says what is wrong with a setting.
         """
-        return cls._of(_layered(configs))
+        return cls._typed(_layered(configs))
 
     @classmethod
-    def _of(cls, arguments: list[str], dashes: str = "") -> "Settings":
-        (_, values), (_, given) = _parsed(arguments, dashes), _parsed(arguments, defaults=False)
+    def _typed(cls, arguments: list[str], dashes: str = "") -> "Settings":
+        values = _plain(_parsed(arguments, dashes))
+        given = _parsed(arguments, defaults=False)
         for level in LEVELS:  # that of both holds where a level names none
-            own = given.get("optimizer", {}).get(level, {}).get("init_args", {})
-            if "weight_decay" not in own:
+            if f"optimizer.{level}.init_args.weight_decay" not in given:
                 values["optimizer"][level]["init_args"].pop("weight_decay", None)
         start, rule = values["from"], locate(values["update"]["class_path"])
         return cls(
-            name=values["name"] or getattr(rule, "method", rule.__name__),
+            name=values["name"] or getattr(rule, "method", getattr(rule, "__name__", "")),
             start=start and Start(start["run"], tuple(start["parts"])),
             freeze=tuple(values["freeze"]),
             **{name: group(**values[name]) for name, group in GROUPS.items()},
@@ -142,7 +142,8 @@ class Settings:
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
-        found, _ = _parsed(_layered([self.config()]))
+        found = _parsed(_layered([self.config()]))
+        _plain(found)
         wanted = Namespace()
         for slot in slots:
             wanted[slot] = found[slot]
@@ -165,7 +166,7 @@ def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: as `Settings.of`, or if there is no such preset or file.
     """
-    return _parsed(_layered([*layers(name), *deltas]), defaults=False)[1]
+    return _plain(_parsed(_layered([*layers(name), *deltas]), defaults=False))
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
@@ -181,19 +182,19 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
             "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
             f"{presets_in_words()}"
         )
+    preset = _layered(layers(names[0] if names else "paper"))
+    typed = [*preset, *_rewritten(arguments[len(names) :])]
     try:
-        preset = _layered(layers(names[0] if names else "paper"))
-        typed = [*preset, *_rewritten(arguments[len(names) :])]
-        settings = Settings._of(typed, "--")
+        settings = Settings._typed(typed, "--")
     except ValueError as error:
-        try:  # the file's own mistakes are told as such
+        try:
             _parsed(preset)
-        except ValueError as own:
-            if str(own) == str(error).removeprefix("--"):
+        except ValueError as own:  # the file's own mistake is told as such
+            if str(own) == str(error).replace("--", ""):
                 raise ValueError(f"{names[0]}: {own}") from error
         raise
-    found, _ = _parsed(typed)
-    return settings, Path(found.out) if found.out else None, found.overwrite
+    found = _parsed(typed, defaults=False)
+    return settings, Path(found.out) if "out" in found else None, "overwrite" in found
 
 
 def _layered(configs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -222,21 +223,21 @@ def _rewritten(arguments: list[str]) -> Iterator[str]:
     for argument in rest:
         option, _, value = argument.partition("=")
         if option in ("--from", "--from.parts", "--freeze", "--config"):
-            value = value or next(rest, "")
-            if option == "--from":
-                yield f"--from.run={value}"
+            given = value if "=" in argument else next(rest, None)
+            if given is None:
+                yield argument
+            elif option == "--from":
+                yield f"--from.run={given}"
             elif option == "--config":
-                yield from _layered([contents(Path(value))])
+                yield from _layered([contents(Path(given))])
             else:
-                yield f"{option}=[{value.strip('[]')}]"
+                yield f"{option}=[{given.strip('[]')}]"
         else:
             yield argument
 
 
-def _parsed(
-    arguments: list[str], dashes: str = "", *, defaults: bool = True
-) -> tuple[Namespace, dict[str, Any]]:
-    """What files and options say together, as jsonargparse has it and in plain types.
+def _parsed(arguments: list[str], dashes: str = "", *, defaults: bool = True) -> Namespace:
+    """What files and options say together.
 
     Raises:
         ValueError: in plain words.
@@ -250,8 +251,13 @@ def _parsed(
     for action in parser._actions:
         if action.default is not None and action.dest in found and found[action.dest] is None:
             raise ValueError(f"{dashes}{action.dest} expects a value, got none.")
-    text = parser.dump(found, "json", skip_unset=False, skip_validation=True)
-    return found, json.loads(text, object_hook=_component)
+    return found
+
+
+def _plain(found: Namespace) -> dict[str, Any]:
+    """The same in plain types, its components looked at."""
+    text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
+    return json.loads(text, object_hook=_component)
 
 
 def _component(value: dict[str, Any]) -> dict[str, Any]:
