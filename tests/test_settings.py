@@ -66,7 +66,6 @@ def test_the_presets_that_are_promised_are_there():
 def test_every_preset_becomes_settings_and_back(name):
     settings = settings_of(name)
     assert Settings.of(written_and_read(settings.config())) == settings
-    assert Settings.of(load_preset(name)) == settings
     with torch.device("meta"):  # shapes without the memory
         made = settings.components()
         network = made.network.build(Inputs(channels=1, side=8), made.quantizer)

@@ -84,12 +84,11 @@ class Settings:
         Raises:
             ValueError: says what is wrong with a setting.
         """
-        return cls._typed(_layered(configs))
+        return cls._of(*_parsed(_layered(configs)))
 
     @classmethod
-    def _typed(cls, arguments: list[str], dashes: str = "") -> "Settings":
-        values = _plain(_parsed(arguments, dashes))
-        given = _parsed(arguments, defaults=False)
+    def _of(cls, given: Namespace, complete: Namespace) -> "Settings":
+        values = _plain(complete)
         for level in LEVELS:  # that of both holds where a level names none
             if f"optimizer.{level}.init_args.weight_decay" not in given:
                 values["optimizer"][level]["init_args"].pop("weight_decay", None)
@@ -142,8 +141,8 @@ class Settings:
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
-        found = _parsed(_layered([self.config()]))
-        _plain(found)
+        _, found = _parsed(_layered([self.config()]))
+        _plain(found)  # refuses what is not to be called
         wanted = Namespace()
         for slot in slots:
             wanted[slot] = found[slot]
@@ -166,7 +165,7 @@ def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: as `Settings.of`, or if there is no such preset or file.
     """
-    return _plain(_parsed(_layered([*layers(name), *deltas]), defaults=False))
+    return _plain(_parsed(_layered([*layers(name), *deltas]))[0])
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
@@ -185,7 +184,7 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     preset = _layered(layers(names[0] if names else "paper"))
     typed = [*preset, *_rewritten(arguments[len(names) :])]
     try:
-        settings = Settings._typed(typed, "--")
+        given, complete = _parsed(typed, "--")
     except ValueError as error:
         try:
             _parsed(preset)
@@ -193,8 +192,8 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
             if str(own) == str(error).replace("--", ""):
                 raise ValueError(f"{names[0]}: {own}") from error
         raise
-    found = _parsed(typed, defaults=False)
-    return settings, Path(found.out) if "out" in found else None, "overwrite" in found
+    out = Path(complete.out) if complete.out else None
+    return Settings._of(given, complete), out, complete.overwrite
 
 
 def _layered(configs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -236,22 +235,23 @@ def _rewritten(arguments: list[str]) -> Iterator[str]:
             yield argument
 
 
-def _parsed(arguments: list[str], dashes: str = "", *, defaults: bool = True) -> Namespace:
-    """What files and options say together.
+def _parsed(arguments: list[str], dashes: str = "") -> tuple[Namespace, Namespace]:
+    """What files and options say together, without and with what they leave open.
 
     Raises:
         ValueError: in plain words.
     """
     parser = settings_parser()
     try:
-        found = parser.parse_args(arguments, defaults=defaults)
+        given = parser.parse_args(arguments, defaults=False)
+        complete = parser.parse_object(given.clone())
     except ArgumentError as error:
         known = [o for action in parser._actions for o in action.option_strings]
         raise ValueError(explained(str(error), known, dashes)) from error
     for action in parser._actions:
-        if action.default is not None and action.dest in found and found[action.dest] is None:
+        if action.default is not None and given.get(action.dest, action.default) is None:
             raise ValueError(f"{dashes}{action.dest} expects a value, got none.")
-    return found
+    return given, complete
 
 
 def _plain(found: Namespace) -> dict[str, Any]:
