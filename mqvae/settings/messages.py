@@ -93,7 +93,7 @@ def choices(base: Any) -> list[str]:
 def _base_of(keys: list[str], classes: list[str]) -> Any:
     """What a component must derive from: its slot's class, or its argument's type."""
     if len(keys) == 1:
-        return SLOTS[keys[0]]
+        return SLOTS[keys[0]][0]
     hint = get_type_hints(_at(classes[len(keys) - 2]).__init__)[keys[-1]]
     return tuple(kind for kind in (hint, *get_args(hint)) if isinstance(kind, type))
 

@@ -126,20 +126,15 @@ class Trainer:
 
 LEVELS = ("network", "codebook")
 GROUPS: Mapping[str, type[Any]] = {"data": Data, "optimizer": Optimizer, "trainer": Trainer}
-SLOTS: Mapping[str, type] = {
-    "network": Architecture,
-    "quantizer": Quantizer,
-    "task": Task,
-    "update": Update,
-    "optimizer.network": TorchOptimizer,
-    "optimizer.codebook": TorchOptimizer,
+SLOTS: Mapping[str, tuple[type, Spec | None]] = {
+    "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
+    "quantizer": (Quantizer, None),
+    "task": (Task, {"class_path": "mqvae.Reconstruction"}),
+    "update": (Update, None),
+    "optimizer.network": (TorchOptimizer, ADAMW),
+    "optimizer.codebook": (TorchOptimizer, ADAMW),
 }
-DEFAULTS: Mapping[str, Spec] = {
-    "network": {"class_path": "mqvae.VQVAE"},
-    "task": {"class_path": "mqvae.Reconstruction"},
-    "optimizer.network": ADAMW,
-    "optimizer.codebook": ADAMW,
-}
+"""Components: what they must be derived from, and what they are unless something else is said."""
 HANDED_LATER = {"network", "loss", "lower", "upper", "params", "lr"}
 """Arguments of rules and optimizers that are no settings: a run has them, or says them once."""
 
@@ -188,13 +183,13 @@ def settings_parser() -> ArgumentParser:
     )
     for name, group in GROUPS.items():
         parser.add_class_arguments(group, name, skip={*LEVELS} if group is Optimizer else None)
-    for name, base in SLOTS.items():
+    for name, (base, default) in SLOTS.items():
         parser.add_subclass_arguments(
             base,
             name,
             as_group=False,
             skip=HANDED_LATER if base in (Update, TorchOptimizer) else None,
-            required=name not in DEFAULTS,
-            default=DEFAULTS.get(name),
+            required=default is None,
+            default=default,
         )
     return parser

@@ -5,7 +5,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from inspect import signature
 from pathlib import Path
 from pydoc import locate
@@ -84,7 +84,7 @@ class Settings:
         Raises:
             ValueError: says what is wrong with a setting.
         """
-        return cls._of(*_parsed(_layered(configs)))
+        return cls._of(*_parsed([_layered(configs)]))
 
     @classmethod
     def _of(cls, given: Namespace, complete: Namespace) -> "Settings":
@@ -141,7 +141,7 @@ class Settings:
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
-        _, found = _parsed(_layered([self.config()]))
+        _, found = _parsed([_layered([self.config()])])
         _plain(found)  # refuses what is not to be called
         wanted = Namespace()
         for slot in slots:
@@ -165,7 +165,7 @@ def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: as `Settings.of`, or if there is no such preset or file.
     """
-    return _plain(_parsed(_layered([*layers(name), *deltas]))[0])
+    return _plain(_parsed([_layered([*layers(name), *deltas])])[0])
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
@@ -182,12 +182,12 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
             f"{presets_in_words()}"
         )
     preset = _layered(layers(names[0] if names else "paper"))
-    typed = [*preset, *_rewritten(arguments[len(names) :])]
+    typed = [preset, *_rewritten(arguments[len(names) :])]
     try:
         given, complete = _parsed(typed, "--")
     except ValueError as error:
         try:
-            _parsed(preset)
+            _parsed([preset])
         except ValueError as own:  # the file's own mistake is told as such
             if str(own) == str(error).replace("--", ""):
                 raise ValueError(f"{names[0]}: {own}") from error
@@ -196,9 +196,24 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     return Settings._of(given, complete), out, complete.overwrite
 
 
-def _layered(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Settings as arguments, each over those before."""
-    return [f"--config={yaml.safe_dump(upgraded(config))}" for config in configs]
+def _layered(configs: Iterable[Mapping[str, Any]]) -> str:
+    """Settings as an argument, each over those before."""
+    return f"--config={yaml.safe_dump(reduce(_merged, map(upgraded, configs)))}"
+
+
+def _merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
+    """`delta` over `base`; another class takes nothing from the old one's arguments.
+
+    jsonargparse would hand over those that both have, as it does for options.
+    """
+    result = dict(base)
+    for key, value in delta.items():
+        old, own = result.get(key), value
+        if isinstance(old, dict) and isinstance(value, dict):
+            same = value.get("class_path", old.get("class_path")) == old.get("class_path")
+            own = _merged(old, value) if same else value
+        result[key] = own
+    return result
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +243,7 @@ def _rewritten(arguments: list[str]) -> Iterator[str]:
             elif option == "--from":
                 yield f"--from.run={given}"
             elif option == "--config":
-                yield from _layered([contents(Path(given))])
+                yield _layered([contents(Path(given))])
             else:
                 yield f"{option}=[{given.strip('[]')}]"
         else:
