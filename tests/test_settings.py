@@ -615,7 +615,7 @@ BAD_OPTIONS = {
         ["--from", "a", "--from.parts", "encoder,codebok"],
         "--from.parts must be one of encoder, codebook, decoder, got 'codebok'. Did you mean",
     ),
-    "parts of no start": (["--from.parts", "encoder"], "from.run must be set"),
+    "parts of no start": (["--from.parts", "encoder"], "--from.run must be set."),
     "config": (["--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
 }
 
@@ -677,6 +677,10 @@ YAML_FILES = {
         "no option optimizer.network.lr of AdamW. The rate is optimizer.network_lr.",
     ),
     "range": ("base: paper\noptimizer: {warmup: 2}", "optimizer.warmup must lie in 0 … 1, got 2"),
+    "argument left out": (
+        "base: paper\nquantizer: {class_path: mqvae.NoQuantizer}",
+        "new.yaml: quantizer.dim must be set.",
+    ),
     "width": ("base: paper\nnetwork: {wdith: 2}", "no option network.wdith of VQVAE. Did you mean"),
     "freeze": ("base: paper\nfreeze: [encodr]", "freeze must be one of encoder, codebook, decoder"),
     "start": ("base: paper\nfrom: {parts: [encoder]}", "from.run must be set"),

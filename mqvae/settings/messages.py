@@ -33,7 +33,7 @@ def explained(message: str, options: list[str], dashes: str = "") -> str:
     """
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     classes = re.findall(r"Problem with given class_path '([\w.]+)'", message)
-    key = dashes + ".".join(keys)
+    key = dashes + ".".join(keys) if keys else ""
 
     def said(*patterns: str) -> str:
         found = (re.search(pattern, message) for pattern in patterns)
@@ -46,8 +46,8 @@ def explained(message: str, options: list[str], dashes: str = "") -> str:
         example = next((o for o in options if o.startswith(f"--{keys[0]}.")), "")
         return f"--{keys[0]} takes a YAML file; a single setting goes as in {example}."
     if required := said(r"arguments are required: (.+)"):
-        if keys or required == "run":
-            return f"from.{required} must be set: the run that weights are taken from."
+        if keys or required == "run":  # of a start's run jsonargparse names no place
+            return f"{key or f'{dashes}from'}.{required} must be set."
         return f"{required} must be set: `base: paper` in the file is a beginning."
     if classes and (
         name := said(r"Option '([\w.]+)' is not", r"nrecognized arguments: --([\w.]+)")
