@@ -9,13 +9,13 @@ import argparse
 import contextlib
 import io
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mqvae import DirectOnly, Kept, Meta, OneSided, Step
-from mqvae.config import load_preset, merged
 from mqvae.core.bilevel import Batch, gradient
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Hypergradient
@@ -28,7 +28,8 @@ from mqvae.core.hypergradient.rule import (
 from mqvae.core.passes import Snapshot
 from mqvae.core.updates.meta import norms
 from mqvae.core.updates.update import step_of
-from mqvae.trainer import Settings, Training
+from mqvae.settings import Settings, load_preset
+from mqvae.trainer import begin
 
 
 class Pipelined(Meta):
@@ -115,22 +116,17 @@ def main() -> None:
         for name, kind in VARIANTS.items():
             if options.only not in name:
                 continue
-            preset = load_preset("methods/mq-vae-kept")
-            settings = merged(
-                preset, {"name": name, "steps": options.steps, "seed": seed, "trainer": {}}
+            settings = load_preset(
+                "methods/mq-vae-kept", {"name": name, "steps": options.steps, "seed": seed}
             )
             with (
                 tempfile.TemporaryDirectory() as folder,
                 contextlib.redirect_stderr(io.StringIO()),
             ):
-                training = Training(Settings.of(settings), Path(folder) / "run")
-                training.update = kind(
-                    training.network,
-                    training.task,
-                    lower=training.optimizers["lower"],
-                    upper=training.optimizers["upper"],
-                    look_ahead=Kept(),
-                )
+                training = begin(Settings.of(settings), Path(folder) / "run")
+                parts = training.parts
+                update = kind(parts.network, parts.task, **parts.levels, look_ahead=Kept())
+                training.parts = replace(parts, update=update)
                 summary = training.fit()
             print(
                 f"{name:<20}{seed:>5}{summary['mse'] * 1e3:>9.2f}{summary['perplexity']:>12.0f}"

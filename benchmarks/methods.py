@@ -13,8 +13,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from mqvae.config import load_preset, merged, preset_names
-from mqvae.trainer import Settings, Training
+from mqvae.settings import Settings, load_preset, preset_names
+from mqvae.trainer import begin
 
 
 def main() -> None:
@@ -30,16 +30,14 @@ def main() -> None:
     for name in names:
         summaries, heard = [], set()
         for seed in range(options.seeds):
-            settings = merged(
-                load_preset(name), {"steps": options.steps, "seed": seed, "trainer": {}}
-            )
+            settings = load_preset(name, {"steps": options.steps, "seed": seed})
             with (
                 tempfile.TemporaryDirectory() as folder,
                 warnings.catch_warnings(record=True) as caught,
                 contextlib.redirect_stderr(io.StringIO()),
             ):
                 warnings.simplefilter("always")
-                training = Training(Settings.of(settings), Path(folder) / "run")
+                training = begin(Settings.of(settings), Path(folder) / "run")
                 summaries.append(training.fit())
             heard |= {str(w.message) for w in caught} | set(summaries[-1]["warnings"])
         figures = []

@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mqvae.config import load_preset, merged
 from mqvae.data import DataNotFound, load
 from mqvae.report import write_report
-from mqvae.trainer import Interrupted, NotFinite, Settings, Training
+from mqvae.settings import Settings, load_preset
+from mqvae.trainer import Interrupted, TrainingFailed, begin
 
 JOINT = {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.1}}
 METHODS: dict[str, dict[str, Any]] = {
@@ -48,16 +48,16 @@ def main() -> int:
 
     summaries = {}
     for folder, delta in METHODS.items():
-        settings = merged({"trainer": {}}, merged(load_preset(preset), delta))
+        settings = load_preset(preset, delta)
         if options.steps:
             settings["steps"] = options.steps
-        training = Training(Settings.of(settings), options.out / folder, overwrite=True)
+        training = begin(Settings.of(settings), options.out / folder, overwrite=True)
         try:
             summaries[folder] = training.fit()
         except Interrupted as stop:
             print(f"stopped after step {stop.step}; run the demo again to start anew")
             return 128 + stop.signal_number
-        except NotFinite as error:
+        except TrainingFailed as error:
             print(error, file=sys.stderr)
             return 1
 

@@ -1,6 +1,6 @@
 """The figures of a trained network, each with the protocol it was computed by."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,12 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
+from mqvae.core.distributed import process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, in_order
 from mqvae.progress import watched
-from mqvae.tasks import Reconstruction
+from mqvae.tasks import Figure, Picture, Task
 
 BATCH_SIZE = 512
+SAMPLES = 16
+
+# What a codebook does, whatever the task.
+CODES: Mapping[str, Figure] = {
+    "perplexity": Figure(
+        "Perplexity",
+        "higher",
+        "exp of the entropy in nats of code frequencies over the split, mean over groups",
+    ),
+    "usage": Figure(
+        "Usage",
+        "higher",
+        "share of codes chosen at least once over the split, mean over groups",
+        unit="%",
+        scale=0.01,
+    ),
+    "gradient_gap": Figure(
+        "Gradient gap", "lower", "norm over a batch, mean over the batches of full size", scale=1e-5
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -21,35 +42,43 @@ class Evaluation:
     """Figures over a whole split.
 
     Attributes:
-        figures: mse, psnr (dB), perplexity, usage (0 to 1), gradient_gap.
-        protocol: How they were computed.
+        figures: The task's own, then perplexity, usage (0 to 1) and gradient_gap.
+        described: What each of them is.
+        protocol: What they were computed on, and how.
         code_counts: How often each code was chosen, (G, K).
+        pictures: What can be shown of the split.
     """
 
     figures: dict[str, float]
+    described: dict[str, Figure]
     protocol: dict[str, str | int]
     code_counts: Tensor
+    pictures: tuple[Picture, ...] = ()
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode; afterwards every part of it is in the mode it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Inside, modules are in eval mode; afterwards every part of them is in the mode it was in."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for part, training in modes:
+            part.training = training
 
 
 def evaluate(
-    network: VQNetwork, images: Images, *, device: torch.device | str = "cpu"
+    network: VQNetwork, task: Task, images: Images, *, device: torch.device | str = "cpu"
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
 
+    Several processes take whole batches by turns, and all of them get the figures of the whole.
+
     Args:
         network: The network; all its parts come back in the mode they were in.
+        task: What it was trained for, which says what to measure.
         images: The split.
         device: Where the network is.
 
@@ -58,45 +87,47 @@ def evaluate(
     """
     if not len(images):
         raise ValueError("there are no images to evaluate on.")
-    task = Reconstruction()
     quantizer = network.quantizer
-    squared = peak = 0.0
+    measured = task.measurement()
     counts = torch.zeros(quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=device)
-    gaps: list[float] = []
-    with evaluating(network):
-        batches = in_order(images, BATCH_SIZE, device=device)
-        for x, _ in watched(batches, -(-len(images) // BATCH_SIZE), "measuring"):
+    gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
+    with evaluating(network, task):
+        turns = {"rank": process_rank(), "world_size": world_size()}
+        batches = in_order(images, BATCH_SIZE, device=device, **turns)
+        total = -(-len(images) // (BATCH_SIZE * world_size()))
+        for x, y in watched(batches, total, "measuring"):
+            target = task.target(x, y)
             with torch.no_grad():
                 result = network(x)
             counts += count_codes(
                 result.quantized.codes, quantizer.num_codes, groups=quantizer.groups
             )
-            output, target = result.output.cpu().double(), x.cpu()  # not every device has float64
-            squared += (output - target).square().sum().item()
-            seen = (output.clamp(0, 1) - target).square().flatten(1).mean(1)  # (B,)
-            peak += (-10 * seen.clamp(min=1e-12).log10()).sum().item()
+            measured.update(result.output, target)
             if len(x) == BATCH_SIZE or len(images) < BATCH_SIZE:
-                gaps.append(gradient_gap(network, task, x, x).item())
-    counts = counts.cpu()
+                gap = gradient_gap(network, task, x, target).item()
+                gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
+        pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
+        x = pixels.to(device) / 255
+        with torch.no_grad():
+            pictures = measured.show(x, network(x).output)
+    counts = sum_across_processes(counts).cpu()
+    gap, number = sum_across_processes(gaps).tolist()
     return Evaluation(
         figures={
-            "mse": squared / images.pixels.numel(),
-            "psnr": peak / len(images),
+            **measured.compute(),
             "perplexity": perplexity(counts).item(),
             "usage": usage(counts).item(),
-            "gradient_gap": sum(gaps) / len(gaps),
+            "gradient_gap": gap / number,
         },
+        described={**task.figures, **CODES},
         protocol={
             "dataset": images.name,
             "split": images.split,
             "images": len(images),
             "batch_size": min(BATCH_SIZE, len(images)),
             "precision": "float32",
-            "mse": "mean over all numbers, images in [0, 1], outputs as they come",
-            "psnr": "mean over images, outputs clamped to [0, 1]",
-            "perplexity": "exp of the entropy in nats of code frequencies over the split, "
-            "mean over groups",
-            "gradient_gap": f"norm over a batch, mean over the {len(gaps)} batches of full size",
+            "gradient_gap_batches": round(number),
         },
         code_counts=counts,
+        pictures=tuple(pictures),
     )

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from mqvae.core.distributed import process_rank
 from mqvae.core.updates import Step
 
 T = TypeVar("T")
@@ -17,13 +18,15 @@ class Progress:
         name: What is being trained.
         start: Steps already done.
         total: Steps in all.
+        silent: Show nothing.
     """
 
-    def __init__(self, name: str, start: int, total: int) -> None:
+    def __init__(self, name: str, start: int, total: int, *, silent: bool = False) -> None:
         self.name = name
         self.start = start
         self.total = total
-        self.terminal = sys.stderr.isatty()
+        self.silent = silent
+        self.terminal = sys.stderr.isatty() and not silent
 
     def __enter__(self) -> "Progress":
         self.began = time.perf_counter()
@@ -49,7 +52,7 @@ class Progress:
                 self.bar.update(
                     self.task, completed=step, rate=self._rate(step), losses=_losses(result)
                 )
-        elif step * 10 // self.total > self.shown:
+        elif step * 10 // self.total > self.shown and not self.silent:
             self.shown = step * 10 // self.total
             rate = (step - self.start) / (time.perf_counter() - self.began)
             left = (self.total - step) / rate
@@ -72,7 +75,7 @@ def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
         total: How many there are.
         what: What is being done.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or process_rank():
         yield from parts
         return
     began = time.perf_counter()

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ COLUMNS = (
     "direct_norm",
     "indirect_norm",
     "cosine",
+    "validation",
 )
 
 
@@ -38,13 +39,20 @@ class Checkpoint:
         model: The network's `state_dict`.
         training: Every other tensor: optimizer moments, random state.
         state: Everything else, as JSON.
-        digest: Fingerprint of the weights' file; empty before it is written.
+        average: The `state_dict` of the weights' exponential average; None without one.
+        digest: Fingerprint of the file of `weights`; empty before it is written.
     """
 
     model: dict[str, Tensor]
     training: dict[str, Tensor]
     state: dict[str, Any]
+    average: dict[str, Tensor] | None = None
     digest: str = ""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the network is measured and used with: the average where there is one."""
+        return self.model if self.average is None else self.average
 
 
 class Run:
@@ -87,16 +95,8 @@ class Run:
             ValueError: if the folder exists, holds something, and must or should not be replaced.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not overwrite:
-                raise ValueError(
-                    f"{folder} exists already: choose another --out, add --overwrite to replace "
-                    f"it, or go on with it by `mqvae train --resume {folder}`."
-                )
-            if not ((folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()):
-                raise ValueError(
-                    f"{folder} is not a run, so --overwrite leaves it alone: choose another --out."
-                )
+        cls.require_free(folder, overwrite=overwrite)
+        if folder.exists():
             shutil.rmtree(folder)
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "samples").mkdir()
@@ -106,30 +106,56 @@ class Run:
         )
         return cls(folder)
 
+    @staticmethod
+    def require_free(folder: str | Path, *, overwrite: bool = False) -> None:
+        """Refuse a folder in which no run can be made.
+
+        Raises:
+            ValueError: if it holds something, and must or should not be replaced.
+        """
+        folder = Path(folder)
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{folder} exists already: choose another --out, add --overwrite to replace "
+                f"it, or go on with it by `mqvae train --resume {folder}`."
+            )
+        if not ((folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()):
+            raise ValueError(
+                f"{folder} is not a run, so --overwrite leaves it alone: choose another --out."
+            )
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run whole or not at all."""
         write_whole(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     # -- metrics.csv ---------------------------------------------------------------------------
 
-    def start_metrics(self, *, after_step: int) -> None:
-        """Begin metrics.csv, keeping the rows up to a step."""
+    def start_metrics(self, *, after_step: int, further: Sequence[str] = ()) -> None:
+        """Begin metrics.csv, keeping the rows up to a step.
+
+        Args:
+            after_step: The last step whose row is kept.
+            further: Columns beside `COLUMNS`.
+        """
+        self.columns = (*COLUMNS, *further)
         path = self.folder / "metrics.csv"
         rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        lines = [",".join(COLUMNS)]
+        lines = [",".join(self.columns)]
         for row in rows:
             # A row cut short, by a kill in the middle of writing it, lacks columns.
             if None not in row.values() and int(row["step"]) <= after_step:
-                lines.append(",".join(row.get(c, "") for c in COLUMNS))
+                lines.append(",".join(row.get(c, "") for c in self.columns))
         write_whole(path, "\n".join(lines) + "\n")
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
         """Append a row to metrics.csv."""
         with (self.folder / "metrics.csv").open("a", newline="") as file:
-            values = (row.get(c) for c in COLUMNS)
+            values = (row.get(c) for c in self.columns)
             csv.writer(file, lineterminator="\n").writerow(
                 "" if v is None else v if isinstance(v, int) else f"{v:.8g}" for v in values
             )
@@ -148,7 +174,10 @@ class Run:
         for file, tensors in (
             ("model.safetensors", checkpoint.model),
             ("training.safetensors", checkpoint.training),
+            ("average.safetensors", checkpoint.average),
         ):
+            if tensors is None:
+                continue
             # Not `save_file`, whose files nobody else may read.
             content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
             (partial / file).write_bytes(content)
@@ -185,18 +214,23 @@ class Run:
             raise ValueError(
                 f"{self.folder} has no checkpoint '{name}' (yet): train it, or train it again with "
                 "--overwrite."
+                + " The best is chosen on validation images: it needs data.validation above 0."
+                * (name == "best")
             )
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             digests = state.pop("sha256")
             if _sha256(json.dumps(state).encode()) != digests["state"]:
                 raise ValueError("state.json is not what was written")
-            tensors = []
-            for file in ["model.safetensors"] + ["training.safetensors"] * training:
+            tensors: dict[str, dict[str, Tensor]] = {}
+            for file, digest in digests.items():
+                if file == "state" or (file == "training.safetensors" and not training):
+                    continue
                 content = (folder / file).read_bytes()
-                if _sha256(content) != digests[file]:
+                if _sha256(content) != digest:
                     raise ValueError(f"{file} is not what was written")
-                tensors.append(load(content))
+                tensors[file] = load(content)
+            model = tensors["model.safetensors"]
         except Exception as error:
             other = "best" if name == "last" else "last"
             raise ValueError(
@@ -208,8 +242,10 @@ class Run:
                     else "."
                 )
             ) from error
-        digest = digests["model.safetensors"]
-        return Checkpoint(tensors[0], tensors[1] if training else {}, state, digest)
+        average = tensors.get("average.safetensors")
+        used = "model.safetensors" if average is None else "average.safetensors"
+        further = tensors.get("training.safetensors", {})
+        return Checkpoint(model, further, state, average, digests[used])
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -220,39 +256,50 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state by the names they have in a checkpoint."""
-    return {
-        f"{name}.{index}.{key}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
+def optimizer_state(
+    name: str, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state for a checkpoint: its tensors, by names of their own, and the rest.
+
+    Raises:
+        ValueError: if it remembers something that is neither tensor nor number.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    state = optimizer.state_dict()
+    for index, entry in state["state"].items():
+        for key, value in entry.items():
+            if torch.is_tensor(value):
+                tensors[f"{name}.{index}.{key}"] = value
+            elif isinstance(value, bool | int | float | None):
+                numbers[f"{index}.{key}"] = value
+            else:
+                raise ValueError(
+                    f"{type(optimizer).__name__} remembers a {type(value).__name__}, '{key}', "
+                    "which a checkpoint cannot hold: an optimizer's state must be tensors and "
+                    "numbers."
+                )
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
+    return tensors, {"groups": groups, "numbers": numbers}
 
 
 def restore_optimizer(
     name: str,
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
-    groups: list[dict[str, Any]],
+    rest: Mapping[str, Any] | list[dict[str, Any]],
 ) -> None:
-    """Put an optimizer's state back from a checkpoint."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        owner, _, rest = key.partition(".")
-        if owner == name:
-            index, _, field = rest.partition(".")
-            state.setdefault(int(index), {})[field] = value
+    """Put an optimizer's state back from a checkpoint: what `optimizer_state` gave."""
+    if isinstance(rest, list):  # version 0.1.0 wrote the groups alone
+        rest = {"groups": rest, "numbers": {}}
+    mine = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**mine, **rest["numbers"]}.items():
+        index, _, field = key.partition(".")
+        state.setdefault(int(index), {})[field] = value
     current = optimizer.state_dict()["param_groups"]
-    merged = [{**now, **then} for now, then in zip(current, groups, strict=True)]
+    merged = [{**now, **then} for now, then in zip(current, rest["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})
-
-
-def optimizer_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """An optimizer's settings, without its parameters, as JSON."""
-    return [
-        {k: v for k, v in group.items() if k != "params"}
-        for group in optimizer.state_dict()["param_groups"]
-    ]
 
 
 def _sha256(content: bytes) -> str:

@@ -15,7 +15,9 @@ from mqvae.core.quantizer import NoQuantizer
 from mqvae.data import Images, image_files, in_order, load_files
 from mqvae.progress import watched
 from mqvae.runs import Run
-from mqvae.trainer import Settings, build_network, load_split
+from mqvae.settings import Settings
+from mqvae.tasks import Task
+from mqvae.trainer import inputs_of, load_split
 
 BATCH_SIZE = 256
 
@@ -101,6 +103,7 @@ class Tokenizer:
         run: The run it comes from.
         settings: The run's settings.
         network: The trained network.
+        task: What it was trained for.
         step: The number of updates it has had.
         model: Fingerprint of its weights.
 
@@ -111,11 +114,12 @@ class Tokenizer:
     """
 
     def __init__(
-        self, run: Run, settings: Settings, network: VQNetwork, step: int, model: str
+        self, run: Run, settings: Settings, network: VQNetwork, task: Task, step: int, model: str
     ) -> None:
         self.run = run
         self.settings = settings
         self.network = network.eval()
+        self.task = task.eval()
         self.step = step
         self.model = model
         self.device = next(network.parameters()).device
@@ -141,16 +145,18 @@ class Tokenizer:
         run = Run(folder)
         settings = Settings.of_run(run)
         saved = run.load(checkpoint, training=False)
-        network = build_network(settings)
+        components = settings.components()
+        network = components.network.build(inputs_of(settings.data), components.quantizer)
         try:
-            network.load_state_dict(saved.model)
+            network.load_state_dict(saved.weights)
         except RuntimeError as error:
             raise ValueError(
                 f"the checkpoint of {folder} does not fit its config.yaml: {error}"
             ) from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(run, settings, network.to(device), saved.state["step"], saved.digest)
+        task = components.task.to(device)
+        return cls(run, settings, network.to(device), task, saved.state["step"], saved.digest)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -171,13 +177,12 @@ class Tokenizer:
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Images of codes, as the decoder makes them (clamp to [0, 1] to show them).
+        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
+
+        Images are as they come; clamp them to [0, 1] to show them.
 
         Args:
             codes: As `encode` gives them.
-
-        Returns:
-            (B, C, H, W).
 
         Raises:
             ValueError: if the codes do not fit the codebook.
@@ -273,7 +278,8 @@ class Tokenizer:
                 f"{int(array.max())}."
             )
         # Asked of the decoder, whose work the codes that are there bound; `side` may say anything.
-        image = self.decode(torch.from_numpy(array[:1].astype(np.int64)))[0]  # (C, H, W)
+        output = self.decode(torch.from_numpy(array[:1].astype(np.int64)))
+        image = self.task.images(output)[0]  # (C, H, W)
         if image.shape != (codes.channels, codes.side, codes.side):
             raise ValueError(
                 f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
@@ -300,7 +306,7 @@ class Tokenizer:
         done = 0
         parts = array.split(BATCH_SIZE)
         for part in watched(parts, len(parts), "decoding"):
-            pixels = (self.decode(part).float().clamp(0, 1) * 255).round().byte().cpu()
+            pixels = (self.task.images(self.decode(part)) * 255).round().byte().cpu()
             for picture in pixels:
                 path = folder / names[done]
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -290,7 +290,7 @@ def test_a_run_notes_its_curve(monkeypatch):
 
 
 def quality_preset():
-    from mqvae.config import load_preset
+    from mqvae.settings import load_preset
 
     return load_preset("digits-tiny")
 

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from mqvae.cli import main
-from mqvae.config import preset_names
 from mqvae.runs import Run
+from mqvae.settings import preset_names
 from mqvae.tokenizer import Codes
 
 SMALL = [
@@ -145,21 +145,21 @@ BAD_INPUT = {
     "beta": ([*META, "--update.commitment_weight", "-1"], "commitment_weight must be 0 or more"),
     "steps": ([*TRAIN, "--steps", "0"], "steps must be 1 or more, got 0"),
     "batch_size": ([*TRAIN, "--data.batch_size", "0"], "data.batch_size must be 1 or more, got 0"),
-    "batch_size large": ([*TRAIN, "--data.batch_size", "1501"], "expected 1 to 1500"),
-    "warmup": ([*TRAIN, "--optimizer.warmup", "2"], "optimizer.warmup must lie in 0 … 1, got 2.0"),
-    "rate": ([*TRAIN, "--optimizer.network_lr", "-1"], "must be 0 or more and finite, got -1.0"),
-    "rate nan": ([*TRAIN, "--optimizer.network_lr", ".nan"], "0 or more and finite, got nan"),
+    "batch_size large": ([*TRAIN, "--data.batch_size", "1501"], "expected 1 to 1350"),
+    "warmup": ([*TRAIN, "--optimizer.warmup", "2"], "optimizer.warmup must lie in 0 … 1, got 2"),
+    "rate": ([*TRAIN, "--optimizer.network_lr", "-1"], "must be 0 or more and finite, got -1"),
+    "rate nan": ([*TRAIN, "--optimizer.network_lr", "nan"], "0 or more and finite, got nan"),
     "rate word": ([*TRAIN, "--optimizer.network_lr", "high"], "expects float, got 'high'"),
-    "decay": ([*TRAIN, "--optimizer.weight_decay", ".inf"], "0 or more and finite, got inf"),
+    "decay": ([*TRAIN, "--optimizer.weight_decay", "inf"], "0 or more and finite, got inf"),
     "precision": ([*TRAIN, "--trainer.precision", "16"], "one of 32-true, bf16-mixed, got '16'"),
     "accelerator": ([*TRAIN, "--trainer.accelerator", "gpu"], "one of auto, cpu, cuda, mps"),
-    "devices": ([*TRAIN, "--trainer.devices", "2"], "trainer.devices must be 1, got 2"),
+    "devices": ([*TRAIN, "--trainer.devices", "0"], "trainer.devices must be 1 or more, got 0"),
     "width": ([*TRAIN, "--network.width", "7"], "width must be an even number of 2 or more, got 7"),
     "blocks": ([*TRAIN, "--network.residual_blocks", "-1"], "residual_blocks must be 0 or more"),
     "groups": ([*TRAIN, "--quantizer.groups", "3"], "groups must divide dim: got groups=3, dim=4"),
     "num_codes": ([*TRAIN, "--quantizer.num_codes", "0"], "num_codes must be 1 or more, got 0"),
     "seed": ([*TRAIN, "--seed", "-1"], "seed must lie in 0 … 4294967295, got -1"),
-    "channels": ([*TRAIN, "--data.channels", "2"], "data.channels must be 1 or 3, got 2"),
+    "channels": ([*TRAIN, "--data.channels", "2"], "data.channels must be one of 1, 3, got '2'"),
     "side": ([*TRAIN, "--data.side", "10"], "got 10 × 10: 8 × 8 or 12 × 12 would do"),
     "type": ([*TRAIN, "--steps", "many"], "--steps expects int, got 'many'"),
     "type of a fraction": ([*TRAIN, "--steps", "1.5"], "--steps expects int, got '1.5'"),
@@ -280,7 +280,7 @@ YAML_FILES = {
         "no setting 'optimizer.network_rl'. Did you mean 'optimizer.network_lr'?",
     ),
     "type": ("base: paper\nsteps: many", "new.yaml: steps expects int, got 'many'"),
-    "nothing": ("base: paper\nsteps:", "steps expects int, got None"),
+    "nothing": ("base: paper\nsteps:", "steps expects a value, got none"),
     "group as a value": ("base: paper\ndata: 5", "data must hold settings as 'name: value', got 5"),
     "class": ("base: paper\nupdate: {class_path: mqvae.Mta}", "no choice 'Mta'. Did you mean 'Me"),
     "class of another kind": (
@@ -328,23 +328,30 @@ DAMAGED_RUNS = {
     "config broken": (written(b"a: [1"), "config.yaml is not valid YAML"),
     "config binary": (written(b"\x80\xff"), "config.yaml is not valid YAML"),
     "config empty": (written(b""), "config.yaml holds no settings"),
-    "no quantizer": (edited(lambda c: c.pop("quantizer")), "config.yaml: these are not the"),
-    "no width": (edited(lambda c: c["network"].update(wdith=4)), "config.yaml: these are not the"),
+    "no quantizer": (edited(lambda c: c.pop("quantizer")), "config.yaml: quantizer must be set"),
+    "no width": (
+        edited(lambda c: c["network"]["init_args"].update(wdith=4)),
+        "there is no option network.wdith of VQVAE. Did you mean 'width'?",
+    ),
+    "not a component": (
+        edited(lambda c: c["network"].update(wdith=4)),
+        "config.yaml: network has a class_path and init_args, but also wdith",
+    ),
     "steps": (edited(lambda c: c.update(steps="x")), "config.yaml: steps expects int, got 'x'"),
     "class": (
         edited(lambda c: c["quantizer"].update(class_path="os.system")),
-        "config.yaml: class_path 'os.system' is no part of mqvae",
+        "config.yaml: quantizer has no choice 'os.system'",
     ),
     "class of another kind": (
         edited(lambda c: c["quantizer"].update(class_path="mqvae.Kept", init_args={})),
-        "config.yaml: mqvae.Kept is no",
+        "config.yaml: quantizer has no choice 'Kept'",
     ),
     "argument": (
         edited(lambda c: c["quantizer"]["init_args"].update(num_code=4)),
-        "has no argument 'num_code'. Did you mean 'num_codes'?",
+        "there is no option quantizer.num_code of VectorQuantizer. Did you mean 'num_codes'?",
     ),
     "another width": (
-        edited(lambda c: c["network"].update(width=10)),
+        edited(lambda c: c["network"]["init_args"].update(width=10)),
         "the checkpoint of run does not fit its config.yaml",
     ),
     "weights": (flipped, "the checkpoint run/checkpoints/last is damaged"),
@@ -394,7 +401,7 @@ def test_train_says_where_the_run_is_and_what_is_next(tmp_path, capsys):
     assert f"mqvae report '{out}' --out" in printed
     for name in ("mse", "psnr", "perplexity", "usage", "gradient_gap"):
         assert re.search(rf"^{name} +[\d.e-]+$", printed, re.MULTILINE)
-    assert "MQ-VAE: digits, 1,500 images, 4 steps" in err
+    assert "MQ-VAE: digits, 1,350 images, 4 steps" in err
     assert json.loads((out / "summary.json").read_text())["steps"] == 4
 
 
@@ -416,7 +423,7 @@ def test_train_from_a_file_and_nested_options(tmp_path, monkeypatch):
     assert main(["train", "mine.yaml", *sizes, *options, "--out", "run"]) == 0
     config = Run("run").config
     assert config["name"] == "mine"
-    assert config["network"]["width"] == 6
+    assert config["network"]["init_args"]["width"] == 6
     arguments = config["update"]["init_args"]
     assert arguments["hypergradient"]["class_path"] == "mqvae.Exact"
     curvature = arguments["hypergradient"]["init_args"]["curvature"]
@@ -511,7 +518,7 @@ def test_signals(tmp_path, number, code, rule):
 def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
     from mqvae.core.updates import Joint
 
-    def twice(self, x, y):
+    def twice(self, x, y, **options):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
@@ -527,12 +534,12 @@ def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
 
 
 def test_interrupted_before_there_is_a_run(tmp_path, capsys, monkeypatch):
-    from mqvae.trainer import training
+    from mqvae.trainer import images
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "load_split", interrupted)
+    monkeypatch.setattr(images, "load_split", interrupted)
     assert main(["train", "digits-tiny", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "mqvae: stopped\n"
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mqvae.config import preset_names
+from mqvae.settings import preset_names
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ ROOT = Path(mqvae.__file__).parent
 ORDER = [
     {"core"},
     {"networks"},
-    {"config", "data", "metrics", "progress", "runs", "settings", "tasks"},
+    {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks"},
     {"trainer"},
     {"paper", "report", "tokenizer"},
     {"bench"},

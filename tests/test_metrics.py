@@ -10,6 +10,7 @@ from torch import nn
 from mqvae import VectorQuantizer, VQNetwork, metrics, vqvae
 from mqvae.data import Images
 from mqvae.metrics import evaluate, evaluating
+from mqvae.tasks import Reconstruction
 
 
 def pictures(count, channels=1, side=8):
@@ -76,11 +77,11 @@ def test_figures_are_those_of_numpy(count, batch_size, groups, monkeypatch):
     network = network_for(images, groups=groups).eval()
     expected = by_hand(network, images, min(batch_size, count))
     assert 0.2 < expected["usage"] <= 1
-    found = evaluate(network, images)
+    found = evaluate(network, Reconstruction(), images)
     assert found.figures == pytest.approx(expected, rel=1e-5)
     assert found.protocol["images"] == count
     assert found.protocol["batch_size"] == min(batch_size, count)
-    assert f"{max(1, count // batch_size)} batches" in found.protocol["gradient_gap"]
+    assert found.protocol["gradient_gap_batches"] == max(1, count // batch_size)
     assert found.code_counts.shape == (groups, 12)
     assert found.code_counts.sum() == count * 4 * groups
 
@@ -91,7 +92,7 @@ def test_outputs_beyond_the_range_count_for_mse_and_not_for_psnr():
     with torch.no_grad():
         network.decoder.layers[-1].weight.zero_()
         network.decoder.layers[-1].bias.fill_(3.0)
-    figures = evaluate(network, images).figures
+    figures = evaluate(network, Reconstruction(), images).figures
     x = images.pixels.double() / 255
     assert figures["mse"] == pytest.approx((3 - x).square().mean().item(), rel=1e-6)
     expected = -10 * (1 - x).square().flatten(1).mean(1).log10().mean().item()
@@ -101,7 +102,8 @@ def test_outputs_beyond_the_range_count_for_mse_and_not_for_psnr():
 def test_colour():
     images = pictures(9, channels=3)
     network = network_for(images).eval()
-    assert evaluate(network, images).figures == pytest.approx(by_hand(network, images, 9), rel=1e-5)
+    figures = evaluate(network, Reconstruction(), images).figures
+    assert figures == pytest.approx(by_hand(network, images, 9), rel=1e-5)
 
 
 def test_the_network_comes_back_as_it_was():
@@ -111,7 +113,7 @@ def test_the_network_comes_back_as_it_was():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     modes = [m.training for m in network.modules()]
     random = torch.get_rng_state()
-    found = evaluate(network, images)
+    found = evaluate(network, Reconstruction(), images)
     assert [m.training for m in network.modules()] == modes
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -125,7 +127,7 @@ def test_the_network_comes_back_as_it_was():
 def test_the_mode_comes_back_when_a_pass_raises():
     network = network_for(pictures(4)).train()
     with pytest.raises(ValueError, match="channels"):
-        evaluate(network, pictures(4, channels=3))
+        evaluate(network, Reconstruction(), pictures(4, channels=3))
     assert all(m.training for m in network.modules())
 
 
@@ -139,13 +141,15 @@ def test_evaluating_is_eval_inside():
 
 def test_protocol_says_what_was_measured():
     images = pictures(12)
-    protocol = evaluate(network_for(images), images).protocol
+    found = evaluate(network_for(images), Reconstruction(), images)
+    protocol = found.protocol
     assert protocol["dataset"] == "made"
     assert protocol["split"] == "test"
     assert protocol["precision"] == "float32"
-    assert set(protocol) >= {"mse", "psnr", "perplexity", "gradient_gap"}
+    assert list(found.described) == list(found.figures)
+    assert all(figure.protocol and figure.better for figure in found.described.values())
 
 
 def test_no_images():
     with pytest.raises(ValueError, match="no images"):
-        evaluate(network_for(pictures(4)), pictures(0))
+        evaluate(network_for(pictures(4)), Reconstruction(), pictures(0))

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from mqvae.config import load_preset, merged, preset_names
-from mqvae.trainer import Settings, Training
+from mqvae.runs import Run
+from mqvae.settings import Settings, load_preset, preset_names
+from mqvae.trainer import begin, resume
 
 METHODS = [name for name in preset_names() if name.startswith("methods/")]
 
@@ -29,8 +30,8 @@ def test_there_is_a_preset_for_each_method_of_the_paper():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_and_goes_on(name, tmp_path):
-    settings = merged(
-        load_preset(name),
+    settings = load_preset(
+        name,
         {
             "steps": 6,
             "data": {"name": "digits", "side": 8, "batch_size": 32},
@@ -39,28 +40,30 @@ def test_a_method_trains_and_goes_on(name, tmp_path):
         },
     )
     settings["quantizer"] = small(settings["quantizer"])
-    whole = Training(Settings.of(settings), tmp_path / "whole")
-    before = {k: v.clone() for k, v in whole.network.state_dict().items()}
+    whole = begin(Settings.of(settings), tmp_path / "whole")
+    network = whole.parts.network
+    before = {k: v.clone() for k, v in network.state_dict().items()}
     summary = whole.fit()
     assert summary["warnings"] == []
     assert 0 < summary["mse"] < 0.5
-    after = whole.network.state_dict()
+    after = network.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert {k.partition(".")[0] for k in moved} >= {"encoder", "decoder"}
     if name != "methods/no-quantization":
         assert any(k.startswith("quantizer") for k in moved)
 
     # Stopped half-way and gone on with, the rule's own memory included.
-    half = Training(Settings.of({**settings}), tmp_path / "half")
-    while half.step < 3:
-        x, y = half.batches.next()
-        half.network.train()
-        half.update.step(x, half.task.target(x, y))
-        for schedule in half.schedules:
-            schedule.step()
-        half.step += 1
-    half._save("last")
-    again = Training(half.settings, resume=half.run)
+    class HalfWay(Exception):
+        pass
+
+    def stop(training):
+        if training.step == 3:
+            raise HalfWay
+
+    with pytest.raises(HalfWay):
+        begin(Settings.of(settings), tmp_path / "half").fit(after_step=stop)
+    again = resume(Run(tmp_path / "half"))
+    assert again.step == 3
     again.fit()
     for key, value in after.items():
-        assert torch.equal(again.network.state_dict()[key], value), key
+        assert torch.equal(again.parts.network.state_dict()[key], value), key

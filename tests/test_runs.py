@@ -15,8 +15,7 @@ from mqvae.runs import (
     COLUMNS,
     Checkpoint,
     Run,
-    optimizer_groups,
-    optimizer_tensors,
+    optimizer_state,
     restore_optimizer,
     write_whole,
 )
@@ -304,7 +303,7 @@ def test_metrics(run):
     for step in range(1, 6):
         run.log({"step": step, "seconds": step / 3, "task": 1e-9 * step, "usage": 1.0})
     assert lines(run)[0] == ",".join(COLUMNS)
-    assert lines(run)[3] == "3,1,3e-09,,,,1,,,,,"
+    assert lines(run)[3] == "3,1,3e-09,,,,1,,,,,,"
     before = lines(run)
     # A row that a kill cut short goes, one that was after the checkpoint too.
     for torn in ("", "6", "1", "6,0.3,", "2,0.4,1e-"):
@@ -335,10 +334,10 @@ def test_an_optimizer_comes_back_to_the_bit():
     generator = torch.Generator().manual_seed(0)
     layer, optimizer = made()
     train(layer, optimizer, 2)
-    tensors = {k: v.clone() for k, v in optimizer_tensors("lower", optimizer).items()}
     optimizer.param_groups[0]["lr"] = 0.05
-    groups = json.loads(json.dumps(optimizer_groups(optimizer)))
-    assert "params" not in groups[0]
+    tensors, rest = optimizer_state("lower", optimizer)
+    tensors, rest = {k: v.clone() for k, v in tensors.items()}, json.loads(json.dumps(rest))
+    assert "params" not in rest["groups"][0]
     weights, state = {k: v.clone() for k, v in layer.state_dict().items()}, generator.get_state()
     train(layer, optimizer, 3)
 
@@ -346,8 +345,45 @@ def test_an_optimizer_comes_back_to_the_bit():
     again.load_state_dict(weights)
     generator.set_state(state)
     other = {"upper.0.exp_avg": torch.zeros(1), "random.cpu": torch.zeros(1)}
-    restore_optimizer("lower", restored, {**tensors, **other}, groups)
+    restore_optimizer("lower", restored, {**tensors, **other}, rest)
     assert restored.param_groups[0]["lr"] == 0.05
     train(again, restored, 3)
     assert torch.equal(again.weight, layer.weight)
     assert torch.equal(again.bias, layer.bias)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adagrad(p, lr=0.1),
+    ],
+    ids=["sgd", "momentum", "adagrad"],
+)
+def test_optimizers_that_remember_other_things_go_on_as_well(kind):
+    layers = [nn.Linear(3, 2) for _ in range(2)]
+    optimizers = [kind(layer.parameters()) for layer in layers]
+
+    def train(of):
+        for step in range(3):
+            optimizers[of].zero_grad()
+            layers[of](torch.full((1, 3), step + 1.0)).square().sum().mul(0.01).backward()
+            optimizers[of].step()
+
+    train(0)
+    tensors, rest = optimizer_state("lower", optimizers[0])
+    tensors, rest = {k: v.clone() for k, v in tensors.items()}, json.loads(json.dumps(rest))
+    layers[1].load_state_dict(layers[0].state_dict())
+    restore_optimizer("lower", optimizers[1], tensors, rest)
+    for of in (0, 1):
+        train(of)
+    assert torch.equal(layers[0].weight, layers[1].weight)
+
+
+def test_an_optimizer_that_remembers_what_no_checkpoint_holds():
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer.state[layer.weight]["note"] = "hello"
+    with pytest.raises(ValueError, match="SGD remembers a str, 'note'"):
+        optimizer_state("lower", optimizer)

@@ -13,11 +13,11 @@ from PIL import Image
 import mqvae
 from mqvae import NoQuantizer
 from mqvae import tokenizer as module
-from mqvae.config import load_preset, merged
 from mqvae.data import load
 from mqvae.runs import Run
+from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.trainer import Settings, Training
+from mqvae.trainer import begin
 
 SMALL = {
     "name": "small",
@@ -45,8 +45,8 @@ def runs(tmp_path_factory):
     def run(kind):
         if kind not in made:
             made[kind] = tmp_path_factory.mktemp("runs") / kind
-            config = merged(merged(load_preset("digits-tiny"), SMALL), KINDS[kind])
-            Training(Settings.of(config), made[kind]).fit()
+            config = load_preset("digits-tiny", SMALL, KINDS[kind])
+            begin(Settings.of(config), made[kind]).fit()
         return made[kind]
 
     return run

@@ -15,21 +15,21 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mqvae.config import load_preset, merged
 from mqvae.core.updates import Joint
 from mqvae.metrics import evaluate
 from mqvae.progress import Progress, watched
 from mqvae.runs import COLUMNS, Run
+from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Interrupted, NotFinite, Settings, Training, warmup_cosine
-from mqvae.trainer import training as trainer
+from mqvae.trainer import Interrupted, NotFinite, Training, begin, logs, loop, warmup_cosine
+from mqvae.trainer import resume as go_on
 
-# 1,500 images in batches of 300 are 5 steps an epoch.
+# 1,500 images, 150 of them for validation: in batches of 270 they are 5 steps an epoch.
 SMALL = {
     "name": "small",
     "steps": 12,
-    "data": {"name": "digits", "side": 8, "batch_size": 300},
+    "data": {"name": "digits", "side": 8, "batch_size": 270},
     "network": {"width": 4, "residual_blocks": 1},
     "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
     "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5},
@@ -49,8 +49,7 @@ RULES = {
 
 
 def settings(delta=None, *, rule="joint"):
-    found = merged(load_preset("digits-tiny"), SMALL)
-    return Settings.of(merged({**found, "update": RULES[rule]}, delta or {}))
+    return Settings.of(load_preset("digits-tiny", SMALL, {"update": RULES[rule]}), delta or {})
 
 
 def weights(folder, name="last"):
@@ -75,7 +74,7 @@ def finished(tmp_path_factory):
         if rule not in made:
             made[rule] = tmp_path_factory.mktemp("finished") / rule
             torch.manual_seed(99)  # the seed of the settings is all that counts
-            Training(settings(rule=rule), made[rule]).fit()
+            begin(settings(rule=rule), made[rule]).fit()
         return made[rule]
 
     return run
@@ -143,7 +142,7 @@ def test_metrics(finished, rule):
 
 def test_the_last_step_is_logged_whatever_the_interval(tmp_path):
     delta = {"steps": 5, "trainer": {"log_every": 3}}
-    Training(settings(delta), tmp_path / "run").fit()
+    begin(settings(delta), tmp_path / "run").fit()
     assert [row["step"] for row in rows(tmp_path / "run")] == ["3", "5"]
 
 
@@ -164,7 +163,7 @@ def test_summary(finished):
     # The figures are those of the weights that were saved.
     tokenizer = Tokenizer.from_run(folder, device="cpu")
     images = tokenizer.find_images("test")
-    measured = evaluate(tokenizer.network, images)
+    measured = evaluate(tokenizer.network, tokenizer.task, images)
     for name, value in measured.figures.items():
         assert summary[name] == pytest.approx(value, rel=1e-6), name
     assert summary["parameters"] == sum(p.numel() for p in tokenizer.network.parameters())
@@ -196,14 +195,14 @@ def test_a_run_is_repeated_from_its_config_alone(finished, tmp_path):
     assert config["data"]["channels"] == 1
     assert config["update"]["init_args"]["hypergradient"]["class_path"] == "mqvae.FiniteDifference"
     torch.manual_seed(5)
-    Training(Settings.of(config), tmp_path / "again").fit()
+    begin(Settings.of(config), tmp_path / "again").fit()
     assert weights(tmp_path / "again") == weights(finished("meta"))
     assert all_but_time(tmp_path / "again") == all_but_time(finished("meta"))
     assert Run(tmp_path / "again").config == config
 
 
 def test_another_seed_is_another_run(finished, tmp_path):
-    Training(settings({"seed": 1}), tmp_path / "run").fit()
+    begin(settings({"seed": 1}), tmp_path / "run").fit()
     assert weights(tmp_path / "run") != weights(finished("joint"))
 
 
@@ -215,7 +214,7 @@ def test_a_folder_of_images_is_found_from_anywhere(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(images / f"{i:02}.jpg")
     monkeypatch.chdir(tmp_path)
     delta = {"data": {"name": "photos", "batch_size": 5}, "steps": 2}
-    training = Training(settings(delta), "run")
+    training = begin(settings(delta), "run")
     assert training.run.config["data"]["name"] == str(images)
     assert training.run.config["data"]["channels"] == 3
     training.fit()
@@ -226,21 +225,21 @@ def test_a_folder_of_images_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_validation_leaves_training_alone(finished, tmp_path):
     # `best` is looked for at every checkpoint: more of them must not change the weights.
-    Training(settings({"trainer": {"checkpoint_every": 2}}), tmp_path / "run").fit()
+    begin(settings({"trainer": {"checkpoint_every": 2}}), tmp_path / "run").fit()
     assert weights(tmp_path / "run") == weights(finished("joint"))
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_best_is_the_best_of_the_checkpoints(tmp_path, monkeypatch, stopped):
     values = iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr(Training, "_validation_task", lambda self: next(values))
+    monkeypatch.setattr(Training, "validation_loss", lambda self: next(values))
     if stopped:
         stop_after(monkeypatch, 11, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
-            Training(settings(), tmp_path / "run").fit()
+            begin(settings(), tmp_path / "run").fit()
         resume(tmp_path / "run").fit()
     else:
-        Training(settings(), tmp_path / "run").fit()
+        begin(settings(), tmp_path / "run").fit()
     run = Run(tmp_path / "run")
     assert run.load("best").state["step"] == 10
     assert run.load("last").state["step"] == 12
@@ -261,12 +260,12 @@ def test_rates_rise_linearly_and_fall_as_a_cosine(tmp_path):
     used = []
 
     class Watched(Joint):
-        def step(self, x, y):
+        def step(self, x, y, **options):
             used.append([o.param_groups[0]["lr"] for o in (self.lower, self.upper)])
-            return super().step(x, y)
+            return super().step(x, y, **options)
 
-    training = Training(settings(delta), tmp_path / "run")
-    training.update.__class__ = Watched
+    training = begin(settings(delta), tmp_path / "run")
+    training.parts.update.__class__ = Watched
     training.fit()
     expected = [1 / 4, 2 / 4, 3 / 4, 1.0]
     expected += [(1 + math.cos(math.pi * i / 36)) / 2 for i in range(36)]
@@ -306,10 +305,10 @@ def test_the_codebook_starts_as_k_means_of_embeddings(tmp_path, groups):
         "network": {"width": 8},
         "quantizer": {"init_args": {"groups": groups, "num_codes": 24}},
     }
-    training = Training(settings(delta), tmp_path / "run")
-    network = training.network
+    training = begin(settings(delta), tmp_path / "run")
+    network = training.parts.network
     with torch.no_grad():
-        z_e = network.embed(training.train_images.pixels / 255)
+        z_e = network.embed(training.splits.train.pixels / 255)
         quantized = network.quantizer(z_e)
     codes = quantized.codes.reshape(-1, groups)
     books = network.quantizer.codebook().detach().chunk(groups)
@@ -351,7 +350,7 @@ def resume(folder):
     torch.manual_seed(1234)
     torch.rand(7)
     run = Run(folder)
-    return Training(Settings.of_run(run), resume=run)
+    return go_on(run)
 
 
 def same_run(folder, other):
@@ -381,7 +380,7 @@ def test_stopped_and_gone_on_with_is_as_if_never_stopped(
         number = (signal.SIGINT, signal.SIGTERM)[step % 2]
         stop_after(patch, step, lambda: signal.raise_signal(number))
         with pytest.raises(Interrupted) as stopped:
-            Training(settings(rule=rule), folder).fit()
+            begin(settings(rule=rule), folder).fit()
     assert (stopped.value.step, stopped.value.signal_number) == (step, number)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     assert Run(folder).load("last").state["step"] == step
@@ -405,18 +404,18 @@ def test_killed_and_gone_on_with(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 9, kill)
         with pytest.raises(Killed):
-            Training(settings(rule="meta"), folder).fit()
+            begin(settings(rule="meta"), folder).fit()
     assert [row["step"] for row in rows(folder)] == ["2", "4", "6", "8"]
     training = resume(folder)
     assert training.step == 5
-    assert [row["step"] for row in rows(folder)] == ["2", "4"]
     training.fit()
+    assert [row["step"] for row in rows(folder)] == ["2", "4", "6", "8", "10", "12"]
     same_run(folder, finished("meta"))
 
 
 def test_stopped_twice(finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    for step, make in ((3, lambda: Training(settings(), folder)), (4, lambda: resume(folder))):
+    for step, make in ((3, lambda: begin(settings(), folder)), (4, lambda: resume(folder))):
         with monkeypatch.context() as patch:
             stop_after(patch, step, lambda: signal.raise_signal(signal.SIGINT))
             with pytest.raises(Interrupted):
@@ -428,16 +427,16 @@ def test_stopped_twice(finished, tmp_path, monkeypatch):
 def test_stopped_in_the_last_checkpoint(finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        validate = Training._validation_task
+        validate = Training.validation_loss
 
         def stopping(self):
             if self.step == 12:
                 signal.raise_signal(signal.SIGTERM)
             return validate(self)
 
-        patch.setattr(Training, "_validation_task", stopping)
+        patch.setattr(Training, "validation_loss", stopping)
         with pytest.raises(Interrupted):
-            Training(settings(), folder).fit()
+            begin(settings(), folder).fit()
     assert not (folder / "summary.json").exists()
     resume(folder).fit()
     same_run(folder, finished("joint"))
@@ -447,24 +446,24 @@ def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
     folder, step = tmp_path / "run", Joint.step
     calls = []
 
-    def slow(self, x, y):
+    def slow(self, x, y, **options):
         calls.append(1)
         if len(calls) == 8:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        return step(self, x, y)
+        return step(self, x, y, **options)
 
     monkeypatch.setattr(Joint, "step", slow)
     with pytest.raises(KeyboardInterrupt):
-        Training(settings(), folder).fit()
+        begin(settings(), folder).fit()
     assert len(calls) == 8
     assert Run(folder).load("last").state["step"] == 5
 
 
 def test_a_config_that_does_not_fit_its_checkpoint(tmp_path):
-    Training(settings(), tmp_path / "run")
+    begin(settings(), tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    config["network"]["width"] = 10
+    config["network"]["init_args"]["width"] = 10
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"run does not fit its config\.yaml"):
         resume(tmp_path / "run")
@@ -472,7 +471,7 @@ def test_a_config_that_does_not_fit_its_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("key", ["batches", "optimizers", "collapsed_steps"])
 def test_a_checkpoint_of_another_version(tmp_path, key):
-    Training(settings(), tmp_path / "run")
+    begin(settings(), tmp_path / "run")
     run = Run(tmp_path / "run")
     found = run.load("last")
     state = {k: v for k, v in found.state.items() if k != key} | {"version": "0.0.7"}
@@ -506,7 +505,7 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, value, rule):
     monkeypatch.setattr(Reconstruction, "forward", failing)
     stop_after(monkeypatch, 7, lambda: factors.append(value))
     with pytest.raises(NotFinite, match=rf"the task loss is {value} at step 8\b") as raised:
-        Training(settings(rule=rule), tmp_path / "run").fit()
+        begin(settings(rule=rule), tmp_path / "run").fit()
     assert str(tmp_path / "run" / "checkpoints" / "last") in str(raised.value)
     assert all_finite(Run(tmp_path / "run")) == 5
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -520,7 +519,7 @@ def test_an_absurd_rate(tmp_path, checkpoint_every, rate):
         "trainer": {"log_every": 1, "checkpoint_every": checkpoint_every},
     }
     with pytest.raises(NotFinite, match=r"at step [12]\b"):
-        Training(settings(delta), tmp_path / "run").fit()
+        begin(settings(delta), tmp_path / "run").fit()
     assert all_finite(Run(tmp_path / "run")) <= 1
 
 
@@ -528,24 +527,25 @@ def test_a_run_of_one_absurd_step(tmp_path):
     # Its loss was finite; what it made of the weights is not fit to be saved or summed up.
     delta = {"steps": 1, "optimizer": {"network_lr": 1e30}}
     with pytest.raises(NotFinite, match=r"validation loss is (inf|nan) at step 1\b"):
-        Training(settings(delta), tmp_path / "run").fit()
+        begin(settings(delta), tmp_path / "run").fit()
     assert all_finite(Run(tmp_path / "run")) == 0
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("where", ["weight", "moment"])
 def test_nothing_that_is_not_finite_is_saved(tmp_path, where):
-    training = Training(settings(), tmp_path / "run")
+    training = begin(settings(), tmp_path / "run")
     before = weights(tmp_path / "run")
+    training.run.start_metrics(after_step=0)
     training.step = 3
-    training.update.step(*[torch.rand(8, 1, 8, 8)] * 2)
+    training.parts.update.step(*[torch.rand(8, 1, 8, 8)] * 2)
     if where == "weight":
-        next(training.network.decoder.parameters()).data.view(-1)[0] = math.inf
+        next(training.parts.network.decoder.parameters()).data.view(-1)[0] = math.inf
     else:
-        state = next(iter(training.update.upper.state.values()))
+        state = next(iter(training.parts.update.upper.state.values()))
         state["exp_avg"][0, 0] = math.nan
     with pytest.raises(NotFinite, match=r"(decoder|upper)\.\S+ is not finite at step 3\b"):
-        training._save("last")
+        training.save("last")
     assert weights(tmp_path / "run") == before
     assert all_finite(Run(tmp_path / "run")) == 0
 
@@ -554,14 +554,14 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path, where):
 
 
 def test_collapse_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 20)
+    monkeypatch.setattr(logs, "COLLAPSE_STEPS", 20)
     delta = {
         "steps": 60,
         "data": {"batch_size": 30},
         "quantizer": {"init_args": {"num_codes": 512}},
         "optimizer": {"codebook_lr": 3.0, "warmup": 0},
     }
-    summary = Training(settings(delta), tmp_path / "run").fit()
+    summary = begin(settings(delta), tmp_path / "run").fit()
     usage = [float(row["usage"]) for row in rows(tmp_path / "run")]
     assert usage[-10:] == pytest.approx([usage[-1]] * 10, abs=0.01)
     assert max(usage[-10:]) < 0.01
@@ -573,9 +573,9 @@ def test_collapse_is_said(tmp_path, capsys, monkeypatch):
 
 
 def test_no_collapse_no_warning(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 2)
+    monkeypatch.setattr(logs, "COLLAPSE_STEPS", 2)
     delta = {"steps": 8, "optimizer": {"codebook_lr": 1e-4}}
-    summary = Training(settings(delta), tmp_path / "run").fit()
+    summary = begin(settings(delta), tmp_path / "run").fit()
     assert summary["warnings"] == []
     assert "warning" not in capsys.readouterr().err
     assert min(float(row["usage"]) for row in rows(tmp_path / "run")) > 0.5
@@ -583,15 +583,13 @@ def test_no_collapse_no_warning(tmp_path, capsys, monkeypatch):
 
 def log_rows(training, used):
     """Rows in which so many of the codes were used."""
-    step = SimpleNamespace(
-        **dict.fromkeys(("task", "commitment", "codebook"), torch.tensor(1.0)),
-        **dict.fromkeys(("direct_norm", "indirect_norm", "cosine")),
-    )
-    writer = SimpleNamespace(add_scalar=lambda *a: None)
+    step = SimpleNamespace(**dict.fromkeys(("direct_norm", "indirect_norm", "cosine")))
+    training.log.open(training.run, training.step)
     for number in used:
         training.step += training.log_every
-        training.counts[:, :number] = 5
-        training._log(step, writer)
+        training.log.counts[:, :number] = 5
+        training.log.row(training.step, 1.0, {"task": 1.0}, step, {}, None)
+    training.log.close()
 
 
 @pytest.mark.parametrize(
@@ -610,28 +608,28 @@ def log_rows(training, used):
     ],
 )
 def test_when_a_collapse_is_one(tmp_path, monkeypatch, num_codes, used, warnings):
-    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 40)
+    monkeypatch.setattr(logs, "COLLAPSE_STEPS", 40)
     delta = {
         "quantizer": {"init_args": {"num_codes": num_codes}},
         "trainer": {"log_every": 10},
     }
-    monkeypatch.setattr(Training, "_initialize_codebook", lambda self: None)
-    training = Training(settings(delta), tmp_path / "run")
+    monkeypatch.setattr(loop, "initialize_codebook", lambda *_: None)
+    training = begin(settings(delta), tmp_path / "run")
     log_rows(training, used)
-    assert len(training.warnings) == warnings
+    assert len(training.log.warnings) == warnings
 
 
 def test_a_collapse_goes_on_over_a_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "COLLAPSE_STEPS", 40)
+    monkeypatch.setattr(logs, "COLLAPSE_STEPS", 40)
     delta = {"trainer": {"log_every": 10}, "steps": 100}
-    training = Training(settings(delta), tmp_path / "run")
+    training = begin(settings(delta), tmp_path / "run")
     log_rows(training, [1, 1, 1])
-    training._save("last")
+    training.save("last")
     again = resume(tmp_path / "run")
     log_rows(again, [1])
-    assert len(again.warnings) == 1
-    again._save("last")
-    assert resume(tmp_path / "run").warnings == again.warnings
+    assert len(again.log.warnings) == 1
+    again.save("last")
+    assert resume(tmp_path / "run").log.warnings == again.log.warnings
 
 
 # -- progress --------------------------------------------------------------------------------------
@@ -674,18 +672,18 @@ def test_watched(capsys, monkeypatch, terminal):
 def test_a_machine_without_the_accelerator(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
-    with pytest.raises(ValueError, match=r"trainer\.accelerator is cuda, which this machine"):
-        Training(settings({"trainer": {"accelerator": "cuda"}}), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"accelerator is cuda .* this machine does not have"):
+        begin(settings({"trainer": {"accelerator": "cuda"}}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_trains_and_is_measured_in_float32(tmp_path):
     delta = {"steps": 3, "trainer": {"precision": "bf16-mixed"}}
-    summary = Training(settings(delta, rule="meta"), tmp_path / "run").fit()
+    summary = begin(settings(delta, rule="meta"), tmp_path / "run").fit()
     assert summary["protocol"]["precision"] == "float32"
     tokenizer = Tokenizer.from_run(tmp_path / "run", device="cpu")
     assert all(t.dtype == torch.float32 for t in load_file_of(tmp_path / "run").values())
-    measured = evaluate(tokenizer.network, tokenizer.find_images("test"))
+    measured = evaluate(tokenizer.network, tokenizer.task, tokenizer.find_images("test"))
     assert measured.figures["mse"] == pytest.approx(summary["mse"], rel=1e-6)
 
 

@@ -17,9 +17,9 @@ import torch
 
 from mqvae.bench.step import CASES, DEMO, step_costs
 from mqvae.bench.table import Cell, Table
-from mqvae.config import load_preset, merged
 from mqvae.metrics import evaluating
-from mqvae.trainer import Settings, Training
+from mqvae.settings import Settings, load_preset
+from mqvae.trainer import Training, begin
 
 VQ, FULL, AMORTIZED, DIRECT = "vq-vae", "mq-vae", "mq-vae-amortized", "mq-vae-direct-kept"
 NAMES = {
@@ -104,8 +104,8 @@ def train(
     method: str, rate: float, seed: int, *, steps: int = STEPS, device: str = "cpu"
 ) -> Trained:
     """One run of a preset, its MSE on the first test images noted on the way."""
-    settings = merged(
-        load_preset(f"methods/{method}"),
+    settings = load_preset(
+        f"methods/{method}",
         {
             "name": NAMES[method],
             "steps": steps,
@@ -121,7 +121,7 @@ def train(
             curve.append((training.step, _mse(training)))
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        summary = Training(Settings.of(settings), Path(folder) / "run").fit(after_step=note)
+        summary = begin(Settings.of(settings), Path(folder) / "run").fit(after_step=note)
     return Trained(
         method,
         rate,
@@ -135,12 +135,13 @@ def train(
 
 @torch.no_grad()
 def _mse(training: Training) -> float:
-    pixels, _ = training.test_images.take(torch.arange(min(IMAGES, len(training.test_images))))
+    images, network = training.splits.test, training.parts.network
+    pixels, _ = images.take(torch.arange(min(IMAGES, len(images))))
     total = 0.0
-    with evaluating(training.network):
+    with evaluating(network):
         for part in pixels.split(250):
-            x = part.to(training.fabric.device) / 255
-            output = training.network(x).output.float()
+            x = part.to(training.processes.device) / 255
+            output = network(x).output.float()
             total += (output - x).square().flatten(1).mean(1).sum().item()
     return total / len(pixels)
 

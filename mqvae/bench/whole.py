@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from mqvae.bench.table import Cell, Table
-from mqvae.config import load_preset, merged
 from mqvae.core.updates import Step
 from mqvae.data import Images
 from mqvae.metrics import BATCH_SIZE, evaluate, evaluating
 from mqvae.runs import Run
+from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Settings, Training, load_split
+from mqvae.trainer import Training, begin, load_split
 
 PRESET = "fashion-mnist-demo"
 UPDATES, SETTLED = 200, 20
@@ -89,8 +89,7 @@ def loop_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
             }
         )
         began = time.perf_counter()
-        with training._writer() as writer:
-            training._checkpoint(writer)
+        training.checkpoint(training.validation_loss())
         checkpoint = time.perf_counter() - began
         every = 300
         rows.append(
@@ -105,21 +104,20 @@ def loop_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
 
 def timed_run(folder: Path, rule: str, device: str) -> tuple[Training, list[float], list[float]]:
     """A run without checkpoints on the way, and when its settled steps began and ended."""
-    settings = merged(
-        load_preset(PRESET),
+    settings = load_preset(
+        PRESET,
         {
             "name": rule,
             "steps": UPDATES,
+            "update": {"class_path": f"mqvae.{rule}"},
             "trainer": {"checkpoint_every": 10 * UPDATES, "accelerator": device},
         },
     )
-    if rule == "Joint":
-        settings["update"] = {"class_path": "mqvae.Joint", "init_args": {}}
     begun: list[float] = []
     ended: list[float] = []
     with contextlib.redirect_stderr(io.StringIO()):
-        training = Training(Settings.of(settings), folder)
-        step = training.update.step
+        training = begin(Settings.of(settings), folder)
+        step = training.parts.update.step
 
         def timed(*arguments: Any, **options: Any) -> Step:
             begun.append(time.perf_counter())
@@ -129,7 +127,7 @@ def timed_run(folder: Path, rule: str, device: str) -> tuple[Training, list[floa
             ended.append(time.perf_counter())
             return result
 
-        training.update.step = timed  # type: ignore[method-assign]
+        training.parts.update.step = timed  # type: ignore[method-assign]
         training.fit()
     return training, begun[SETTLED:], ended[SETTLED:]
 
@@ -139,7 +137,7 @@ def rate_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
     tokenizer = Tokenizer.from_run(str(folder))
     settings = Settings.of_run(Run(folder))
     images = _first(settings, IMAGES)
-    network = tokenizer.network
+    network, task = tokenizer.network, tokenizer.task
     pixels, _ = images.take(torch.arange(len(images)))
 
     @torch.no_grad()
@@ -159,7 +157,7 @@ def rate_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
     codes = tokenizer.encode_images(_first(settings, 1)).codes[0].size
     rows: list[dict[str, Cell]] = []
     for what, whole, part in (
-        ("evaluation", lambda: evaluate(network, images, device=tokenizer.device), "forward"),
+        ("evaluation", lambda: evaluate(network, task, images, device=tokenizer.device), "forward"),
         ("encoding", lambda: tokenizer.encode_images(images), "encode"),
     ):
         taken, passes = timed(whole), timed(lambda part=part: bare(part))

@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mqvae.cli.parser import nearest, parser_of, text_of
+from mqvae.cli.parser import parser_of, text_of
 from mqvae.cli.train import print_figures, quiet, train
+from mqvae.spelling import nearest
 
 COMMANDS = {
     "train": "train a network, or go on with a run that stopped",
@@ -67,19 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("mqvae: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__name__ == "NotFinite":
-            if debug:
-                traceback.print_exc()
-            print(f"mqvae: {error}", file=sys.stderr)
-            return 1
         if debug:
             traceback.print_exc()
-            return 1
-        print(
-            f"mqvae: unexpected {type(error).__name__}: {error}\n"
-            "This looks like a fault of mqvae; --debug shows where it happened.",
-            file=sys.stderr,
-        )
+        if _is_a_failed_training(error):
+            print(f"mqvae: {error}", file=sys.stderr)
+        elif not debug:
+            print(
+                f"mqvae: unexpected {type(error).__name__}: {error}\n"
+                "This looks like a fault of mqvae; --debug shows where it happened.",
+                file=sys.stderr,
+            )
         return 1
 
 
@@ -95,27 +93,39 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--split", default="test", choices=("test", "train"))
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="processes that share the images"
+    )
     options = parser.parse_args(arguments)
-    from mqvae.metrics import evaluate
-    from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import device_name, load_split, versions, write_evaluation_files
+    from dataclasses import replace
 
-    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    from mqvae.metrics import evaluate
+    from mqvae.runs import Run
+    from mqvae.settings import Settings
+    from mqvae.tokenizer import Tokenizer
+    from mqvae.trainer import Processes, device_name, load_split, write_evaluation
+
+    quiet()
+    settings = Settings.of_run(Run(options.run))
+    processes = Processes(replace(settings.trainer, accelerator="auto", devices=options.devices))
+    tokenizer = Tokenizer.from_run(
+        options.run, checkpoint=options.checkpoint, device=processes.device
+    )
     images = load_split(tokenizer.settings.data, options.split)
-    result = evaluate(tokenizer.network, images, device=tokenizer.device)
-    write_evaluation_files(tokenizer.run, tokenizer.network, images, result)
-    tokenizer.run.write_json(
+    result = evaluate(tokenizer.network, tokenizer.task, images, device=processes.device)
+    if not processes.first:
+        return 0
+    content = write_evaluation(
+        tokenizer.run,
         "evaluation.json",
+        result,
         {
-            **result.figures,
             "checkpoint": options.checkpoint,
             "step": tokenizer.step,
-            "protocol": result.protocol,
-            "device": device_name(tokenizer.device),
-            "versions": versions(),
+            "device": device_name(processes.device, processes.count),
         },
     )
-    print_figures(result.figures)
+    print_figures(content, content["figures"])
     print(f"written: {tokenizer.run.folder / 'evaluation.json'}")
     return 0
 
@@ -238,6 +248,11 @@ def _free(path: str, *, overwrite: bool) -> Path:
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
     return out
+
+
+def _is_a_failed_training(error: Exception) -> bool:
+    # Asked without an import: most commands never load the trainer.
+    return any(kind.__name__ == "TrainingFailed" for kind in type(error).__mro__)
 
 
 def _fail(message: str) -> int:

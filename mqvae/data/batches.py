@@ -131,11 +131,16 @@ class Batches:
 
 
 def in_order(
-    images: Images, batch_size: int, *, device: str | torch.device = "cpu"
+    images: Images,
+    batch_size: int,
+    *,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, in order: x (B, C, H, W) float32 in [0, 1] and y (B,) int64.
 
-    The last batch may be short.
+    The last batch may be short. Several processes take whole batches by turns.
 
     Raises:
         ValueError: if `batch_size` is less than 1.
@@ -143,7 +148,7 @@ def in_order(
     # Checked here and not in the generator, whose body runs only when the first batch is taken.
     if batch_size < 1:
         raise ValueError(f"batch_size is out of range: expected at least 1, got {batch_size}")
-    parts = torch.split(torch.arange(len(images), device="cpu"), batch_size)
+    parts = torch.split(torch.arange(len(images), device="cpu"), batch_size)[rank::world_size]
     return (_deliver(images, indices, torch.device(device)) for indices in parts)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import mqvae
 from mqvae.settings.options import HANDED_LATER, SLOTS
-from mqvae.settings.presets import nearest
+from mqvae.spelling import nearest
 
 # jsonargparse's conditions on numbers, in words.
 RANGES = {

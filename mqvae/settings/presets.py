@@ -1,13 +1,13 @@
 """Files of settings: presets, and YAML over them."""
 
 import os
-from collections.abc import Iterable
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from mqvae.spelling import nearest
 
 PRESETS = resources.files("mqvae") / "presets"
 
@@ -77,9 +77,3 @@ def contents(path: Any) -> dict[str, Any]:
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ValueError(f"{path} must hold settings as 'name: value', got {settings!r}.")
     return settings
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean …?', or nothing."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""

@@ -47,6 +47,7 @@ class Components:
         network: What the network is.
         quantizer: With a codebook drawn at random.
         task: What it is trained for.
+        rule: The class of the update rule.
         update: The rule, to be called with (network, loss, lower=…, upper=…).
         network_optimizer: To be called with the parameters of encoder and decoder.
         codebook_optimizer: To be called with those of the codebook.
@@ -55,6 +56,7 @@ class Components:
     network: Architecture
     quantizer: Quantizer
     task: Task
+    rule: type[Update]
     update: "partial[Update]"
     network_optimizer: "partial[TorchOptimizer]"
     codebook_optimizer: "partial[TorchOptimizer]"
@@ -135,9 +137,8 @@ class Settings:
             if "weight_decay" in signature(optimizer.func).parameters and "weight_decay" not in own:
                 changed["weight_decay"] = rates["weight_decay"]
             optimizers.append(partial(optimizer, **changed))
-        return Components(
-            made["network"], made["quantizer"], made["task"], made["update"], *optimizers
-        )
+        network, quantizer, task, update = (made[slot] for slot in SLOTS if "." not in slot)
+        return Components(network, quantizer, task, update.func, update, *optimizers)
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
@@ -147,7 +148,13 @@ class Settings:
         for slot in slots:
             wanted[slot] = found[slot]
         later = [(_later, base, True) for base in (Update, TorchOptimizer)]
-        return settings_parser().instantiate(wanted, instantiate_groups=False, instantiators=later)
+        parser = settings_parser()
+        try:
+            return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
+        except ValueError as error:
+            # What a class refuses, out of the list of all that jsonargparse tried.
+            own = re.findall(r"^ *- (?!Expected a)(.+)$", str(error), re.MULTILINE)
+            raise ValueError(own[-1] if own else str(error)) from error
 
     def resolved(self, network: VQNetwork, update: Update, **data: Any) -> "Settings":
         """With what quantizer and rule chose by themselves written out, and these of the data."""
@@ -226,6 +233,13 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     network = config.get("network")
     if isinstance(network, Mapping) and not {"class_path", "init_args"} & network.keys():
         config["network"] = {"init_args": dict(network)}
+    for slot in SLOTS:
+        given = config.get(slot)
+        names = given.keys() if isinstance(given, Mapping) else set()
+        if names & {"class_path", "init_args"} and (more := names - {"class_path", "init_args"}):
+            raise ValueError(
+                f"{slot} has a class_path and init_args, but also {', '.join(sorted(more))}."
+            )
     if isinstance(config.get("from"), str):
         config["from"] = {"run": config["from"]}
     return config

@@ -117,6 +117,9 @@ class Task(nn.Module, ABC):
     figures: ClassVar[Mapping[str, Figure]]
     """What it measures, in the order of tables."""
 
+    logs: ClassVar[Sequence[str]] = ()
+    """Names of what `step` returns, columns of metrics.csv."""
+
     @abstractmethod
     def target(self, x: Tensor, y: Tensor) -> Tensor:
         """What the output is compared with, given images (B, C, H, W) and labels (B,)."""
@@ -144,7 +147,7 @@ class Task(nn.Module, ABC):
     def step(
         self, players: Mapping[str, Player], x: Tensor, y: Tensor, output: Tensor
     ) -> Mapping[str, Tensor]:
-        """Train the players by one batch; returns scalars to log, the same names each time.
+        """Train the players by one batch; returns scalars to log, by the names in `logs`.
 
         Several processes pass their own shares of the batch: `mean_across_processes` makes the
         gradients those of the whole.

@@ -1,19 +1,25 @@
 """Training: settings in, a run folder out."""
 
-from mqvae.trainer.results import device_name, versions, write_evaluation_files
-from mqvae.trainer.settings import Settings, build_network, load_split, method_name
-from mqvae.trainer.training import Interrupted, NotFinite, Training, warmup_cosine
+from mqvae.trainer.images import inputs_of, load_split
+from mqvae.trainer.loop import Training, begin, resume
+from mqvae.trainer.processes import Processes
+from mqvae.trainer.results import device_name, versions, write_evaluation
+from mqvae.trainer.schedule import warmup_cosine
+from mqvae.trainer.stopping import Interrupted, NotFinite, ProcessLost, TrainingFailed
 
 __all__ = [
     "Interrupted",
     "NotFinite",
-    "Settings",
+    "ProcessLost",
+    "Processes",
     "Training",
-    "build_network",
+    "TrainingFailed",
+    "begin",
     "device_name",
+    "inputs_of",
     "load_split",
-    "method_name",
+    "resume",
     "versions",
     "warmup_cosine",
-    "write_evaluation_files",
+    "write_evaluation",
 ]

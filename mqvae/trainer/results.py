@@ -1,44 +1,71 @@
 """What a run is measured with, and the files of it."""
 
+import csv
+import dataclasses
+import io
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from mqvae import __version__
-from mqvae.core.network import VQNetwork
-from mqvae.data import Images
-from mqvae.metrics import Evaluation, evaluating
-from mqvae.runs import (
-    Run,
-)
+from mqvae.metrics import Evaluation
+from mqvae.runs import Run, write_whole
+from mqvae.tasks import Picture, Strip
 
-SAMPLES = 16
+GAP = 2  # pixels between the images of a strip
 
 
-def write_evaluation_files(
-    run: Run, network: VQNetwork, images: Images, result: Evaluation
-) -> None:
-    """code_counts.csv and the sample strips of a run."""
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
+def write_evaluation(
+    run: Run, file: str, result: Evaluation, further: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures as a JSON file of the run, code_counts.csv and the pictures.
 
-    from mqvae.runs import write_whole
+    Args:
+        run: The run.
+        file: summary.json or evaluation.json.
+        result: What was measured.
+        further: What else the file says.
 
+    Returns:
+        The file's contents.
+    """
     lines = ["group,code,count"]
     for group, counts in enumerate(result.code_counts.tolist()):
         lines += [f"{group},{code},{count}" for code, count in enumerate(counts)]
     write_whole(run.folder / "code_counts.csv", "\n".join(lines) + "\n")
+    content = {
+        **result.figures,
+        **further,
+        "protocol": result.protocol,
+        "figures": {key: dataclasses.asdict(f) for key, f in result.described.items()},
+        "pictures": [_write_picture(run, picture) for picture in result.pictures],
+        "versions": versions(),
+    }
+    run.write_json(file, content)
+    return content
 
-    pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
-    device = next(network.parameters()).device
-    x = pixels.to(device) / 255
-    with evaluating(network), torch.no_grad():
-        output = network(x).output.float().clamp(0, 1)
-    for name, shown in (("originals", x), ("reconstructions", output)):
-        path = run.folder / "samples" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        strip = make_grid(shown.cpu(), nrow=len(shown), padding=2)[:, 2:-2, 2:-2]
-        to_pil_image(strip).save(path)
+
+def _write_picture(run: Run, picture: Picture) -> dict[str, Any]:
+    """The picture as a file of the run; returns what it is."""
+    (run.folder / "samples").mkdir(exist_ok=True)
+    if isinstance(picture, Strip):
+        from torchvision.transforms.functional import to_pil_image
+        from torchvision.utils import make_grid
+
+        file = f"samples/{picture.name}.png"
+        images = picture.images.cpu()
+        strip = make_grid(images, nrow=len(images), padding=GAP)[:, GAP:-GAP, GAP:-GAP]
+        to_pil_image(strip).save(run.folder / file)
+        kind = {"kind": "strip", "reference": picture.reference}
+    else:
+        file = f"samples/{picture.name}.csv"
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows(picture.counts.tolist())
+        write_whole(run.folder / file, written.getvalue())
+        kind = {"kind": "matrix", "rows": picture.rows, "columns": picture.columns}
+    return {**kind, "file": file, "title": picture.title}
 
 
 def versions() -> dict[str, str]:
@@ -46,8 +73,10 @@ def versions() -> dict[str, str]:
     return {"mqvae": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device, processes: int = 1) -> str:
     """A device in words."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{processes} × {name}" if processes > 1 else name

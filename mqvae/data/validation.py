@@ -1,0 +1,43 @@
+"""Images held out of the training set."""
+
+import dataclasses
+import hashlib
+
+import torch
+
+from mqvae.data.images import Images
+
+MOST = 1000
+
+
+def usual_count(images: Images) -> int:
+    """How many images to hold out where nobody said: a tenth, and 1,000 at most."""
+    return min(MOST, len(images) // 10)
+
+
+def hold_out(images: Images, count: int, *, seed: int) -> tuple[Images, Images]:
+    """What is left of a training set, in its order, and `count` images drawn from it by the seed.
+
+    Raises:
+        ValueError: if nothing would be left.
+    """
+    if count == 0:
+        return images, _part(images, torch.arange(0), "validation")
+    if not 0 < count < len(images):
+        raise ValueError(
+            f"validation is out of range: expected 0 to {len(images) - 1} of the {len(images)} "
+            f"training images of {images.name}, got {count} (--data.validation N)"
+        )
+    # A hash, so that the draw is not that of the first epoch's order.
+    digest = hashlib.blake2b(f"validation,{seed}".encode(), digest_size=4).digest()
+    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big"))
+    drawn = torch.zeros(len(images), dtype=torch.bool)
+    drawn[torch.randperm(len(images), generator=generator)[:count]] = True
+    left = _part(images, (~drawn).nonzero().flatten(), images.split)
+    return left, _part(images, drawn.nonzero().flatten(), "validation")
+
+
+def _part(images: Images, indices: torch.Tensor, split: str) -> Images:
+    pixels, labels = images.take(indices)
+    names = tuple(images.names[i] for i in indices.tolist()) if images.names else ()
+    return dataclasses.replace(images, split=split, pixels=pixels, labels=labels, names=names)

@@ -1,0 +1,156 @@
+"""The parts of a run, put together."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from mqvae.core.network import VQNetwork
+from mqvae.core.updates import Update
+from mqvae.data import Batches, Images
+from mqvae.settings import Settings
+from mqvae.tasks import Player, Task
+from mqvae.trainer.images import Splits, inputs_of
+from mqvae.trainer.processes import Processes
+from mqvae.trainer.schedule import warmup_cosine
+from mqvae.trainer.start import freeze, start_from
+
+Weights = tuple[Tensor, ...] | list[Tensor]
+
+INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, and by what.
+
+    Attributes:
+        network: The network.
+        task: What it is trained for.
+        update: The rule by which a batch changes it.
+        batches: The batches of this process.
+        levels: The optimizers of the rule, "lower" and "upper".
+        players: What trains the task's own networks.
+        schedules: Of all learning rates, by the optimizer's name.
+        average: The exponential average of the weights; None where there is none.
+    """
+
+    network: VQNetwork
+    task: Task
+    update: Update
+    batches: Batches
+    levels: Mapping[str, Optimizer]
+    players: Mapping[str, Player]
+    schedules: Mapping[str, LRScheduler]
+    average: AveragedModel | None
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """All of them, by the names they have in a checkpoint."""
+        players = {f"player-{name}": player.optimizer for name, player in self.players.items()}
+        return {**self.levels, **players}
+
+    @property
+    def measured(self) -> VQNetwork:
+        """The network that is measured and used: the average where there is one."""
+        return self.network if self.average is None else averaged(self.average)
+
+
+def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[Parts, Settings]:
+    """The parts of a run, freshly initialized, and its settings with what the parts chose.
+
+    Raises:
+        ValueError: if parts do not fit each other or the images.
+    """
+    torch.manual_seed(settings.seed)
+    device = processes.device
+    components = settings.components()
+    network = components.network.build(inputs_of(settings.data), components.quantizer).to(device)
+    # Whatever the encoder cannot take is said before anything is written.
+    with torch.no_grad():
+        network.embed(torch.zeros(1, *splits.train.shape, device=device))
+    if settings.start is not None:
+        start_from(settings.start, network)
+    freeze(network, settings.freeze)
+    task = components.task.to(device)
+
+    levels = {"lower": components.network_optimizer(network.network_parameters())}
+    codebook = list(network.codebook_parameters())
+    upper: dict[str, Optimizer | None] = {}
+    if components.rule.steps_codebook:
+        upper["upper"] = components.codebook_optimizer(codebook) if codebook else None
+        levels |= {name: optimizer for name, optimizer in upper.items() if optimizer is not None}
+    update = components.update(network, task, lower=levels["lower"], **upper)
+
+    factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
+    schedules: dict[str, LRScheduler] = {
+        name: LambdaLR(optimizer, factor)
+        for name, optimizer in levels.items()
+        if _trains(optimizer)
+    }
+    players = task.players(settings.steps)
+    for name, player in players.items():
+        if player.schedule is not None:
+            schedules[f"player-{name}"] = player.schedule
+    share, rest = divmod(settings.data.batch_size, processes.count)
+    if rest:
+        raise ValueError(
+            f"data.batch_size must be a multiple of the number of processes, {processes.count}, "
+            f"got {settings.data.batch_size}: each takes an equal share of every batch."
+        )
+    batches = Batches(
+        splits.train,
+        share,
+        seed=settings.seed,
+        device=device,
+        rank=processes.rank,
+        world_size=processes.count,
+    )
+    decay = settings.trainer.average
+    average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
+    parts = Parts(network, task, update, batches, levels, players, schedules, average)
+    return parts, settings.resolved(network, update)
+
+
+def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> None:
+    """k-means on embeddings of the training set's first shuffled images, of all processes."""
+    if settings.start is not None and "codebook" in settings.start.parts:
+        return
+    network, batches = parts.network, parts.batches
+    with torch.no_grad():
+        probe = network.embed(torch.zeros(1, *images.shape, device=batches.device))
+    positions = probe.numel() // network.quantizer.dim
+    wanted = -(-INITIALIZATION_SAMPLES * network.quantizer.num_codes // positions)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))[
+        :wanted
+    ]
+    mine = order.tensor_split(batches.world_size)[batches.rank]
+    pixels, _ = images.take(mine)
+    network.initialize_codebook(pixels.to(batches.device) / 255)
+
+
+def _trains(optimizer: Optimizer) -> bool:
+    return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+
+
+def averaged(average: AveragedModel) -> VQNetwork:
+    """The network whose weights are the average."""
+    assert isinstance(average.module, VQNetwork)
+    return average.module
+
+
+def _towards(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
+    """One step of an exponential average that begins as a plain one."""
+
+    @torch.no_grad()
+    def step(average: Weights, now: Weights, done: Tensor | int) -> None:
+        done = int(done)
+        # Over few steps the full decay would be an average of where training began.
+        kept = min(decay, (1 + done) / (10 + done))
+        torch._foreach_lerp_(average, now, 1 - kept)
+
+    return step

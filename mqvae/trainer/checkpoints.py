@@ -1,0 +1,167 @@
+"""The state of a run, to be gone on with bit for bit."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from mqvae import __version__
+from mqvae.core.distributed import sum_across_processes
+from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
+from mqvae.tasks import Player
+from mqvae.trainer.assembly import Parts, averaged
+from mqvae.trainer.logs import Log
+from mqvae.trainer.processes import Processes
+
+
+def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, Any]) -> Checkpoint:
+    """Everything that changes in training. All processes take part.
+
+    Args:
+        parts: What is trained.
+        log: What it has to say.
+        processes: Who trains it.
+        progress: Where the loop is, as JSON.
+    """
+    training: dict[str, Tensor] = {
+        **{f"rule.{key}": value for key, value in parts.update.state_dict().items()},
+        **{f"task.{key}": value for key, value in _trained(parts).items()},
+        "counts": sum_across_processes(log.counts),
+    }
+    groups: dict[str, Any] = {}
+    for name, optimizer in parts.optimizers.items():
+        tensors, groups[name] = optimizer_state(name, optimizer)
+        training.update(tensors)
+    training.update(_random_states(processes))
+    return Checkpoint(
+        model=parts.network.state_dict(),
+        average=None if parts.average is None else averaged(parts.average).state_dict(),
+        training=training,
+        state={
+            **progress,
+            "batches": parts.batches.state_dict(),
+            "optimizers": groups,
+            "players": {
+                name: _plain(player.schedule.state_dict())
+                for name, player in parts.players.items()
+                if player.schedule is not None
+            },
+            "averaged": 0 if parts.average is None else int(parts.average.n_averaged),
+            "processes": processes.count,
+            "collapsed_steps": log.collapsed_steps,
+            "warnings": log.warnings,
+            "version": __version__,
+        },
+    )
+
+
+def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes: Processes) -> None:
+    """Put the state of a checkpoint back.
+
+    Raises:
+        ValueError: if it is another network's, or of another version.
+    """
+    try:
+        _take_over(checkpoint, parts, log, processes)
+    except (KeyError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"the checkpoint of {run.folder} does not fit its config.yaml, or is of "
+            f"another version (mqvae {checkpoint.state.get('version')}, this is "
+            f"{__version__}): {error}"
+        ) from error
+
+
+def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Processes) -> None:
+    state, training = checkpoint.state, checkpoint.training
+    parts.network.load_state_dict(checkpoint.model)
+    if parts.average is not None and checkpoint.average is not None:
+        averaged(parts.average).load_state_dict(checkpoint.average)
+        parts.average.n_averaged.fill_(state["averaged"])
+    task = _beginning_with("task.", training)
+    own = _trained(parts)
+    if task.keys() != own.keys():
+        raise KeyError(f"the task has {sorted(own)}, the checkpoint {sorted(task)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(task[name])
+    for schedule in parts.schedules.values():
+        # They count on from here; the rates themselves come with the optimizers' groups.
+        schedule.last_epoch = state["step"]
+    for name, of_player in state.get("players", {}).items():
+        _schedule_of(parts.players[name]).load_state_dict(of_player)
+    for name, optimizer in parts.optimizers.items():
+        restore_optimizer(name, optimizer, training, state["optimizers"][name])
+    parts.update.load_state_dict(_beginning_with("rule.", training))
+    parts.batches.load_state_dict(state["batches"])
+    log.collapsed_steps = state["collapsed_steps"]
+    log.warnings = state["warnings"]
+    if processes.first:  # what all have counted; the others count on from nothing
+        log.counts = training["counts"].to(processes.device)
+    for kind, put in _random_devices(processes):
+        mine = f"random.{kind}" + (f".{processes.rank}" if processes.rank else "")
+        if mine in training and (processes.first or state["processes"] == processes.count):
+            put(training[mine])
+
+
+def _schedule_of(player: Player) -> LRScheduler:
+    if player.schedule is None:
+        raise KeyError("a player of the task has lost its schedule")
+    return player.schedule
+
+
+def _trained(parts: Parts) -> dict[str, Tensor]:
+    """What changes in the task's own networks; a frozen one comes with the task itself."""
+    frozen = {name for name, p in parts.task.named_parameters() if not p.requires_grad}
+    return {name: t for name, t in parts.task.state_dict().items() if name not in frozen}
+
+
+def _random_devices(processes: Processes) -> list[tuple[str, Any]]:
+    devices: list[tuple[str, Any]] = [("cpu", torch.set_rng_state)]
+    if processes.device.type == "cuda":
+        devices.append(("cuda", lambda s: torch.cuda.set_rng_state(s, processes.device)))
+    return devices
+
+
+def _random_states(processes: Processes) -> dict[str, Tensor]:
+    """The random state of every process."""
+    found = {"cpu": torch.get_rng_state()}
+    if processes.device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(processes.device)
+    states: dict[str, Tensor] = {}
+    for kind, mine in found.items():
+        all_of_them = [mine]
+        if processes.count > 1:
+            all_of_them = [torch.empty_like(mine) for _ in range(processes.count)]
+            dist.all_gather(all_of_them, mine)
+        for rank, state in enumerate(all_of_them):
+            states[f"random.{kind}" + (f".{rank}" if rank else "")] = state
+    return states
+
+
+def not_finite(checkpoint: Checkpoint) -> str | None:
+    """The name of a tensor that holds a number that is not finite."""
+    for name, tensor in {**checkpoint.model, **checkpoint.training}.items():
+        if not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def best_so_far(state: dict[str, Any]) -> float:
+    return math.inf if state["best"] is None else state["best"]
+
+
+def _beginning_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's state, without what its constructor gives it."""
+    kinds = (int, float, str, bool, type(None))
+    return {
+        k: v
+        for k, v in state.items()
+        if isinstance(v, kinds) or (isinstance(v, list) and all(isinstance(i, kinds) for i in v))
+    }

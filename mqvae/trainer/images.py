@@ -1,0 +1,66 @@
+"""The images of a run."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mqvae.data import DATASETS, Images, hold_out, load, usual_count
+from mqvae.networks.architecture import Inputs
+from mqvae.settings import Data, Settings
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a run.
+
+    Attributes:
+        train: What it is trained on.
+        validation: What the best checkpoint is chosen on, held out of the training set; may be
+            empty.
+        test: What it is measured on, and nothing else.
+    """
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def load_split(options: Data, split: str) -> Images:
+    """A split of a run's dataset, as it came."""
+    return load(
+        options.name, split, root=options.root, side=options.side, channels=options.channels
+    )
+
+
+def load_splits(settings: Settings) -> tuple[Splits, Settings]:
+    """The images of a run, and its settings with what was found in them."""
+    data = _absolute(settings.data)
+    train, test = load_split(data, "train"), load_split(data, "test")
+    channels: Any = train.shape[0]  # 1 or 3, as of all images
+    classes = data.classes or int(train.labels.max()) + 1
+    count = usual_count(train) if data.validation is None else data.validation
+    data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
+    train, validation = hold_out(train, count, seed=settings.seed)
+    return Splits(train, validation, test), replace(settings, data=data)
+
+
+def inputs_of(data: Data) -> Inputs:
+    """What a network for these images is built for.
+
+    Raises:
+        ValueError: if they have not been looked at yet.
+    """
+    if data.channels is None or data.side is None:
+        raise ValueError("data.channels and data.side must be known to build a network.")
+    return Inputs(data.channels, data.side, data.classes or 1)
+
+
+def _absolute(data: Data) -> Data:
+    """The same images, whatever folder the run is gone on with or used from."""
+    root, name = data.root, data.name
+    if root is not None:
+        root = str(Path(root).expanduser().absolute())
+    folder = Path(root or "", Path(name).expanduser()).absolute()
+    if name not in DATASETS and folder.is_dir():
+        name = str(folder)
+    return replace(data, root=root, name=name)

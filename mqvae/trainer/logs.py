@@ -1,0 +1,130 @@
+"""What a run says on its way: metrics.csv, TensorBoard, warnings."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mqvae.core.diagnostics import count_codes, perplexity, usage
+from mqvae.core.distributed import mean_across_processes, sum_across_processes
+from mqvae.core.updates import Step
+from mqvae.runs import Run
+from mqvae.trainer.assembly import Parts
+from mqvae.trainer.processes import Processes
+
+COLLAPSE_USAGE = 0.01
+COLLAPSE_STEPS = 200
+LOSSES = ("task", "commitment", "codebook")
+NORMS = ("direct_norm", "indirect_norm", "cosine")
+
+
+class Log:
+    """Rows of metrics.csv and their like in TensorBoard, written by the first process.
+
+    Args:
+        parts: What is trained.
+        processes: Who trains it.
+        every: Steps between two rows.
+
+    Attributes:
+        counts: How often this process has seen each code since the last row, (G, K).
+        collapsed_steps: For how many steps hardly any code has been used.
+        warnings: What has been warned of.
+    """
+
+    def __init__(self, parts: Parts, processes: Processes, every: int) -> None:
+        self._parts = parts
+        self._processes = processes
+        self._every = every
+        self.collapsed_steps = 0
+        self.warnings: list[str] = []
+        self.counts = self._nothing()
+
+    def open(self, run: Run, step: int) -> None:
+        """Begin or go on after a step."""
+        self._run = run
+        if self._processes.first:
+            from torch.utils.tensorboard import SummaryWriter
+
+            run.start_metrics(after_step=step, further=self._parts.task.logs)
+            self._writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+
+    def close(self) -> None:
+        if self._processes.first:
+            self._writer.close()
+
+    def count(self, result: Step) -> None:
+        """Count the codes of a step."""
+        quantizer = self._parts.network.quantizer
+        self.counts += count_codes(result.codes, quantizer.num_codes, groups=quantizer.groups)
+
+    def losses(self, result: Step) -> dict[str, float]:
+        """The loss terms of a step, over all processes."""
+        found = mean_across_processes([getattr(result, term) for term in LOSSES])
+        return {term: value.item() for term, value in zip(LOSSES, found, strict=True)}
+
+    def row(
+        self,
+        step: int,
+        seconds: float,
+        losses: Mapping[str, float],
+        result: Step,
+        logged: Mapping[str, Tensor],
+        validation: float | None,
+    ) -> None:
+        """Write a row, and warn of a collapse. All processes take part."""
+        counts = sum_across_processes(self.counts).cpu()
+        used = usage(counts).item()
+        players = mean_across_processes([logged[name].detach().float() for name in logged])
+        levels = self._parts.levels
+        row: dict[str, float | int | None] = {
+            "step": step,
+            "seconds": seconds,
+            "perplexity": perplexity(counts).item(),
+            "usage": used,
+            **{
+                f"{of}_lr": levels[level].param_groups[0]["lr"]
+                for of, level in (("network", "lower"), ("codebook", "upper"))
+                if level in levels
+            },
+            **losses,
+            **{name: value.item() for name, value in zip(logged, players, strict=True)},
+            "validation": validation,
+        }
+        for name in NORMS:
+            value: Tensor | None = getattr(result, name)
+            row[name] = None if value is None else value.item()
+        if self._processes.first:
+            self._run.log(row)
+            for name, number in row.items():
+                if number is not None and name != "step":
+                    self._writer.add_scalar(name, number, step)
+        self._look_for_collapse(counts, used, step)
+        self.counts = self._nothing()
+
+    def _look_for_collapse(self, counts: Tensor, used: float, step: int) -> None:
+        num_codes = self._parts.network.quantizer.num_codes
+        # One code left is a collapse also where it is more than 1% of them.
+        few = used < max(COLLAPSE_USAGE, 1.5 / num_codes) and num_codes > 1
+        collapsed = self.collapsed_steps + self._every if few else 0
+        if self.collapsed_steps < COLLAPSE_STEPS <= collapsed:
+            total = counts.numel()
+            self._warn(
+                f"codebook collapse: {round(used * total)} of {total} codes were used over the "
+                f"last {self._every} steps, and hardly more for {collapsed} steps, up to step "
+                f"{step}. Try a higher optimizer.codebook_lr, fewer quantizer.num_codes, a "
+                "smaller quantizer.dim, or quantizer.groups."
+            )
+        self.collapsed_steps = collapsed
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        if self._processes.first:
+            print(f"mqvae: warning: {message}", file=sys.stderr)
+
+    def _nothing(self) -> Tensor:
+        quantizer = self._parts.network.quantizer
+        shape = (quantizer.groups, quantizer.num_codes)
+        return torch.zeros(shape, dtype=torch.int64, device=self._processes.device)

@@ -1,0 +1,302 @@
+"""The loop: batches in, a run folder out."""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mqvae.core.distributed import sum_across_processes
+from mqvae.core.updates import Step
+from mqvae.data import in_order
+from mqvae.metrics import evaluate, evaluating
+from mqvae.runs import Run
+from mqvae.settings import Settings, Trainer
+from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
+from mqvae.trainer.checkpoints import best_so_far, capture, not_finite, restore
+from mqvae.trainer.images import Splits, load_splits
+from mqvae.trainer.logs import Log
+from mqvae.trainer.processes import Processes, is_first
+from mqvae.trainer.results import device_name, write_evaluation
+from mqvae.trainer.start import set_training
+from mqvae.trainer.stopping import Interrupted, NotFinite, Signals
+
+VALIDATION_BATCH = 250
+
+
+def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "Training":
+    """A run from its first step; `out` is made, with a first checkpoint in it.
+
+    Args:
+        settings: What to train, and how.
+        out: The run folder to make.
+        overwrite: Replace a run at `out`.
+
+    Raises:
+        ValueError: if parts do not fit each other, the images or this machine, or `out` is in use.
+    """
+    if is_first():
+        Run.require_free(out, overwrite=overwrite)
+    processes = Processes(settings.trainer)
+    with processes.noticing_losses():
+        splits, settings = load_splits(settings)
+        parts, settings = assemble(settings, splits, processes)
+        if processes.first:
+            Run.create(out, settings.config(), overwrite=overwrite)
+        processes.wait()
+        initialize_codebook(parts, splits.train, settings)
+        if processes.rank:  # dropout and the like are each process's own
+            torch.manual_seed(settings.seed + 2**32 * processes.rank)
+        training = Training(Run(out), settings, splits, parts, processes)
+        training.save("last")
+    return training
+
+
+def resume(run: Run, *, trainer: Trainer | None = None) -> "Training":
+    """A run from its last checkpoint, bit for bit as if it had never stopped.
+
+    Args:
+        run: The run.
+        trainer: Other processes than those it was begun with.
+
+    Raises:
+        ValueError: if its settings or its checkpoint are damaged or do not fit each other.
+    """
+    settings = Settings.of_run(run)
+    processes = Processes(trainer or settings.trainer)
+    with processes.noticing_losses():
+        splits, settings = load_splits(settings)
+        parts, settings = assemble(settings, splits, processes)
+        if processes.rank:
+            torch.manual_seed(settings.seed + 2**32 * processes.rank)
+        training = Training(run, settings, splits, parts, processes)
+        training.restore("last")
+    return training
+
+
+class Training:
+    """A run in training. `begin` and `resume` make one.
+
+    Attributes:
+        run: The run's folder.
+        settings: What is trained, and how; all of it resolved.
+        splits: The images.
+        parts: Network, task, update rule and what steps them.
+        processes: Who trains it.
+        step: Updates made.
+        seconds: Time they took.
+        best: The lowest validation loss of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        splits: Splits,
+        parts: Parts,
+        processes: Processes,
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.splits = splits
+        self.parts = parts
+        self.processes = processes
+        options, steps = settings.trainer, settings.steps
+        self.log_every = options.log_every or max(1, min(100, steps // 50))
+        self.checkpoint_every = options.checkpoint_every or max(1, min(1000, steps // 5))
+        self.log = Log(parts, processes, self.log_every)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = math.inf
+        self._unsaid: float | None = None  # a validation loss that no row has yet
+        self.step_seconds: deque[float] = deque(maxlen=10_000)
+
+    def fit(self, *, after_step: Callable[["Training"], None] | None = None) -> dict[str, Any]:
+        """Train to the last step, evaluate, and write summary.json; returns its contents.
+
+        Args:
+            after_step: Called after every step, whose time it does not count for.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
+            NotFinite: if a loss is not finite; the last good checkpoint stays.
+            ProcessLost: if another of the processes has ended.
+        """
+        set_training(self.parts.network, self.settings.freeze)
+        self.parts.task.train()
+        with self.processes.noticing_losses():
+            self._train(after_step)
+            return self._finish()
+
+    def _train(self, after_step: Callable[["Training"], None] | None) -> None:
+        from mqvae.progress import Progress
+
+        with ExitStack() as inside:
+            asked = inside.enter_context(Signals())
+            self.log.open(self.run, self.step)
+            inside.enter_context(closing(self.log))
+            show = Progress(
+                self.settings.name, self.step, self.settings.steps, silent=not self.processes.first
+            )
+            inside.enter_context(show)
+            inside.enter_context(self.processes.autocast())
+            while self.step < self.settings.steps:
+                result = self._update()
+                show.advance(self.step, result)
+                if after_step is not None:
+                    after_step(self)
+                if self._stops_here(asked):
+                    break
+            number = self.processes.largest(asked.number or 0)
+            if number:
+                self.save("last")
+                self.processes.wait()
+                raise Interrupted(self.step, number)
+
+    def _update(self) -> Step:
+        """One batch, and all that is due after it."""
+        parts, steps = self.parts, self.settings.steps
+        cpu = self.processes.device.type == "cpu"
+        began = time.perf_counter()
+        x, y = parts.batches.next()
+        result = parts.update.step(x, parts.task.target(x, y), parts=self.settings.trainer.parts)
+        logged = parts.task.step(parts.players, x, y, result.output) if parts.players else {}
+        if parts.average is not None:
+            parts.average.update_parameters(parts.network)
+        self.step += 1
+        at_checkpoint = self.step % self.checkpoint_every == 0 or self.step == steps
+        at_log = self.step % self.log_every == 0 or self.step == steps
+        losses: dict[str, float] = {}
+        if at_log or (cpu and self.processes.count == 1):
+            # On a GPU every look at a value waits for it, and of several processes for all.
+            losses = self._checked(self.log.losses(result))
+        self.log.count(result)
+        if at_log and not cpu:
+            torch.accelerator.synchronize()
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self.step_seconds.append(elapsed)
+        validation = self.validation_loss() if at_checkpoint else None
+        if at_checkpoint:
+            self._unsaid = validation
+        if at_log:
+            self.log.row(self.step, self.seconds, losses, result, logged, self._unsaid)
+            self._unsaid = None
+        for schedule in parts.schedules.values():
+            schedule.step()
+        if at_checkpoint:
+            self.checkpoint(validation)
+        return result
+
+    def _stops_here(self, asked: Signals) -> bool:
+        """Whether a signal has come; several processes agree on it now and then."""
+        if self.processes.count > 1 and self.step % self.log_every:
+            return False
+        return self.processes.largest(asked.number or 0) > 0
+
+    # -- what must be finite ---------------------------------------------------------------------
+
+    def _checked(self, losses: dict[str, float]) -> dict[str, float]:
+        for term, value in losses.items():
+            if not math.isfinite(value):
+                raise self._not_finite(f"the {term} loss is {value}")
+        return losses
+
+    def _not_finite(self, what: str) -> NotFinite:
+        return NotFinite(
+            f"{what} at step {self.step}. The last good checkpoint is kept in "
+            f"{self.run.folder / 'checkpoints' / 'last'}. Try a lower optimizer.network_lr or "
+            "optimizer.codebook_lr, or a smaller update.xi."
+        )
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def checkpoint(self, validation: float | None) -> None:
+        """Save, and keep the weights apart if they are the best on the validation images."""
+        better = validation is not None and validation < self.best
+        if validation is not None and better:
+            self.best = validation
+        self.save("last")
+        if better:
+            self.save("best")
+
+    def validation_loss(self) -> float | None:
+        """The task loss on the images held out; None where there are none."""
+        images, parts = self.splits.validation, self.parts
+        if not len(images):
+            return None
+        sums = torch.zeros(2, dtype=torch.float64)
+        network = parts.measured
+        turns = {"rank": self.processes.rank, "world_size": self.processes.count}
+        with evaluating(network, parts.task), torch.no_grad():
+            for x, y in in_order(images, VALIDATION_BATCH, device=self.processes.device, **turns):
+                loss: Tensor = parts.task(network(x).output.float(), parts.task.target(x, y))
+                sums += torch.tensor([loss.item() * len(x), len(x)], dtype=torch.float64)
+        total, number = sum_across_processes(sums).tolist()
+        if not math.isfinite(total):
+            raise self._not_finite(f"the validation loss is {total / number}")
+        return total / number
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            NotFinite: if a number in it is not finite; the one before stays.
+        """
+        checkpoint = capture(
+            self.parts,
+            self.log,
+            self.processes,
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "best": None if math.isinf(self.best) else self.best,
+                "validation": self._unsaid,
+            },
+        )
+        if bad := not_finite(checkpoint):
+            raise self._not_finite(f"{bad} is not finite")
+        if self.processes.first:
+            self.run.save(name, checkpoint)
+
+    def restore(self, name: str) -> None:
+        """Go on from a checkpoint of the run.
+
+        Raises:
+            ValueError: if it is missing, damaged, or does not fit.
+        """
+        checkpoint = self.run.load(name)
+        restore(checkpoint, self.run, self.parts, self.log, self.processes)
+        self.step = checkpoint.state["step"]
+        self.seconds = checkpoint.state["seconds"]
+        self.best = best_so_far(checkpoint.state)
+        self._unsaid = checkpoint.state.get("validation")
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        parts, settings, device = self.parts, self.settings, self.processes.device
+        result = evaluate(parts.measured, parts.task, self.splits.test, device=device)
+        further: dict[str, Any] = {
+            "name": settings.name,
+            "method": type(parts.update).method,
+            "rule": type(parts.update).__name__,
+            "dataset": self.splits.train.name,
+            "source": self.splits.train.source,
+            "steps": self.step,
+            "wall_seconds": self.seconds,
+            "seconds_per_step": statistics.median(self.step_seconds or [self.seconds / self.step]),
+            "parameters": sum(p.numel() for p in parts.network.parameters()),
+            "seed": settings.seed,
+            "device": device_name(device, self.processes.count),
+            "warnings": self.log.warnings,
+        }
+        if not self.processes.first:
+            return {**result.figures, **further}
+        return write_evaluation(self.run, "summary.json", result, further)

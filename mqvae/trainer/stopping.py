@@ -1,0 +1,50 @@
+"""Why training ends early."""
+
+import signal
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has written a checkpoint."""
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+        self.signal_number = signal_number
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on; the last good checkpoint stays."""
+
+
+class NotFinite(TrainingFailed):
+    """A loss or a weight is not finite."""
+
+
+class ProcessLost(TrainingFailed):
+    """Another of the processes that train together has ended."""
+
+
+class Signals:
+    """Remembers SIGINT and SIGTERM until the step is done; a second one acts at once."""
+
+    number: int | None = None
+
+    def __enter__(self) -> "Signals":
+        try:
+            self._before = {
+                number: signal.signal(number, self._note)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        except ValueError:  # not the main thread, where signals do not arrive anyway
+            self._before = {}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def __exit__(self, *rest: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

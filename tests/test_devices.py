@@ -1,0 +1,256 @@
+"""Training in two processes: what one would have done with the whole batch, and what is lost."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mqvae.runs import Run
+from mqvae.settings import Settings, load_preset
+from mqvae.trainer import begin
+
+SMALL = {
+    "steps": 20,
+    "data": {"name": "digits", "side": 8, "batch_size": 48},
+    "network": {"width": 8, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 24, "dim": 8}},
+    "optimizer": {"network_lr": 2e-3, "codebook_lr": 3e-3},
+    "trainer": {"accelerator": "cpu", "log_every": 10, "checkpoint_every": 10},
+}
+REPLACE = {
+    "quantizer": {
+        "init_args": {
+            "num_codes": 80,
+            "replacement": {"class_path": "mqvae.LeastRecentlyUsed", "init_args": {"after": 2}},
+        }
+    }
+}
+CASES = {
+    "vq-vae": {},
+    "vq-vae-replace": REPLACE,
+    "group-replace": REPLACE,
+    "ema-replace": REPLACE,
+    "alt-sync": {},
+    "sync": {},
+    "mq-vae-replace": REPLACE,
+    "mq-vae-group": {},
+    "mq-vae-affine": {},
+    "mq-vae-kept": {},
+    "mq-vae-direct": {},
+    "mq-vae-amortized": {},
+    "mq-vae-exact": {},
+    "mq-vae-unrolled": {},
+    "mq-vae-dagger": {},
+    "mq-vae-double-dagger": {"optimizer": {"network_lr": 1e-4}},
+    "hyper-network": {},
+}
+
+
+def settings(name):
+    return Settings.of(load_preset(f"methods/{name.removesuffix('-replace')}", SMALL), CASES[name])
+
+
+def trained(name, folder):
+    """A run, and the codebook after every step as bytes."""
+    books = []
+
+    def note(training):
+        table = training.parts.network.quantizer.table()
+        books.append(hash(table.detach().numpy().tobytes()))
+
+    begin(settings(name), folder).fit(after_step=note)
+    return books
+
+
+ALL_IN_A_PROCESS = """
+import json, sys, warnings
+import torch
+
+import test_devices
+
+torch.set_num_threads(1)
+found = {name: test_devices.trained(name, f"{sys.argv[1]}/{name}") for name in sys.argv[2:]}
+with open(f"{sys.argv[1]}/books-{torch.distributed.get_rank()}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def environment(**more):
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(paths),
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Every case, trained by two processes; they meet once, as torchrun would have them."""
+    folder = tmp_path_factory.mktemp("pair")
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "pair",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALL_IN_A_PROCESS, str(folder), *CASES],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return folder
+
+
+def state(folder):
+    return load_file(Path(folder) / "checkpoints" / "last" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_what_one_trains_with_the_whole_batch(pair, tmp_path, name):
+    begin(settings(name), tmp_path / "one").fit()
+    one, two = state(tmp_path / "one"), state(pair / name)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if not value.is_floating_point():
+            continue  # counts of use: a tie may fall otherwise, and a row is a step older
+        apart = (two[key] - value).norm() / value.norm().clamp(min=1e-3)
+        assert apart < 1e-4, key
+    figures = [
+        json.loads((folder / "summary.json").read_text())
+        for folder in (tmp_path / "one", pair / name)
+    ]
+    for key in figures[0]["figures"]:
+        assert figures[1][key] == pytest.approx(figures[0][key], rel=5e-3), key
+    assert figures[1]["device"].startswith("2 × cpu")
+
+
+def test_codebooks_are_the_same_to_the_bit_in_both_processes(pair):
+    books = [json.loads((pair / f"books-{rank}.json").read_text()) for rank in range(2)]
+    assert books[0] == books[1]
+    for name, found in books[0].items():
+        assert len(set(found)) == 20, name  # each step changes it
+
+
+# -- the command, and what is lost -----------------------------------------------------------------
+
+LONG = [
+    *["digits-tiny", "--data.side", "8", "--network.width", "8", "--quantizer.num_codes", "24"],
+    *["--trainer.accelerator", "cpu", "--trainer.checkpoint_every", "20"],
+    *["--data.batch_size", "48"],
+]
+
+
+def started(*command):
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def children(process):
+    """Processes that a process has started, the oldest first."""
+    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in pids]
+
+
+def wait_for_step(folder, step, process):
+    path = folder / "checkpoints" / "last" / "state.json"
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        try:
+            if json.loads(path.read_text())["step"] >= step:
+                return
+        except (FileNotFoundError, json.JSONDecodeError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step} within two minutes")
+
+
+def ended(process, within):
+    try:
+        return process.communicate(timeout=within)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+
+
+@needs_proc
+def test_a_lost_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path):
+    folder = tmp_path / "run"
+    command = ["mqvae", "train", *LONG, "--steps", "100000", "--out", str(folder)]
+    process = started(*command, "--trainer.devices", "2")
+    wait_for_step(folder, 20, process)
+    (other,) = children(process)
+    os.kill(other, signal.SIGKILL)
+    began = time.monotonic()
+    _, said = ended(process, within=60)
+    assert time.monotonic() - began < 60
+    assert process.returncode != 0
+    assert "another of the" in said
+    assert "processes has ended" in said
+    assert "Traceback" not in said
+
+    run = Run(folder)
+    step = run.load("last").state["step"]
+    (folder / "config.yaml").write_text(
+        (folder / "config.yaml").read_text().replace("steps: 100000", f"steps: {step + 5}")
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mqvae", "train", "--resume", str(folder), "--trainer.devices=1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"from step {step}" in done.stderr
+    assert json.loads((folder / "summary.json").read_text())["steps"] == step + 5
+
+
+@needs_proc
+def test_torchrun_goes_on_where_a_process_was_lost(tmp_path):
+    folder = tmp_path / "run"
+    process = started(
+        *["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"],
+        *["-m", "mqvae", "train", *LONG, "--steps", "300", "--out", str(folder)],
+    )
+    wait_for_step(folder, 40, process)
+    os.kill(children(process)[-1], signal.SIGKILL)
+    _, said = ended(process, within=150)
+    assert process.returncode == 0, said
+    assert "(from step" in said
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 300
+    assert summary["device"].startswith("2 × cpu")
