@@ -347,9 +347,6 @@ def test_the_page_is_what_is_measured():
     )
 
 
-# -- what does not go together ---------------------------------------------------------------------
-
-
 def test_a_rule_knows_what_the_field_calls_it():
     class Mine(Update):
         def _step(self, batch, snapshot):
@@ -374,6 +371,9 @@ def test_a_rule_knows_what_the_field_calls_it():
         Variant: "MQ-VAE",
     }
     assert {rule: rule.method for rule in named} == named
+
+
+# -- what does not go together ---------------------------------------------------------------------
 
 
 def put_together(rule: type[Update], kind: str | CodebookMap, **options) -> Update:

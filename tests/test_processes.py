@@ -1,7 +1,7 @@
 """Two processes (gloo) against each other, and against one process on the joined batch."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -123,6 +123,7 @@ CASES = {
     "Joint, groups": rule(Joint, "groups"),
     "Joint, residual": rule(Joint, "residual"),
     "Joint, cosine": rule(Joint, "cosine"),
+    "Joint, hyper-network": rule(Joint, "hyper-network"),
     "Joint, rotation": rule(Joint, "rotation"),
     "Synchronous": rule(Synchronous),
     "Alternated": rule(Alternated),
@@ -218,6 +219,122 @@ REPLACING_CASES = {
 INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 
 
+# What a step sends, reduction by reduction: what for, and how many numbers.
+LOOK, STEP, ANSWER, BOOK = "look-ahead", "step of φ, θ", "v", "step of C"
+NETWORK, TABLE = "P_φ + P_θ", "K·D"
+SENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "Joint": ("`Joint`", [("all", "P_φ + P_θ + P_C")]),
+    "Synchronous": ("`Synchronous`", [("all", "P_φ + P_θ + K·D")]),
+    "Ema": ("`Ema`", [(STEP, NETWORK), ("averages", "K + K·D")]),
+    "Alternated": ("`Alternated`", [(BOOK, TABLE), (STEP, NETWORK)]),
+    "Direct only, kept": ("`Meta(DirectOnly())`, `Kept()`", [(STEP, NETWORK), (BOOK, TABLE)]),
+    "Direct only": (
+        "`Meta(DirectOnly())`",
+        [(LOOK, NETWORK), (BOOK, TABLE), (STEP, NETWORK)],
+    ),
+    "Amortized, kept": ("`Meta(Amortized())`, `Kept()`", [(STEP, NETWORK), (BOOK, "2 K·D")]),
+    "Amortized": (
+        "`Meta(Amortized())`, `Undone(optimizer_step=True)`",
+        [(LOOK, NETWORK), (BOOK, "2 K·D"), (STEP, NETWORK)],
+    ),
+    "Meta, kept": (
+        "`Meta(FiniteDifference())`, `Kept()`",
+        [(STEP, NETWORK), (ANSWER, "P_φ"), (BOOK, "2 K·D")],
+    ),
+    "Meta": (
+        "`Meta(FiniteDifference())`",
+        [(LOOK, NETWORK), (ANSWER, "P_φ"), (BOOK, "2 K·D"), (STEP, NETWORK)],
+    ),
+    "Exact, kept": (
+        "`Meta(Exact())`, `Kept()`",
+        [(STEP, NETWORK), (ANSWER, NETWORK), (BOOK, "2 K·D")],
+    ),
+    "Exact": (
+        "`Meta(Exact())`",
+        [(LOOK, NETWORK), (ANSWER, NETWORK), (BOOK, "2 K·D"), (STEP, NETWORK)],
+    ),
+    "Unrolled": (
+        "`Meta(Unrolled(1))`",
+        [
+            (LOOK, NETWORK),
+            ("virtual step", NETWORK),
+            (ANSWER, NETWORK),
+            (BOOK, "2 K·D"),
+            (STEP, NETWORK),
+        ],
+    ),
+    "Unrolled, 3 steps": (
+        "`Meta(Unrolled(3))`",
+        [
+            (LOOK, NETWORK),
+            *[("virtual step", NETWORK)] * 3,
+            (ANSWER, NETWORK),
+            *[("back through it", NETWORK)] * 2,
+            (BOOK, "2 K·D"),
+            (STEP, NETWORK),
+        ],
+    ),
+    "MetaNetwork": (
+        "`MetaNetwork` (†)",
+        [("look-ahead of C", TABLE), ("v_C", TABLE), (STEP, NETWORK), (BOOK, TABLE)],
+    ),
+    "MetaBoth": (
+        "`MetaBoth(FiniteDifference())` (‡)",
+        [
+            ("both look-aheads", "P_φ + P_θ + K·D"),
+            (ANSWER, "P_φ"),
+            ("v_C", TABLE),
+            ("both steps", "P_φ + P_θ + 2 K·D"),
+        ],
+    ),
+    "Generic, kept": (
+        "`GenericMeta`, `Kept()`",
+        [(STEP, NETWORK), (ANSWER, NETWORK), (BOOK, "2 P_C")],
+    ),
+    "Generic": (
+        "`GenericMeta`",
+        [(LOOK, NETWORK), (ANSWER, NETWORK), (BOOK, "2 P_C"), (STEP, NETWORK)],
+    ),
+}
+PAGE = Path(__file__).parent.parent / "docs" / "processes.md"
+
+
+def sizes_of(network: VQNetwork) -> dict[str, int]:
+    """What the letters of the formulas stand for."""
+
+    def count(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() for p in parameters if p.requires_grad)
+
+    table = network.quantizer.table()
+    return {
+        "P_φ": count(network.encoder_parameters()),
+        "P_θ": count(network.decoder_parameters()),
+        "P_C": count(network.codebook_parameters()),
+        "K": len(table),
+        "K·D": table.numel(),
+    }
+
+
+def numbers(formula: str, sizes: dict[str, int]) -> int:
+    """The value of a formula as "P_φ + 2 K·D"."""
+    total = 0
+    for term in formula.split(" + "):
+        factor, _, letter = term.rpartition(" ")
+        total += int(factor or 1) * sizes[letter]
+    return total
+
+
+def rows_of_the_page() -> list[str]:
+    """The table of docs/processes.md."""
+    sizes = sizes_of(vqvae(1, num_codes=1024, dim=64, width=64))
+    lines = ["| rule | reductions | what they are for, and numbers | MB |", "|---|---|---|---|"]
+    for title, sent in SENT.values():
+        megabytes = 4e-6 * sum(numbers(formula, sizes) for _, formula in sent)
+        steps = "; ".join(f"{what}: {formula}" for what, formula in sent)
+        lines.append(f"| {title} | {len(sent)} | {steps} | {megabytes:.1f} |")
+    return lines
+
+
 # -- in each process -------------------------------------------------------------------------------
 
 
@@ -235,19 +352,20 @@ def work(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=30),
     )
     torch.manual_seed(SEED + rank)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"sent": {}}
     for family, cases in built.items():
-        found[family] = {}
+        found[family], found["sent"][family] = {}, {}
         for name, case in cases.items():
             if family == "replacing":
                 torch.manual_seed(SEED + rank)
             try:
                 for x in batches():
-                    report = case.step(x.chunk(2)[rank])
+                    with collectives() as sent:
+                        report = case.step(x.chunk(2)[rank])
             except Exception as error:
                 error.add_note(f"in the case '{name}', process {rank}")
                 raise
-            found[family][name] = case.state(report)
+            found[family][name], found["sent"][family][name] = case.state(report), sent
     watched = {name: c.module.quantizer.replacement for name, c in built["replacing"].items()}
     found["watched"] = {name: (w.replaced, w.own) for name, w in watched.items()}
     found["initialized"], found["initialized alike"] = {}, {}
@@ -260,9 +378,9 @@ def work(rank: int, folder: str) -> None:
         found["initialized alike"][kind] = copied(network.quantizer)
     found["functions"] = functions(rank)
     if rank == 0:
-        with counted_collectives() as calls:
+        with collectives() as sent:
             alone()
-        found["alone"] = dict(calls)
+        found["alone"] = sent
     dist.barrier()
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
@@ -291,22 +409,24 @@ def alone() -> None:
 
 
 @contextmanager
-def counted_collectives() -> Iterator[dict[str, int]]:
+def collectives() -> Iterator[list[tuple[str, int, int]]]:
+    """Those made inside: name, numbers, bytes."""
     names = ["all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "reduce"]
     own = {name: getattr(dist, name) for name in names}
-    calls: dict[str, int] = {}
+    made: list[tuple[str, int, int]] = []
 
-    def counting(name: str) -> Callable[..., Any]:
+    def noting(name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            calls[name] = calls.get(name, 0) + 1
+            tensors = [t for t in args if isinstance(t, Tensor)]
+            made.append((name, sum(t.numel() for t in tensors), sum(t.nbytes for t in tensors)))
             return own[name](*args, **options)
 
         return call
 
     for name in names:
-        setattr(dist, name, counting(name))
+        setattr(dist, name, noting(name))
     try:
-        yield calls
+        yield made
     finally:
         for name, function in own.items():
             setattr(dist, name, function)
@@ -325,12 +445,12 @@ def functions(rank: int) -> dict[str, Tensor]:
     inside, same = distributed.shared([a, frozen])
     (outside,) = distributed.mean_with_graph([(rank + 1) * inside**2])
     (slope,) = torch.autograd.grad((outside * a).sum(), a)
-    with counted_collectives() as calls:
+    with collectives() as sent:
         kept = distributed.mean_across_processes([None])
     return {
         "half": mean[0],
         "double": mean[2],
-        "nones": torch.tensor([mean[1] is None, kept == [None], not calls, same is frozen]),
+        "nones": torch.tensor([mean[1] is None, kept == [None], not sent, same is frozen]),
         "gathered": distributed.from_all_processes(torch.full((rank + 1, 2), float(rank))),
         "first": distributed.from_first_process(torch.tensor([rank + 7])),
         "sum": distributed.sum_across_processes(torch.tensor([rank + 1])),
@@ -438,8 +558,41 @@ def test_with_one_seed_the_codebook_is_that_of_the_joined_batch(pair, kind):
             torch.testing.assert_close(one[key], value, rtol=1e-10, atol=1e-10, msg=key)
 
 
+@pytest.mark.parametrize("name", SENT)
+def test_a_step_sends_no_more_than_it_must(pair, name):
+    """All in float64 here."""
+    sizes = sizes_of(CASES[name]().module)
+    expected = [numbers(formula, sizes) for _, formula in SENT[name][1]]
+    for found in pair:
+        assert found["sent"]["equal"][name] == [("all_reduce", n, 8 * n) for n in expected]
+
+
+@pytest.mark.parametrize("name", ["Joint, hyper-network", "Meta, hyper-network"])
+def test_what_a_codebooks_map_adds(pair, name):
+    sizes = sizes_of(CASES[name]().module)
+    assert sizes["P_C"] != sizes["K·D"]
+    like = name.partition(",")[0]
+    expected = [numbers(formula, sizes) for _, formula in SENT[like][1]]
+    assert [n for _, n, _ in pair[0]["sent"]["equal"][name]] == expected
+
+
+def test_what_replacement_adds(pair):
+    rows, dim, processes = 200, 6, 2
+    *step, count, which, vectors = pair[0]["sent"]["replacing"]["Joint"]
+    assert len(step) == 1
+    assert count == ("all_reduce", rows + processes, 8 * (rows + processes))
+    assert which[:1] == ("broadcast",) and 0 < which[1] < rows
+    assert vectors == ("all_reduce", which[1] * dim, 8 * which[1] * dim)
+
+
+def test_the_page_says_what_a_step_sends():
+    text = PAGE.read_text()
+    for row in rows_of_the_page():
+        assert row in text.splitlines(), row
+
+
 def test_one_process_may_look_and_measure_alone(pair):
-    assert pair[0]["alone"] == {}
+    assert pair[0]["alone"] == []
 
 
 def test_the_collective_functions(pair):

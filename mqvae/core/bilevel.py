@@ -1,7 +1,7 @@
 """The loss L(φ, θ, C) of one batch as a function of tensors (Eq. 6, 9)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,25 @@ class LowerPass:
 
     def through_step(self, v_phi: Gradients, v_theta: Gradients) -> tuple[Gradients, Gradients]:
         """v along the virtual step: v itself for descent, preconditioned for AdamW."""
-        return _scaled(v_phi, self.step_phi), _scaled(v_theta, self.step_theta)
+        return scaled(v_phi, self.step_phi), scaled(v_theta, self.step_theta)
+
+    def everywhere(self) -> "LowerPass":
+        """The same with the gradients of all processes' batches together."""
+        g_phi, g_theta, _ = averaged(self.g_phi, self.g_theta)
+        return replace(self, g_phi=g_phi, g_theta=g_theta)
 
 
-def _scaled(vectors: Gradients, factors: Gradients | None) -> Gradients:
+def averaged(
+    g_phi: Gradients, g_theta: Gradients, tables: Sequence[Tensor] = ()
+) -> tuple[Gradients, Gradients, list[Tensor]]:
+    """Gradients, and what else of the codebook's shape is due, averaged in one reduction."""
+    found = mean_across_processes([*g_phi, *g_theta, *tables])
+    cut, end = len(g_phi), len(g_phi) + len(g_theta)
+    return found[:cut], found[cut:end], [t for t in found[end:] if t is not None]
+
+
+def scaled(vectors: Gradients, factors: Gradients | None) -> Gradients:
+    """Vectors times factors, number by number; as they are without factors."""
     if factors is None:
         return vectors
     return [
@@ -182,7 +197,8 @@ class Batch:
     def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
         """Decode from embeddings and backpropagate to φ and θ.
 
-        The encoder's graph outlives the pass unless it is the real one.
+        The encoder's graph outlives the pass unless it is the real one. Gradients are those of this
+        process's batch: an update averages them, `everywhere`.
         """
         phi: list[Tensor] = list(self.network.encoder_parameters())
         theta: list[Tensor] = list(self.network.decoder_parameters())
@@ -192,7 +208,6 @@ class Batch:
         task_gradient, *rest = gradient(
             total, [quantized.z_q, *phi, *theta], retain_graph=not for_real
         )
-        rest = mean_across_processes(rest)
         return LowerPass(
             phi=phi,
             theta=theta,

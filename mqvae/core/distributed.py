@@ -48,12 +48,6 @@ def _reduced(tensors: Sequence[T], finish: Callable[[Tensor], Tensor]) -> list[T
     return [None if t is None else next(parts).view_as(t).to(t.dtype) for t in tensors]
 
 
-def in_one(*groups: Sequence[T]) -> list[list[T]]:
-    """`mean_across_processes` of several lists, in one reduction for all of them."""
-    found = iter(mean_across_processes([t for group in groups for t in group]))
-    return [[next(found) for _ in group] for group in groups]
-
-
 def mean_with_graph(tensors: Sequence[T]) -> list[T]:
     """`mean_across_processes` that gradients pass, each process's own part unchanged.
 

@@ -111,3 +111,60 @@ class Snapshot:
             with torch.no_grad():
                 for buffer, before in self._buffers:
                     buffer.copy_(before)
+
+
+Buffers = list[dict[str, Tensor | None]]
+"""The buffers of each of some modules."""
+
+
+class Start:
+    """Buffers and random state as a step finds them."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._modules = list(module.modules())
+        self._buffers = _clones([m._buffers for m in self._modules])
+        self._random = RandomState(device)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Inside they are what they were; outside, what happens inside has not happened."""
+        now = [m._buffers for m in self._modules]
+        # Whole dictionaries: a pass may register a buffer anew.
+        self._register(_clones(self._buffers))
+        try:
+            with self._random.replayed():
+                yield
+        finally:
+            self._register(now)
+
+    @contextmanager
+    def put_back_if_raised(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """If the block raises they become what they were, and `tensors` what they are now."""
+        registered = [dict(m._buffers) for m in self._modules]
+        now = [*_tensors(registered), *tensors]
+        before = [*_tensors(self._buffers), *[t.detach().clone() for t in tensors]]
+        try:
+            yield
+        except BaseException:
+            self._register(registered)
+            self._random.restore()
+            with torch.no_grad():
+                for tensor, value in zip(now, before, strict=True):
+                    tensor.copy_(value)
+            raise
+
+    def _register(self, buffers: Buffers) -> None:
+        for module, own in zip(self._modules, buffers, strict=True):
+            module._buffers = own
+
+
+def _tensors(buffers: Buffers) -> list[Tensor]:
+    return [b for own in buffers for b in own.values() if b is not None]
+
+
+def _clones(buffers: Buffers) -> Buffers:
+    """The buffers of modules, copied; what two of them share they share again."""
+    copies = {id(b): b.detach().clone() for b in _tensors(buffers)}
+    return [
+        {name: None if b is None else copies[id(b)] for name, b in own.items()} for own in buffers
+    ]

@@ -17,10 +17,38 @@ from mqvae.core.quantizer import CodebookQuantizer
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """dL'/dC = direct + indirect, each of the codebook's shape (K, D)."""
+    """dL'/dC = direct + indirect, each of the codebook's shape (K, D).
+
+    Attributes:
+        direct: What the codebook loss at φ' gives.
+        indirect: What comes by the answer of φ and θ; None for a rule without it.
+    """
 
     direct: Tensor
-    indirect: Tensor
+    indirect: Tensor | None = None
+
+    def terms(self) -> list[Tensor]:
+        """Those of the two that are there."""
+        return [self.direct] if self.indirect is None else [self.direct, self.indirect]
+
+    def total(self) -> Tensor:
+        """dL'/dC."""
+        return self.direct if self.indirect is None else self.direct + self.indirect
+
+    def norms(self) -> dict[str, Tensor]:
+        """Norms of the two, and their cosine."""
+        direct = self.direct.norm()
+        if self.indirect is None:
+            zero = torch.zeros_like(direct)
+            return {"direct_norm": direct, "indirect_norm": zero, "cosine": zero}
+        indirect = self.indirect.norm()
+        inner = (self.direct * self.indirect).sum()
+        tiny = torch.finfo(direct.dtype).tiny
+        return {
+            "direct_norm": direct,
+            "indirect_norm": indirect,
+            "cosine": inner / (direct * indirect).clamp(min=tiny),
+        }
 
 
 class HypergradientRule(ABC):

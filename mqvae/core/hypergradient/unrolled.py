@@ -60,13 +60,14 @@ class Unrolled(HypergradientRule):
             ends = [p if d is None else p - ahead.xi * d for p, d in zip(ends, g, strict=True)]
             if self.stop_gradients:
                 ends = [p.detach().requires_grad_(p.requires_grad) for p in ends]
-        leaves = [e.detach().requires_grad_(e.requires_grad) for e in ends]
+        wanted = not self.stop_gradients
+        leaves = [e.detach().requires_grad_(e.requires_grad and wanted) for e in ends]
         direct, v_phi, v_theta = upper_gradients(ahead.upper, leaves[:cut], leaves[cut:])
         reached = [
             (e * v).sum() for e, v in zip(ends, [*v_phi, *v_theta], strict=True) if v is not None
         ]
         if not reached:
-            return Hypergradient(direct, torch.zeros_like(direct))
+            return Hypergradient(direct)
         (indirect,) = gradient(torch.stack(reached).sum(), [table])
         return Hypergradient(direct, torch.zeros_like(direct) if indirect is None else indirect)
 

@@ -69,7 +69,7 @@ class Alternated(Update):
             g_c = codebook_gradient(batch, z_e.detach())
         (g_c,) = mean_across_processes([g_c])
         self._descend_codebook(g_c)
-        here = batch.lower_pass(z_e, for_real=True)
+        here = batch.lower_pass(z_e, for_real=True).everywhere()
         self._descend_network(here.g_phi, here.g_theta)
         self._after_step(z_e, here.quantized.codes)
         return step_of(batch, here.task, here.quantized)

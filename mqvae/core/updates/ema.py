@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from mqvae.core.bilevel import Batch, Loss, LowerPass
 from mqvae.core.codebook import Table
 from mqvae.core.distance import Euclidean
-from mqvae.core.distributed import sum_across_processes
+from mqvae.core.distributed import sums_across_processes
 from mqvae.core.hypergradient.rule import scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
@@ -74,7 +74,7 @@ class Ema(Update):
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
-        here = batch.lower_pass(z_e, for_real=True)
+        here = batch.lower_pass(z_e, for_real=True).everywhere()
         self._descend_network(here.g_phi, here.g_theta)
         trained = any(p.requires_grad for p in self.quantizer.codebook.parameters())
         if self.quantizer.training and trained:
@@ -93,8 +93,9 @@ class Ema(Update):
         rows = self.quantizer.rows(here.quantized.codes).flatten()
         counts = torch.bincount(rows, minlength=len(table)).to(table.dtype)
         sums = scatter(batch, here.quantized.codes, here.z_e.detach())
-        self._sizes.lerp_(sum_across_processes(counts), 1 - self.decay)
-        self._sums.lerp_(sum_across_processes(sums), 1 - self.decay)
+        counts, sums = sums_across_processes([counts, sums])
+        self._sizes.lerp_(counts, 1 - self.decay)
+        self._sums.lerp_(sums, 1 - self.decay)
         total = self._sizes.sum()
         smoothed = (self._sizes + self.epsilon) / (total + len(table) * self.epsilon) * total
         # A size may have fallen to nothing where nothing smooths it.

@@ -1,7 +1,6 @@
 """Meta around any module whose codebook is some of its parameters, by whole passes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,24 +9,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Gradients, gradient, moved
+from mqvae.core.bilevel import Gradients, gradient, scaled
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Derivative, ForwardMode, Hypergradient, OneSided
 from mqvae.core.hypergradient.derivative import along
-from mqvae.core.passes import RandomState, fresh_casts
-from mqvae.core.updates.lookahead import (
-    Kept,
-    LookAhead,
-    Undone,
-    adam_slopes,
-    preview,
-    require_adam,
-)
-from mqvae.core.updates.meta import norms
-from mqvae.core.updates.update import apply
-
-Buffers = list[dict[str, Tensor | None]]
-"""The buffers of each of some modules."""
+from mqvae.core.passes import Start, fresh_casts
+from mqvae.core.updates.lookahead import LookAhead, Undone
+from mqvae.core.updates.update import apply, check_holds
 
 
 @dataclass(frozen=True)
@@ -133,16 +121,15 @@ class GenericMeta:
                 f"{len(above)} of which {len(self.codebook)} are. They are: "
                 f"{', '.join(names.values())}."
             )
-        _check_holds("lower", lower, self.network, "outside `codebook`", names)
-        _check_holds("upper", upper, self.codebook, "in `codebook`", names)
+        alone = "Build it with those alone; freeze what is not to be trained."
+        check_holds("lower", lower, self.network, "outside `codebook`", names, alone)
+        check_holds("upper", upper, self.codebook, "in `codebook`", names, alone)
         self.lower = lower
         self.upper = upper
         self.xi = xi
         self.look_ahead = Undone() if look_ahead is None else look_ahead
         self.derivative = OneSided() if derivative is None else derivative
-        self.preconditioned = getattr(self.look_ahead, "preconditioned", False)
-        if self.preconditioned:
-            require_adam(lower)
+        self.look_ahead.check(lower)
         self._total = _Total(module, loss)
         own = {id(p): name for name, p in self._total.named_parameters()}
         self._names = [own[id(p)] for p in [*self.network, *self.codebook]]
@@ -162,20 +149,20 @@ class GenericMeta:
         Raises:
             ValueError: if what `loss` returns is no scalar with a gradient.
         """
-        start = _Start(self._total, self.codebook[0].device)
-        phi, table = _copies(self.network), _copies(self.codebook)
-        if isinstance(self.look_ahead, Kept):
+        kept = self.look_ahead.kept
+        start = Start(self._total, self.codebook[0].device)
+        phi, table = [] if kept else _copies(self.network), _copies(self.codebook)
+        if kept:
             total, g, g_c = self._pass_for_real(start, batch)
         else:
             total, g, g_c = self._pass(start, phi, table, batch)
-        g = mean_across_processes(g)
-        slopes = adam_slopes(self.lower, self.network, g) if self.preconditioned else None
-        ahead = self._look_ahead(phi, g)
-
+        answer = self.look_ahead.answer(self.lower, self.network, mean_across_processes(g), self.xi)
+        phi = answer.here if kept else phi
+        # A pass must not see the module's own, which it might change.
+        originals = {id(p) for p in self.network}
+        ahead = [_copy(a) if id(a) in originals else a for a in answer.ahead]
         _, v, direct = self._pass(start, ahead, table, batch if above is None else above)
-        v = mean_across_processes(v)
-        if slopes is not None:
-            v = [None if a is None or s is None else a * s for a, s in zip(v, slopes, strict=True)]
+        v = scaled(mean_across_processes(v), answer.slopes)
 
         def codebook_gradient(point: list[Tensor]) -> Tensor:
             # Modules route gradients by whether their input requires one: φ must, as in training.
@@ -186,15 +173,15 @@ class GenericMeta:
 
         change = along(self.derivative, codebook_gradient, phi, v, self._flat(g_c))
         hyper = Hypergradient(*mean_across_processes([self._flat(direct), -self.xi * change]))
-        apply(self.upper, self.codebook, self._parts(hyper.direct + hyper.indirect, direct))
-        if not isinstance(self.look_ahead, Kept):
+        apply(self.upper, self.codebook, self._parts(hyper.total(), direct))
+        if not kept:
             _, g, _ = self._pass_for_real(start, batch)
             apply(self.lower, self.network, mean_across_processes(g))
-        return GenericStep(total, **norms(hyper))
+        return GenericStep(total, **hyper.norms())
 
     def _pass(
         self,
-        start: "_Start",
+        start: Start,
         phi: Sequence[Tensor],
         codebook: Sequence[Tensor],
         batch: tuple[Any, ...],
@@ -211,22 +198,13 @@ class GenericMeta:
         return total.detach(), found[:cut], found[cut:]
 
     def _pass_for_real(
-        self, start: "_Start", batch: tuple[Any, ...]
+        self, start: Start, batch: tuple[Any, ...]
     ) -> tuple[Tensor, Gradients, Gradients]:
         """The same at the module's own parameters, as ordinary training makes it."""
         with start.put_back_if_raised(self.codebook):
             total = _scalar(self._total(*batch))
             found = gradient(total, [*self.network, *self.codebook])
         return total.detach(), found[: len(self.network)], found[len(self.network) :]
-
-    def _look_ahead(self, phi: list[Tensor], g: Gradients) -> list[Tensor]:
-        """φ'."""
-        if isinstance(self.look_ahead, Kept):
-            apply(self.lower, self.network, g)
-            return _copies(self.network)
-        if isinstance(self.look_ahead, Undone) and self.look_ahead.optimizer_step:
-            return preview(self.lower, self.network, g)
-        return moved(phi, g, -self.xi)
 
     def _flat(self, gradients: Gradients) -> Tensor:
         """Gradients of the codebook as one vector."""
@@ -254,62 +232,13 @@ class _Total(nn.Module):
         return self.loss(self.module, *batch)
 
 
-class _Start:
-    """Buffers and random state as a step finds them."""
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._modules = list(module.modules())
-        self._buffers = _clones([m._buffers for m in self._modules])
-        self._random = RandomState(device)
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Inside they are what they were; outside, what happens inside has not happened."""
-        now = [m._buffers for m in self._modules]
-        # Whole dictionaries: a pass may register a buffer anew.
-        self._register(_clones(self._buffers))
-        try:
-            with self._random.replayed():
-                yield
-        finally:
-            self._register(now)
-
-    @contextmanager
-    def put_back_if_raised(self, codebook: Sequence[Tensor]) -> Iterator[None]:
-        """If the block raises they become what they were, and codewords what they are now."""
-        registered = [dict(m._buffers) for m in self._modules]
-        now = [*_tensors(registered), *codebook]
-        before = [*_tensors(self._buffers), *_copies(codebook)]
-        try:
-            yield
-        except BaseException:
-            self._register(registered)
-            self._random.restore()
-            with torch.no_grad():
-                for tensor, value in zip(now, before, strict=True):
-                    tensor.copy_(value)
-            raise
-
-    def _register(self, buffers: Buffers) -> None:
-        for module, own in zip(self._modules, buffers, strict=True):
-            module._buffers = own
-
-
-def _tensors(buffers: Buffers) -> list[Tensor]:
-    return [b for own in buffers for b in own.values() if b is not None]
-
-
-def _clones(buffers: Buffers) -> Buffers:
-    """The buffers of modules, copied; what two of them share they share again."""
-    copies = {id(b): b.detach().clone() for b in _tensors(buffers)}
-    return [
-        {name: None if b is None else copies[id(b)] for name, b in own.items()} for own in buffers
-    ]
-
-
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors as new leaves."""
-    return [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
+    return [_copy(t) for t in tensors]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _scalar(total: Tensor) -> Tensor:
@@ -324,23 +253,3 @@ def _scalar(total: Tensor) -> Tensor:
             "it to a mean over the batch, and do not call step under torch.no_grad()."
         )
     return total
-
-
-def _check_holds(
-    name: str,
-    optimizer: Optimizer,
-    level: Sequence[Tensor],
-    which: str,
-    names: dict[int, str],
-) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    foreign = held - {id(p) for p in level}
-    missing = {id(p) for p in level if p.requires_grad} - held
-    if foreign or missing:
-        listed = sorted(names.get(p, "one that is not the module's") for p in foreign)
-        raise ValueError(
-            f"the {name} optimizer must hold the parameters {which}. "
-            + (f"It also holds: {', '.join(listed)}. " if foreign else "")
-            + (f"It lacks: {', '.join(sorted(names[p] for p in missing))}. " if missing else "")
-            + "Build it with those alone; freeze what is not to be trained."
-        )

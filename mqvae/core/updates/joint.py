@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Loss, gradient
+from mqvae.core.bilevel import Batch, Loss, averaged, gradient
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient.rule import codebook_gradient, scatter, selecting
 from mqvae.core.network import VQNetwork
@@ -88,8 +88,8 @@ class Synchronous(Update):
         here = batch.lower_pass(z_e, for_real=True)
         g_c = codebook_gradient(batch, z_e.detach(), here.quantized.codes)
         g_c = g_c + self.nu * scatter(batch, here.quantized.codes, here.task_gradient)
-        self._descend_network(here.g_phi, here.g_theta)
-        (g_c,) = mean_across_processes([g_c])
+        g_phi, g_theta, (g_c,) = averaged(here.g_phi, here.g_theta, [g_c])
+        self._descend_network(g_phi, g_theta)
         self._descend_codebook(g_c)
         self._after_step(z_e, here.quantized.codes)
         return step_of(batch, here.task, here.quantized)

@@ -1,19 +1,65 @@
 """What becomes of the virtual lower step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Gradients
+from mqvae.core.bilevel import Gradients, moved
 from mqvae.core.updates.update import apply
 
 
-class LookAhead:
+@dataclass(frozen=True)
+class Answer:
+    """The lower level's answer to C.
+
+    Attributes:
+        here: The weights where the gradients were taken, which stay what they are.
+        ahead: The weights after the virtual step.
+        slopes: Derivative of that step by its gradient, number by number; None for descent, whose
+            derivative is ξ.
+    """
+
+    here: list[Tensor]
+    ahead: list[Tensor]
+    slopes: Gradients | None
+
+
+class LookAhead(ABC):
     """What becomes of the virtual lower step: `Undone` or `Kept`."""
+
+    kept: ClassVar[bool]
+    """Whether the virtual step is the real one."""
+
+    preconditioned: bool
+    """Whether it is differentiated as AdamW takes it."""
+
+    def check(self, lower: Optimizer) -> None:
+        """Refuse an optimizer whose step cannot be differentiated.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        if self.preconditioned:
+            require_adam(lower)
+
+    def answer(
+        self, lower: Optimizer, weights: Sequence[Tensor], gradients: Gradients, xi: float
+    ) -> Answer:
+        """Take the virtual step from weights along gradients."""
+        slopes = adam_slopes(lower, weights, gradients) if self.preconditioned else None
+        here, ahead = self._take(lower, list(weights), gradients, xi)
+        return Answer(here, ahead, slopes)
+
+    @abstractmethod
+    def _take(
+        self, lower: Optimizer, weights: list[Tensor], gradients: Gradients, xi: float
+    ) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +76,7 @@ class Undone(LookAhead):
         ValueError: if `preconditioned` without `optimizer_step`.
     """
 
+    kept = False
     optimizer_step: bool = False
     preconditioned: bool = False
 
@@ -40,6 +87,13 @@ class Undone(LookAhead):
                 "optimizer_step=True; plain descent has no second moment."
             )
 
+    def _take(
+        self, lower: Optimizer, weights: list[Tensor], gradients: Gradients, xi: float
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if self.optimizer_step:
+            return weights, preview(lower, weights, gradients)
+        return weights, moved(weights, gradients, -xi)
+
 
 @dataclass(frozen=True)
 class Kept(LookAhead):
@@ -49,7 +103,15 @@ class Kept(LookAhead):
         preconditioned: Differentiate the step as AdamW takes it, as in `Undone`.
     """
 
+    kept = True
     preconditioned: bool = False
+
+    def _take(
+        self, lower: Optimizer, weights: list[Tensor], gradients: Gradients, xi: float
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        here = [w.detach().clone() for w in weights]
+        apply(lower, weights, gradients)
+        return here, weights
 
 
 def preview(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:

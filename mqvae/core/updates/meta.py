@@ -2,24 +2,16 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Loss, LowerPass, moved
+from mqvae.core.bilevel import Batch, Loss, LowerPass
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
-from mqvae.core.updates.lookahead import (
-    Kept,
-    LookAhead,
-    Undone,
-    adam_slopes,
-    preview,
-    require_adam,
-)
+from mqvae.core.updates.lookahead import LookAhead, Undone
 from mqvae.core.updates.update import Step, Update, step_of
 
 
@@ -84,9 +76,7 @@ class Meta(Update):
         self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
         self.look_ahead = Undone() if look_ahead is None else look_ahead
         self.hypergradient.check(selecting(network), self.look_ahead)
-        self.preconditioned = getattr(self.look_ahead, "preconditioned", False)
-        if self.preconditioned:
-            require_adam(lower)
+        self.look_ahead.check(lower)
 
     def step(
         self,
@@ -117,47 +107,37 @@ class Meta(Update):
         return self._meta_step(batch, batch, snapshot)
 
     def _meta_step(self, lower: Batch, upper: Batch, snapshot: Snapshot) -> Step:
-        kept = isinstance(self.look_ahead, Kept)
+        kept = self.look_ahead.kept
         z_e = lower.embed_for_real()
-        here = lower.lower_pass(z_e, for_real=kept)
-        here, phi_ahead, theta_ahead = self._look_ahead(here)
+        here = lower.lower_pass(z_e, for_real=kept).everywhere()
+        ahead = ahead_of(self.look_ahead, self.lower, lower, upper, here, self.xi)
         if kept:
             snapshot.retake()
-        hyper = self.hypergradient(Ahead(lower, upper, here, phi_ahead, theta_ahead, self.xi))
-        hyper = Hypergradient(*mean_across_processes([hyper.direct, hyper.indirect]))
-        self._descend_codebook(hyper.direct + hyper.indirect)
+        hyper = self.hypergradient(ahead)
+        hyper = Hypergradient(*mean_across_processes(hyper.terms()))
+        self._descend_codebook(hyper.total())
         if not kept:
             # φ has not moved: its pass serves again, under the new codebook.
-            real = lower.lower_pass(z_e, for_real=True)
+            real = lower.lower_pass(z_e, for_real=True).everywhere()
             self._descend_network(real.g_phi, real.g_theta)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(lower, here.task, here.quantized, norms(hyper))
-
-    def _look_ahead(self, here: LowerPass) -> tuple[LowerPass, list[Tensor], list[Tensor]]:
-        """The pass at weights that stay where they are, and φ', θ'."""
-        weights, gradients = [*here.phi, *here.theta], [*here.g_phi, *here.g_theta]
-        cut = len(here.phi)
-        if self.preconditioned:
-            slopes = adam_slopes(self.lower, weights, gradients)
-            here = replace(here, step_phi=slopes[:cut], step_theta=slopes[cut:])
-        if isinstance(self.look_ahead, Kept):
-            copies = [w.detach().clone() for w in weights]
-            self._descend_network(here.g_phi, here.g_theta)
-            return replace(here, phi=copies[:cut], theta=copies[cut:]), here.phi, here.theta
-        if isinstance(self.look_ahead, Undone) and self.look_ahead.optimizer_step:
-            after = preview(self.lower, weights, gradients)
-        else:
-            after = moved(weights, gradients, -self.xi)
-        return here, after[:cut], after[cut:]
+        return step_of(lower, here.task, here.quantized, hyper.norms())
 
 
-def norms(hyper: Hypergradient) -> dict[str, Tensor]:
-    """Norms of the two parts of a hypergradient, and their cosine."""
-    direct, indirect = hyper.direct.norm(), hyper.indirect.norm()
-    inner = (hyper.direct * hyper.indirect).sum()
-    tiny = torch.finfo(direct.dtype).tiny
-    return {
-        "direct_norm": direct,
-        "indirect_norm": indirect,
-        "cosine": inner / (direct * indirect).clamp(min=tiny),
-    }
+def ahead_of(
+    look_ahead: LookAhead,
+    optimizer: Optimizer,
+    lower: Batch,
+    upper: Batch,
+    here: LowerPass,
+    xi: float,
+) -> Ahead:
+    """φ and θ after their answer to C, along the gradients of a pass."""
+    cut = len(here.phi)
+    answer = look_ahead.answer(
+        optimizer, [*here.phi, *here.theta], [*here.g_phi, *here.g_theta], xi
+    )
+    here = replace(here, phi=answer.here[:cut], theta=answer.here[cut:])
+    if answer.slopes is not None:
+        here = replace(here, step_phi=answer.slopes[:cut], step_theta=answer.slopes[cut:])
+    return Ahead(lower, upper, here, answer.ahead[:cut], answer.ahead[cut:], xi)

@@ -1,18 +1,20 @@
 """The hypergradient on encoder and decoder: MQ-VAE† and MQ-VAE‡ (Table 7)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Gradients, Loss, LowerPass, gradient, moved
+from mqvae.core.bilevel import Batch, Gradients, Loss, averaged, gradient
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
+from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import codebook_gradient, require_straight_through, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.quantizer import Quantized
 from mqvae.core.updates.lookahead import Undone
-from mqvae.core.updates.meta import norms
+from mqvae.core.updates.meta import ahead_of
 from mqvae.core.updates.update import Step, Update, step_of
 
 
@@ -70,7 +72,9 @@ class MetaNetwork(Update):
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
-        task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, self.xi, for_real=True)
+        (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
+        task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
+        g_phi, g_theta, _ = averaged(g_phi, g_theta)
         self._descend_network(g_phi, g_theta)
         with torch.no_grad():
             answered = batch.embed(list(self.network.encoder_parameters()))
@@ -130,30 +134,41 @@ class MetaBoth(Update):
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
-        here: LowerPass = batch.lower_pass(z_e, for_real=False)
-        phi_ahead = moved(here.phi, here.g_phi, -self.xi)
-        theta_ahead = moved(here.theta, here.g_theta, -self.xi)
-        hyper = self.hypergradient(Ahead(batch, batch, here, phi_ahead, theta_ahead, self.xi))
-        hyper = Hypergradient(*mean_across_processes([hyper.direct, hyper.indirect]))
-        _, _, g_phi, g_theta = network_hypergradient(batch, z_e, self.xi, for_real=True)
-        self._descend_codebook(hyper.direct + hyper.indirect)
+        here = batch.lower_pass(z_e, for_real=False)
+        g_c = codebook_gradient(batch, z_e.detach())
+        g_phi, g_theta, (g_c,) = averaged(here.g_phi, here.g_theta, [g_c])
+        here = replace(here, g_phi=g_phi, g_theta=g_theta)
+        hyper = self.hypergradient(ahead_of(Undone(), self.lower, batch, batch, here, self.xi))
+        _, _, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
+        g_phi, g_theta, terms = averaged(g_phi, g_theta, hyper.terms())
+        hyper = Hypergradient(*terms)
+        self._descend_codebook(hyper.total())
         self._descend_network(g_phi, g_theta)
         self._after_step(z_e, here.quantized.codes)
-        return step_of(batch, here.task, here.quantized, norms(hyper))
+        return step_of(batch, here.task, here.quantized, hyper.norms())
 
 
 def network_hypergradient(
-    batch: Batch, z_e: Tensor, xi: float, *, for_real: bool
+    batch: Batch, z_e: Tensor, g_c: Tensor, xi: float
 ) -> tuple[Tensor, Quantized, Gradients, Gradients]:
-    """dL(φ, θ, C'(φ))/d(φ, θ) with C' = C − ξ g_C(φ, C): (task, quantized, for φ, for θ)."""
+    """dL(φ, θ, C'(φ))/d(φ, θ) with C' = C − ξ g_C(φ, C), by the real pass of the decoder.
+
+    Args:
+        batch: This process's batch.
+        z_e: Its embeddings, with the encoder's graph.
+        g_c: g_C(φ, C) of all processes.
+        xi: ξ.
+
+    Returns:
+        L_task, the quantization under C', and the gradients of φ and θ, this process's share.
+    """
     network = batch.network
     quantizer = selecting(network)
     table = quantizer.table().detach()
     codes = quantizer.nearest_codes(z_e, table)
-    (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
     ahead = (table - xi * g_c).requires_grad_()
     quantized = quantizer.quantize(z_e, ahead)
-    task = batch.task_for_real(quantized.z_q) if for_real else batch.task(quantized.z_q)
+    task = batch.task_for_real(quantized.z_q)
     (v_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [ahead], retain_graph=True)
     (v_c,) = mean_across_processes([torch.zeros_like(table) if v_c is None else v_c])
     # C' gives way to z_e by ξ (2/ND) of the embedding's own motion.
@@ -162,5 +177,5 @@ def network_hypergradient(
     phi: list[Tensor] = list(network.encoder_parameters())
     theta: list[Tensor] = list(network.decoder_parameters())
     total = batch.weights.total(task, quantized) + answer
-    found = mean_across_processes(gradient(total, [*phi, *theta]))
+    found = gradient(total, [*phi, *theta])
     return task.detach(), quantized, found[: len(phi)], found[len(phi) :]

@@ -1,7 +1,7 @@
 """What one batch changes: the frame that all update rules share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -85,7 +85,20 @@ class Update(ABC):
         ):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}.")
-        _check_holds(lower, network.network_parameters(), "lower", "network_parameters")
+        names = {id(p): name for name, p in network.named_parameters()}
+        for name, optimizer, level in (
+            ("lower", lower, "network_parameters"),
+            ("upper", upper, "codebook_parameters"),
+        ):
+            if optimizer is not None:
+                check_holds(
+                    name,
+                    optimizer,
+                    list(getattr(network, level)()),
+                    "of its level",
+                    names,
+                    f"Build it with network.{level}().",
+                )
         if (
             upper is None
             and self.steps_codebook
@@ -95,8 +108,6 @@ class Update(ABC):
                 f"{type(self).__name__} trains the codebook: pass upper=an optimizer of "
                 "network.codebook_parameters(), or freeze them."
             )
-        if upper is not None:
-            _check_holds(upper, network.codebook_parameters(), "upper", "codebook_parameters")
         self.network = network
         self.loss = loss
         self.lower = lower
@@ -203,16 +214,27 @@ def apply(optimizer: Optimizer | None, parameters: Iterable[Tensor], gradients: 
             parameter.grad = None
 
 
-def _check_holds(
-    optimizer: Optimizer, parameters: Iterable[Tensor], name: str, method: str
+def check_holds(
+    name: str,
+    optimizer: Optimizer,
+    level: Sequence[Tensor],
+    which: str,
+    names: Mapping[int, str],
+    remedy: str,
 ) -> None:
-    parameters = list(parameters)
+    """Refuse an optimizer that does not hold what its level trains, or holds anything else.
+
+    Raises:
+        ValueError: with the names of the parameters, and the remedy.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    level = {id(p) for p in parameters}
-    trained = {id(p) for p in parameters if p.requires_grad}
-    if not (held <= level and trained <= held):
+    foreign = held - {id(p) for p in level}
+    missing = {id(p) for p in level if p.requires_grad} - held
+    if foreign or missing:
+        listed = sorted(names.get(p, "one that is not the module's") for p in foreign)
         raise ValueError(
-            f"the {name} optimizer must hold the parameters of its level, got {len(held)} "
-            f"parameters of which {len(held & level)} of the level's {len(level)}: build it with "
-            f"network.{method}()."
+            f"the {name} optimizer must hold the parameters {which}. "
+            + (f"It also holds: {', '.join(listed)}. " if foreign else "")
+            + (f"It lacks: {', '.join(sorted(names[p] for p in missing))}. " if missing else "")
+            + remedy
         )
