@@ -26,7 +26,6 @@ from mqvae.core.hypergradient.rule import (
     selecting,
 )
 from mqvae.core.passes import Snapshot
-from mqvae.core.updates.meta import norms
 from mqvae.core.updates.update import step_of
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer import begin
@@ -64,7 +63,7 @@ class Pipelined(Meta):
         self._descend_codebook(direct + indirect)
         self._descend_network(g[: len(phi)], g[len(phi) :])
         self._after_step(z_e, quantized.codes)
-        return step_of(lower, task, quantized, norms(hyper))
+        return step_of(lower, task, quantized, hyper.norms())
 
 
 class Local(Meta):
@@ -72,7 +71,7 @@ class Local(Meta):
 
     def _meta_step(self, lower: Batch, upper: Batch, snapshot: Snapshot) -> Step:
         z_e = lower.embed_for_real()
-        here = lower.lower_pass(z_e, for_real=True)
+        here = lower.lower_pass(z_e, for_real=True).everywhere()
         codes = here.quantized.codes
         direct = codebook_gradient(lower, z_e.detach(), codes)
         delta = embedding_tangent(OneSided(), lower, here, here.g_phi)
@@ -81,7 +80,7 @@ class Local(Meta):
         self._descend_codebook(hyper.direct + hyper.indirect)
         self._descend_network(here.g_phi, here.g_theta)
         self._after_step(z_e, codes)
-        return step_of(lower, here.task, here.quantized, norms(hyper))
+        return step_of(lower, here.task, here.quantized, hyper.norms())
 
 
 class EveryFourth(Meta):
