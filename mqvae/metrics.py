@@ -70,17 +70,22 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    network: VQNetwork, task: Task, images: Images, *, device: torch.device | str = "cpu"
+    network: VQNetwork,
+    task: Task,
+    images: Images,
+    *,
+    device: torch.device | str = "cpu",
+    together: bool = False,
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
-
-    Several processes take whole batches by turns, and all of them get the figures of the whole.
 
     Args:
         network: The network; all its parts come back in the mode they were in.
         task: What it was trained for, which says what to measure.
         images: The split.
         device: Where the network is.
+        together: All processes call this: they take whole batches by turns, and all of them get the
+            figures of the whole. Otherwise a process measures by itself, whatever others do.
 
     Raises:
         ValueError: if there are no images.
@@ -92,10 +97,10 @@ def evaluate(
     counts = torch.zeros(quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
     with evaluating(network, task):
-        turns = {"rank": process_rank(), "world_size": world_size()}
-        batches = in_order(images, BATCH_SIZE, device=device, **turns)
-        total = -(-len(images) // (BATCH_SIZE * world_size()))
-        for x, y in watched(batches, total, "measuring"):
+        rank, count = (process_rank(), world_size()) if together else (0, 1)
+        batches = in_order(images, BATCH_SIZE, device=device, rank=rank, world_size=count)
+        number = -(-len(images) // (BATCH_SIZE * count))
+        for x, y in watched(batches, number, "measuring"):
             target = task.target(x, y)
             with torch.no_grad():
                 result = network(x)
@@ -110,14 +115,15 @@ def evaluate(
         x = pixels.to(device) / 255
         with torch.no_grad():
             pictures = measured.show(x, network(x).output)
-    counts = sum_across_processes(counts).cpu()
-    gap, number = sum_across_processes(gaps).tolist()
+    total = sum_across_processes if together else _itself
+    counts = total(counts).cpu()
+    gap, measured_batches = total(gaps).tolist()
     return Evaluation(
         figures={
-            **measured.compute(),
+            **measured.compute(total),
             "perplexity": perplexity(counts).item(),
             "usage": usage(counts).item(),
-            "gradient_gap": gap / number,
+            "gradient_gap": gap / measured_batches,
         },
         described={**task.figures, **CODES},
         protocol={
@@ -126,8 +132,12 @@ def evaluate(
             "images": len(images),
             "batch_size": min(BATCH_SIZE, len(images)),
             "precision": "float32",
-            "gradient_gap_batches": round(number),
+            "gradient_gap_batches": round(measured_batches),
         },
         code_counts=counts,
         pictures=tuple(pictures),
     )
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor

@@ -189,7 +189,7 @@ def test_distances_and_differences_are_taken_in_float32(name, monkeypatch):
     seen = []
 
     def derivative(which):
-        def differentiate(self, f, primals, tangents, centre):
+        def differentiate(self, f, primals, tangents, centre, length):
             assert not torch.is_autocast_enabled("cpu")
 
             def recorded(point):
@@ -199,7 +199,7 @@ def test_distances_and_differences_are_taken_in_float32(name, monkeypatch):
                 return value
 
             assert centre is None or centre.dtype == torch.float32
-            return which(self, recorded, primals, tangents, centre)
+            return which(self, recorded, primals, tangents, centre, length)
 
         return differentiate
 

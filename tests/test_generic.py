@@ -44,7 +44,7 @@ class Fixed(Derivative):
 
     epsilon: float = 1e-3
 
-    def __call__(self, f, primals, tangents, centre) -> Tensor:
+    def __call__(self, f, primals, tangents, centre, length) -> Tensor:
         def at(scale: float) -> Tensor:
             pairs = zip(primals, tangents)
             return f([p if t is None else (p + scale * t).detach() for p, t in pairs])
@@ -241,7 +241,7 @@ def trained(module: Theirs, loss=their_loss, **options) -> GenericMeta:
 class Watching(Derivative):
     """No derivative, but g_C at the centre beside what the rule took for it."""
 
-    def __call__(self, f, primals, tangents, centre) -> Tensor:
+    def __call__(self, f, primals, tangents, centre, length) -> Tensor:
         self.centre, self.found = centre, f([p.detach() for p in primals])
         return torch.zeros_like(centre)
 
@@ -424,9 +424,9 @@ def test_half_precision_differences_are_taken_in_full():
     passes = []
 
     class Listening(OneSided):
-        def __call__(self, f, primals, tangents, centre) -> Tensor:
+        def __call__(self, f, primals, tangents, centre, length) -> Tensor:
             passes.append((torch.is_autocast_enabled("cpu"), centre))
-            return super().__call__(f, primals, tangents, centre)
+            return super().__call__(f, primals, tangents, centre, length)
 
     with torch.autocast("cpu", torch.bfloat16):
         step = trained(module, derivative=Listening()).step(rows())

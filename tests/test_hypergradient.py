@@ -120,14 +120,14 @@ def test_the_passes_of_a_difference_differ():
     seen = []
 
     def spied(derivative):
-        def differentiate(f, primals, tangents, centre):
+        def differentiate(f, primals, tangents, centre, length):
             def recorded(point):
                 value = f(point)
                 seen.append(value)
                 return value
 
             seen.append(centre)
-            return derivative(recorded, primals, tangents, centre)
+            return derivative(recorded, primals, tangents, centre, length)
 
         return differentiate
 
@@ -146,9 +146,9 @@ def test_the_passes_of_a_difference_differ():
 def test_the_centre_a_difference_reuses_is_the_function_at_the_centre():
     problem = make("convolutional", "three")
 
-    def check(f, primals, tangents, centre):
+    def check(f, primals, tangents, centre, length):
         torch.testing.assert_close(f(list(primals)), centre, rtol=1e-12, atol=1e-15)
-        return Central()(f, primals, tangents, centre)
+        return Central()(f, primals, tangents, centre, length)
 
     hypergradient(problem, Exact(check, check))
 

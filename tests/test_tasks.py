@@ -83,7 +83,7 @@ class _Hits(Measurement):
         for label, guess in zip(target.tolist(), output.argmax(1).tolist(), strict=True):
             self.counts[label, guess] += 1
 
-    def compute(self) -> dict[str, float]:
+    def compute(self, total) -> dict[str, float]:
         return {"accuracy": self.counts.trace().item() / self.counts.sum().item()}
 
     def show(self, x: Tensor, output: Tensor) -> list[Matrix]:

@@ -112,7 +112,9 @@ def _evaluate(arguments: list[str]) -> int:
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
     images = load_split(tokenizer.settings.data, options.split)
-    result = evaluate(tokenizer.network, tokenizer.task, images, device=processes.device)
+    result = evaluate(
+        tokenizer.network, tokenizer.task, images, device=processes.device, together=True
+    )
     if not processes.first:
         return 0
     content = write_evaluation(

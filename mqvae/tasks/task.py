@@ -1,7 +1,7 @@
 """What a task is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -77,8 +77,13 @@ class Measurement(ABC):
         """Take a batch into account."""
 
     @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """The figures over all batches of all processes, by their keys in `Task.figures`."""
+    def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The figures over all batches, by their keys in `Task.figures`.
+
+        Args:
+            total: The sum of a tensor over the processes that share the split; the tensor itself
+                where one measures alone.
+        """
 
     def show(self, x: Tensor, output: Tensor) -> Sequence[Picture]:
         """Pictures for the run's folder; none by default.

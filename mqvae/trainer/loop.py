@@ -282,7 +282,9 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         parts, settings, device = self.parts, self.settings, self.processes.device
-        result = evaluate(parts.measured, parts.task, self.splits.test, device=device)
+        result = evaluate(
+            parts.measured, parts.task, self.splits.test, device=device, together=True
+        )
         further: dict[str, Any] = {
             "name": settings.name,
             "method": type(parts.update).method,

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mqvae.core.bilevel import Gradients, moved
+from mqvae.core.distributed import sum_across_processes, world_size
 
 
 class Derivative(ABC):
     """The derivative of f(p) along a tangent: d/dτ f(p + τ·tangent) at τ = 0.
 
-    Called with f, the point p, the tangent (None where p does not move) and f(p) if it is known.
+    Called with f, the point p, the tangent (None where p does not move), f(p) if it is known, and
+    the tangent's length, which is that of all processes together where each has a part of it.
     """
 
     @abstractmethod
@@ -25,6 +27,7 @@ class Derivative(ABC):
         primals: Sequence[Tensor],
         tangents: Gradients,
         centre: Tensor | None,
+        length: Tensor,
     ) -> Tensor: ...
 
 
@@ -33,10 +36,9 @@ def _check_radius(radius: float) -> None:
         raise ValueError(f"radius must be above 0 and finite, got {radius}.")
 
 
-def _radius(radius: float, tangents: Gradients) -> Tensor:
+def _epsilon(radius: float, length: Tensor) -> Tensor:
     """ε = radius / ‖tangent‖, so that the step is as long whatever the tangent's scale."""
-    norm = torch.stack([t.norm() for t in tangents if t is not None]).norm()
-    return radius / norm.clamp(min=torch.finfo(norm.dtype).tiny ** 0.5)
+    return radius / length.clamp(min=torch.finfo(length.dtype).tiny ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class OneSided(Derivative):
         primals: Sequence[Tensor],
         tangents: Gradients,
         centre: Tensor | None,
+        length: Tensor,
     ) -> Tensor:
-        epsilon = _radius(self.radius, tangents)
+        epsilon = _epsilon(self.radius, length)
         ahead = f(moved(primals, tangents, epsilon))
         return (ahead - (f(list(primals)) if centre is None else centre)) / epsilon
 
@@ -89,8 +92,9 @@ class Central(Derivative):
         primals: Sequence[Tensor],
         tangents: Gradients,
         centre: Tensor | None,
+        length: Tensor,
     ) -> Tensor:
-        epsilon = _radius(self.radius, tangents)
+        epsilon = _epsilon(self.radius, length)
         plus = f(moved(primals, tangents, epsilon))
         minus = f(moved(primals, tangents, -epsilon))
         return (plus - minus) / (2 * epsilon)
@@ -110,6 +114,7 @@ class ForwardMode(Derivative):
         primals: Sequence[Tensor],
         tangents: Gradients,
         centre: Tensor | None,
+        length: Tensor,
     ) -> Tensor:
         with warnings.catch_warnings(), forward_ad.dual_level():
             # The first use of forward mode makes torch script some formulas, and warn of it.
@@ -128,12 +133,27 @@ def along(
     primals: Sequence[Tensor],
     tangents: Gradients,
     centre: Tensor | None,
+    *,
+    own: int = 0,
 ) -> Tensor:
-    """The derivative in full precision: half precision cannot tell two near passes apart."""
+    """The derivative in full precision: half precision cannot tell two near passes apart.
+
+    Args:
+        derivative: How to take it.
+        f: The function.
+        primals: The point.
+        tangents: Which way; None where the point does not move.
+        centre: f at the point, if it is known.
+        own: So many of the tangents, the first, are each process's own part of one of all.
+    """
     device = primals[0].device.type
     if torch.is_autocast_enabled(device):
         centre = None  # known in half precision only
     with torch.autocast(device, enabled=False):
         if all(t is None for t in tangents):
             return torch.zeros_like(f(list(primals)) if centre is None else centre)
-        return derivative(f, primals, tangents, centre)
+        norms = [t.norm() for t in tangents if t is not None]
+        if own and world_size() > 1 and not isinstance(derivative, ForwardMode):
+            parts = torch.stack(norms[:own]).square().sum()
+            norms[:own] = [sum_across_processes(parts).sqrt()]
+        return derivative(f, primals, tangents, centre, torch.stack(norms).norm())

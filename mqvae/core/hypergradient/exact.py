@@ -62,6 +62,7 @@ class Exact(HypergradientRule):
             [z_q, *frozen(here.theta)],
             [delta, *v_theta],
             here.task_gradient,
+            own=1,
         )
         change = change - 2 * lower.weights.commitment / delta.numel() * delta
         return Hypergradient(direct, -ahead.xi * scatter(lower, here.quantized.codes, change))
