@@ -243,7 +243,15 @@ def test_a_lost_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path):
 def test_torchrun_goes_on_where_a_process_was_lost(tmp_path):
     folder = tmp_path / "run"
     process = started(
-        *["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"],
+        *[
+            "torch.distributed.run",
+            "--master-port",
+            str(free_port()),
+            "--nproc-per-node",
+            "2",
+            "--max-restarts",
+            "1",
+        ],
         *["-m", "mqvae", "train", *LONG, "--steps", "300", "--out", str(folder)],
     )
     wait_for_step(folder, 40, process)

@@ -67,13 +67,11 @@ def _training(arguments: list[str]) -> "Training":
         return _resumed(arguments)
     from mqvae.runs import Run
     from mqvae.settings import from_arguments
-    from mqvae.trainer import begin, resume
+    from mqvae.trainer import begin, restarted, resume
 
     settings, out, overwrite = from_arguments(arguments)
     out = out or Path("runs") / _run_name(settings)
-    # torchrun starts everything anew when a process was lost: the same command then goes on.
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if restarted and (out / "checkpoints" / "last").is_dir():
+    if restarted() and (out / "checkpoints").is_dir():
         return resume(Run(out))
     return begin(settings, out, overwrite=overwrite)
 

@@ -2,7 +2,7 @@
 
 from mqvae.trainer.images import inputs_of, load_split
 from mqvae.trainer.loop import Training, begin, resume
-from mqvae.trainer.processes import Processes
+from mqvae.trainer.processes import Processes, restarted
 from mqvae.trainer.results import device_name, versions, write_evaluation
 from mqvae.trainer.schedule import warmup_cosine
 from mqvae.trainer.stopping import Interrupted, NotFinite, ProcessLost, TrainingFailed
@@ -18,6 +18,7 @@ __all__ = [
     "device_name",
     "inputs_of",
     "load_split",
+    "restarted",
     "resume",
     "versions",
     "warmup_cosine",

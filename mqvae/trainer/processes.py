@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from mqvae.settings import Trainer
 from mqvae.trainer.stopping import ProcessLost
@@ -58,12 +60,12 @@ class Processes:
                 f"trainer.accelerator is {options.accelerator} and trainer.devices "
                 f"{options.devices}, which this machine does not have: leave them out, or take cpu."
             ) from error
-        met = dist.is_available() and dist.is_initialized()
-        if together and not met:
+        if together and not dist.is_initialized():
             _speak_of_lost_children()
-        self._fabric.launch()
-        if together and not met:
+            if restarted() and machines == 1:
+                _meet_anew(backend)
             atexit.register(_part)
+        self._fabric.launch()
         self.device = self._fabric.device
         self.rank = self._fabric.global_rank
         self.count = self._fabric.world_size
@@ -102,6 +104,22 @@ class Processes:
             raise ProcessLost(
                 f"another of the {self.count} processes has ended, so process {self.rank} ends too."
             ) from error
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process again, after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _meet_anew(backend: str) -> None:
+    """Meet where nobody has met before.
+
+    torchrun may start processes again beside the store that their predecessors met in, whose
+    addresses, those of the dead among them, are still there.
+    """
+    store, rank, count = next(rendezvous("env://"))
+    fresh = PrefixStore(f"again-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=count)
 
 
 def _part() -> None:
