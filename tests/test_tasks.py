@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -342,6 +343,15 @@ def test_what_is_frozen_stays(source, tmp_path, frozen, rule):
     still = {"quantizer" if name == "codebook" else name for name in frozen}
     for name, value in before.items():
         assert torch.equal(after[name], value) == (name.partition(".")[0] in still), name
+
+
+def test_a_run_goes_on_without_the_one_it_started_from(tmp_path):
+    begin(settings({"steps": 2}), tmp_path / "source").fit()
+    delta = {"from": {"run": str(tmp_path / "source")}}
+    with pytest.raises(Interrupted):
+        begin(settings(delta), tmp_path / "run").fit(after_step=interrupt(8))
+    shutil.rmtree(tmp_path / "source")
+    resume(Run(tmp_path / "run")).fit()
 
 
 def test_what_does_not_fit_is_named_shape_by_shape(source, tmp_path):

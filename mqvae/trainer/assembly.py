@@ -17,7 +17,7 @@ from mqvae.tasks import Player, Task
 from mqvae.trainer.images import Splits, inputs_of
 from mqvae.trainer.processes import Processes
 from mqvae.trainer.schedule import warmup_cosine
-from mqvae.trainer.start import freeze, start_from
+from mqvae.trainer.start import freeze
 
 Weights = tuple[Tensor, ...] | list[Tensor]
 
@@ -73,8 +73,6 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     # Whatever the encoder cannot take is said before anything is written.
     with torch.no_grad():
         network.embed(torch.zeros(1, *splits.train.shape, device=device))
-    if settings.start is not None:
-        start_from(settings.start, network)
     freeze(network, settings.freeze)
     task = components.task.to(device)
 

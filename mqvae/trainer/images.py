@@ -34,14 +34,16 @@ def load_split(options: Data, split: str) -> Images:
 
 def load_splits(settings: Settings) -> tuple[Splits, Settings]:
     """The images of a run, and its settings with what was found in them."""
-    data = _absolute(settings.data)
+    data, start = _absolute(settings.data), settings.start
+    if start is not None:
+        start = replace(start, run=str(Path(start.run).expanduser().absolute()))
     train, test = load_split(data, "train"), load_split(data, "test")
     channels: Any = train.shape[0]  # 1 or 3, as of all images
     classes = data.classes or int(train.labels.max()) + 1
     count = usual_count(train) if data.validation is None else data.validation
     data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
     train, validation = hold_out(train, count, seed=settings.seed)
-    return Splits(train, validation, test), replace(settings, data=data)
+    return Splits(train, validation, test), replace(settings, data=data, start=start)
 
 
 def inputs_of(data: Data) -> Inputs:

@@ -24,7 +24,7 @@ from mqvae.trainer.images import Splits, load_splits
 from mqvae.trainer.logs import Log
 from mqvae.trainer.processes import Processes, is_first
 from mqvae.trainer.results import device_name, write_evaluation
-from mqvae.trainer.start import set_training
+from mqvae.trainer.start import set_training, start_from
 from mqvae.trainer.stopping import Interrupted, NotFinite, Signals
 
 VALIDATION_BATCH = 250
@@ -47,6 +47,8 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
     with processes.noticing_losses():
         splits, settings = load_splits(settings)
         parts, settings = assemble(settings, splits, processes)
+        if settings.start is not None:
+            start_from(settings.start, parts.network)
         if processes.first:
             Run.create(out, settings.config(), overwrite=overwrite)
         processes.wait()
@@ -114,6 +116,7 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self.best = math.inf
+        self._last_validation: float | None = None
         self._unsaid: float | None = None  # a validation loss that no row has yet
         self.step_seconds: deque[float] = deque(maxlen=10_000)
 
@@ -184,7 +187,7 @@ class Training:
         self.step_seconds.append(elapsed)
         validation = self.validation_loss() if at_checkpoint else None
         if at_checkpoint:
-            self._unsaid = validation
+            self._unsaid = self._last_validation = validation
         if at_log:
             self.log.row(self.step, self.seconds, losses, result, logged, self._unsaid)
             self._unsaid = None
@@ -257,7 +260,8 @@ class Training:
                 "step": self.step,
                 "seconds": self.seconds,
                 "best": None if math.isinf(self.best) else self.best,
-                "validation": self._unsaid,
+                "unsaid": self._unsaid,
+                "validation": self._last_validation,
             },
         )
         if bad := not_finite(checkpoint):
@@ -276,7 +280,8 @@ class Training:
         self.step = checkpoint.state["step"]
         self.seconds = checkpoint.state["seconds"]
         self.best = best_so_far(checkpoint.state)
-        self._unsaid = checkpoint.state.get("validation")
+        self._unsaid = checkpoint.state.get("unsaid")
+        self._last_validation = checkpoint.state.get("validation")
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -294,6 +299,7 @@ class Training:
             "steps": self.step,
             "wall_seconds": self.seconds,
             "seconds_per_step": statistics.median(self.step_seconds or [self.seconds / self.step]),
+            "validation": self._last_validation,
             "parameters": sum(p.numel() for p in parts.network.parameters()),
             "seed": settings.seed,
             "device": device_name(device, self.processes.count),
