@@ -14,7 +14,7 @@ def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/training.md"])
 def test_python_blocks_run(name):
     found = blocks(name)
     assert found
@@ -29,7 +29,7 @@ def test_the_library_examples_are_short():
 
 def test_commands_name_presets_that_exist():
     named = set()
-    for path in (ROOT / "README.md", ROOT / "docs" / "methods.md"):
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         named |= set(re.findall(r"mqvae train ([a-z][\w/-]+)(?![\w/.-])", path.read_text()))
     named -= {"methods/NAME"}
     assert "digits-tiny" in named
