@@ -1,6 +1,7 @@
 """Functions become commands."""
 
 import argparse
+import os
 import shlex
 import sys
 import traceback
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        return _fail(text_of(error))
+        # What does not fit does not fit in any process of a machine: the first one says it.
+        return _fail(text_of(error)) if os.environ.get("LOCAL_RANK", "0") == "0" else 2
     except KeyboardInterrupt:
         print("mqvae: stopped", file=sys.stderr)
         return 130

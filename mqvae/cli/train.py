@@ -113,8 +113,6 @@ def print_figures(values: dict[str, Any], described: dict[str, Any]) -> None:
 
 def quiet() -> None:
     """Keep libraries' advice to developers off the user's terminal."""
-    import logging
     import warnings
 
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)

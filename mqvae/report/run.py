@@ -17,7 +17,16 @@ from mqvae.report.words import dataset_title
 
 # Numbers of a summary without descriptions, as 0.1.0 wrote it, that say nothing about quality.
 BOOKKEEPING = frozenset(
-    {"steps", "step", "seconds", "wall_seconds", "seconds_per_step", "parameters", "seed", "validation"}
+    {
+        "steps",
+        "step",
+        "seconds",
+        "wall_seconds",
+        "seconds_per_step",
+        "parameters",
+        "seed",
+        "validation",
+    }
 )
 
 

@@ -102,7 +102,7 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
         log.counts = training["counts"].to(processes.device)
     for kind, put in _random_devices(processes):
         mine = f"random.{kind}" + (f".{processes.rank}" if processes.rank else "")
-        if mine in training and (processes.first or state["processes"] == processes.count):
+        if mine in training and (processes.first or state.get("processes") == processes.count):
             put(training[mine])
 
 

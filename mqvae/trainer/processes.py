@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -35,49 +35,54 @@ class Processes:
     """
 
     def __init__(self, options: Trainer) -> None:
-        from lightning.fabric import Fabric
-        from lightning.fabric.strategies.ddp import DDPStrategy
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         here, machines = options.devices, 1
         if dist.is_available() and dist.is_torchelastic_launched():
             here = int(os.environ["LOCAL_WORLD_SIZE"])
             machines = int(os.environ["WORLD_SIZE"]) // here
-        together = here * machines > 1
-        cuda = options.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+        self._half = options.precision == "bf16-mixed"
+        self.rank, self.count = 0, here * machines
+        if self.count == 1:
+            # Without Lightning, whose import would be half of the time to the first step.
+            self.device = _device(options.accelerator)
+        else:
+            self._meet(options.accelerator, here, machines)
+
+    def _meet(self, accelerator: str, here: int, machines: int) -> None:
+        from lightning.fabric import Fabric
+        from lightning.fabric.strategies.ddp import DDPStrategy
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        # It announces each process; what there is to say the run says itself.
+        for name in ("lightning.fabric", "lightning.pytorch"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        cuda = accelerator in ("auto", "cuda") and torch.cuda.is_available()
         # Figures are summed where they are kept, which is not always on the device.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         try:
-            self._fabric = Fabric(
-                accelerator=options.accelerator,
+            fabric = Fabric(
+                accelerator=accelerator,
                 devices=here,
                 num_nodes=machines,
-                strategy=DDPStrategy(process_group_backend=backend) if together else "auto",
-                precision=options.precision,
+                strategy=DDPStrategy(process_group_backend=backend),
             )
         except (RuntimeError, MisconfigurationException) as error:
-            raise ValueError(
-                f"trainer.accelerator is {options.accelerator} and trainer.devices "
-                f"{options.devices}, which this machine does not have: leave them out, or take cpu."
-            ) from error
-        if together and not dist.is_initialized():
+            raise _absent(f"{here} of trainer.accelerator {accelerator}") from error
+        if not dist.is_initialized():
             _speak_of_lost_children()
             if restarted() and machines == 1:
                 _meet_anew(backend)
             atexit.register(_part)
-        self._fabric.launch()
-        self.device = self._fabric.device
-        self.rank = self._fabric.global_rank
-        self.count = self._fabric.world_size
+        fabric.launch()
+        self.device, self.rank = fabric.device, fabric.global_rank
 
     @property
     def first(self) -> bool:
         """Whether this process writes the run's files and speaks."""
         return self.rank == 0
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """Inside, passes run in the run's precision."""
-        return self._fabric.autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -104,6 +109,28 @@ class Processes:
             raise ProcessLost(
                 f"another of the {self.count} processes has ended, so process {self.rank} ends too."
             ) from error
+
+
+def _device(accelerator: str) -> torch.device:
+    """The device of a run in one process."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    name = accelerator
+    if accelerator == "auto":
+        name = next(name for name, available in there.items() if available)
+    if not there[name]:
+        raise _absent(f"trainer.accelerator is {name}")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def _absent(what: str) -> ValueError:
+    return ValueError(
+        f"{what}, which this machine does not have: leave trainer.accelerator and "
+        "trainer.devices out, or take cpu."
+    )
 
 
 def restarted() -> bool:

@@ -1,8 +1,8 @@
 """Where the weights begin: another run's, and which of them are held still."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
 from mqvae.runs import Run
@@ -25,26 +25,34 @@ def start_from(start: Start, network: VQNetwork) -> None:
         ValueError: if the run has none, or its parts are of other shapes: it names each.
     """
     weights = Run(start.run).load("last", training=False).weights
-    unfit: list[str] = []
+    there: dict[str, dict[str, Tensor]] = {}
+    unfit: dict[str, list[str]] = {}
     for name in start.parts:
-        part = parts_of(network)[name]
         prefix = "quantizer." if name == "codebook" else f"{name}."
-        there = {k.removeprefix(prefix): t for k, t in weights.items() if k.startswith(prefix)}
-        here = part.state_dict()
-        for key in sorted(here.keys() | there.keys()):
-            shapes = [tuple(of[key].shape) if key in of else None for of in (there, here)]
-            if shapes[0] != shapes[1]:
-                has, wants = ("nothing" if shape is None else str(shape) for shape in shapes)
-                unfit.append(f"  {prefix}{key}: {has} there, {wants} here")
-        if not unfit:
-            part.load_state_dict(there)
-    if unfit:
-        shown = unfit[:10] + [f"  and {len(unfit) - 10} more"] * (len(unfit) > 10)
+        there[name] = {
+            k.removeprefix(prefix): t for k, t in weights.items() if k.startswith(prefix)
+        }
+        unfit[name] = _misfits(prefix, there[name], parts_of(network)[name].state_dict())
+    if any(unfit.values()):
+        fits = [name for name in start.parts if not unfit[name]]
         raise ValueError(
             f"the weights of {start.run} do not fit this network:\n"
-            + "\n".join(shown)
-            + "\nGive the network the same sizes, or take fewer parts: --from.parts encoder,decoder"
+            + "\n".join(line for lines in unfit.values() for line in lines)
+            + "\nGive the network the same sizes"
+            + (f", or take what fits: --from.parts {','.join(fits)}." if fits else ".")
         )
+    for name in start.parts:
+        parts_of(network)[name].load_state_dict(there[name])
+
+
+def _misfits(prefix: str, there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:
+    """Every tensor that one has and the other lacks or has in another shape, a line each."""
+    lines = []
+    for key in sorted(here.keys() | there.keys()):
+        has, wants = (str(tuple(of[key].shape)) if key in of else "nothing" for of in (there, here))
+        if has != wants:
+            lines.append(f"  {prefix}{key}: {has} there, {wants} here")
+    return lines
 
 
 def freeze(network: VQNetwork, names: Sequence[str]) -> None:
