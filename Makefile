@@ -47,7 +47,7 @@ demo: install data ## trains VQ-VAE and MQ-VAE on Fashion-MNIST and compares the
 	$(python) examples/demo.py $(ARGS)
 
 test: install ## the tests
-	$(python) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: install ## style, formatting and types
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy; do \
