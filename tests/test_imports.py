@@ -18,7 +18,7 @@ ROOT = Path(mqvae.__file__).parent
 ORDER = [
     {"core"},
     {"networks"},
-    {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks"},
+    {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks", "weights"},
     {"trainer"},
     {"paper", "report", "tokenizer"},
     {"bench"},

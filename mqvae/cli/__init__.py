@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a run on its test images",
     "encode": "images to codes",
     "decode": "codes back to images",
+    "weights": "the trained networks that some figures are taken with",
     "report": "runs to one HTML page",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
 }
@@ -98,10 +99,18 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--devices", type=int, default=1, metavar="N", help="processes that share the images"
     )
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="NAME,…",
+        help="further figures of images: ssim, lpips, fid, inception_score, frechet_vgg16, or all "
+        "that can be had; the task's own are always measured",
+    )
     options = parser.parse_args(arguments)
     from dataclasses import replace
 
-    from mqvae.metrics import evaluate
+    from mqvae.metrics import CODES, evaluate
+    from mqvae.metrics.registry import further_figures
     from mqvae.runs import Run
     from mqvae.settings import Settings
     from mqvae.tokenizer import Tokenizer
@@ -114,8 +123,21 @@ def _evaluate(arguments: list[str]) -> int:
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
     images = load_split(tokenizer.settings.data, options.split)
+    further = further_figures(
+        [name.strip() for name in options.metrics.split(",") if name.strip()],
+        [*tokenizer.task.figures, *CODES],
+        tokenizer.task,
+        images,
+        device=processes.device,
+        left_out=_remark if processes.first else str,
+    )
     result = evaluate(
-        tokenizer.network, tokenizer.task, images, device=processes.device, together=True
+        tokenizer.network,
+        tokenizer.task,
+        images,
+        device=processes.device,
+        together=True,
+        further=further,
     )
     if not processes.first:
         return 0
@@ -185,6 +207,12 @@ def _decode(arguments: list[str]) -> int:
     written = tokenizer.decode_to_files(codes, out)
     print(f"{written:,} images: {out}")
     return 0
+
+
+def _weights(arguments: list[str]) -> int:
+    from mqvae.cli.weights import weights
+
+    return weights(arguments)
 
 
 def _report(arguments: list[str]) -> int:
@@ -257,6 +285,10 @@ def _free(path: str, *, overwrite: bool) -> Path:
 def _is_a_failed_training(error: Exception) -> bool:
     # Asked without an import: most commands never load the trainer.
     return any(kind.__name__ == "TrainingFailed" for kind in type(error).__mro__)
+
+
+def _remark(text: str) -> None:
+    print(f"mqvae: {text}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

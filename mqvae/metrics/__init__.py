@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
 from mqvae.core.distributed import process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, in_order
+from mqvae.metrics.image_figure import ImageFigure
 from mqvae.progress import watched
 from mqvae.tasks import Figure, Picture, Task
 
@@ -42,7 +44,7 @@ class Evaluation:
     """Figures over a whole split.
 
     Attributes:
-        figures: The task's own, then perplexity, usage (0 to 1) and gradient_gap.
+        figures: The task's own, then perplexity, usage (0 to 1) and gradient_gap, then further ones.
         described: What each of them is.
         protocol: What they were computed on, and how.
         code_counts: How often each code was chosen, (G, K).
@@ -76,6 +78,7 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     together: bool = False,
+    further: Mapping[str, ImageFigure] = MappingProxyType({}),
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
 
@@ -86,9 +89,10 @@ def evaluate(
         device: Where the network is.
         together: All processes call this: they take whole batches by turns, and all of them get the
             figures of the whole. Otherwise a process measures by itself, whatever others do.
+        further: New figures of the output as images, by their names, as `further_figures` makes.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, or there are further figures and the output is none.
     """
     if not len(images):
         raise ValueError("there are no images to evaluate on.")
@@ -108,6 +112,10 @@ def evaluate(
                 result.quantized.codes, quantizer.num_codes, groups=quantizer.groups
             )
             measured.update(result.output, target)
+            if further:
+                shown = task.images(result.output)
+                for figure in further.values():
+                    figure.update(shown, x)
             if len(x) == BATCH_SIZE or len(images) < BATCH_SIZE:
                 gap = gradient_gap(network, task, x, target).item()
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
@@ -124,8 +132,9 @@ def evaluate(
             "perplexity": perplexity(counts).item(),
             "usage": usage(counts).item(),
             "gradient_gap": gap / measured_batches,
+            **{name: figure.compute(total) for name, figure in further.items()},
         },
-        described={**task.figures, **CODES},
+        described={**task.figures, **CODES, **{n: f.figure for n, f in further.items()}},
         protocol={
             "dataset": images.name,
             "split": images.split,

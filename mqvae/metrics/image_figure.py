@@ -1,0 +1,72 @@
+"""A figure of images beside the images that they should be."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mqvae.tasks import Figure
+
+PART = 64  # images that go through a large network at once
+
+
+class ImageFigure(ABC):
+    """One figure over a split, batch by batch.
+
+    Attributes:
+        figure: What it is, in words.
+    """
+
+    figure: Figure
+
+    @abstractmethod
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Take a batch into account: both are (B, C, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def compute(self, total: Callable[[Tensor], Tensor]) -> float:
+        """The figure over all batches.
+
+        Args:
+            total: The sum of a tensor over the processes that share the split; the tensor itself
+                where one measures alone.
+        """
+
+
+class MeanFigure(ImageFigure):
+    """A figure of each pair of images, averaged over the pairs."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of the figure, of the images
+
+    @abstractmethod
+    def of_each(self, output: Tensor, target: Tensor) -> Tensor:
+        """The figure of each pair, (B,)."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        for part in zip(output.split(PART), target.split(PART), strict=True):
+            of_each = self.of_each(*part).cpu().double()
+            self.sums += torch.stack([of_each.sum(), of_each.new_tensor(len(of_each))])
+
+    def compute(self, total: Callable[[Tensor], Tensor]) -> float:
+        figure, images = total(self.sums).tolist()
+        return figure / images
+
+
+def in_parts(images: Tensor) -> Iterator[Tensor]:
+    """As many images at once as a large network can take; grey ones repeated to three channels."""
+    yield from images.expand(-1, 3, -1, -1).split(PART)
+
+
+def at_least(images: Tensor, smallest: int, side: int) -> Tensor:
+    """Images that a network can take: those under `smallest` pixels a side resized to `side`."""
+    if min(images.shape[-2:]) >= smallest:
+        return images
+    return interpolate(images, (side, side), mode="bilinear", align_corners=False)
+
+
+def resized(shape: tuple[int, ...], smallest: int, side: int) -> str:
+    """What `at_least` does to images of this shape, as a protocol says it."""
+    return "" if min(shape[-2:]) >= smallest else f", resized (bilinear) to {side} × {side}"

@@ -1,0 +1,72 @@
+"""Which further figures there are, by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from mqvae.data import Images
+from mqvae.metrics.frechet import Fid, FrechetVgg16
+from mqvae.metrics.image_figure import ImageFigure
+from mqvae.metrics.inception import InceptionScore
+from mqvae.metrics.similarity import Lpips, Ssim
+from mqvae.spelling import nearest
+from mqvae.tasks import Task
+from mqvae.weights import WeightsNotFound
+
+IMAGE_FIGURES: Mapping[str, Callable[[Images, torch.device | str], ImageFigure]] = {
+    "ssim": Ssim,
+    "lpips": Lpips,
+    "fid": Fid,
+    "inception_score": InceptionScore,
+    "frechet_vgg16": FrechetVgg16,
+}
+"""Figures of any task that gives images. A class score, which takes a classifier, has its place
+here too, once it is known where the classifier comes from."""
+
+ALL = "all"
+
+
+def further_figures(
+    names: Sequence[str],
+    own: Sequence[str],
+    task: Task,
+    images: Images,
+    *,
+    device: torch.device | str = "cpu",
+    left_out: Callable[[str], object] = print,
+) -> dict[str, ImageFigure]:
+    """The figures that are asked for beside those that are always measured.
+
+    Args:
+        names: Of figures; "all" takes every one that can be had here.
+        own: The names of those that are always measured.
+        task: What the network was trained for.
+        images: What is measured on.
+        device: Where it is measured.
+        left_out: Told, in a sentence, what "all" could not have.
+
+    Raises:
+        ValueError: if there is no such figure, or it cannot be had of these images.
+        WeightsNotFound: if it needs weights that are not on this machine.
+    """
+    makes_images = type(task).images is not Task.images
+    known = [*own, *(IMAGE_FIGURES if makes_images else ())]
+    for name in names:
+        if name not in (*known, ALL):
+            what = "" if makes_images else f", whose task, {type(task).__name__}, gives no images"
+            raise ValueError(
+                f"there is no figure '{name}' of this run{what}.{nearest(name, known)} Figures: "
+                f"{', '.join(known)}, {ALL}."
+            )
+    wanted = known if ALL in names else names
+    figures: dict[str, ImageFigure] = {}
+    for name in wanted:
+        if name in own:
+            continue
+        try:
+            figures[name] = IMAGE_FIGURES[name](images, device)
+        except (ValueError, WeightsNotFound) as error:
+            if name in names:
+                raise
+            left_out(f"{name} is left out: {error}")
+    return figures

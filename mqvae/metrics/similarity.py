@@ -1,0 +1,101 @@
+"""How alike two images are: SSIM and LPIPS, through torchmetrics."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.data import Images
+from mqvae.metrics.image_figure import MeanFigure, at_least, resized
+from mqvae.tasks import Figure
+from mqvae.weights import Weights, read
+
+# AlexNet has nothing left of images under 31 pixels; 64 is what LPIPS was made on.
+_SMALLEST, _SIDE = 32, 64
+_SSIM_SMALLEST = 6  # the reflection beyond the edge takes 5
+
+
+class Ssim(MeanFigure):
+    """Structural similarity.
+
+    Args:
+        images: What is measured on.
+        device: Where it is measured.
+
+    Raises:
+        ValueError: if the images are too small.
+    """
+
+    def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        if min(images.shape[-2:]) < _SSIM_SMALLEST:
+            raise ValueError(
+                f"ssim needs images of {_SSIM_SMALLEST} × {_SSIM_SMALLEST} pixels or more, got "
+                f"{images.shape[-2]} × {images.shape[-1]}: leave ssim out."
+            )
+        self.figure = Figure(
+            "SSIM",
+            "higher",
+            "torchmetrics, Gaussian window of 11 × 11, σ 1.5, images in [0, 1], outputs clamped, "
+            f"mean over {len(images):,} images",
+        )
+
+    def of_each(self, output: Tensor, target: Tensor) -> Tensor:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        ssim = structural_similarity_index_measure(output, target, reduction="none", data_range=1.0)
+        assert isinstance(ssim, Tensor)
+        return ssim.reshape(-1)
+
+
+class Lpips(MeanFigure):
+    """Learned perceptual image patch similarity, on AlexNet.
+
+    Args:
+        images: What is measured on.
+        device: Where it is measured.
+        weights: AlexNet's; the ones on this machine if not given.
+
+    Raises:
+        WeightsNotFound: if they are not there.
+
+    Source:
+        Zhang et al. 2018.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        device: torch.device | str = "cpu",
+        *,
+        weights: Weights | None = None,
+    ) -> None:
+        super().__init__()
+        weights = weights or read("alexnet")
+        self.network = _network(weights).to(device)
+        self.figure = Figure(
+            "LPIPS",
+            "lower",
+            f"AlexNet ({weights}), heads of torchmetrics, images in [0, 1] brought to [−1, 1]"
+            f"{resized(images.shape, _SMALLEST, _SIDE)}, mean over {len(images):,} images",
+            scale=0.1,
+        )
+
+    def of_each(self, output: Tensor, target: Tensor) -> Tensor:
+        pair = [at_least(each, _SMALLEST, _SIDE).expand(-1, 3, -1, -1) for each in (output, target)]
+        with torch.no_grad():
+            return self.network(*pair, normalize=True).reshape(-1)
+
+
+def _network(weights: Weights) -> Any:
+    """torchmetrics' network with its own heads, and a backbone that it need not download."""
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    with torch.random.fork_rng(devices=[]):  # `pnet_rand`: the backbone begins as random numbers
+        network = _NoTrainLpips(pretrained=True, net="alex", pnet_rand=True)
+    for name, layer in network.net.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            index = name.rpartition(".")[2]  # slice2.3 is features.3
+            own = {part: weights.tensors[f"{index}.{part}"] for part in ("weight", "bias")}
+            layer.load_state_dict(own)
+    return network

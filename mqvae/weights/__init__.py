@@ -1,0 +1,15 @@
+"""Trained networks that figures are taken with: where their weights are, and where from."""
+
+from mqvae.weights.files import Weights, WeightsNotFound, fetch, find, read, take
+from mqvae.weights.networks import NETWORKS, Pretrained
+
+__all__ = [
+    "NETWORKS",
+    "Pretrained",
+    "Weights",
+    "WeightsNotFound",
+    "fetch",
+    "find",
+    "read",
+    "take",
+]
