@@ -107,8 +107,9 @@ def _run_name(settings: "Settings") -> str:
 
 def print_figures(values: dict[str, Any], described: dict[str, Any]) -> None:
     """Figures by their names, as they are in the run's files."""
+    width = max(13, *map(len, described))
     for name in described:
-        print(f"{name:<13} {values[name]:.6g}")
+        print(f"{name:<{width}} {values[name]:.6g}")
 
 
 def quiet() -> None:

