@@ -537,7 +537,9 @@ def test_no_command_shows_the_usage(capsys):
     assert "usage: mqvae COMMAND" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "encode", "decode", "report", "bench"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "encode", "decode", "report", "bench", "weights"]
+)
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"usage: mqvae {command}" in capsys.readouterr().out

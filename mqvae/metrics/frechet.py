@@ -20,8 +20,8 @@ def frechet_distance(
 ) -> float:
     """Squared Fréchet distance of two Gaussians, |μ − ν|² + tr(S + T − 2 (S T)^½).
 
-    S T has the eigenvalues of S^½ T S^½, which is symmetric: they are real, and those that rounding
-    makes negative are 0.
+    The trace of (S T)^½ is the sum of the singular values of S^½ T^½: real, and exact too where
+    there are fewer images than features.
 
     Args:
         mean: μ, (D,).
@@ -32,12 +32,15 @@ def frechet_distance(
     Source:
         Dowson and Landau 1982; for images, Heusel et al. 2017.
     """
-    values, vectors = torch.linalg.eigh(covariance.double())
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # (D, D)
-    product = root @ other_covariance.double() @ root
-    between = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    between = torch.linalg.svdvals(_root(covariance) @ _root(other_covariance)).sum()
     apart = (mean.double() - other_mean.double()).square().sum()
     return float(apart + covariance.trace() + other_covariance.trace() - 2 * between)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """S^½; eigenvalues that rounding made negative are 0."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 class Moments:
