@@ -256,7 +256,7 @@ def test_fid_and_inception_score_with_weights_from_a_file(cache, monkeypatch):
     file = cache.parent / "weights.pth"
     torch.save(network.state_dict(), file)
     weights.take("inception", file)
-    x, y = torch.rand(2, 4, 1, 8, 8)
+    x, y = torch.rand(2, 2, 1, 8, 8)
     fid = Fid(split(x))
     assert "Inception (weights.pth, SHA-256 " in fid.figure.protocol
     fid.update(y, x)
@@ -267,7 +267,7 @@ def test_fid_and_inception_score_with_weights_from_a_file(cache, monkeypatch):
     assert covariance.shape == (2048, 2048)
     found = InceptionScore(split(x))
     found.update(y, x)
-    assert found.sums.shape == (4, 1010) and found.sums[:, -1].tolist() == [1, 1, 1, 1]
+    assert found.sums.shape == (2, 1010) and found.sums[:, -1].tolist() == [1, 1]
     assert found.compute(itself) == pytest.approx(1)  # of one image each
 
 

@@ -70,7 +70,7 @@ def read(name: str) -> Weights:
     path = find(name)
     if path is None:
         raise WeightsNotFound(
-            f"the weights of {name}, which {NETWORKS[name].purpose} needs, are not on this "
+            f"the weights of {name} (for {NETWORKS[name].purpose}) are not on this "
             f"machine: `mqvae weights {name}` fetches them. Looked for {_cached(name)} and "
             f"{_hub(NETWORKS[name])}."
         )
