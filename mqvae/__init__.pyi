@@ -48,6 +48,7 @@ from .core.updates import Synchronous as Synchronous
 from .core.updates import Undone as Undone
 from .core.updates import Update as Update
 from .networks.architecture import Architecture as Architecture
+from .networks.pixelcnn import PixelCNN as PixelCNN
 from .networks.vqvae import VQVAE as VQVAE
 from .networks.vqvae import vqvae as vqvae
 from .tasks import Reconstruction as Reconstruction

@@ -43,8 +43,13 @@ class Progress:
         if self.terminal:
             self.bar.stop()
 
-    def advance(self, step: int, result: Step) -> None:
-        """Show that `step` steps are done."""
+    def advance(self, step: int, result: Step | str) -> None:
+        """Show that `step` steps are done.
+
+        Args:
+            step: How many.
+            result: What the last one gave, or words for it.
+        """
         if self.terminal:
             now = time.perf_counter()
             if now - self.shown > 0.2 or step == self.total:
@@ -106,5 +111,7 @@ def _bar(*fields: str, transient: bool = False) -> Any:
     )
 
 
-def _losses(result: Step) -> str:
+def _losses(result: Step | str) -> str:
+    if isinstance(result, str):
+        return result
     return f"task {result.task.item():.2e} commitment {result.commitment.item():.2e}"

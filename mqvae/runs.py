@@ -132,14 +132,17 @@ class Run:
 
     # -- metrics.csv ---------------------------------------------------------------------------
 
-    def start_metrics(self, *, after_step: int, further: Sequence[str] = ()) -> None:
+    def start_metrics(
+        self, *, after_step: int, further: Sequence[str] = (), columns: Sequence[str] = COLUMNS
+    ) -> None:
         """Begin metrics.csv, keeping the rows up to a step.
 
         Args:
             after_step: The last step whose row is kept.
-            further: Columns beside `COLUMNS`.
+            further: Columns beside `columns`.
+            columns: Others than the usual ones; the first is the step.
         """
-        self.columns = (*COLUMNS, *further)
+        self.columns = (*columns, *further)
         path = self.folder / "metrics.csv"
         rows: list[dict[str, str]] = []
         if path.exists():

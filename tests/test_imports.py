@@ -20,7 +20,7 @@ ORDER = [
     {"networks"},
     {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks", "weights"},
     {"trainer"},
-    {"paper", "report", "tokenizer"},
+    {"paper", "prior", "report", "tokenizer"},
     {"bench"},
     {"cli"},
     {"__main__"},

@@ -18,6 +18,8 @@ COMMANDS = {
     "encode": "images to codes",
     "decode": "codes back to images",
     "weights": "the trained networks that some figures are taken with",
+    "prior": "train a PixelCNN over the codes of a run",
+    "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
 }
@@ -213,6 +215,18 @@ def _weights(arguments: list[str]) -> int:
     from mqvae.cli.weights import weights
 
     return weights(arguments)
+
+
+def _prior(arguments: list[str]) -> int:
+    from mqvae.cli.prior import prior
+
+    return prior(arguments)
+
+
+def _sample(arguments: list[str]) -> int:
+    from mqvae.cli.prior import sample
+
+    return sample(arguments)
 
 
 def _report(arguments: list[str]) -> int:

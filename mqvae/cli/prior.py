@@ -1,0 +1,197 @@
+"""`mqvae prior` and `mqvae sample`."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mqvae.cli.parser import parser_of
+from mqvae.cli.train import print_figures, quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mqvae.prior import PriorTraining
+
+HELP = {
+    "steps": "updates",
+    "seed": "of the first weights and the order of batches",
+    "width": "channels of either stack",
+    "layers": "gated layers",
+    "kernel": "side of the kernels, odd; if not the smallest that sees the whole grid",
+    "batch_size": "grids of codes in a batch",
+    "lr": "learning rate, reached by a warm-up and followed by a cosine to 0",
+    "warmup": "share of the steps that the warm-up takes",
+}
+GRID = 64  # images of samples.png at most
+
+
+def prior(arguments: list[str]) -> int:
+    options = _prior_parser().parse_args(arguments)
+    quiet()
+    training = _training(options)
+    from mqvae.trainer import Interrupted
+
+    folder, steps = training.run.folder, training.config.prior.steps
+    go_on = f"mqvae prior {shlex.quote(options.run)} --resume"
+    if training.step == steps and (folder / "summary.json").is_file():
+        print(f"{folder} is complete: all {steps:,} steps are done.")
+        return 0
+    shape = " × ".join(map(str, training.config.shape))
+    print(
+        f"prior: {len(training.train):,} images, {shape} codes each, {steps:,} steps → {folder}"
+        + (f" (from step {training.step:,})" if training.step else ""),
+        file=sys.stderr,
+    )
+    try:
+        summary = training.fit()
+    except Interrupted as stop:
+        print(
+            f"stopped after step {stop.step:,} of {steps:,}; go on with\n  {go_on}", file=sys.stderr
+        )
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print(f"stopped at once; go on from the last checkpoint with\n  {go_on}", file=sys.stderr)
+        return 130
+    print_figures(summary, summary["figures"])
+    print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(options.run)} --out samples")
+    return 0
+
+
+def _prior_parser() -> argparse.ArgumentParser:
+    from mqvae.prior import PriorSettings
+
+    parser = parser_of(
+        "prior", "Train a PixelCNN over the codes of a run, to draw images from; in RUN/prior."
+    )
+    parser.add_argument("run", metavar="RUN")
+    for field in dataclasses.fields(PriorSettings):
+        if field.name in HELP:
+            words = HELP[field.name] + (f" ({field.default})" if field.default is not None else "")
+            kind = type(field.default) if field.default is not None else int
+            parser.add_argument(
+                f"--{field.name}", type=kind, metavar="N", default=argparse.SUPPRESS, help=words
+            )
+    parser.add_argument(
+        "--conditional",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="condition on the classes of the images",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default=argparse.SUPPRESS,
+        help="of the run, whose codes it learns (last)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a prior that is there")
+    parser.add_argument("--resume", action="store_true", help="go on where it stopped")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU, if there is one")
+    return parser
+
+
+def _training(options: argparse.Namespace) -> "PriorTraining":
+    from mqvae.prior import PriorSettings, begin_prior, resume_prior
+
+    others = ("run", "overwrite", "resume", "device")
+    given = {name: value for name, value in vars(options).items() if name not in others}
+    if options.resume:
+        if given or options.overwrite:
+            names = " ".join(f"--{n}" for n in [*given, *["overwrite"] * options.overwrite])
+            raise ValueError(f"--resume goes on with the prior's own settings: leave out {names}.")
+        return resume_prior(options.run, device=_device(options.device))
+    checkpoint = given.pop("checkpoint", "last")
+    return begin_prior(
+        options.run,
+        PriorSettings(**given),
+        checkpoint=checkpoint,
+        device=_device(options.device),
+        overwrite=options.overwrite,
+    )
+
+
+def sample(arguments: list[str]) -> int:
+    parser = parser_of(
+        "sample", "Draw images from a run's prior: PNG files, samples.png and codes.npz."
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
+    parser.add_argument("--count", type=int, default=64, metavar="N", help="how many (64)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="X", help="below 1 for likelier codes"
+    )
+    parser.add_argument(
+        "--class",
+        type=int,
+        dest="label",
+        metavar="N",
+        help="class of all images; a conditional prior takes its classes in turn without it",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
+    options = parser.parse_args(arguments)
+    import torch
+
+    from mqvae.prior.sampling import codes_of, images_of, load_prior, sample_codes
+    from mqvae.prior.settings import FOLDER, PriorConfig
+    from mqvae.runs import Run
+    from mqvae.tokenizer import Tokenizer
+
+    out = _folder(options.out, overwrite=options.overwrite)
+    if options.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {options.seed}.")
+    run = Run(options.run)
+    config = PriorConfig.load(run.folder / FOLDER)
+    tokenizer = Tokenizer.from_run(
+        options.run, checkpoint=config.checkpoint, device=_device(options.device)
+    )
+    network = load_prior(tokenizer)
+    if options.label is not None and not network.classes:
+        raise ValueError(
+            f"the prior of {options.run} is not conditioned on classes: leave out --class, or "
+            "train it with --conditional."
+        )
+    if options.label is not None and not 0 <= options.label < network.classes:
+        raise ValueError(f"--class must lie in 0 … {network.classes - 1}, got {options.label}.")
+    codes = sample_codes(
+        network,
+        options.count,
+        torch.Generator().manual_seed(options.seed),
+        temperature=options.temperature,
+        label=options.label,
+    )
+    drawn = codes_of(tokenizer, codes)
+    tokenizer.decode_to_files(drawn, out)
+    drawn.save(out / "codes.npz")
+    _grid(images_of(tokenizer, codes[:GRID]), out / "samples.png")
+    print(f"{options.count:,} images: {out}\nside by side: {out / 'samples.png'}")
+    return 0
+
+
+def _grid(images: "Tensor", path: Path) -> None:
+    """Images side by side, in about as many rows as columns."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
+    to_pil_image(make_grid(images, nrow=columns, padding=1)).save(path)
+
+
+def _folder(path: str, *, overwrite: bool) -> Path:
+    out = Path(path)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out
+
+
+def _device(name: str | None) -> str | None:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use; cpu works.")
+    return name

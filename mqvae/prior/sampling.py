@@ -1,0 +1,129 @@
+"""Images drawn from a prior."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.prior.settings import FOLDER, PriorConfig
+from mqvae.runs import Checkpoint, Run
+from mqvae.tokenizer import Codes, Tokenizer
+
+BATCH_SIZE = 256
+
+
+def load_prior(tokenizer: Tokenizer, folder: str | Path | None = None) -> PixelCNN:
+    """The prior of a tokenizer, on its device.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Where the prior is, if not in the tokenizer's run.
+
+    Raises:
+        ValueError: if there is none, or it is damaged or another tokenizer's.
+    """
+    folder = tokenizer.run.folder / FOLDER if folder is None else Path(folder)
+    config = PriorConfig.load(folder)
+    config.check(tokenizer)
+    network = config.network()
+    weights_into(network, Run(folder).load("last", training=False), folder)
+    return network.to(tokenizer.device).eval()
+
+
+def weights_into(network: PixelCNN, saved: Checkpoint, folder: Path) -> None:
+    """Give a prior the weights of a checkpoint.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    try:
+        network.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the checkpoint of {folder} does not fit its config.yaml: {error}"
+        ) from error
+
+
+def sample_codes(
+    prior: PixelCNN,
+    count: int,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    label: int | None = None,
+) -> Tensor:
+    """Codes of `count` images, (n, h, w) or (n, h, w, G) int64.
+
+    Args:
+        prior: What they are drawn from.
+        count: How many.
+        generator: Source of randomness, on the CPU.
+        temperature: Below 1 for likelier codes.
+        label: The class of all; without one, a conditional prior takes its classes in turn.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    if count < 1:
+        raise ValueError(f"count must be 1 or more, got {count}.")
+    labels: Tensor | None = None
+    if prior.classes and label is None:
+        labels = torch.arange(count) % prior.classes
+    elif prior.classes or label is not None:
+        labels = torch.full((count,), label or 0)
+    device = prior.places.device
+    parts = []
+    for start in range(0, count, BATCH_SIZE):
+        some = None if labels is None else labels[start : start + BATCH_SIZE].to(device)
+        number = min(BATCH_SIZE, count - start)
+        parts.append(
+            prior.sample(number, labels=some, temperature=temperature, generator=generator)
+        )
+    return torch.cat(parts)
+
+
+def sample_images(
+    tokenizer: Tokenizer,
+    prior: PixelCNN,
+    count: int,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    label: int | None = None,
+) -> Tensor:
+    """Images drawn from a prior, (n, C, H, W) in [0, 1], on the CPU.
+
+    Args:
+        tokenizer: What decodes them.
+        prior: Its prior.
+        count: How many.
+        generator: Source of randomness, on the CPU.
+        temperature: Below 1 for likelier codes.
+        label: The class of all; without one, a conditional prior takes its classes in turn.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    codes = sample_codes(prior, count, generator, temperature=temperature, label=label)
+    return images_of(tokenizer, codes)
+
+
+def images_of(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """What codes decode to, (n, C, H, W) in [0, 1], on the CPU."""
+    parts = codes.split(BATCH_SIZE)
+    return torch.cat([tokenizer.task.images(tokenizer.decode(part)).cpu() for part in parts])
+
+
+def codes_of(tokenizer: Tokenizer, codes: Tensor) -> Codes:
+    """Drawn codes as a file of codes, numbered, that `Tokenizer.decode_to_files` takes."""
+    data = tokenizer.settings.data
+    digits = len(str(len(codes) - 1))
+    return Codes(
+        codes=codes.numpy(),
+        num_codes=tokenizer.network.quantizer.num_codes,
+        side=data.side or 1,
+        channels=data.channels or 1,
+        names=tuple(f"{i:0{digits}d}" for i in range(len(codes))),
+        model=tokenizer.model,
+    )

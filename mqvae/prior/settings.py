@@ -1,0 +1,163 @@
+"""What a prior is, and how it is trained; in a run, `prior/config.yaml`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mqvae.core.quantizer import NoQuantizer
+from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.runs import Run
+from mqvae.tokenizer import Tokenizer
+
+FOLDER = "prior"
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """How a prior is trained.
+
+    Args:
+        steps: Updates.
+        seed: Of the first weights and the order of batches.
+        width: Channels of either stack.
+        layers: Gated layers.
+        kernel: Side of the kernels; None for the smallest that sees the whole grid.
+        batch_size: Grids of codes in a batch.
+        lr: AdamW's learning rate, reached by a warm-up and followed by a cosine to 0.
+        warmup: Share of the steps that the warm-up takes.
+        conditional: Condition on the classes of the images.
+    """
+
+    steps: int = 2000
+    seed: int = 0
+    width: int = 64
+    layers: int = 8
+    kernel: int | None = None
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup: float = 0.05
+    conditional: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "layers", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}.")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be above 0, got {self.lr}.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be 0 or more and less than 1, got {self.warmup}.")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """All that `prior/config.yaml` says.
+
+    Attributes:
+        prior: How it is trained.
+        num_codes: K of the codes.
+        shape: Of an image's codes, (h, w) or (h, w, G).
+        classes: Number of classes it is conditioned on; 0 for none.
+        checkpoint: Of the run, whose tokenizer it belongs to.
+        model: Fingerprint of that tokenizer's weights.
+    """
+
+    prior: PriorSettings
+    num_codes: int
+    shape: tuple[int, ...]
+    classes: int
+    checkpoint: str
+    model: str
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, prior: PriorSettings, checkpoint: str) -> "PriorConfig":
+        """What a prior for a tokenizer is.
+
+        Raises:
+            ValueError: if the tokenizer has no codes or gives no images, or there are no classes.
+        """
+        import torch
+
+        run, data = tokenizer.run.folder, tokenizer.settings.data
+        quantizer = tokenizer.network.quantizer
+        if isinstance(quantizer, NoQuantizer):
+            raise ValueError(
+                f"{run} was trained without quantization: it has no codes that a prior could learn."
+            )
+        codes = tokenizer.encode(torch.zeros(1, data.channels or 1, data.side or 1, data.side or 1))
+        if codes.ndim != (3 if quantizer.groups == 1 else 4):
+            raise ValueError(f"the codes of {run} are no grid: a prior needs (h, w) for an image.")
+        try:
+            tokenizer.task.images(tokenizer.decode(codes))
+        except ValueError as error:
+            raise ValueError(f"{run} gives no images that a prior could draw: {error}") from error
+        classes = (data.classes or 0) if prior.conditional else 0
+        if prior.conditional and classes < 2:
+            raise ValueError(f"the images of {run} have no classes: leave out --conditional.")
+        shape = tuple(codes.shape[1:])
+        return cls(prior, quantizer.num_codes, shape, classes, checkpoint, tokenizer.model)
+
+    def content(self) -> dict[str, Any]:
+        """As config.yaml holds it."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+    @classmethod
+    def load(cls, folder: Path) -> "PriorConfig":
+        """Read a prior's config.yaml.
+
+        Raises:
+            ValueError: if there is no prior, or the file is damaged.
+        """
+        if not (folder / "config.yaml").is_file():
+            raise ValueError(f"{folder.parent} has no prior: train one, `mqvae prior RUN`.")
+        content = Run(folder).config
+        try:
+            _exactly(cls, content)
+            _exactly(PriorSettings, content["prior"])
+            shape = tuple(int(n) for n in content["shape"])
+            return cls(**{**content, "prior": PriorSettings(**content["prior"]), "shape": shape})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / 'config.yaml'} is damaged ({error}): train the prior again with "
+                "--overwrite."
+            ) from error
+
+    def network(self) -> PixelCNN:
+        """The network, its weights drawn by the seed; the global random state stays as it is."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.prior.seed)
+            return PixelCNN(
+                self.num_codes,
+                self.shape,
+                width=self.prior.width,
+                layers=self.prior.layers,
+                kernel=self.prior.kernel or self._kernel(),
+                classes=self.classes,
+            )
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that the prior was not trained for.
+
+        Raises:
+            ValueError: if its weights are others.
+        """
+        if tokenizer.model != self.model:
+            raise ValueError(
+                f"the prior belongs to other weights than those of {tokenizer.run.folder}: their "
+                "codes mean other things. Train it again, `mqvae prior RUN --overwrite`."
+            )
+
+    def _kernel(self) -> int:
+        rows, columns, *groups = self.shape
+        longer = max(rows, columns * (groups[0] if groups else 1))
+        return 2 * max(1, -(-longer // self.prior.layers)) + 1
+
+
+def _exactly(kind: type, content: Mapping[str, Any]) -> None:
+    expected, got = {f.name for f in fields(kind)}, set(content)
+    if expected != got:
+        raise ValueError(f"expected {sorted(expected)}, got {sorted(got)}")

@@ -1,0 +1,259 @@
+"""A run's codes in, its folder `prior/` out."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from mqvae import __version__
+from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
+from mqvae.prior.sampling import weights_into
+from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
+from mqvae.progress import Progress
+from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
+from mqvae.tasks import Figure
+from mqvae.tokenizer import Tokenizer
+from mqvae.trainer import Interrupted, NotFinite, device_name, versions, warmup_cosine
+from mqvae.trainer.images import load_splits
+from mqvae.trainer.stopping import Signals
+
+COLUMNS = ("step", "seconds", "loss", "validation")
+
+FIGURES = {
+    "bits_per_code": Figure(
+        "Bits per code", "lower", "mean −log₂ p of a code given those before it, test images"
+    ),
+    "bits_per_dimension": Figure(
+        "Bits per dimension",
+        "lower",
+        "bits of all codes of an image over its numbers; what decoding loses is not in it",
+    ),
+    "independent_bits_per_code": Figure(
+        "Bits per code, independent",
+        None,
+        "the same if each position had its own frequencies, the training images', and no "
+        "neighbours; a half added to every count",
+    ),
+}
+
+
+def begin_prior(
+    run: str | Path,
+    settings: PriorSettings,
+    *,
+    checkpoint: str = "last",
+    device: torch.device | str | None = None,
+    overwrite: bool = False,
+) -> "PriorTraining":
+    """A prior from its first step; `RUN/prior` is made, with a first checkpoint in it.
+
+    Args:
+        run: The run, whose tokenizer stays as it is.
+        settings: How to train.
+        checkpoint: The tokenizer's, "last" or "best".
+        device: Where to train; a GPU if there is one.
+        overwrite: Replace a prior that is there.
+
+    Raises:
+        ValueError: if the run has no codes or gives no images, or has a prior already.
+    """
+    folder = Path(run) / FOLDER
+    Run(run)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(
+            f"{folder} exists already: add --overwrite to replace it, or --resume to go on with it."
+        )
+    tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
+    config = PriorConfig.of(tokenizer, settings, checkpoint)
+    network = config.network()  # refuses what does not fit before anything is written
+    splits = _splits(tokenizer, config)
+    Run.create(folder, config.content(), overwrite=overwrite)
+    (folder / "samples").rmdir()
+    training = PriorTraining(Run(folder), config, tokenizer, network, splits)
+    training.save()
+    return training
+
+
+def resume_prior(run: str | Path, *, device: torch.device | str | None = None) -> "PriorTraining":
+    """A prior from its last checkpoint, as if it had never stopped; bit for bit on a CPU.
+
+    Args:
+        run: The run.
+        device: Where to train; a GPU if there is one.
+
+    Raises:
+        ValueError: if there is no prior, or it is damaged or another tokenizer's.
+    """
+    Run(run)
+    folder = Path(run) / FOLDER
+    config = PriorConfig.load(folder)
+    tokenizer = Tokenizer.from_run(run, checkpoint=config.checkpoint, device=device)
+    config.check(tokenizer)
+    network = config.network()
+    saved = Run(folder).load("last")
+    weights_into(network, saved, folder)
+    splits = _splits(tokenizer, config)
+    training = PriorTraining(Run(folder), config, tokenizer, network, splits)
+    training.restore(saved)
+    return training
+
+
+class PriorTraining:
+    """A prior in training. `begin_prior` and `resume_prior` make one.
+
+    Attributes:
+        run: The folder `prior/` of a run, itself laid out as one.
+        config: What is trained, and how.
+        tokenizer: Whose codes it learns.
+        network: The prior.
+        train: Codes of the images the tokenizer was trained on.
+        validation: Codes of those held out; may be empty.
+        test: Codes of the test images.
+        step: Updates made.
+        seconds: Time they took.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: PriorConfig,
+        tokenizer: Tokenizer,
+        network: PixelCNN,
+        splits: tuple[CodeSplit, CodeSplit, CodeSplit],
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.tokenizer = tokenizer
+        self.device = tokenizer.device
+        self.network = network.to(self.device)
+        self.train, self.validation, self.test = splits
+        self.optimizer = AdamW(self.network.parameters(), lr=config.prior.lr)
+        self.rate = warmup_cosine(config.prior.steps, config.prior.warmup)
+        self.log_every = max(1, min(100, config.prior.steps // 50))
+        self.checkpoint_every = max(1, min(500, config.prior.steps // 5))
+        self.step = 0
+        self.seconds = 0.0
+        self._unsaid: float | None = None  # a validation loss that no row has yet
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last step, measure, and write summary.json; returns its contents.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
+            NotFinite: if the loss is not finite; the last good checkpoint stays.
+        """
+        prior = self.config.prior
+        batches = shuffled(len(self.train), prior.batch_size, seed=prior.seed, start=self.step)
+        self.run.start_metrics(after_step=self.step, columns=COLUMNS)
+        self.network.train()
+        title = f"prior of {self.tokenizer.settings.name}"
+        with Signals() as asked, Progress(title, self.step, prior.steps) as show:
+            while self.step < prior.steps:
+                loss = self._update(next(batches))
+                show.advance(self.step, f"{loss:.3f} bits per code")
+                if asked.number:
+                    self.save()
+                    raise Interrupted(self.step, asked.number)
+        return self._finish()
+
+    def _update(self, indices: Tensor) -> float:
+        """One batch, and all that is due after it."""
+        began = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.prior.lr * self.rate(self.step)
+        loss = bits(self.network, *self.train.take(indices, self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        value = loss.item()
+        self.seconds += time.perf_counter() - began
+        if not math.isfinite(value):
+            raise NotFinite(
+                f"the loss is {value} at step {self.step}. The last good checkpoint is kept in "
+                f"{self.run.folder / 'checkpoints' / 'last'}. Try a lower lr."
+            )
+        ended = self.step == self.config.prior.steps
+        at_checkpoint = ended or self.step % self.checkpoint_every == 0
+        if at_checkpoint and len(self.validation):
+            self._unsaid = bits_of_split(self.network, self.validation, self.device)
+        if ended or self.step % self.log_every == 0:
+            row = {"step": self.step, "seconds": self.seconds, "loss": value}
+            self.run.log({**row, "validation": self._unsaid})
+            self._unsaid = None
+        if at_checkpoint:
+            self.save()
+        return value
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the last checkpoint."""
+        tensors, rest = optimizer_state("optimizer", self.optimizer)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "validation": self._unsaid,
+            "optimizer": rest,
+            "version": __version__,
+        }
+        self.run.save("last", Checkpoint(self.network.state_dict(), tensors, state))
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint, whose weights the network has already."""
+        restore_optimizer("optimizer", self.optimizer, saved.training, saved.state["optimizer"])
+        self.step = saved.state["step"]
+        self.seconds = saved.state["seconds"]
+        self._unsaid = saved.state["validation"]
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        measured = bits_of_split(self.network, self.test, self.device)
+        data = self.tokenizer.settings.data
+        numbers = (data.channels or 1) * (data.side or 1) ** 2
+        content = {
+            "bits_per_code": measured,
+            "bits_per_dimension": measured * math.prod(self.config.shape) / numbers,
+            "independent_bits_per_code": independent_bits(
+                self.train, self.test, self.config.num_codes
+            ),
+            "name": f"prior of {self.tokenizer.settings.name}",
+            "dataset": data.name,
+            "steps": self.step,
+            "wall_seconds": self.seconds,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "seed": self.config.prior.seed,
+            "device": device_name(self.device),
+            "tokenizer": {"checkpoint": self.config.checkpoint, "model": self.config.model},
+            "protocol": {"split": "test", "images": len(self.test), "precision": "float32"},
+            "figures": {key: dataclasses.asdict(figure) for key, figure in FIGURES.items()},
+            "versions": versions(),
+        }
+        self.run.write_json("summary.json", content)
+        return content
+
+
+def _splits(tokenizer: Tokenizer, config: PriorConfig) -> tuple[CodeSplit, CodeSplit, CodeSplit]:
+    """The codes of the run's own splits.
+
+    Raises:
+        ValueError: if there are fewer than a batch to train on.
+    """
+    splits, _ = load_splits(tokenizer.settings)
+    if len(splits.train) < config.prior.batch_size:
+        raise ValueError(
+            f"batch_size must be {len(splits.train)} or less, the number of training images, got "
+            f"{config.prior.batch_size}."
+        )
+    train, validation, test = (
+        CodeSplit.of(tokenizer, images, classes=config.classes > 0)
+        for images in (splits.train, splits.validation, splits.test)
+    )
+    return train, validation, test
