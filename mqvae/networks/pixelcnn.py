@@ -55,26 +55,27 @@ class GatedLayer(nn.Module):
         Args:
             window: (B, width, n, m − 1 + length) for n rows and m columns.
             above: What the vertical stack says there.
-            before: The horizontal stack there, one layer before, that the first layer must not see.
+            before: What is added, the horizontal stack there one layer before.
             bias: Of the horizontal stack.
         """
-        h = self.out(gate(self.horizontal(window) + above + bias))
-        return h if self.first else before + h
+        return before + self.out(gate(self.horizontal(window) + above + bias))
 
-    def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, v: Tensor, h: Tensor, before: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Both stacks over the whole grid, (B, width, h, w) each."""
         of_vertical, of_horizontal = self.biases(labels)
         end = -1 if self.first else 0  # without the last row or column
         r = self.reach
         v, above = self.above(F.pad(v, (r, r, r, end)), of_vertical)
-        return v, self.beside(F.pad(h, (r, end)), above, h, of_horizontal)
+        return v, self.beside(F.pad(h, (r, end)), above, before, of_horizontal)
 
 
 class PixelCNN(nn.Module):
     """p(codes) = Π p(code | the codes before it), in raster order, groups innermost.
 
     A grid of G codes a position is taken as one of w·G columns, so that a code knows those of the
-    groups before it. Codes and places have learned embeddings, which are added.
+    groups before it. Every place has a learned embedding too, where the horizontal stack begins.
 
     Args:
         num_codes: Number K of values of a code.
@@ -156,15 +157,17 @@ class PixelCNN(nn.Module):
         return logits.movedim(1, -1).unflatten(2, self.shape[1:])
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Embeddings of codes at their places, (B, width, h, w·G)."""
+        """Embeddings of codes, (B, width, h, w·G)."""
         grid = codes.long().flatten(2)  # (B, h, w·G)
-        return self.embedding(grid + self._offsets()).movedim(-1, 1) + self.places
+        return self.embedding(grid + self._offsets()).movedim(-1, 1)
 
     def logits(self, embedded: Tensor, labels: Tensor | None = None) -> Tensor:
         """`forward` from embeddings, (B, K, h, w·G)."""
         v = h = embedded
+        before = self.places  # the first layer must not see the code itself
         for layer in self.layers:
-            v, h = layer(v, h, labels)
+            v, h = layer(v, h, before, labels)
+            before = h
         return self.head(h)
 
     @torch.no_grad()
@@ -242,7 +245,7 @@ class PixelCNN(nn.Module):
                 if n + 1 < len(layers):
                     into_v[n + 1][:, :, r + i, r : r + self.columns] = v[:, :, 0]
             for j in range(self.columns):
-                h = empty(())  # the first layer does not look at what is before it
+                h = self.places[:, i : i + 1, j : j + 1]
                 for n, layer in enumerate(layers):
                     if n:
                         into_h[n][:, :, :, r + j] = h[..., 0]
@@ -250,8 +253,9 @@ class PixelCNN(nn.Module):
                     h = layer.beside(window, above[n][..., j : j + 1], h, biases[n][1])
                 codes = choose(self.head(h)[:, :, 0, 0], i, j)
                 grid[:, i, j] = codes.cpu()
-                embedded = self.embedding(codes.to(self.places.device) + offsets[j])
-                embedded = embedded + self.places[:, i, j]  # (count, width)
+                embedded = self.embedding(
+                    codes.to(self.places.device) + offsets[j]
+                )  # (count, width)
                 into_v[0][:, :, r + i, r + j] = embedded
                 into_h[0][:, :, 0, r + j] = embedded
         return grid.view(count, *self.shape)
