@@ -121,14 +121,15 @@ def evaluate(
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
         pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
         x = pixels.to(device) / 255
+        total = sum_across_processes if together else _itself
+        found = measured.compute(total)
         with torch.no_grad():
             pictures = measured.show(x, network(x).output)
-    total = sum_across_processes if together else _itself
     counts = total(counts).cpu()
     gap, measured_batches = total(gaps).tolist()
     return Evaluation(
         figures={
-            **measured.compute(total),
+            **found,
             "perplexity": perplexity(counts).item(),
             "usage": usage(counts).item(),
             "gradient_gap": gap / measured_batches,

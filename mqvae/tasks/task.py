@@ -86,7 +86,7 @@ class Measurement(ABC):
         """
 
     def show(self, x: Tensor, output: Tensor) -> Sequence[Picture]:
-        """Pictures for the run's folder; none by default.
+        """Pictures for the run's folder; none by default. Called after `compute`.
 
         Args:
             x: A few images of the split, (n, C, H, W).

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from mqvae.core.network import VQNetwork
 from mqvae.core.updates import Update
 from mqvae.data import Batches, Images
+from mqvae.metrics import evaluating
 from mqvae.settings import Settings
 from mqvae.tasks import Player, Task
 from mqvae.trainer.images import Splits, inputs_of
@@ -71,7 +72,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     components = settings.components()
     network = components.network.build(inputs_of(settings.data), components.quantizer).to(device)
     # Whatever the encoder cannot take is said before anything is written.
-    with torch.no_grad():
+    with evaluating(network), torch.no_grad():
         network.embed(torch.zeros(1, *splits.train.shape, device=device))
     freeze(network, settings.freeze)
     task = components.task.to(device)
@@ -119,7 +120,7 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
     if settings.start is not None and "codebook" in settings.start.parts:
         return
     network, batches = parts.network, parts.batches
-    with torch.no_grad():
+    with evaluating(network), torch.no_grad():
         probe = network.embed(torch.zeros(1, *images.shape, device=batches.device))
     positions = probe.numel() // network.quantizer.dim
     wanted = -(-INITIALIZATION_SAMPLES * network.quantizer.num_codes // positions)

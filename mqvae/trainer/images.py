@@ -39,7 +39,13 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
         start = replace(start, run=str(Path(start.run).expanduser().absolute()))
     train, test = load_split(data, "train"), load_split(data, "test")
     channels: Any = train.shape[0]  # 1 or 3, as of all images
-    classes = data.classes or int(train.labels.max()) + 1
+    highest = max(int(images.labels.max()) for images in (train, test))
+    classes = data.classes or highest + 1
+    if classes <= highest:
+        raise ValueError(
+            f"data.classes is {classes}, but {train.name} has labels up to {highest}: expected "
+            f"{highest + 1} or more; leave it out to have them counted."
+        )
     count = usual_count(train) if data.validation is None else data.validation
     data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
     train, validation = hold_out(train, count, seed=settings.seed)

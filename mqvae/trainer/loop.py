@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mqvae.core.distributed import sum_across_processes
+from mqvae.core.distributed import from_first_process, sum_across_processes
 from mqvae.core.updates import Step
 from mqvae.data import in_order
 from mqvae.metrics import evaluate, evaluating
@@ -185,9 +185,10 @@ class Training:
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
         self.step_seconds.append(elapsed)
-        validation = self.validation_loss() if at_checkpoint else None
+        validation = None
         if at_checkpoint:
-            self._unsaid = self._last_validation = validation
+            self._share_statistics()
+            validation = self._unsaid = self._last_validation = self.validation_loss()
         if at_log:
             self.log.row(self.step, self.seconds, losses, result, logged, self._unsaid)
             self._unsaid = None
@@ -228,6 +229,13 @@ class Training:
         self.save("last")
         if better:
             self.save("best")
+
+    def _share_statistics(self) -> None:
+        """All processes measure what is saved: the first one's batch statistics."""
+        if self.processes.count > 1:
+            for network in {self.parts.network, self.parts.measured}:
+                for buffer in network.buffers():
+                    buffer.copy_(from_first_process(buffer))
 
     def validation_loss(self) -> float | None:
         """The task loss on the images held out; None where there are none."""
