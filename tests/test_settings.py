@@ -68,12 +68,12 @@ def test_every_preset_becomes_settings_and_back(name):
     assert Settings.of(written_and_read(settings.config())) == settings
     with torch.device("meta"):  # shapes without the memory
         made = settings.components()
-        network = made.network.build(Inputs(channels=1, side=8), made.quantizer)
+        network = made.network.build(Inputs(channels=1, side=8, classes=10), made.quantizer)
     assert settings.quantizer["class_path"] == f"mqvae.{type(network.quantizer).__name__}"
     assert settings.update["class_path"] == f"mqvae.{made.update.func.__name__}"
-    assert isinstance(made.task, mqvae.Reconstruction)
+    assert settings.task["class_path"] == f"mqvae.{type(made.task).__name__}"
     assert settings.network == {
-        "class_path": "mqvae.VQVAE",
+        "class_path": f"mqvae.{type(made.network).__name__}",
         "init_args": dataclasses.asdict(made.network),
     }
 
@@ -512,7 +512,7 @@ EXACT = [*META, "--update.hypergradient", "Exact"]
 BAD_OPTIONS = {
     # Presets and options, with the nearest name.
     "preset": (["digits-tyni"], "no preset 'digits-tyni'. Did you mean 'digits-tiny'?"),
-    "preset without near one": (["zzz"], "no preset 'zzz'. Presets: digits-tiny, fashion"),
+    "preset without near one": (["zzz"], "no preset 'zzz'. Presets: classification, digits"),
     "no preset": ([], "train needs a preset"),
     "no preset but options": (["--steps", "3"], "train needs a preset"),
     "second preset": (["digits-tiny", "paper"], "an argument too many: 'paper'"),

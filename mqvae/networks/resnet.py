@@ -16,9 +16,9 @@ class ResNet18(Architecture):
     """torchvision's ResNet18 as a classifier, cut after its second macroblock.
 
     The encoder is the stem, `layer1` and `layer2`; the decoder is `layer3`, `layer4`, the average
-    over positions, and `fc`. Parts have torchvision's names and are made of its blocks. Embeddings
-    have 2·width dimensions there: for codewords of another number, a 1×1 convolution goes to them
-    and another comes back.
+    over positions, and `fc`. Parts have torchvision's names and are made of its blocks. Between
+    them are 2·base_width dimensions: for codewords of another number, a 1×1 convolution goes to
+    theirs and another comes back.
 
     For images of up to 64 pixels a side the stem is what everybody takes on CIFAR, a 3×3
     convolution of stride 1 and no max-pool, so that 28 × 28 pixels have 14 × 14 embeddings; above,
@@ -28,18 +28,18 @@ class ResNet18(Architecture):
     DistributedDataParallel leaves it; what is measured and saved has the first one's statistics.
 
     Args:
-        width: Channels of the stem and of `layer1`; the original has 64.
+        base_width: Channels of the stem and of `layer1`; the original has 64.
         stem: "small" or "imagenet"; by the images' side if not given.
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", Table 1.
     """
 
-    width: int = 64
+    base_width: int = 64
     stem: Literal["small", "imagenet"] | None = None
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width must be 1 or more, got {self.width}.")
+        if self.base_width < 1:
+            raise ValueError(f"base_width must be 1 or more, got {self.base_width}.")
         if self.stem not in ("small", "imagenet", None):
             raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}.")
 
@@ -59,7 +59,7 @@ class ResNet18(Architecture):
             )
 
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
-        width, half = self.width, 2 * self.width
+        width, half = self.base_width, 2 * self.base_width
         encoder = OrderedDict[str, nn.Module]()
         if self._small(inputs.side):
             encoder["conv1"] = nn.Conv2d(inputs.channels, width, 3, padding=1, bias=False)

@@ -95,7 +95,8 @@ class _Confusion(Measurement):
         hits = self.counts.diagonal()
         occurrences = self.counts.sum(0) + self.counts.sum(1)  # 2 TP + FP + FN
         images = self.counts.sum().item()
-        f1 = (2 * hits / occurrences.clamp(min=1))[occurrences > 0].double()
+        there = occurrences > 0
+        f1 = 2 * hits[there].double() / occurrences[there]
         return {
             "accuracy": hits.sum().item() / images,
             "f1": f1.mean().item(),

@@ -233,7 +233,8 @@ class Training:
     def _share_statistics(self) -> None:
         """All processes measure what is saved: the first one's batch statistics."""
         if self.processes.count > 1:
-            for network in {self.parts.network, self.parts.measured}:
+            # Not a set: all processes must take them in the same order.
+            for network in dict.fromkeys((self.parts.network, self.parts.measured)):
                 for buffer in network.buffers():
                     buffer.copy_(from_first_process(buffer))
 
