@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial, reduce
 from inspect import signature
+from operator import getitem
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -142,11 +143,10 @@ class Settings:
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
-        _, found = _parsed([_layered([self.config()])])
-        _plain(found)  # refuses what is not to be called
+        config = json.loads(json.dumps(self.config()), object_hook=_component)
         wanted = Namespace()
         for slot in slots:
-            wanted[slot] = found[slot]
+            wanted[slot] = _namespace(reduce(getitem, slot.split("."), config))
         later = [(_later, base, True) for base in (Update, TorchOptimizer)]
         parser = settings_parser()
         try:
@@ -301,6 +301,14 @@ def _component(value: dict[str, Any]) -> dict[str, Any]:
     if not any(re.match(r"(mqvae|torch\.optim)\b", module) for module in ancestors):
         raise ValueError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
     return {"class_path": path, "init_args": value.get("init_args") or {}}
+
+
+def _namespace(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_namespace(item) for item in value]
+    if isinstance(value, dict):
+        return Namespace(**{key: _namespace(item) for key, item in value.items()})
+    return value
 
 
 def _later(kind: type, **arguments: Any) -> Any:
