@@ -1,12 +1,12 @@
 """Batches from images in memory: shuffled and endless to train, in order to evaluate."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from mqvae.data.images import Images
+from mqvae.data.order import order_of
 
 
 class Batches:
@@ -122,11 +122,8 @@ class Batches:
     def _permutation(self) -> Tensor:
         """The order of the current epoch, (N,) int64."""
         if self._order is None or self._order[0] != self._epoch:
-            # A hash, because seed + epoch would give run 1's second epoch to run 2 as its first.
-            digest = hashlib.blake2b(f"{self.seed},{self._epoch}".encode(), digest_size=4).digest()
-            generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big"))
-            order = torch.randperm(len(self.images), generator=generator, device="cpu")
-            self._order = self._epoch, order
+            key = f"{self.seed},{self._epoch}"
+            self._order = self._epoch, order_of(len(self.images), key)
         return self._order[1]
 
 

@@ -1,11 +1,11 @@
 """Images held out of the training set."""
 
 import dataclasses
-import hashlib
 
 import torch
 
 from mqvae.data.images import Images
+from mqvae.data.order import order_of
 
 MOST = 1000
 
@@ -28,11 +28,8 @@ def hold_out(images: Images, count: int, *, seed: int) -> tuple[Images, Images]:
             f"validation is out of range: expected 0 to {len(images) - 1} of the {len(images)} "
             f"training images of {images.name}, got {count} (--data.validation N)"
         )
-    # A hash, so that the draw is not that of the first epoch's order.
-    digest = hashlib.blake2b(f"validation,{seed}".encode(), digest_size=4).digest()
-    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big"))
     drawn = torch.zeros(len(images), dtype=torch.bool)
-    drawn[torch.randperm(len(images), generator=generator)[:count]] = True
+    drawn[order_of(len(images), f"validation,{seed}")[:count]] = True
     left = _part(images, (~drawn).nonzero().flatten(), images.split)
     return left, _part(images, drawn.nonzero().flatten(), "validation")
 

@@ -1,6 +1,5 @@
 """The codes that a prior is trained and measured on."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mqvae.data import Images
+from mqvae.data.order import order_of
 from mqvae.metrics import evaluating
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.tokenizer import Tokenizer
@@ -55,9 +55,7 @@ def shuffled(number: int, batch_size: int, *, seed: int, start: int) -> Iterator
     per_epoch = number // batch_size
     epoch, position = divmod(start, per_epoch)
     while True:
-        digest = hashlib.blake2b(f"prior,{seed},{epoch}".encode(), digest_size=4).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        order = torch.randperm(number, generator=generator)[: per_epoch * batch_size]
+        order = order_of(number, f"prior,{seed},{epoch}")[: per_epoch * batch_size]
         yield from order.split(batch_size)[position:]
         epoch, position = epoch + 1, 0
 
