@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 COLUMNS = (
     "step",
@@ -53,6 +53,23 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """What the network is measured and used with: the average where there is one."""
         return self.model if self.average is None else self.average
+
+    def give_weights(self, network: nn.Module, folder: str | Path) -> None:
+        """Load `weights` into a network.
+
+        Args:
+            network: The network.
+            folder: Whose checkpoint this is, for the message.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        try:
+            network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint of {folder} does not fit its config.yaml: {error}"
+            ) from error
 
 
 class Run:
@@ -259,6 +276,11 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def beginning_with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
 def optimizer_state(
     name: str, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -295,7 +317,7 @@ def restore_optimizer(
     """Put an optimizer's state back from a checkpoint: what `optimizer_state` gave."""
     if isinstance(rest, list):  # version 0.1.0 wrote the groups alone
         rest = {"groups": rest, "numbers": {}}
-    mine = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+    mine = beginning_with(f"{name}.", tensors)
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**mine, **rest["numbers"]}.items():
         index, _, field = key.partition(".")

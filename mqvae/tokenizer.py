@@ -147,12 +147,7 @@ class Tokenizer:
         saved = run.load(checkpoint, training=False)
         components = settings.components()
         network = components.network.build(inputs_of(settings.data), components.quantizer)
-        try:
-            network.load_state_dict(saved.weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the checkpoint of {folder} does not fit its config.yaml: {error}"
-            ) from error
+        saved.give_weights(network, folder)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         task = components.task.to(device)
@@ -233,14 +228,27 @@ class Tokenizer:
         batches = in_order(images, BATCH_SIZE, device=self.device)
         total = -(-len(images) // BATCH_SIZE)
         parts = [self.encode(x).cpu().numpy() for x, _ in watched(batches, total, "encoding")]
-        width = len(str(len(images) - 1))
-        names = images.names or tuple(f"{i:0{width}d}" for i in range(len(images)))
+        channels, side, _ = images.shape
+        return self.as_file(np.concatenate(parts), side, channels, names=images.names)
+
+    def as_file(
+        self, codes: np.ndarray, side: int, channels: int, *, names: tuple[str, ...] = ()
+    ) -> Codes:
+        """Codes of this tokenizer with what is needed to decode them.
+
+        Args:
+            codes: (n, h, w), or (n, h, w, G) with more than one group.
+            side: Side of their images in pixels.
+            channels: Channels of their images.
+            names: A name for each; numbers if not given.
+        """
+        digits = len(str(len(codes) - 1))
         return Codes(
-            codes=np.concatenate(parts),
+            codes=codes,
             num_codes=self.network.quantizer.num_codes,
-            side=images.shape[1],
-            channels=images.shape[0],
-            names=names,
+            side=side,
+            channels=channels,
+            names=names or tuple(f"{i:0{digits}d}" for i in range(len(codes))),
             model=self.model,
         )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.settings import FOLDER, PriorConfig
-from mqvae.runs import Checkpoint, Run
+from mqvae.runs import Run
 from mqvae.tokenizer import Codes, Tokenizer
 
 BATCH_SIZE = 256
@@ -27,22 +27,8 @@ def load_prior(tokenizer: Tokenizer, folder: str | Path | None = None) -> PixelC
     config = PriorConfig.load(folder)
     config.check(tokenizer)
     network = config.network()
-    weights_into(network, Run(folder).load("last", training=False), folder)
+    Run(folder).load("last", training=False).give_weights(network, folder)
     return network.to(tokenizer.device).eval()
-
-
-def weights_into(network: PixelCNN, saved: Checkpoint, folder: Path) -> None:
-    """Give a prior the weights of a checkpoint.
-
-    Raises:
-        ValueError: if they do not fit.
-    """
-    try:
-        network.load_state_dict(saved.weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the checkpoint of {folder} does not fit its config.yaml: {error}"
-        ) from error
 
 
 def sample_codes(
@@ -118,12 +104,4 @@ def images_of(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
 def codes_of(tokenizer: Tokenizer, codes: Tensor) -> Codes:
     """Drawn codes as a file of codes, numbered, that `Tokenizer.decode_to_files` takes."""
     data = tokenizer.settings.data
-    digits = len(str(len(codes) - 1))
-    return Codes(
-        codes=codes.numpy(),
-        num_codes=tokenizer.network.quantizer.num_codes,
-        side=data.side or 1,
-        channels=data.channels or 1,
-        names=tuple(f"{i:0{digits}d}" for i in range(len(codes))),
-        model=tokenizer.model,
-    )
+    return tokenizer.as_file(codes.numpy(), data.side or 1, data.channels or 1)

@@ -13,7 +13,6 @@ from torch.optim import AdamW
 from mqvae import __version__
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
-from mqvae.prior.sampling import weights_into
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.progress import Progress
 from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
@@ -97,7 +96,7 @@ def resume_prior(run: str | Path, *, device: torch.device | str | None = None) -
     config.check(tokenizer)
     network = config.network()
     saved = Run(folder).load("last")
-    weights_into(network, saved, folder)
+    saved.give_weights(network, folder)
     splits = _splits(tokenizer, config)
     training = PriorTraining(Run(folder), config, tokenizer, network, splits)
     training.restore(saved)

@@ -1,17 +1,14 @@
 """The state of a run, to be gone on with bit for bit."""
 
-import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
 from mqvae import __version__
 from mqvae.core.distributed import sum_across_processes
-from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
-from mqvae.tasks import Player
+from mqvae.runs import Checkpoint, Run, beginning_with, optimizer_state, restore_optimizer
 from mqvae.trainer.assembly import Parts, averaged
 from mqvae.trainer.logs import Log
 from mqvae.trainer.processes import Processes
@@ -44,10 +41,11 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
             **progress,
             "batches": parts.batches.state_dict(),
             "optimizers": groups,
-            "players": {
-                name: _plain(player.schedule.state_dict())
-                for name, player in parts.players.items()
-                if player.schedule is not None
+            # Those of the rule's own levels follow from the step.
+            "schedules": {
+                name: _plain(schedule.state_dict())
+                for name, schedule in parts.schedules.items()
+                if name not in parts.levels
             },
             "averaged": 0 if parts.average is None else int(parts.average.n_averaged),
             "processes": processes.count,
@@ -80,7 +78,7 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
     if parts.average is not None and checkpoint.average is not None:
         averaged(parts.average).load_state_dict(checkpoint.average)
         parts.average.n_averaged.fill_(state["averaged"])
-    task = _beginning_with("task.", training)
+    task = beginning_with("task.", training)
     own = _trained(parts)
     if task.keys() != own.keys():
         raise KeyError(f"the task has {sorted(own)}, the checkpoint {sorted(task)}")
@@ -90,11 +88,11 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
     for schedule in parts.schedules.values():
         # They count on from here; the rates themselves come with the optimizers' groups.
         schedule.last_epoch = state["step"]
-    for name, of_player in state.get("players", {}).items():
-        _schedule_of(parts.players[name]).load_state_dict(of_player)
+    for name, of_player in state.get("schedules", {}).items():
+        parts.schedules[name].load_state_dict(of_player)
     for name, optimizer in parts.optimizers.items():
         restore_optimizer(name, optimizer, training, state["optimizers"][name])
-    parts.update.load_state_dict(_beginning_with("rule.", training))
+    parts.update.load_state_dict(beginning_with("rule.", training))
     parts.batches.load_state_dict(state["batches"])
     log.collapsed_steps = state["collapsed_steps"]
     log.warnings = state["warnings"]
@@ -104,12 +102,6 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
         mine = f"random.{kind}" + (f".{processes.rank}" if processes.rank else "")
         if mine in training and (processes.first or state.get("processes") == processes.count):
             put(training[mine])
-
-
-def _schedule_of(player: Player) -> LRScheduler:
-    if player.schedule is None:
-        raise KeyError("a player of the task has lost its schedule")
-    return player.schedule
 
 
 def _trained(parts: Parts) -> dict[str, Tensor]:
@@ -147,14 +139,6 @@ def not_finite(checkpoint: Checkpoint) -> str | None:
         if not torch.isfinite(tensor).all():
             return name
     return None
-
-
-def best_so_far(state: dict[str, Any]) -> float:
-    return math.inf if state["best"] is None else state["best"]
-
-
-def _beginning_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mqvae.metrics import evaluate, evaluating
 from mqvae.runs import Run
 from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
-from mqvae.trainer.checkpoints import best_so_far, capture, not_finite, restore
+from mqvae.trainer.checkpoints import capture, not_finite, restore
 from mqvae.trainer.images import Splits, load_splits
 from mqvae.trainer.logs import Log
 from mqvae.trainer.processes import Processes, is_first
@@ -288,7 +288,8 @@ class Training:
         restore(checkpoint, self.run, self.parts, self.log, self.processes)
         self.step = checkpoint.state["step"]
         self.seconds = checkpoint.state["seconds"]
-        self.best = best_so_far(checkpoint.state)
+        best = checkpoint.state["best"]
+        self.best = math.inf if best is None else best
         self._unsaid = checkpoint.state.get("unsaid")
         self._last_validation = checkpoint.state.get("validation")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
-from mqvae.runs import Run
+from mqvae.runs import Run, beginning_with
 from mqvae.settings import Start
 
 
@@ -29,9 +29,7 @@ def start_from(start: Start, network: VQNetwork) -> None:
     unfit: dict[str, list[str]] = {}
     for name in start.parts:
         prefix = "quantizer." if name == "codebook" else f"{name}."
-        there[name] = {
-            k.removeprefix(prefix): t for k, t in weights.items() if k.startswith(prefix)
-        }
+        there[name] = beginning_with(prefix, weights)
         unfit[name] = _misfits(prefix, there[name], parts_of(network)[name].state_dict())
     if any(unfit.values()):
         fits = [name for name in start.parts if not unfit[name]]
