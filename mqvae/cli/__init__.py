@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mqvae.cli.parser import parser_of, text_of
+from mqvae.cli.parser import folder_for_images, parser_of, text_of
 from mqvae.cli.train import print_figures, quiet, train
 from mqvae.spelling import nearest
 
@@ -109,18 +109,14 @@ def _evaluate(arguments: list[str]) -> int:
         "that can be had; the task's own are always measured",
     )
     options = parser.parse_args(arguments)
-    from dataclasses import replace
-
     from mqvae.metrics import CODES, evaluate
     from mqvae.metrics.registry import further_figures
-    from mqvae.runs import Run
-    from mqvae.settings import Settings
+    from mqvae.settings import Trainer
     from mqvae.tokenizer import Tokenizer
     from mqvae.trainer import Processes, device_name, load_split, write_evaluation
 
     quiet()
-    settings = Settings.of_run(Run(options.run))
-    processes = Processes(replace(settings.trainer, accelerator="auto", devices=options.devices))
+    processes = Processes(Trainer(devices=options.devices))
     tokenizer = Tokenizer.from_run(
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
@@ -199,11 +195,7 @@ def _decode(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from mqvae.tokenizer import Codes, Tokenizer
 
-    out = Path(options.out)
-    if out.is_file():
-        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
-    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    out = folder_for_images(options.out, overwrite=options.overwrite)
     tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
     codes = Codes.load(options.codes)
     written = tokenizer.decode_to_files(codes, out)

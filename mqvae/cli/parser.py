@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import NoReturn
 
 from mqvae.spelling import nearest
@@ -24,6 +25,20 @@ class _Parser(argparse.ArgumentParser):
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"mqvae {command}", description=description, allow_abbrev=False)
+
+
+def folder_for_images(path: str, *, overwrite: bool) -> Path:
+    """The folder that --out names.
+
+    Raises:
+        ValueError: if it is a file, or is in use and should not be written into.
+    """
+    out = Path(path)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out
 
 
 def text_of(error: BaseException) -> str:

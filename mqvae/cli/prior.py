@@ -7,24 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import parser_of
-from mqvae.cli.train import print_figures, quiet
+from mqvae.cli.parser import folder_for_images, parser_of
+from mqvae.cli.train import print_figures, quiet, to_the_end
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mqvae.prior import PriorTraining
 
-HELP = {
-    "steps": "updates",
-    "seed": "of the first weights and the order of batches",
-    "width": "channels of either stack",
-    "layers": "gated layers",
-    "kernel": "side of the kernels, odd; if not the smallest that sees the whole grid",
-    "batch_size": "grids of codes in a batch",
-    "lr": "learning rate, reached by a warm-up and followed by a cosine to 0",
-    "warmup": "share of the steps that the warm-up takes",
-}
 GRID = 64  # images of samples.png at most
 
 
@@ -32,8 +22,6 @@ def prior(arguments: list[str]) -> int:
     options = _prior_parser().parse_args(arguments)
     quiet()
     training = _training(options)
-    from mqvae.trainer import Interrupted
-
     folder, steps = training.run.folder, training.config.prior.steps
     go_on = f"mqvae prior {shlex.quote(options.run)} --resume"
     if training.step == steps and (folder / "summary.json").is_file():
@@ -45,41 +33,32 @@ def prior(arguments: list[str]) -> int:
         + (f" (from step {training.step:,})" if training.step else ""),
         file=sys.stderr,
     )
-    try:
-        summary = training.fit()
-    except Interrupted as stop:
-        print(
-            f"stopped after step {stop.step:,} of {steps:,}; go on with\n  {go_on}", file=sys.stderr
-        )
-        return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        print(f"stopped at once; go on from the last checkpoint with\n  {go_on}", file=sys.stderr)
-        return 130
-    print_figures(summary, summary["figures"])
-    print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(options.run)} --out samples")
-    return 0
+    summary, code = to_the_end(training.fit, steps, go_on)
+    if summary is not None:
+        print_figures(summary, summary["figures"])
+        print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(options.run)} --out samples")
+    return code
 
 
 def _prior_parser() -> argparse.ArgumentParser:
+    from docstring_parser import parse
+
     from mqvae.prior import PriorSettings
 
     parser = parser_of(
         "prior", "Train a PixelCNN over the codes of a run, to draw images from; in RUN/prior."
     )
     parser.add_argument("run", metavar="RUN")
+    meanings = {p.arg_name: p.description for p in parse(PriorSettings.__doc__ or "").params}
     for field in dataclasses.fields(PriorSettings):
-        if field.name in HELP:
-            words = HELP[field.name] + (f" ({field.default})" if field.default is not None else "")
-            kind = type(field.default) if field.default is not None else int
-            parser.add_argument(
-                f"--{field.name}", type=kind, metavar="N", default=argparse.SUPPRESS, help=words
-            )
-    parser.add_argument(
-        "--conditional",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="condition on the classes of the images",
-    )
+        option, words = f"--{field.name}", meanings[field.name]
+        if isinstance(field.default, bool):
+            parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
+            continue
+        if field.default is not None:
+            words = f"{words} ({field.default})"
+        kind = int if field.default is None else type(field.default)
+        parser.add_argument(option, type=kind, metavar="N", default=argparse.SUPPRESS, help=words)
     parser.add_argument(
         "--checkpoint",
         choices=("last", "best"),
@@ -140,7 +119,7 @@ def sample(arguments: list[str]) -> int:
     from mqvae.runs import Run
     from mqvae.tokenizer import Tokenizer
 
-    out = _folder(options.out, overwrite=options.overwrite)
+    out = folder_for_images(options.out, overwrite=options.overwrite)
     if options.seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {options.seed}.")
     run = Run(options.run)
@@ -178,15 +157,6 @@ def _grid(images: "Tensor", path: Path) -> None:
 
     columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
     to_pil_image(make_grid(images, nrow=columns, padding=1)).save(path)
-
-
-def _folder(path: str, *, overwrite: bool) -> Path:
-    out = Path(path)
-    if out.is_file():
-        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
-    return out
 
 
 def _device(name: str | None) -> str | None:

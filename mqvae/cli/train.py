@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ def train(arguments: list[str]) -> int:
     quiet()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     training = _training(arguments)
-    from mqvae.trainer import Interrupted
-
     first, folder = training.processes.first, training.run.folder
     go_on = f"mqvae train --resume {shlex.quote(str(folder))}"
     if training.step == training.settings.steps and (folder / "summary.json").is_file():
@@ -38,26 +37,36 @@ def train(arguments: list[str]) -> int:
             + (f", in {processes} processes" if processes > 1 else ""),
             file=sys.stderr,
         )
-    try:
-        summary = training.fit()
-    except Interrupted as stop:
-        if first:
-            print(
-                f"stopped after step {stop.step:,} of {training.settings.steps:,}; go on with\n"
-                f"  {go_on}",
-                file=sys.stderr,
-            )
-        return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        if first:
-            print(
-                f"stopped at once; go on from the last checkpoint with\n  {go_on}", file=sys.stderr
-            )
-        return 130
-    if first:
+    summary, code = to_the_end(training.fit, training.settings.steps, go_on, speaks=first)
+    if first and summary is not None:
         print_figures(summary, summary["figures"])
         print(f"run: {folder}\nnext: mqvae report {shlex.quote(str(folder))} --out report.html")
-    return 0
+    return code
+
+
+def to_the_end(
+    fit: Callable[[], dict[str, Any]], steps: int, go_on: str, *, speaks: bool = True
+) -> tuple[dict[str, Any] | None, int]:
+    """What training returns and the exit code; nothing where it was asked to stop.
+
+    Args:
+        fit: The training.
+        steps: How many there are.
+        go_on: The command that goes on with it.
+        speaks: Whether to say that it stopped.
+    """
+    from mqvae.trainer import Interrupted
+
+    try:
+        return fit(), 0
+    except Interrupted as stop:
+        said = f"stopped after step {stop.step:,} of {steps:,}; go on with\n  {go_on}"
+        code = 128 + stop.signal_number
+    except KeyboardInterrupt:
+        said, code = f"stopped at once; go on from the last checkpoint with\n  {go_on}", 130
+    if speaks:
+        print(said, file=sys.stderr)
+    return None, code
 
 
 def _training(arguments: list[str]) -> "Training":

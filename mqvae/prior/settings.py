@@ -22,7 +22,7 @@ class PriorSettings:
         seed: Of the first weights and the order of batches.
         width: Channels of either stack.
         layers: Gated layers.
-        kernel: Side of the kernels; None for the smallest that sees the whole grid.
+        kernel: Side of the kernels, odd; the smallest that sees the whole grid if not given.
         batch_size: Grids of codes in a batch.
         lr: AdamW's learning rate, reached by a warm-up and followed by a cosine to 0.
         warmup: Share of the steps that the warm-up takes.
