@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mqvae import __version__
-from mqvae.core.distributed import sum_across_processes
+from mqvae.core.distributed import from_all_processes, sum_across_processes
+from mqvae.core.passes import RandomState
 from mqvae.runs import Checkpoint, Run, beginning_with, optimizer_state, restore_optimizer
 from mqvae.trainer.assembly import Parts, averaged
 from mqvae.trainer.logs import Log
@@ -98,10 +98,12 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
     log.warnings = state["warnings"]
     if processes.first:  # what all have counted; the others count on from nothing
         log.counts = training["counts"].to(processes.device)
-    for kind, put in _random_devices(processes):
-        mine = f"random.{kind}" + (f".{processes.rank}" if processes.rank else "")
-        if mine in training and (processes.first or state.get("processes") == processes.count):
-            put(training[mine])
+    if processes.first or state.get("processes") == processes.count:
+        random = RandomState(processes.device)
+        for kind in _kinds(random):
+            mine = _random_name(kind, processes.rank)
+            setattr(random, kind, training.get(mine, getattr(random, kind)))
+        random.restore()
 
 
 def _trained(parts: Parts) -> dict[str, Tensor]:
@@ -110,27 +112,22 @@ def _trained(parts: Parts) -> dict[str, Tensor]:
     return {name: t for name, t in parts.task.state_dict().items() if name not in frozen}
 
 
-def _random_devices(processes: Processes) -> list[tuple[str, Any]]:
-    devices: list[tuple[str, Any]] = [("cpu", torch.set_rng_state)]
-    if processes.device.type == "cuda":
-        devices.append(("cuda", lambda s: torch.cuda.set_rng_state(s, processes.device)))
-    return devices
-
-
 def _random_states(processes: Processes) -> dict[str, Tensor]:
     """The random state of every process."""
-    found = {"cpu": torch.get_rng_state()}
-    if processes.device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(processes.device)
-    states: dict[str, Tensor] = {}
-    for kind, mine in found.items():
-        all_of_them = [mine]
-        if processes.count > 1:
-            all_of_them = [torch.empty_like(mine) for _ in range(processes.count)]
-            dist.all_gather(all_of_them, mine)
-        for rank, state in enumerate(all_of_them):
-            states[f"random.{kind}" + (f".{rank}" if rank else "")] = state
-    return states
+    random = RandomState(processes.device)
+    return {
+        _random_name(kind, rank): state
+        for kind in _kinds(random)
+        for rank, state in enumerate(from_all_processes(getattr(random, kind)[None]))
+    }
+
+
+def _kinds(random: RandomState) -> list[str]:
+    return [kind for kind in ("cpu", "cuda") if getattr(random, kind) is not None]
+
+
+def _random_name(kind: str, rank: int) -> str:
+    return f"random.{kind}" + (f".{rank}" if rank else "")
 
 
 def not_finite(checkpoint: Checkpoint) -> str | None:
