@@ -20,8 +20,9 @@ ORDER = [
     {"networks"},
     {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks", "weights"},
     {"trainer"},
-    {"paper", "prior", "report", "tokenizer"},
+    {"diagnosis", "prior", "report", "tokenizer"},
     {"bench"},
+    {"paper"},
     {"cli"},
     {"__main__"},
 ]

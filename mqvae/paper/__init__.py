@@ -1,0 +1,1 @@
+"""The paper's tables and figures: its values, the runs they take, the page they end in."""
