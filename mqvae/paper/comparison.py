@@ -1,0 +1,97 @@
+"""Methods beside each other: which runs that takes in each protocol."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mqvae.paper.methods import META_RATE, METHODS
+from mqvae.paper.results import Results
+from mqvae.paper.scales import Scale
+from mqvae.paper.sections import Protocol
+from mqvae.paper.work import Run
+
+CLOSE = 0.03  # costs of a step that are this near each other count as the same
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on one data set.
+
+    Attributes:
+        scale: At which.
+        task: "reconstruction" or "classification".
+        dataset: Name of the data set.
+        methods: By their names in `METHODS`.
+        seeds: How many each row has.
+    """
+
+    scale: Scale
+    task: str
+    dataset: str
+    methods: Sequence[str]
+    seeds: int
+
+    def run(
+        self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
+    ) -> Run:
+        """A run of it."""
+        steps = steps or self.scale.steps(self.task)
+        return Run(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final)
+
+    def paper_rate(self, method: str) -> float | None:
+        """The codebook's rate in the paper's protocol."""
+        kind = METHODS[method].codebook_rate
+        rates = {"meta": META_RATE, "network": self.scale.network_rate(self.task)}
+        return None if kind is None else rates[kind]
+
+    def grid(self, method: str) -> list[float | None]:
+        """The rates that the matched protocol chooses from, the paper's among them."""
+        own = self.paper_rate(method)
+        return [*([None] if own is None else sorted({own, *self.scale.rates}))]
+
+    def best_rate(self, method: str, results: Results) -> float | None:
+        """The rate whose first seed is best on validation images.
+
+        Raises:
+            LookupError: if not all of the grid has been run, or none of it has worked.
+        """
+        found: dict[float | None, float] = {}
+        for rate in self.grid(method):
+            content = results.get(self.run(method, rate, 0))
+            if content is None:
+                raise LookupError(f"{method}: no result at {rate}")
+            if "failed" not in content:
+                found[rate] = content["validation"]
+        if not found:
+            raise LookupError(f"{method}: no rate worked")
+        return min(found, key=lambda rate: found[rate])
+
+    def runs(
+        self, protocol: Protocol, method: str, results: Results, costs: dict[str, float]
+    ) -> list[Run]:
+        """The runs of a row, one for each seed.
+
+        Raises:
+            LookupError: if it cannot be told yet.
+        """
+        steps = self.scale.steps(self.task)
+        of_paper = protocol == "paper"
+        rate = self.paper_rate(method) if of_paper else self.best_rate(method, results)
+        if protocol == "time":
+            ratio = costs[method]
+            if ratio > 1 + CLOSE:
+                steps = max(1, round(steps / ratio / 10)) * 10 if steps >= 100 else steps
+        return [self.run(method, rate, seed, steps=steps, final=True) for seed in range(self.seeds)]
+
+    def wanted(self, results: Results, costs: dict[str, float]) -> Iterator[Run]:
+        """All of its runs that can be told from what is there, the first seeds first."""
+        rows = [self.runs("paper", method, results, costs) for method in self.methods]
+        for seed in range(self.seeds):
+            yield from (row[seed] for row in rows)
+        for method in self.methods:
+            yield from (self.run(method, rate, 0) for rate in self.grid(method))
+        for protocol in ("matched", "time"):
+            for method in self.methods:
+                try:
+                    yield from self.runs(protocol, method, results, costs)
+                except LookupError:
+                    continue

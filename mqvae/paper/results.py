@@ -1,0 +1,90 @@
+"""Results: one small JSON file for each piece of work, found again by what was asked for."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mqvae.runs import write_whole
+
+
+class Asked(Protocol):
+    """A piece of work, as far as its result is concerned."""
+
+    @property
+    def title(self) -> str:
+        """What its file begins with."""
+
+    def asks(self) -> dict[str, Any]:
+        """All that its result depends on, as JSON."""
+
+    def satisfied(self, content: Mapping[str, Any]) -> bool:
+        """Whether a result for this holds everything that is wanted of it."""
+
+
+class Results:
+    """A folder of results.
+
+    Args:
+        folder: Where they are; made when the first is written.
+
+    Raises:
+        ValueError: if a file in it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._found: dict[str, tuple[str, dict[str, Any]]] = {}
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            self._read(path)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, work: Asked) -> dict[str, Any] | None:
+        """The result of a piece of work; None if there is none, or it lacks something."""
+        _, content = self._found.get(_key(work.asks()), ("", None))
+        return content if content is not None and work.satisfied(content) else None
+
+    def name(self, work: Asked) -> str:
+        """The name of its file, without suffix."""
+        key = _key(work.asks())
+        known = self._found.get(key)
+        return known[0] if known else f"{work.title}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
+
+    def read(self, work: Asked) -> None:
+        """Take up a result that somebody else has written."""
+        self._read(self.folder / f"{self.name(work)}.json")
+
+    def _read(self, path: Path) -> None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self._found[_key(content["asks"])] = (path.stem, content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no result ({type(error).__name__}: {error}): remove it, and what it "
+                "held is made again."
+            ) from error
+
+    def put(self, work: Asked, content: Mapping[str, Any]) -> None:
+        """Write a result."""
+        asks = work.asks()
+        whole = {"asks": asks, **content}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = self.name(work)
+        text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
+        write_whole(self.folder / f"{name}.json", _compact(text) + "\n")
+        self._found[_key(asks)] = (name, json.loads(text))
+
+
+def _key(asks: Mapping[str, Any]) -> str:
+    return json.dumps(asks, sort_keys=True)
+
+
+def _compact(text: str) -> str:
+    """Lists of numbers on one line."""
+    return re.sub(
+        r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text
+    )

@@ -1,0 +1,71 @@
+"""The sizes at which the paper is run again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+SCALES = {
+    "debug": "seconds; that every table and figure works",
+    "cpu": "two cores; sizes at which quantization limits the networks",
+    "paper": "the paper's sizes (Appendix I); one GPU",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of all runs, and of what is measured on them.
+
+    Attributes:
+        name: One of `SCALES`.
+        seeds: How many seeds each row has.
+        rates: The grid of codebook rates of the matched protocol.
+        images: Test images of the figures that take large networks.
+        prior: Settings of the PixelCNN (Figure 3).
+        samples: Images drawn from it at each point of its curve.
+        points: How many points the curve has.
+        candidates_on: Test images of the diagnosis by the nearest codes.
+        refitted_on: Training images of the diagnosis by a refitted codebook.
+        rounds: Turns in which costs are measured.
+        lengths: Numbers of updates that are compared to settle the scale.
+        settings: By task, what is laid over a method's preset.
+        dataset: Taken in place of every other one; None for the paper's own.
+    """
+
+    name: str
+    seeds: int
+    rates: Sequence[float]
+    images: int
+    prior: Mapping[str, Any]
+    samples: int
+    points: int
+    candidates_on: int
+    refitted_on: int
+    rounds: int
+    lengths: Sequence[int]
+    settings: Mapping[str, Mapping[str, Any]]
+    dataset: str | None = None
+
+    def steps(self, task: str) -> int:
+        """Updates of a run."""
+        return int(self.settings[task]["steps"])
+
+    def network_rate(self, task: str) -> float:
+        """Learning rate of encoder and decoder."""
+        return float(self.settings[task].get("optimizer", {}).get("network_lr", 3e-4))
+
+
+@cache
+def load_scale(name: str) -> Scale:
+    """A scale by its name.
+
+    Raises:
+        ValueError: if there is no such scale.
+    """
+    if name not in SCALES:
+        raise ValueError(f"there is no scale '{name}': {', '.join(SCALES)}.")
+    file = resources.files("mqvae.paper") / "scales" / f"{name}.yaml"
+    return Scale(name=name, **yaml.safe_load(file.read_text(encoding="utf-8")))
