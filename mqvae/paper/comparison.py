@@ -1,6 +1,6 @@
 """Methods beside each other: which runs that takes in each protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mqvae.paper.methods import META_RATE, METHODS
@@ -66,7 +66,7 @@ class Comparison:
         return min(found, key=lambda rate: found[rate])
 
     def runs(
-        self, protocol: Protocol, method: str, results: Results, costs: dict[str, float]
+        self, protocol: Protocol, method: str, results: Results, costs: Mapping[str, float]
     ) -> list[Run]:
         """The runs of a row, one for each seed.
 
@@ -82,7 +82,7 @@ class Comparison:
                 steps = max(1, round(steps / ratio / 10)) * 10 if steps >= 100 else steps
         return [self.run(method, rate, seed, steps=steps, final=True) for seed in range(self.seeds)]
 
-    def wanted(self, results: Results, costs: dict[str, float]) -> Iterator[Run]:
+    def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run]:
         """All of its runs that can be told from what is there, the first seeds first."""
         rows = [self.runs("paper", method, results, costs) for method in self.methods]
         for seed in range(self.seeds):

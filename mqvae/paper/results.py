@@ -48,15 +48,9 @@ class Results:
         _, content = self._found.get(_key(work.asks()), ("", None))
         return content if content is not None and work.satisfied(content) else None
 
-    def name(self, work: Asked) -> str:
-        """The name of its file, without suffix."""
-        key = _key(work.asks())
-        known = self._found.get(key)
-        return known[0] if known else f"{work.title}-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
-
     def read(self, work: Asked) -> None:
         """Take up a result that somebody else has written."""
-        self._read(self.folder / f"{self.name(work)}.json")
+        self._read(self.folder / f"{file_name(work)}.json")
 
     def _read(self, path: Path) -> None:
         try:
@@ -73,10 +67,16 @@ class Results:
         asks = work.asks()
         whole = {"asks": asks, **content}
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.name(work)
+        name = file_name(work)
         text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
         write_whole(self.folder / f"{name}.json", _compact(text) + "\n")
         self._found[_key(asks)] = (name, json.loads(text))
+
+
+def file_name(work: Asked) -> str:
+    """The name of a result's file without suffix, and of the run folder it is made from."""
+    digest = hashlib.sha256(_key(work.asks()).encode()).hexdigest()
+    return f"{work.title}-{digest[:6]}"
 
 
 def _key(asks: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from mqvae.paper.results import Asked, Results
+from mqvae.paper.results import Asked, Results, file_name
 from mqvae.paper.work import Place
 
 
@@ -30,8 +30,8 @@ class Work(Asked, Protocol):
     def alone(self) -> bool:
         """Whether nothing else may run beside it: it measures times."""
 
-    def make(self, place: Place, name: str) -> dict[str, Any]:
-        """Do it; returns the result. `name` is that of its folder or file."""
+    def make(self, place: Place) -> dict[str, Any]:
+        """Do it; returns the result."""
 
 
 class WorkFailed(Exception):
@@ -64,7 +64,7 @@ def carry_out(wants: Wants, results: Results, place: Place, *, jobs: int = 1) ->
         for work in missing:
             if work not in together:
                 clock.begin(work)
-                results.put(work, work.make(place, results.name(work)))
+                results.put(work, work.make(place))
                 clock.end(work)
 
 
@@ -72,7 +72,7 @@ def _missing(wants: Wants, results: Results) -> list[Work]:
     """What has no result; of two wishes for one, that which wants more."""
     found: dict[str, Work] = {}
     for work in wants(results):
-        name = results.name(work)
+        name = file_name(work)
         if results.get(work) is None and (name not in found or getattr(work, "final", False)):
             found[name] = work
     return list(found.values())
@@ -96,7 +96,7 @@ def _in_processes(
                     process.terminate()  # a training writes a checkpoint first
             while waiting and len(running) < jobs:
                 work = waiting.pop(0)
-                arguments = (work, place, results.name(work), results.folder)
+                arguments = (work, place, results.folder)
                 process = context.Process(target=_process, args=arguments)
                 process.start()
                 running[process.sentinel] = (process, work)
@@ -110,22 +110,22 @@ def _in_processes(
                 elif not stopping:
                     failed = work
     if failed is not None:
-        log = place.runs / f"{results.name(failed)}.log"
+        log = place.runs / f"{file_name(failed)}.log"
         raise WorkFailed(f"{failed.words} failed; {log} says why. The same command goes on.")
     if asked:
         raise KeyboardInterrupt
 
 
-def _process(work: Work, place: Place, name: str, folder: Any) -> None:
+def _process(work: Work, place: Place, folder: Any) -> None:
     """One piece of work in a process of its own, whose words go to a file."""
     os.setpgrp()  # Ctrl-C reaches the parent alone, which asks politely
-    with (place.runs / f"{name}.log").open("a", encoding="utf-8") as log:
+    with (place.runs / f"{file_name(work)}.log").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     from mqvae.trainer import Interrupted
 
     try:
-        Results(folder).put(work, work.make(place, name))
+        Results(folder).put(work, work.make(place))
     except (Interrupted, KeyboardInterrupt):
         sys.exit(3)
 

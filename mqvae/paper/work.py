@@ -14,6 +14,7 @@ from pydoc import locate
 from typing import Any
 
 from mqvae.paper.methods import METHODS
+from mqvae.paper.results import file_name
 from mqvae.paper.scales import load_scale
 
 NORMS = ("direct_norm", "indirect_norm", "cosine")
@@ -101,17 +102,12 @@ class Run:
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         return not self.final or "failed" in content or content["final"]
 
-    def make(self, place: Place, name: str) -> dict[str, Any]:
-        """Train what is missing of it, and measure it.
-
-        Args:
-            place: Where.
-            name: Of its folder.
-        """
+    def make(self, place: Place) -> dict[str, Any]:
+        """Train what is missing of it, and measure it."""
         from mqvae.trainer import TrainingFailed
 
         try:
-            folder = self.train(place, name)
+            folder = self.train(place)
         except TrainingFailed as failure:
             # The rest goes on; the page says that this one has no figures.
             return {"failed": str(failure).partition(" The last good")[0], "seed": self.seed}
@@ -149,7 +145,7 @@ class Run:
             }
         return content
 
-    def train(self, place: Place, name: str) -> Path:
+    def train(self, place: Place) -> Path:
         """Its run folder, trained to the end; an interrupted one goes on.
 
         Raises:
@@ -159,7 +155,7 @@ class Run:
         from mqvae.settings import Settings
         from mqvae.trainer import begin, resume
 
-        folder = place.runs / name
+        folder = place.runs / file_name(self)
         if (folder / "summary.json").is_file():
             return folder
         if (folder / "checkpoints" / "last").is_dir():

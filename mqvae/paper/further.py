@@ -1,0 +1,165 @@
+"""Work beside training: costs of a step, diagnoses of a run, a prior's curve."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mqvae.paper.methods import METHODS
+from mqvae.paper.scales import load_scale
+from mqvae.paper.work import Place, Run
+
+OF_TASK = {
+    "reconstruction": tuple(METHODS),
+    "classification": tuple(list(METHODS)[:8]),  # the rows of Table 2, and the bound
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step of each method costs, at a scale's sizes.
+
+    Attributes:
+        scale: Name of the scale.
+        task: "reconstruction" or "classification".
+    """
+
+    scale: str
+    task: str
+    alone = True
+
+    @property
+    def title(self) -> str:
+        return f"costs-{self.task}"
+
+    @property
+    def words(self) -> str:
+        return f"cost of a step of each method, {self.task}"
+
+    @property
+    def amount(self) -> float:
+        return load_scale(self.scale).steps(self.task) / 2
+
+    def asks(self) -> dict[str, Any]:
+        """Sizes and methods."""
+        of_task = load_scale(self.scale).settings[self.task]
+        sizes = {k: of_task[k] for k in ("data", "network", "quantizer")}
+        methods = {name: METHODS[name].preset for name in OF_TASK[self.task]}
+        return {"kind": "costs", "task": self.task, "sizes": sizes, "methods": methods}
+
+    def satisfied(self, content: Mapping[str, Any]) -> bool:
+        return True
+
+    def make(self, place: Place) -> dict[str, Any]:
+        """Measure them in turns."""
+        import datetime
+
+        from mqvae.bench.step import settings_costs
+        from mqvae.bench.table import hardware
+        from mqvae.settings import Settings
+
+        scale = load_scale(self.scale)
+        dataset = scale.dataset or "fashion-mnist"
+        # VQ-VAE first: it is the measure of the others.
+        names = sorted(OF_TASK[self.task], key=lambda method: method != "VQ-VAE")
+        settings = {}
+        for method in names:
+            run = Run(self.scale, self.task, dataset, method, None, scale.steps(self.task), 0)
+            config = run.config()
+            config["data"]["root"] = place.root
+            config["trainer"]["accelerator"] = place.device
+            settings[method] = Settings.of(config)
+        table = settings_costs(
+            f"costs-{self.task}", settings, rounds=scale.rounds, conditions={"dataset": dataset}
+        )
+        rows = {str(row["step"]): row for row in table.rows}
+        return {
+            "costs": {name: round(float(row["ratio"] or 0), 3) for name, row in rows.items()},
+            "quartiles": {
+                name: [
+                    round(float(row[f"{which} quartile"] or 0), 3) for which in ("lower", "upper")
+                ]
+                for name, row in rows.items()
+            },
+            "milliseconds": {name: round(float(row["ms"] or 0), 2) for name, row in rows.items()},
+            "rounds": scale.rounds,
+            "hardware": hardware("cuda" if place.device == "cuda" else "cpu"),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What limits a run, found without training it.
+
+    Attributes:
+        run: The run.
+    """
+
+    run: Run
+    alone = False
+
+    @property
+    def title(self) -> str:
+        return f"diagnosis-{self.run.title}"
+
+    @property
+    def words(self) -> str:
+        return f"diagnosis of {self.run.words}"
+
+    @property
+    def amount(self) -> float:
+        return self.run.amount / 3
+
+    def asks(self) -> dict[str, Any]:
+        """The run, and on how many images."""
+        scale = load_scale(self.run.scale)
+        return {
+            "kind": "diagnosis",
+            "run": self.run.asks(),
+            "refitted_on": scale.refitted_on,
+            "candidates_on": scale.candidates_on,
+        }
+
+    def satisfied(self, content: Mapping[str, Any]) -> bool:
+        return True
+
+    def make(self, place: Place) -> dict[str, Any]:
+        """Refit its codebook, and choose among its nearest codes."""
+        from mqvae.diagnosis import best_of_nearest, refitted
+        from mqvae.tokenizer import Tokenizer
+        from mqvae.trainer import load_split
+
+        scale = load_scale(self.run.scale)
+        folder = self.run.train(place)
+        tokenizer = Tokenizer.from_run(folder)
+        options = tokenizer.settings.data
+        train, test = load_split(options, "train"), load_split(options, "test")
+        network, task = tokenizer.network, tokenizer.task
+        refit = refitted(
+            network, task, train, test, device=tokenizer.device, count=scale.refitted_on
+        )
+        nearest = best_of_nearest(
+            network, task, test, device=tokenizer.device, count=scale.candidates_on
+        )
+        first = next(iter(task.figures))
+        return {
+            "figure": first,
+            "refit": {
+                "before": refit.before.figures[first],
+                "after": refit.after.figures[first],
+                "perplexity_after": refit.after.figures["perplexity"],
+                "error_before": refit.error_before,
+                "error_after": refit.error_after,
+                "images": refit.images,
+                "restarted": refit.restarted,
+                "iterations": refit.iterations,
+                "converged": refit.converged,
+            },
+            "nearest": {
+                "before": nearest.before[first],
+                "after": nearest.after[first],
+                "changed": nearest.changed,
+                "candidates": nearest.candidates,
+                "images": nearest.images,
+            },
+        }

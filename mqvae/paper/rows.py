@@ -1,0 +1,237 @@
+"""Results become rows, and rows become sentences."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from mqvae.paper.comparison import Comparison
+from mqvae.paper.methods import METHODS, paper_value
+from mqvae.paper.results import Results, file_name
+from mqvae.paper.sections import Cell, Column, Protocol, Row, Table
+from mqvae.paper.work import Run
+
+RECONSTRUCTION = (
+    "mse",
+    "lpips",
+    "fid",
+    "frechet_vgg16",
+    "inception_score",
+    "class_score",
+    "ssim",
+    "perplexity",
+    "gradient_gap",
+)
+CLASSIFICATION = ("accuracy", "f1", "cross_entropy", "perplexity", "gradient_gap")
+SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
+TITLES = {
+    "mse": ("MSE (e-3)", 1e-3),
+    "lpips": ("LPIPS (e-1)", 1e-1),
+    "fid": ("FID", 1.0),
+    "frechet_vgg16": ("Fréchet, VGG16", 1.0),
+    "inception_score": ("IS", 1.0),
+    "class_score": ("Class score", 1.0),
+    "ssim": ("SSIM", 1.0),
+    "perplexity": ("Perplexity", 1.0),
+    "gradient_gap": ("Gap (e-5)", 1e-5),
+    "accuracy": ("Accuracy (%)", 1e-2),
+    "f1": ("F1 (%)", 1e-2),
+    "cross_entropy": ("CE", 1.0),
+}
+
+
+def table(
+    comparison: Comparison, number: int | None, results: Results, costs: Mapping[str, float]
+) -> Table | None:
+    """A comparison as far as it has been run; None if nothing has.
+
+    Args:
+        comparison: What is compared.
+        number: The paper's table with the same rows; None if it has none.
+        results: What was measured.
+        costs: Of a step, by method, relative to VQ-VAE's.
+    """
+    keys = RECONSTRUCTION if comparison.task == "reconstruction" else CLASSIFICATION
+    found: list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]] = []
+    for protocol in ("paper", "matched", "time"):
+        for method in comparison.methods:
+            if made := _made(comparison, protocol, method, results, costs):
+                found.append((protocol, method, made))
+    if not found:
+        return None
+    described: dict[str, Any] = {}
+    for _, _, made in found:
+        for _, content in made:
+            described |= content.get("described", {})
+    columns = [_column(key, described[key], comparison.task) for key in keys if key in described]
+    rows = []
+    for protocol, method, made in found:
+        cells = {}
+        for column in columns:
+            values = _values(made, column)
+            if values:
+                published = _published(number, comparison, method, column)
+                cells[column.key] = Cell(values, published)
+        rows.append(_row(protocol, method, made, cells))
+    rows = [_with_ratios(row, rows) for row in rows]
+    return Table(_title(comparison), columns, rows, list(_notes(found, comparison)))
+
+
+def _made(
+    comparison: Comparison,
+    protocol: Protocol,
+    method: str,
+    results: Results,
+    costs: Mapping[str, float],
+) -> list[tuple[Run, dict[str, Any]]]:
+    """The runs of a row that there are, with their results."""
+    if protocol == "time" and METHODS[method].codebook_rate is None:
+        return []  # a bound, not a method
+    try:
+        runs = comparison.runs(protocol, method, results, costs)
+    except LookupError:
+        return []
+    return [(run, content) for run in runs if (content := results.get(run)) is not None]
+
+
+def _values(made: Sequence[tuple[Run, dict[str, Any]]], column: Column) -> tuple[float, ...]:
+    figures = [content.get("figures", {}) for _, content in made]
+    return tuple(each[column.key] / column.scale for each in figures if column.key in each)
+
+
+def _published(
+    number: int | None, comparison: Comparison, method: str, column: Column
+) -> float | None:
+    if number is None or column.substitute:
+        return None
+    value = paper_value(number, comparison.dataset, method, column.key)
+    return None if value is None else value / column.scale
+
+
+def _column(key: str, described: Mapping[str, Any], task: str) -> Column:
+    title, scale = TITLES[key]
+    if key == "gradient_gap" and task == "classification":
+        title, scale = "Gap", 1.0
+    better: Literal["lower", "higher"] | None = described["better"]
+    return Column(key, title, better, scale, described["protocol"], key in SUBSTITUTES)
+
+
+def _row(
+    protocol: Protocol,
+    method: str,
+    made: Sequence[tuple[Run, dict[str, Any]]],
+    cells: Mapping[str, Cell],
+) -> Row:
+    seconds = [content["seconds"] for _, content in made if "seconds" in content]
+    return Row(
+        method,
+        protocol,
+        cells,
+        made[0][0].rate,
+        made[0][0].steps,
+        statistics.fmean(seconds) if seconds else 0.0,
+        tuple(file_name(run) for run, _ in made),
+    )
+
+
+def _with_ratios(row: Row, rows: Sequence[Row]) -> Row:
+    reference = other(row, rows, METHODS[row.method].against)
+    if reference is None:
+        return row
+    cells = {}
+    for key, cell in row.cells.items():
+        base = reference.cells.get(key)
+        ratio = cell.mean / base.mean if base and base.mean else None
+        published = None
+        if cell.paper is not None and base and base.paper:
+            published = cell.paper / base.paper
+        cells[key] = Cell(cell.values, cell.paper, ratio, published)
+    return Row(row.method, row.protocol, cells, row.rate, row.updates, row.seconds, row.runs)
+
+
+def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
+    """The row of another method in the same protocol."""
+    found = (each for each in rows if (each.method, each.protocol) == (method, row.protocol))
+    return next(found, None)
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.dataset}, {comparison.scale.steps(comparison.task):,} updates"
+
+
+def _notes(
+    found: Sequence[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]],
+    comparison: Comparison,
+) -> Iterator[str]:
+    for protocol, method, made in found:
+        for run, content in made:
+            if "failed" in content:
+                yield f"{method} ({protocol}), seed {run.seed}: {content['failed']}."
+        if len(made) < comparison.seeds:
+            yield f"{method} ({protocol}): {len(made)} of {comparison.seeds} seeds so far."
+    devices = dict.fromkeys(
+        content["device"] for _, _, made in found for _, content in made if "device" in content
+    )
+    yield f"Trained on: {'; '.join(devices)}."
+
+
+# -- sentences -----------------------------------------------------------------------------------
+
+IN_WORDS: Mapping[Protocol, str] = {
+    "paper": "Paper's protocol",
+    "matched": "Matched rates",
+    "time": "Equal time",
+}
+
+
+def verdicts(made: Table, key: str) -> Iterator[str]:
+    """For each protocol, whether the paper's order of two methods by a figure holds."""
+    column = next((column for column in made.columns if column.key == key), None)
+    if column is None:
+        return
+    for protocol, words in IN_WORDS.items():
+        parts = []
+        for row in made.rows:
+            base = other(row, made.rows, METHODS[row.method].against)
+            if row.protocol == protocol and base is not None:
+                parts.append(_judged(row, base, column))
+        if parts := [part for part in parts if part]:
+            yield f"{words}, {column.title.partition(' (')[0]}: {'; '.join(parts)}."
+
+
+def _judged(row: Row, base: Row, column: Column) -> str:
+    """A method beside the one it is compared with, over paired seeds."""
+    cell, reference = row.cells.get(column.key), base.cells.get(column.key)
+    if cell is None or reference is None or cell.paper_ratio is None or not cell.ratio:
+        return ""
+    pairs = list(zip(cell.values, reference.values, strict=False))
+    ratios = [a / b for a, b in pairs if b]
+    said = f"{row.method} is {cell.ratio:.2f} of {base.method}"
+    if len(ratios) > 1:
+        said += f" ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds)"
+    return f"{said}, the paper {cell.paper_ratio:.2f}: {judgement(ratios, cell.paper_ratio)}"
+
+
+def judgement(ratios: Sequence[float], published: float) -> str:
+    """Whether paired ratios say what a published one says.
+
+    >>> judgement([0.61, 0.64, 0.60], 0.59)
+    'holds'
+    >>> judgement([0.91, 0.94, 0.90], 0.59)
+    'holds in direction, by less'
+    >>> judgement([1.02, 1.05, 1.04], 0.59)
+    'does not hold, the order is the other way round'
+    >>> judgement([0.97, 1.05, 1.01], 0.59)
+    'does not hold, seeds disagree on the order'
+    """
+    lower = published < 1
+    if len(ratios) < 2:
+        return "one seed, no verdict"
+    same = [(ratio < 1) == lower for ratio in ratios]
+    if not any(same):
+        return "does not hold, the order is the other way round"
+    if not all(same):
+        return "does not hold, seeds disagree on the order"
+    mean = statistics.fmean(ratios)
+    # Within a fifth of the published change, or beyond it.
+    enough = abs(mean - 1) >= 0.8 * abs(published - 1)
+    return "holds" if enough else "holds in direction, by less"

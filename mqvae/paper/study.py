@@ -1,0 +1,65 @@
+"""A scale, its results, and what follows from them for every table and figure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mqvae.paper.comparison import Comparison
+from mqvae.paper.further import Costs
+from mqvae.paper.results import Results
+from mqvae.paper.runner import Work
+from mqvae.paper.scales import Scale
+from mqvae.paper.sections import Section
+
+
+@dataclass(frozen=True)
+class Study:
+    """What experiments are made of.
+
+    Attributes:
+        scale: Sizes.
+        seeds: How many each row has.
+        results: What is there.
+        present: Data sets that can be had; None for all that results are of.
+    """
+
+    scale: Scale
+    seeds: int
+    results: Results
+    present: frozenset[str] | None = None
+
+    def datasets(self, names: Sequence[str]) -> list[str]:
+        """Those of the paper's data sets that can be had, or what stands for all of them."""
+        if self.scale.dataset is not None:
+            return [self.scale.dataset]
+        return [name for name in names if self.present is None or name in self.present]
+
+    def comparison(self, task: str, dataset: str, methods: Sequence[str]) -> Comparison:
+        """Methods on one data set."""
+        return Comparison(self.scale, task, dataset, tuple(methods), self.seeds)
+
+    def costs(self, task: str) -> Mapping[str, float]:
+        """What a step of each method costs, VQ-VAE's being 1; empty if it was not measured."""
+        content = self.results.get(Costs(self.scale.name, task))
+        return {} if content is None else content["costs"]
+
+
+class Experiment:
+    """One table or figure.
+
+    Attributes:
+        name: As a command takes it.
+        title: One line.
+        claim: What the paper says.
+    """
+
+    name: str
+    title: str
+    claim: str = ""
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        """The work it takes, as far as it can be told from what is there."""
+        raise NotImplementedError
+
+    def section(self, study: Study) -> Section:
+        """What it shows of what is there."""
+        raise NotImplementedError
