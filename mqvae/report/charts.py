@@ -38,12 +38,13 @@ class Mark:
 
 def mark(name: str, run: int | None = None, *, kind: Literal["first", "second"] = "first") -> Mark:
     """The mark of a run, or that of a kind of line, whichever run it is of."""
-    dash = _dash(run or 0, kind)
-    dashes = "" if isinstance(dash, str) else " ".join(f"{1.6 * part:g}" for part in dash[1])
+    style = dash(run or 0, kind)
+    dashes = "" if isinstance(style, str) else " ".join(f"{1.6 * part:g}" for part in style[1])
     return Mark(name, "currentColor" if run is None else f"var(--run-{run % COLOURS})", dashes)
 
 
-def _dash(run: int, kind: str) -> Any:
+def dash(run: int, kind: str = "first") -> Any:
+    """How matplotlib draws a run's line: where colours repeat, dashes tell runs apart."""
     return DASHES[1] if kind == "second" else DASHES[run // COLOURS % len(DASHES)]
 
 
@@ -89,7 +90,7 @@ def curves(
         for line in lines:
             drawable = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
             y = np.where(drawable, line.y, np.nan)
-            style, colour = _dash(line.run, line.kind), RUN.format(line.run % COLOURS)
+            style, colour = dash(line.run, line.kind), RUN.format(line.run % COLOURS)
             if np.isfinite(y).sum() >= DENSE:
                 axes.plot(*envelope(line.x, y), color=colour, alpha=0.22, lw=0.8)
                 axes.plot(*thin(line.x, smooth(y)), color=colour, ls=style, lw=1.7)
@@ -101,9 +102,9 @@ def curves(
         axes.set_xlabel(xlabel)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        _y_ticks(axes, logarithmic)
+        y_ticks(axes, logarithmic)
 
-    return _svg(draw, name=name, alt=alt, width=width)
+    return drawing(draw, name=name, alt=alt, width=width)
 
 
 def ranks(
@@ -141,9 +142,9 @@ def ranks(
         axes.set_ylim(lowest / 1.5, highest * 1.6)
         axes.set_xlabel("code, by rank")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _y_ticks(axes, True, percent=True)
+        y_ticks(axes, True, percent=True)
 
-    return _svg(draw, name=name, alt=alt, width=NARROW)
+    return drawing(draw, name=name, alt=alt, width=NARROW)
 
 
 def spans_decade(values: np.ndarray) -> bool:
@@ -205,7 +206,8 @@ def percentage(value: float, _position: object = None) -> str:
     return plain(round(100 * value, 12)) + "%"
 
 
-def _y_ticks(axes: Axes, logarithmic: bool, *, percent: bool = False) -> None:
+def y_ticks(axes: Axes, logarithmic: bool, *, percent: bool = False) -> None:
+    """A handful of round numbers along y."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.yaxis.set_major_formatter(percentage if percent else plain)
@@ -221,7 +223,15 @@ def _y_ticks(axes: Axes, logarithmic: bool, *, percent: bool = False) -> None:
     axes.set_ylim(low, high)
 
 
-def _svg(draw: Callable[[Axes], None], *, name: str, alt: str, width: int) -> Markup:
+def drawing(draw: Callable[[Axes], None], *, name: str, alt: str, width: int = WIDE) -> Markup:
+    """What `draw` puts on the axes, as SVG for a page.
+
+    Args:
+        draw: draws in the colours `INK` and `RUN`.
+        name: prefix of the ids, unique in the page.
+        alt: the chart in words.
+        width: of the drawing.
+    """
     from matplotlib import rc_context, style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mqvae.report.charts import mark
@@ -63,35 +63,44 @@ def render(runs: Sequence[Run], *, title: str | None = None, folder: Path = Path
         title: heading of the page; None names the dataset.
         folder: where the page will lie; commands name the runs from there.
     """
-    environment = Environment(
-        loader=PackageLoader("mqvae.report"),
+    datasets = list(dict.fromkeys(run.dataset for run in runs))
+    return (
+        environment("mqvae.report")
+        .get_template("page.html")
+        .render(
+            title=title or f"Vector-quantized networks on {enumerate_words(datasets)}",
+            lead=_lead(runs, datasets),
+            runs=runs,
+            marks=[mark(run.name, i) for i, run in enumerate(runs)],
+            columns=results(runs),
+            comparisons=comparisons(runs),
+            notes=_notes(runs),
+            figures=[figure for figure in figures(runs).values() if figure.protocol],
+            training=training(runs),
+            dynamics=dynamics(runs),
+            samples=samples(runs, details(runs)),
+            matrices=matrices(runs),
+            promised=any(run.pictures is None or run.pictures for run in runs),
+            codes=codes(runs),
+            settings=settings(runs),
+            origins=_origins(runs),
+            commands=_commands(runs, folder),
+        )
+    )
+
+
+def environment(*packages: str) -> Environment:
+    """Where templates are looked for, package by package; what they are given is escaped."""
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["breakable"] = breakable
-    datasets = list(dict.fromkeys(run.dataset for run in runs))
-    return environment.get_template("page.html").render(
-        title=title or f"Vector-quantized networks on {enumerate_words(datasets)}",
-        lead=_lead(runs, datasets),
-        runs=runs,
-        marks=[mark(run.name, i) for i, run in enumerate(runs)],
-        columns=results(runs),
-        comparisons=comparisons(runs),
-        notes=_notes(runs),
-        figures=[figure for figure in figures(runs).values() if figure.protocol],
-        training=training(runs),
-        dynamics=dynamics(runs),
-        samples=samples(runs, details(runs)),
-        matrices=matrices(runs),
-        promised=any(run.pictures is None or run.pictures for run in runs),
-        codes=codes(runs),
-        settings=settings(runs),
-        origins=_origins(runs),
-        commands=_commands(runs, folder),
-    )
+    made.filters["breakable"] = breakable
+    return made
 
 
 def breakable(name: str) -> Markup:

@@ -1,0 +1,158 @@
+"""The figures of a table as people read them, the same on every page."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mqvae.paper.sections import Cell, Column, Page, Protocol, Row, Table
+from mqvae.report.words import aligned, duration
+
+SHORT: Mapping[Protocol, str] = {
+    "paper": "paper's protocol",
+    "matched": "matched",
+    "time": "equal time",
+}
+SUBSTITUTE = "†"
+NOT_COMPARABLE = f"{SUBSTITUTE} Not comparable to the paper's: stands for one that cannot be had."
+LEGEND = (
+    "Large: ours, with ± the standard deviation over seeds. Small: the paper's. "
+    "×: ratio to the row that a method is compared with, VQ-VAE if nothing else is said."
+)
+DEBUG = "Trained for seconds, to see that everything works: the figures mean nothing."
+NOTHING = "-"
+WIDEST = 1000.0  # up to this ratio of largest to smallest, a column has equally many decimals
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell, written out; what it lacks is empty.
+
+    Attributes:
+        ours: Our mean.
+        spread: Standard deviation over the seeds.
+        ratio: Ours, as in "×0.76".
+        paper: The paper's figure.
+        paper_ratio: The paper's.
+        order: What it sorts by; None sorts last.
+    """
+
+    ours: str = NOTHING
+    spread: str = ""
+    ratio: str = ""
+    paper: str = ""
+    paper_ratio: str = ""
+    order: float | None = None
+
+    @property
+    def value(self) -> str:
+        """Mean and spread; they never part at the end of a line."""
+        if not self.spread:
+            return self.ours
+        return f"{self.ours} ± {self.spread}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def shown(table: Table) -> list[list[Shown]]:
+    """The cells of a table, row by row, in the order of its columns."""
+    columns = [_column([row.cells.get(c.key) for row in table.rows]) for c in table.columns]
+    return [[cells[i] for cells in columns] for i in range(len(table.rows))]
+
+
+def protocols(page: Page) -> list[Protocol]:
+    """Those that occur."""
+    used = {row.protocol for section in page.sections for t in section.tables for row in t.rows}
+    return [protocol for protocol in SHORT if protocol in used]
+
+
+def groups(table: Table) -> Iterator[tuple[Protocol, list[int]]]:
+    """Numbers of the rows that follow each other under one protocol."""
+    numbers = range(len(table.rows))
+    for protocol, group in itertools.groupby(numbers, lambda i: table.rows[i].protocol):
+        yield protocol, list(group)
+
+
+def notes(table: Table) -> list[str]:
+    """What a reader must know besides, the substitutes' warning among it."""
+    substitutes = any(column.substitute for column in table.columns)
+    return [*table.notes, *([NOT_COMPARABLE] if substitutes else [])]
+
+
+def definitions(table: Table) -> str:
+    """How figures were computed, where columns say so."""
+    told = [f"{c.title}: {c.protocol.rstrip('.')}." for c in table.columns if c.protocol]
+    return " ".join(told)
+
+
+def heading(column: Column) -> str:
+    """A column's title with its direction.
+
+    >>> heading(Column("mse", "MSE (e-3)", "lower"))
+    'MSE (e-3) ↓'
+    >>> heading(Column("frechet_vgg", "Fréchet", None, substitute=True))
+    'Fréchet†'
+    """
+    arrow = {"lower": " ↓", "higher": " ↑", None: ""}[column.better]
+    return f"{column.title}{SUBSTITUTE * column.substitute}{arrow}"
+
+
+def rate(value: float | None) -> str:
+    """
+    >>> rate(0.06), rate(3e-4), rate(0.0025), rate(None)
+    ('6e-2', '3e-4', '2.5e-3', '-')
+    """
+    if value is None:
+        return NOTHING
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def updates(row: Row) -> str:
+    """How many updates a method made."""
+    return f"{row.updates:,}" if row.updates else NOTHING
+
+
+def seconds(row: Row) -> str:
+    """How long a method was trained."""
+    return duration(row.seconds) if row.seconds else NOTHING
+
+
+def ratio(value: float | None) -> str:
+    """
+    >>> ratio(0.756), ratio(0.0123), ratio(1234.5), ratio(None)
+    ('×0.76', '×0.012', '×1,234', '')
+    """
+    if value is None or not math.isfinite(value):
+        return ""
+    if abs(value) >= 100:
+        return f"×{value:,.0f}"
+    return f"×{value:.2f}" if abs(value) >= 0.095 or value == 0 else f"×{value:.2g}"
+
+
+def _column(cells: Sequence[Cell | None]) -> list[Shown]:
+    """The cells of a column, all with as many decimals where their sizes allow."""
+    means = [cell.mean if cell and cell.values else None for cell in cells]
+    papers = [cell.paper if cell else None for cell in cells]
+    values = [*means, *papers]
+    sizes = [abs(v) for v in values if v and math.isfinite(v)]
+    together = not sizes or max(sizes) <= WIDEST * min(sizes)
+    written = aligned(values) if together else [aligned([v])[0] for v in values]
+    found = []
+    for i, cell in enumerate(cells):
+        if cell is None:
+            found.append(Shown())
+            continue
+        ours, paper, mean = written[i], written[len(cells) + i], means[i]
+        finite = mean is not None and math.isfinite(mean)
+        spread = cell.spread if finite else None
+        decimals = len(ours.partition(".")[2])
+        found.append(
+            Shown(
+                ours,
+                "" if spread is None else f"{spread:,.{decimals}f}",
+                ratio(cell.ratio),
+                "" if cell.paper is None else paper,
+                ratio(cell.paper_ratio),
+                mean if finite else None,
+            )
+        )
+    return found

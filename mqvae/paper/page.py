@@ -1,0 +1,50 @@
+"""The files that the page is: Markdown with its plots and images, and one HTML file."""
+
+import re
+from pathlib import Path
+
+from mqvae.paper.html import html
+from mqvae.paper.markdown import files, markdown
+from mqvae.paper.sections import Page
+from mqvae.runs import write_whole
+
+NAME = "reproduction"
+
+
+def write_page(page: Page, out: Path) -> list[Path]:
+    """Page -> reproduction.md, what it shows under reproduction/, and reproduction.html.
+
+    The same page gives the same bytes. Each file is written whole or not at all; pictures that
+    the previous reproduction.md showed and this one does not are removed.
+
+    Args:
+        page: What it says.
+        out: Folder; it is made if it is not there.
+
+    Returns:
+        The Markdown and the HTML file.
+
+    Raises:
+        ValueError: two plots have one name, or an image is not one.
+    """
+    out = Path(out)
+    pictures = files(page)
+    pages = {f"{NAME}.md": markdown(page, NAME), f"{NAME}.html": html(page)}
+    folder = out / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = _shown(out / f"{NAME}.md") - pictures.keys()
+    for name, content in pictures.items():
+        write_whole(folder / name, content)
+    for name, page_text in pages.items():
+        write_whole(out / name, page_text)
+    for name in sorted(stale):
+        (folder / name).unlink(missing_ok=True)
+    return [out / name for name in pages]
+
+
+def _shown(file: Path) -> set[str]:
+    """The pictures that a page shows."""
+    if not file.is_file():
+        return set()
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return set(re.findall(rf"\]\({NAME}/(\w[\w.-]*\.(?:svg|png))\)", text))
