@@ -251,7 +251,7 @@ def test_every_sentence_is_on_both_pages(page: Page, reader: Reader) -> None:
         escaped = sentence.replace("<", "&lt;")
         assert (sentence if sentence in page.commands else escaped) in words
     assert reader.text.count("Not comparable to the paper's") == 1
-    assert "Fréchet, VGG16† ↓" in reader.text and "**Fréchet, VGG16† ↓**" in words
+    assert "Fréchet, VGG16† ↓" in reader.text and "| Fréchet, VGG16† ↓ |" in words
     assert "the paper's protocol: one AdamW" in words and "one AdamW" in reader.text
     assert reader.text.index(page.headline[0]) < reader.text.index("Sizes")
 

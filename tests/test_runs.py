@@ -275,7 +275,7 @@ def test_weights_load_where_only_training_is_damaged(run):
 # -- files -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", ["write_text", "fsync", "replace"])
+@pytest.mark.parametrize("operation", ["write_bytes", "fsync", "replace"])
 def test_a_text_file_is_whole_or_not_there(tmp_path, operation, monkeypatch):
     path = tmp_path / "summary.json"
     write_whole(path, "old")
@@ -283,7 +283,7 @@ def test_a_text_file_is_whole_or_not_there(tmp_path, operation, monkeypatch):
     def killed(*args, **kwargs):
         raise Killed
 
-    owner = Path if operation == "write_text" else runs.os
+    owner = Path if operation == "write_bytes" else runs.os
     with monkeypatch.context() as patch:
         patch.setattr(owner, operation, killed)
         with pytest.raises(Killed):

@@ -17,7 +17,7 @@ SUBSTITUTE = "†"
 NOT_COMPARABLE = f"{SUBSTITUTE} Not comparable to the paper's: stands for one that cannot be had."
 LEGEND = (
     "Large: ours, with ± the standard deviation over seeds. Small: the paper's. "
-    "×: ratio to the row that a method is compared with, VQ-VAE if nothing else is said."
+    "×: ratio to VQ-VAE under the same protocol, where a note names nothing else."
 )
 DEBUG = "Trained for seconds, to see that everything works: the figures mean nothing."
 NOTHING = "-"

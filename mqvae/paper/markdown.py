@@ -36,7 +36,9 @@ def markdown(page: Page, folder: str) -> str:
     if page.headline:
         lines += [f"**{prose(page.headline[0])}**", ""]
     lines += _bullets(page.headline[1:])
-    lines += _bullets([f"{name}: {value}" for name, value in page.conditions.items()])
+    if page.conditions:
+        lines += ["Conditions:", ""]
+        lines += _bullets([f"{name}: {value}" for name, value in page.conditions.items()])
     if used := protocols(page):
         lines += ["Protocols:", "", *_bullets([PROTOCOLS[each] for each in used])]
         lines += [prose(LEGEND), ""]
@@ -111,7 +113,7 @@ def _section(section: Section, folder: str) -> list[str]:
         lines.append("")
     if section.missing:
         lines += ["Missing:", "", *_bullets(section.missing)]
-    return lines + _runs(section)
+    return lines
 
 
 def _table(table: Table) -> list[str]:
@@ -119,7 +121,7 @@ def _table(table: Table) -> list[str]:
     lines = [
         f"### {prose(table.title)}",
         "",
-        _line([f"**{prose(head, cell=True)}**" for head in heads]),
+        _line([prose(head, cell=True) for head in heads]),
         "|:--|:--|" + "--:|" * (len(table.columns) + 1),
     ]
     for row, cells in zip(table.rows, shown(table), strict=True):
@@ -129,7 +131,7 @@ def _table(table: Table) -> list[str]:
     lines += _bullets(notes(table))
     if told := definitions(table):
         lines += [f"<sub>{prose(told)}</sub>", ""]
-    return lines
+    return lines + _runs(table)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -157,18 +159,17 @@ def _stacked(large: str, small: str) -> str:
     return "<br>".join(lines).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _runs(section: Section) -> list[str]:
+def _runs(table: Table) -> list[str]:
     """Which results each row was made of."""
-    lines = []
-    for table in section.tables:
-        for row in table.rows:
-            if row.runs:
-                names = ", ".join(f"`{name}`" for name in row.runs)
-                lines.append(f"* {prose(f'{row.method}, {SHORT[row.protocol]}')}: {names}")
+    lines = [
+        f"* {prose(f'{row.method}, {SHORT[row.protocol]}')}: "
+        + ", ".join(f"`{name}`" for name in row.runs)
+        for row in table.rows
+        if row.runs
+    ]
     if not lines:
         return []
-    lines = list(dict.fromkeys(lines))
-    return ["<details><summary>Runs</summary>", "", *lines, "", "</details>", ""]
+    return ["<details><summary>Runs of this table</summary>", "", *lines, "", "</details>", ""]
 
 
 def _bullets(sentences: Sequence[str]) -> list[str]:
