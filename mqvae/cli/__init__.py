@@ -21,6 +21,7 @@ COMMANDS = {
     "prior": "train a PixelCNN over the codes of a run",
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
+    "reproduce": "the paper's tables and figures, run again",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
 }
 
@@ -231,6 +232,12 @@ def _report(arguments: list[str]) -> int:
 
     print(write_report([Path(r) for r in options.runs], Path(options.out), title=options.title))
     return 0
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from mqvae.cli.reproduce import reproduce
+
+    return reproduce(arguments)
 
 
 def _bench(arguments: list[str]) -> int:

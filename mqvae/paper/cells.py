@@ -12,6 +12,7 @@ SHORT: Mapping[Protocol, str] = {
     "paper": "paper's protocol",
     "matched": "matched",
     "time": "equal time",
+    "cost": "a step",
 }
 SUBSTITUTE = "†"
 NOT_COMPARABLE = f"{SUBSTITUTE} Not comparable to the paper's: stands for one that cannot be had."

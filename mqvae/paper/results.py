@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,10 @@ class Results:
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def contents(self) -> Iterator[dict[str, Any]]:
+        """All results, in the order of their names."""
+        yield from (content for _, content in sorted(self._found.values(), key=itemgetter(0)))
 
     def get(self, work: Asked) -> dict[str, Any] | None:
         """The result of a piece of work; None if there is none, or it lacks something."""

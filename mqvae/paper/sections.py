@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Protocol = Literal["paper", "matched", "time"]
+Protocol = Literal["paper", "matched", "time", "cost"]
 
 PROTOCOLS: Mapping[Protocol, str] = {
     "paper": "the paper's protocol: one AdamW with the network's rate for everything; MQ-VAE's "
     "codebook at its own, higher rate",
     "matched": "matched: every method at its own best codebook rate, chosen on validation images",
     "time": "equal time: matched, and as many updates as fit into VQ-VAE's time",
+    "cost": "a step: no training; one step of each method, in turns",
 }
 
 

@@ -54,7 +54,7 @@ class Experiment:
 
     name: str
     title: str
-    claim: str = ""
+    claim: str
 
     def wants(self, study: Study) -> Iterator[Work]:
         """The work it takes, as far as it can be told from what is there."""

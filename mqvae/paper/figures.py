@@ -1,0 +1,364 @@
+"""The paper's figures and Table 4, and what we put beside them."""
+
+import base64
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mqvae.paper.further import Costs, Diagnosis
+from mqvae.paper.methods import METHODS, paper_value
+from mqvae.paper.results import file_name
+from mqvae.paper.rows import IN_WORDS
+from mqvae.paper.runner import Work
+from mqvae.paper.sections import Cell, Column, Image, Line, Plot, Protocol, Row, Section, Table
+from mqvae.paper.study import Experiment, Study
+from mqvae.paper.work import Run
+
+FASHION = ("fashion-mnist",)
+
+
+class CostOfAStep(Experiment):
+    """Table 4."""
+
+    name = "table-4"
+    title = "Table 4: the cost of a step"
+    claim = "A step of MQ-VAE takes 3.95 times as long as one of VQ-VAE."
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        yield Costs(study.scale.name, "reconstruction")
+
+    def section(self, study: Study) -> Section:
+        work = Costs(study.scale.name, "reconstruction")
+        content = study.results.get(work)
+        if content is None:
+            return Section(self.name, self.title, self.claim, missing=["The costs: not measured."])
+        columns = [
+            Column("ratio", "Cost of a step", "lower", protocol="ratio of medians to VQ-VAE's"),
+            Column("lower", "Lower quartile", None, protocol="of the ratios within a round"),
+            Column("upper", "Upper quartile", None, protocol="of the ratios within a round"),
+            Column("ms", "ms", "lower", protocol="median of a step"),
+        ]
+        rows = []
+        for method, ratio in content["costs"].items():
+            lower, upper = content["quartiles"][method]
+            cells = {
+                "ratio": Cell((ratio,), paper_value(4, "fashion-mnist", method, "ratio")),
+                "lower": Cell((lower,)),
+                "upper": Cell((upper,)),
+                "ms": Cell((content["milliseconds"][method],)),
+            }
+            rows.append(Row(method, "cost", cells, runs=(file_name(work),)))
+        machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
+        ours = content["costs"].get("MQ-VAE", math.nan)
+        said = [f"A step of MQ-VAE, Algorithm 1, takes {ours:.2f} times as long as VQ-VAE's."]
+        for cheap in ("MQ-VAE, kept", "MQ-VAE, amortized"):
+            if cheap in content["costs"]:
+                said.append(f"{cheap}: {content['costs'][cheap]:.2f} times.")
+        notes = [f"{content['rounds']} rounds in turns, {content['date']}, {machine}."]
+        title = "One step on the same images"
+        return Section(
+            self.name, self.title, self.claim, said, [Table(title, columns, rows, notes)]
+        )
+
+
+class QualityByTime(Experiment):
+    """Figure 4."""
+
+    name = "figure-4"
+    title = "Figure 4: quality against time"
+    claim = "MQ-VAE reaches VQ-VAE's final quality in much less time."
+    methods = ("VQ-VAE", "MQ-VAE", "MQ-VAE, kept", "MQ-VAE, amortized")
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, self.methods)
+            yield from comparison.wanted(study.results, {})
+        yield Costs(study.scale.name, "reconstruction")
+
+    def section(self, study: Study) -> Section:
+        costs = study.costs("reconstruction")
+        plots, said = [], []
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, self.methods)
+            for protocol in ("paper", "matched"):
+                curves: dict[str, list[Mapping[str, Any]]] = {}
+                for method in self.methods:
+                    try:
+                        runs = comparison.runs(protocol, method, study.results, costs)
+                    except LookupError:
+                        continue
+                    found = [study.results.get(run) for run in runs]
+                    curves[method] = [c["curve"] for c in found if c and "curve" in c]
+                lines = []
+                for method, of_seeds in curves.items():
+                    if of_seeds and method in costs:
+                        total = study.scale.steps("reconstruction")
+                        lines.append(_over_seeds(method, of_seeds, costs[method] / total))
+                if len(lines) < 2:
+                    continue
+                plots.append(
+                    Plot(
+                        f"figure-4-{dataset}-{protocol}",
+                        f"{dataset}, {IN_WORDS[protocol].lower()}",
+                        "time, VQ-VAE's whole run = 1",
+                        "MSE of validation images",
+                        lines,
+                        log_y=True,
+                    )
+                )
+                said += list(_passes(protocol, curves, costs))
+        missing = [] if costs else ["The costs of a step: not measured."]
+        return Section(self.name, self.title, self.claim, said, (), plots, missing=missing)
+
+
+def _validation(curve: Mapping[str, Any]) -> list[tuple[float, float]]:
+    pairs = zip(curve["step"], curve.get("validation", []), strict=False)
+    return [(step, value) for step, value in pairs if value is not None]
+
+
+def _over_seeds(label: str, curves: Sequence[Mapping[str, Any]], scale: float) -> Line:
+    """Mean and range over seeds of validation losses, against steps times a factor."""
+    points = [_validation(curve) for curve in curves]
+    steps = [step for step, _ in points[0]]
+    columns = [[of_seed[i][1] for of_seed in points if i < len(of_seed)] for i in range(len(steps))]
+    several = len(points) > 1
+    return Line(
+        label,
+        [step * scale for step in steps],
+        [statistics.fmean(column) for column in columns],
+        [min(column) for column in columns] if several else None,
+        [max(column) for column in columns] if several else None,
+    )
+
+
+def _passes(
+    protocol: Protocol,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    costs: Mapping[str, float],
+) -> Iterator[str]:
+    """When each method passes what VQ-VAE ends with, paired by seed."""
+    base = curves.get("VQ-VAE", ())
+    for method, of_seeds in curves.items():
+        if method == "VQ-VAE" or not base or method not in costs:
+            continue
+        times = []
+        for ours, theirs in zip(of_seeds, base, strict=False):
+            points, goal = _validation(ours), _validation(theirs)[-1][1]
+            passed = next((step for step, value in points if value <= goal), None)
+            last = points[-1][0]
+            times.append(None if passed is None else passed / last * costs[method])
+        if times:
+            shown = ", ".join("never" if t is None else f"{t:.2f}" for t in times)
+            yield (
+                f"{IN_WORDS[protocol]}: {method} passes VQ-VAE's final validation MSE after "
+                f"{shown} of VQ-VAE's time, seed by seed."
+            )
+
+
+class GradientDynamics(Experiment):
+    """Figure 6."""
+
+    name = "figure-6"
+    title = "Figure 6: direct and indirect hypergradient"
+    claim = (
+        "The direct hypergradient is only about four times as long as the indirect one, and the "
+        "two are not fully correlated: on CIFAR-100 their cosine is negative in the middle of "
+        "training."
+    )
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        for dataset in study.datasets(("cifar100", "fashion-mnist")):
+            yield self._run(study, dataset)
+
+    def _run(self, study: Study, dataset: str) -> Run:
+        comparison = study.comparison("reconstruction", dataset, ("MQ-VAE",))
+        return comparison.run("MQ-VAE", comparison.paper_rate("MQ-VAE"), 0, final=True)
+
+    def section(self, study: Study) -> Section:
+        plots, said, missing = [], [], []
+        for dataset in study.datasets(("cifar100", "fashion-mnist")):
+            content = study.results.get(self._run(study, dataset))
+            if content is None or "direct_norm" not in content.get("curve", {}):
+                missing.append(f"{dataset}: not run.")
+                continue
+            curve = content["curve"]
+            steps = curve["step"]
+            plots += [
+                Plot(
+                    f"figure-6-{dataset}-norms",
+                    f"{dataset}: lengths",
+                    "update",
+                    "norm",
+                    [
+                        Line("direct", steps, curve["direct_norm"]),
+                        Line("indirect", steps, curve["indirect_norm"]),
+                    ],
+                    log_y=True,
+                ),
+                Plot(
+                    f"figure-6-{dataset}-cosine",
+                    f"{dataset}: cosine of the two",
+                    "update",
+                    "cosine",
+                    [Line("cosine", steps, curve["cosine"])],
+                ),
+            ]
+            pairs = zip(curve["direct_norm"], curve["indirect_norm"], strict=True)
+            ratio = statistics.median(d / i for d, i in pairs if i)
+            cosines = curve["cosine"]
+            said.append(
+                f"{dataset}: the direct term is {ratio:.1f} times as long as the indirect one "
+                f"(median); their cosine lies between {min(cosines):.2f} and {max(cosines):.2f}, "
+                f"{statistics.fmean(cosines):.2f} in the mean."
+            )
+        return Section(self.name, self.title, self.claim, said, (), plots, missing=missing)
+
+
+class Bounds(Experiment):
+    """How much any codebook rule could win; not in the paper."""
+
+    name = "bounds"
+    title = "How much a codebook could win"
+    claim = "Nothing: these diagnoses are ours. They train nothing."
+    methods = ("VQ-VAE", "MQ-VAE", "VQ-VAE + replace", "MQ-VAE + replace")
+
+    def _runs(self, study: Study) -> Iterator[tuple[Protocol, Run]]:
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, self.methods)
+            for protocol in ("paper", "matched"):
+                for method in self.methods:
+                    try:
+                        yield protocol, comparison.runs(protocol, method, study.results, {})[0]
+                    except LookupError:
+                        continue
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, ("No quantization",))
+            yield comparison.run("No quantization", None, 0, final=True)
+        for _, run in self._runs(study):
+            yield run
+            yield Diagnosis(run)
+
+    def section(self, study: Study) -> Section:
+        columns = [
+            Column("mse", "MSE (e-3)", "lower", 1e-3, "as trained, all test images"),
+            Column("refit", "Refitted", "lower", 1e-3, "the codebook by k-means to convergence"),
+            Column("before", "MSE, some", "lower", 1e-3, "as trained, on the images of the next"),
+            Column("nearest", "Best of 4", "lower", 1e-3, "of the 4 nearest codes, by task loss"),
+        ]
+        rows, gains = [], []
+        for protocol, run in self._runs(study):
+            content = study.results.get(Diagnosis(run))
+            if content is None:
+                continue
+            refit, nearest = content["refit"], content["nearest"]
+            values = {
+                "mse": refit["before"],
+                "refit": refit["after"],
+                "before": nearest["before"],
+                "nearest": nearest["after"],
+            }
+            cells = {key: Cell((value / 1e-3,)) for key, value in values.items()}
+            runs = (file_name(Diagnosis(run)),)
+            rows.append(Row(run.method, protocol, cells, run.rate, run.steps, runs=runs))
+            gains.append(
+                (
+                    f"{run.method}, {IN_WORDS[protocol].lower()}",
+                    1 - refit["after"] / refit["before"],
+                    1 - nearest["after"] / nearest["before"],
+                )
+            )
+        said = [
+            f"{label}: refitting the codebook gains {100 * refit:.1f}%, the best of the 4 nearest "
+            f"codes {100 * nearest:.1f}%."
+            for label, refit, nearest in gains
+        ]
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, ("No quantization",))
+            bound = study.results.get(comparison.run("No quantization", None, 0))
+            if bound and "figures" in bound:
+                said.insert(0, f"Without quantization the MSE is {bound['figures']['mse']:.2e}.")
+        tables = [Table("Seed 0, the network as trained", columns, rows)] if rows else []
+        missing = [] if rows else ["The diagnoses: not run."]
+        return Section(self.name, self.title, self.claim, said, tables, missing=missing)
+
+
+class Settled(Experiment):
+    """Whether a scale's length is enough; not in the paper."""
+
+    name = "scale"
+    title = "How long a run must be"
+    claim = (
+        "Nothing: the number of its updates is not told. Each point is a run of its own, whose "
+        "rates rise and fall over its whole length."
+    )
+    rates: Mapping[str, float | None] = {
+        "No quantization": None,
+        "VQ-VAE": 6e-2,
+        "VQ-VAE + replace": 2e-2,
+        "MQ-VAE": 6e-2,
+    }
+
+    def _runs(self, study: Study, method: str) -> list[Run]:
+        dataset = study.datasets(FASHION)[0]
+        comparison = study.comparison("reconstruction", dataset, (method,))
+        rate = self.rates[method]
+        return [comparison.run(method, rate, 0, steps=steps) for steps in study.scale.lengths]
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        if study.datasets(FASHION):
+            for method in self.rates:
+                yield from self._runs(study, method)
+
+    def section(self, study: Study) -> Section:
+        lines: list[Line] = []
+        orders: dict[int, dict[str, float]] = {}
+        for method in self.rates if study.datasets(FASHION) else ():
+            found = []
+            for run in self._runs(study, method):
+                content = study.results.get(run)
+                if content is not None and "figures" in content:
+                    found.append((run.steps, content["figures"]["mse"]))
+                    orders.setdefault(run.steps, {})[method] = content["figures"]["mse"]
+            if found:
+                lines.append(Line(method, [s for s, _ in found], [m for _, m in found]))
+        if not lines:
+            return Section(self.name, self.title, self.claim, missing=["The lengths: not run."])
+        said = [
+            f"After {steps:,} updates, in order: "
+            + ", ".join(f"{m} {mse / 1e-3:.2f}" for m, mse in sorted(o.items(), key=_second))
+            + " (MSE e-3)."
+            for steps, o in sorted(orders.items())
+        ]
+        plot = Plot(
+            "scale",
+            "Test MSE by the length of a run, seed 0",
+            "updates",
+            "MSE",
+            lines,
+            log_x=True,
+            log_y=True,
+        )
+        return Section(self.name, self.title, self.claim, said, (), [plot])
+
+
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]
+
+
+def strips(study: Study, methods: Sequence[str]) -> Iterator[Image]:
+    """Originals, and what the first seed of each method makes of them in the paper's protocol."""
+    for dataset in study.datasets(FASHION):
+        comparison = study.comparison("reconstruction", dataset, methods)
+        original = True
+        for method in methods:
+            run = comparison.run(method, comparison.paper_rate(method), 0, final=True)
+            content = study.results.get(run)
+            found = (content or {}).get("strips", {})
+            if original and "original" in found:
+                yield Image("Original", base64.b64decode(found["original"]))
+                original = False
+            if "output" in found:
+                yield Image(METHODS[method].name, base64.b64decode(found["output"]))

@@ -1,0 +1,171 @@
+"""`mqvae reproduce`: names in, results and a page out."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from mqvae.paper.figures import (
+    Bounds,
+    CostOfAStep,
+    GradientDynamics,
+    QualityByTime,
+    Settled,
+)
+from mqvae.paper.results import Results
+from mqvae.paper.rows import IN_WORDS, other, table
+from mqvae.paper.runner import Work, carry_out
+from mqvae.paper.scales import SCALES
+from mqvae.paper.sections import Page
+from mqvae.paper.study import Experiment, Study
+from mqvae.paper.tables import TABLES
+from mqvae.paper.work import Place
+from mqvae.spelling import nearest
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in sorted(
+        [*TABLES, CostOfAStep(), QualityByTime(), GradientDynamics(), Bounds(), Settled()],
+        key=lambda each: (each.name in ("bounds", "scale"), each.name),
+    )
+}
+LATER = {
+    "table-8": "VQ-GAN and MQ-GAN, which this version does not have",
+    "figure-5": "VQ-GAN and MQ-GAN, which this version does not have",
+}
+ALL = "all"
+
+
+def published(scale: str) -> Path:
+    """The results that came with the program."""
+    return Path(str(resources.files("mqvae.paper") / "results" / scale))
+
+
+def experiments(names: Sequence[str]) -> list[Experiment]:
+    """What is asked for, in the page's order.
+
+    Raises:
+        ValueError: if there is no such table or figure, or not yet.
+    """
+    known = [*EXPERIMENTS, *LATER, ALL]
+    for name in names:
+        if name in LATER:
+            raise ValueError(f"{name} needs {LATER[name]}.")
+        if name not in known:
+            raise ValueError(
+                f"there is no '{name}'.{nearest(name, known)} There are: {', '.join(known)}."
+            )
+    return [each for name, each in EXPERIMENTS.items() if ALL in names or name in names]
+
+
+def present(chosen: Sequence[Experiment], root: str | None) -> dict[str, str]:
+    """The data sets that experiments are of: why one cannot be had, or nothing."""
+    from mqvae.data import load
+
+    names = dict.fromkeys(
+        name for each in chosen for name in getattr(each, "datasets", ("fashion-mnist",))
+    )
+    found = {}
+    for name in names:
+        try:
+            load(name, "test", root=root)
+            found[name] = ""
+        except (FileNotFoundError, ValueError) as error:
+            found[name] = str(error)
+    return found
+
+
+def carry_out_all(chosen: Sequence[Experiment], study: Study, place: Place, *, jobs: int) -> None:
+    """Do all that is missing for these tables and figures, and what follows from it."""
+
+    def wants(results: Results) -> list[Work]:
+        return [work for each in chosen for work in each.wants(study)]
+
+    carry_out(wants, study.results, place, jobs=jobs)
+
+
+def page(chosen: Sequence[Experiment], study: Study, commands: Sequence[str]) -> Page:
+    """What there is of these tables and figures."""
+    return Page(
+        study.scale.name,
+        list(headline(study)),
+        dict(conditions(study)),
+        [each.section(study) for each in chosen],
+        commands,
+    )
+
+
+def conditions(study: Study) -> Iterator[tuple[str, str]]:
+    """Sizes, hardware, dates."""
+    scale = study.scale
+    yield "Scale", f"{scale.name}: {SCALES[scale.name]}"
+    for task, settings in scale.settings.items():
+        network = ", ".join(f"{k} {v}" for k, v in settings["network"]["init_args"].items())
+        codes = settings["quantizer"]["init_args"]
+        yield (
+            task.capitalize(),
+            f"{scale.steps(task):,} updates, batch {settings['data']['batch_size']}, {network}, "
+            f"{codes.get('num_codes', 1024):,} codes of {codes['dim']}, network rate "
+            f"{scale.network_rate(task):g}",
+        )
+    yield (
+        "Matched rates",
+        "chosen from "
+        + ", ".join(f"{rate:g}" for rate in scale.rates)
+        + (" and the paper's protocol's own, by the first seed's loss on validation images"),
+    )
+    yield "Seeds", str(study.seeds)
+    contents = list(study.results.contents())
+    for title, key in (("Device", "device"), ("Dates", "date")):
+        values = sorted({str(each[key]) for each in contents if key in each})
+        if values:
+            shown = f"{values[0]} to {values[-1]}" if title == "Dates" else "; ".join(values)
+            yield title, shown
+    versions = {
+        ", ".join(f"{name} {version}" for name, version in each["versions"].items())
+        for each in contents
+        if "versions" in each
+    }
+    if versions:
+        yield "Versions", "; ".join(sorted(versions))
+    yield "Runs", f"{sum(each['asks']['kind'] == 'run' for each in contents):,}"
+
+
+PAIRS = (
+    ("MQ-VAE", "VQ-VAE"),
+    ("MQ-VAE + replace", "VQ-VAE + replace"),
+    ("MQ-VAE + group", "VQ-VAE + group"),
+)
+
+
+def headline(study: Study) -> Iterator[str]:
+    """What a reader takes home, from Table 1 on Fashion-MNIST."""
+    dataset = (study.datasets(("fashion-mnist",)) or [""])[0]
+    if not dataset:
+        return
+    methods = next(each for each in TABLES if each.name == "table-1").methods
+    comparison = study.comparison("reconstruction", dataset, methods)
+    made = table(comparison, 1, study.results, study.costs("reconstruction"))
+    if made is None:
+        return
+    for protocol in ("matched", "paper", "time"):
+        parts = []
+        for method, base in PAIRS:
+            row = next((r for r in made.rows if (r.method, r.protocol) == (method, protocol)), None)
+            reference = other(row, made.rows, base) if row is not None else None
+            if row is None or reference is None:
+                continue
+            ours, theirs = row.cells["mse"].values, reference.cells["mse"].values
+            if len(ours) == len(theirs) > 1:
+                ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+                parts.append(
+                    f"{statistics.fmean(ratios):.2f} of {base}'s for {method} "
+                    f"({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"
+                    + _of_paper(row.cells["mse"].paper_ratio)
+                )
+        if parts:
+            yield f"{IN_WORDS[protocol]}: the MSE is {'; '.join(parts)}."
+
+
+def _of_paper(ratio: float | None) -> str:
+    return ")" if ratio is None else f"; the paper {ratio:.2f})"
