@@ -1,0 +1,340 @@
+"""The paper's tables and figures, run again: values, runs that are found again, rows, verdicts."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mqvae.cli import main
+from mqvae.paper.comparison import Comparison
+from mqvae.paper.methods import META_RATE, METHODS, paper_value
+from mqvae.paper.reproduce import EXPERIMENTS, experiments
+from mqvae.paper.results import Results, file_name
+from mqvae.paper.rows import judgement, table, verdicts
+from mqvae.paper.runner import carry_out
+from mqvae.paper.scales import SCALES, load_scale
+from mqvae.paper.work import Place, Run
+
+DEBUG = load_scale("debug")
+RUN = Run("debug", "reconstruction", "digits", "VQ-VAE", 6e-2, 20, 0)
+PLAIN = ("mse", "perplexity")
+
+
+def result(run, mse, *, validation=None, **more):
+    """What a run leaves, less what no row needs."""
+    described = {k: {"better": "lower", "protocol": "", "title": k} for k in PLAIN}
+    return {
+        "seed": run.seed,
+        "final": True,
+        "figures": {"mse": mse, "perplexity": 10.0},
+        "validation": mse if validation is None else validation,
+        "described": described,
+        "seconds": 1.0,
+        "device": "cpu",
+        **more,
+    }
+
+
+def comparison(*methods, seeds=3):
+    return Comparison(load_scale("cpu"), "reconstruction", "fashion-mnist", methods, seeds)
+
+
+# -- the paper's values ---------------------------------------------------------------------------
+
+
+def test_the_papers_values_are_scaled_back():
+    assert paper_value(1, "fashion-mnist", "MQ-VAE", "mse") == pytest.approx(4.28e-3)
+    assert paper_value(1, "fashion-mnist", "MQ-VAE", "lpips") == pytest.approx(0.033)
+    assert paper_value(2, "fashion-mnist", "VQ-VAE", "accuracy") == pytest.approx(0.891)
+    assert paper_value(2, "cifar100", "VQ-VAE", "gradient_gap") == 3.76
+    assert paper_value(4, "fashion-mnist", "MQ-VAE", "ratio") == 3.95
+    assert paper_value(7, "cifar100", "MQ-VAE‡", "mse") == pytest.approx(4.58e-3)
+    assert paper_value(1, "fashion-mnist", "MQ-VAE†", "mse") is None
+
+
+def test_every_row_of_the_papers_tables_has_its_method():
+    wanted = {1: 7, 2: 7, 3: 5, 5: 7, 6: 5, 7: 4}
+    for experiment in EXPERIMENTS.values():
+        number = getattr(experiment, "number", None)
+        if number is None:
+            continue
+        dataset = experiment.datasets[0]
+        figure = "accuracy" if number == 2 else "mse"
+        has = [m for m in experiment.methods if paper_value(number, dataset, m, figure) is not None]
+        assert len(has) == wanted[number]
+        assert has == [m for m in METHODS if m in has] or number in (3, 6, 7)
+        missing = set(experiment.methods) - set(has)
+        assert missing == {"No quantization"}
+
+
+# -- runs and where they are found ----------------------------------------------------------------
+
+
+def test_a_run_is_what_its_preset_and_scale_say():
+    run = Run("paper", "reconstruction", "fashion-mnist", "MQ-VAE + group", 6e-2, 20_000, 3)
+    config = run.config()
+    assert (config["seed"], config["steps"]) == (3, 20_000)
+    assert config["network"]["init_args"]["width"] == 256
+    assert config["quantizer"]["init_args"]["groups"] == 4
+    assert config["quantizer"]["init_args"]["dim"] == 512
+    assert config["data"]["batch_size"] == 512
+    assert config["optimizer"]["network_lr"] == 3e-4
+    assert config["optimizer"]["codebook_lr"] == META_RATE
+    assert config["update"]["init_args"]["commitment_weight"] == 0.1
+    gumbel = dataclasses.replace(run, method="Gumbel-VQVAE").config()
+    assert gumbel["quantizer"]["init_args"]["anneal_steps"] == 20_000
+
+
+def test_every_method_has_settings():
+    for method in METHODS:
+        run = Run("cpu", "reconstruction", "fashion-mnist", method, 1e-2, 100, 0)
+        assert run.config()["name"] == method
+    assert [load_scale(name).name for name in SCALES] == list(SCALES)
+
+
+def test_a_result_is_found_by_its_configuration(tmp_path):
+    results = Results(tmp_path)
+    results.put(RUN, result(RUN, 0.5))
+    again = Results(tmp_path)
+    assert again.get(RUN)["figures"]["mse"] == 0.5
+    assert again.get(dataclasses.replace(RUN, seed=1)) is None
+    assert again.get(dataclasses.replace(RUN, rate=1e-2)) is None
+    (file,) = tmp_path.iterdir()
+    assert file.stem == file_name(RUN)
+    asks = json.loads(file.read_text())["asks"]
+    assert asks["optimizer"]["codebook_lr"] == 6e-2
+    assert "accelerator" not in asks["trainer"], "where it was trained is no part of what it is"
+
+
+def test_a_result_that_lacks_something_is_made_again(tmp_path):
+    results = Results(tmp_path)
+    results.put(RUN, result(RUN, 0.5) | {"final": False})
+    assert results.get(RUN) is not None
+    assert results.get(dataclasses.replace(RUN, final=True)) is None
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is no result .*remove it"):
+        Results(tmp_path)
+
+
+class Counted:
+    """A piece of work that notes how often it is done."""
+
+    title, words, amount, alone = "counted", "counted", 1.0, False
+
+    def __init__(self):
+        self.made = 0
+
+    def asks(self):
+        return {"kind": "counted"}
+
+    def satisfied(self, content):
+        return True
+
+    def make(self, place):
+        self.made += 1
+        return {"value": self.made}
+
+
+def test_work_is_done_once(tmp_path):
+    work = Counted()
+    for _ in range(2):
+        carry_out(lambda _: [work, work], Results(tmp_path), Place(tmp_path))
+    assert work.made == 1
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
+    from mqvae.trainer import NotFinite, Training
+
+    def fit(self):
+        raise NotFinite("the task loss is nan at step 3. The last good checkpoint is kept in X.")
+
+    monkeypatch.setattr(Training, "fit", fit)
+    content = RUN.make(Place(tmp_path, device="cpu"))
+    assert content == {"failed": "the task loss is nan at step 3.", "seed": 0}
+
+
+# -- protocols ------------------------------------------------------------------------------------
+
+
+def test_the_papers_protocol_gives_baselines_the_networks_rate():
+    compared = comparison("VQ-VAE", "MQ-VAE")
+    assert compared.paper_rate("VQ-VAE") == load_scale("cpu").network_rate("reconstruction") == 1e-3
+    assert compared.paper_rate("MQ-VAE") == META_RATE
+    assert load_scale("paper").network_rate("reconstruction") == 3e-4
+
+
+def test_matched_rates_are_chosen_on_validation_images(tmp_path):
+    compared, results = comparison("VQ-VAE"), Results(tmp_path)
+    grid = compared.grid("VQ-VAE")
+    assert grid == [1e-3, 6e-3, 2e-2, 6e-2, 2e-1]
+    with pytest.raises(LookupError):
+        compared.best_rate("VQ-VAE", results)
+    for i, rate in enumerate(grid):
+        run = compared.run("VQ-VAE", rate, 0)
+        # The best test figure is not the best on validation images.
+        results.put(run, result(run, 1.0 + i, validation=[5, 4, 1, 2, 3][i]))
+    assert compared.best_rate("VQ-VAE", results) == 2e-2
+    rows = compared.runs("matched", "VQ-VAE", results, {})
+    assert [(run.rate, run.seed) for run in rows] == [(2e-2, 0), (2e-2, 1), (2e-2, 2)]
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path):
+    compared, results = comparison("VQ-VAE"), Results(tmp_path)
+    for rate in compared.grid("VQ-VAE"):
+        run = compared.run("VQ-VAE", rate, 0)
+        content = result(run, rate) if rate > 1e-2 else {"failed": "nan", "seed": 0}
+        results.put(run, content)
+    assert compared.best_rate("VQ-VAE", results) == 2e-2
+
+
+def test_equal_time_is_fewer_updates_of_what_costs_more(tmp_path):
+    compared, results = comparison("VQ-VAE", "MQ-VAE"), Results(tmp_path)
+    for method in compared.methods:
+        for rate in compared.grid(method):
+            run = compared.run(method, rate, 0)
+            results.put(run, result(run, rate))
+    costs = {"VQ-VAE": 1.0, "MQ-VAE": 2.5}
+    assert compared.runs("time", "MQ-VAE", results, costs)[0].steps == 1200
+    assert compared.runs("time", "VQ-VAE", results, costs)[0].steps == 3000
+    assert compared.runs("matched", "MQ-VAE", results, costs)[0].steps == 3000
+
+
+# -- rows and verdicts ----------------------------------------------------------------------------
+
+
+def filled(tmp_path, ours):
+    """Table 1's first rows in the paper's protocol, VQ-VAE's MSE being 8, 10 and 12."""
+    compared, results = comparison("VQ-VAE", "MQ-VAE"), Results(tmp_path)
+    for method, values in (("VQ-VAE", (8e-3, 10e-3, 12e-3)), ("MQ-VAE", ours)):
+        for run, value in zip(compared.runs("paper", method, results, {}), values, strict=True):
+            results.put(run, result(run, value))
+    return table(compared, 1, results, {})
+
+
+def test_a_row_has_our_figure_the_papers_and_both_ratios(tmp_path):
+    made = filled(tmp_path, (4e-3, 5e-3, 6e-3))
+    base, row = made.rows
+    cell = row.cells["mse"]
+    assert cell.values == pytest.approx((4, 5, 6))
+    assert (cell.mean, cell.spread) == pytest.approx((5, 1))
+    assert cell.paper == pytest.approx(4.28)
+    assert cell.ratio == pytest.approx(0.5)
+    assert cell.paper_ratio == pytest.approx(4.28 / 7.26)
+    assert base.cells["mse"].ratio is None
+    assert row.cells["perplexity"].paper == pytest.approx(80.5)
+    assert row.runs == tuple(
+        file_name(run) for run in comparison("MQ-VAE").runs("paper", "MQ-VAE", None, {})
+    )
+
+
+def test_a_verdict_is_of_paired_seeds(tmp_path):
+    (said,) = verdicts(filled(tmp_path, (4e-3, 5e-3, 6e-3)), "mse")
+    assert said == (
+        "Paper's protocol, MSE: MQ-VAE is 0.50 of VQ-VAE (0.50 to 0.50 over 3 seeds), the paper "
+        "0.59: holds."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "published", "said"),
+    [
+        ([0.61, 0.64, 0.60], 0.59, "holds"),
+        ([0.91, 0.94, 0.90], 0.59, "holds in direction, by less"),
+        ([1.02, 1.05, 1.04], 0.59, "does not hold, the order is the other way round"),
+        ([0.97, 1.05, 1.01], 0.59, "does not hold, seeds disagree on the order"),
+        ([1.5, 1.7, 1.6], 1.58, "holds"),
+        ([0.9, 0.8, 0.9], 1.58, "does not hold, the order is the other way round"),
+        ([0.5], 0.59, "one seed, no verdict"),
+    ],
+)
+def test_judgements(ratios, published, said):
+    assert judgement(ratios, published) == said
+
+
+def test_rows_that_are_not_complete_say_so(tmp_path):
+    compared, results = comparison("VQ-VAE"), Results(tmp_path)
+    run = compared.runs("paper", "VQ-VAE", results, {})[0]
+    results.put(run, result(run, 8e-3))
+    made = table(compared, 1, results, {})
+    assert "VQ-VAE (paper): 1 of 3 seeds so far." in made.notes
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_all_at_the_debug_scale(tmp_path, capsys):
+    out = tmp_path / "out"
+    began = time.monotonic()
+    assert main(["reproduce", "all", "--scale", "debug", "--out", str(out)]) == 0
+    took = time.monotonic() - began
+    assert took < 240
+    said = capsys.readouterr().out
+    html = (out / "reproduction.html").read_text()
+    markdown = (out / "reproduction.md").read_text()
+    names = {path.stem for path in (out / "results").iterdir()}
+    for experiment in EXPERIMENTS.values():
+        assert experiment.title in said
+        assert experiment.title in markdown
+    for name in names:
+        content = json.loads((out / "results" / f"{name}.json").read_text())
+        if content["asks"]["kind"] == "run":
+            assert (out / "runs" / name / "config.yaml").is_file()
+    shown = {name for name in names if name in markdown}
+    # Every run is on the page but those of the grid and of the lengths that no row is of.
+    assert len(shown) > len(names) / 2
+    # Nothing is trained again, and the page is the same to the byte.
+    times = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    assert main(["reproduce", "all", "--scale", "debug", "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == times
+    assert (out / "reproduction.html").read_text() == html
+    assert (out / "reproduction.md").read_text() == markdown
+
+
+def test_an_interrupted_reproduction_goes_on(tmp_path):
+    """Two at a time, stopped by a signal: what was begun goes on, and ends the same."""
+    command = [sys.executable, "-m", "mqvae", "reproduce", "scale", "--scale", "debug"]
+    command += ["--jobs", "2", "--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if "done" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert "the same command goes on" in said
+    done = len(list((tmp_path / "results").iterdir()))
+    assert 0 < done < 8
+    again = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "results").iterdir())) == 8
+    assert f"of {8 - done}]" in again.stderr
+
+
+def test_what_comes_later_and_what_is_unknown_is_said(capsys):
+    assert main(["reproduce", "table-8"]) == 2
+    assert "VQ-GAN" in capsys.readouterr().err
+    assert main(["reproduce", "tabel-1"]) == 2
+    assert "did you mean 'table-1'" in capsys.readouterr().err.lower()
+    assert main(["reproduce", "table-1", "--seeds", "0"]) == 2
+    assert [each.name for each in experiments(["table-3", "table-1"])] == ["table-1", "table-3"]
+
+
+def test_the_published_page_is_made_of_the_published_results(tmp_path):
+    """docs/reproduction.md comes out of the committed results, to the byte."""
+    docs = Path(__file__).parent.parent / "docs"
+    arguments = ["reproduce", "all", "--scale", "cpu", "--published", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    for path in [docs / "reproduction.md", *(docs / "reproduction").iterdir()]:
+        assert (tmp_path / path.relative_to(docs)).read_bytes() == path.read_bytes(), path
