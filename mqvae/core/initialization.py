@@ -40,13 +40,25 @@ def kmeans(
     wide = samples if samples.dtype == torch.float64 else samples.float()
     centres = _seed(wide, num_codes, generator)
     for _ in range(iterations):
-        codes = nearest(wide, centres)
-        counts = torch.bincount(codes, minlength=num_codes)  # (K,)
-        sums = torch.zeros_like(centres).index_add_(0, codes, wide)  # (K, D)
-        means = sums / counts.clamp(min=1)[:, None]
-        # A centre that nothing chose stays where it is.
-        centres = torch.where(counts[:, None] > 0, means, centres)
+        centres, _ = group_means(wide, nearest(wide, centres), centres)
     return _apart(centres.to(samples.dtype), wide, generator)
+
+
+def group_means(samples: Tensor, codes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Lloyd's step: every centre to the mean of its samples.
+
+    Args:
+        samples: (N, D).
+        codes: The centre of every sample, (N,).
+        centres: (K, D).
+
+    Returns:
+        Centres, (K, D), one without samples where it was; and how many samples each has, (K,).
+    """
+    counts = torch.bincount(codes, minlength=len(centres))  # (K,)
+    sums = torch.zeros_like(centres).index_add_(0, codes, samples)  # (K, D)
+    means = sums / counts.clamp(min=1)[:, None]
+    return torch.where(counts[:, None] > 0, means, centres), counts
 
 
 def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) -> Tensor:

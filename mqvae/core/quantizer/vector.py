@@ -120,6 +120,17 @@ class VectorQuantizer(CodebookQuantizer):
             return codes + torch.arange(self.groups, device=codes.device) * self.num_codes
         return codes
 
+    def by_codebook(self, z_e: Tensor) -> list[Tensor]:
+        """Placed embeddings (..., D), cut and sorted by the codebook they choose from.
+
+        Returns:
+            (N, D/G) for each codebook, as they lie below each other in the table.
+        """
+        parts = z_e.reshape(-1, self.groups, self.dim // self.groups)  # (N, G, D/G)
+        if self.shared_codebook or self.groups == 1:
+            return [parts.flatten(0, 1)]
+        return list(parts.unbind(1))
+
     def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
         rows = self.rows(codes)
         # Unlike `embedding`, its gradient is a plain sum by row, on every device.
@@ -147,12 +158,7 @@ class VectorQuantizer(CodebookQuantizer):
         """
         self._check_width(z_e)
         wide = z_e.detach().to(torch.promote_types(z_e.dtype, torch.float32))
-        placed = self.place(wide)
-        parts = placed.reshape(-1, self.groups, self.dim // self.groups)  # (N, G, D/G)
-        if self.shared_codebook or self.groups == 1:
-            samples = [parts.flatten(0, 1)]
-        else:
-            samples = list(parts.unbind(1))
+        samples = self.by_codebook(self.place(wide))
         self.codebook.assign(
             torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples])
         )

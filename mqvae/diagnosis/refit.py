@@ -1,0 +1,230 @@
+"""The codebook refitted: what k-means to convergence under the frozen encoder would gain."""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mqvae.core.distance import Distance
+from mqvae.core.initialization import group_means
+from mqvae.core.nearest import nearest
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import VectorQuantizer
+from mqvae.data import Images, in_order
+from mqvae.diagnosis.subject import quantizer_of, sample
+from mqvae.metrics import Evaluation, evaluate, evaluating
+from mqvae.progress import watched
+from mqvae.tasks import Task
+
+BATCH_SIZE = 256
+ROWS = 2**16  # embeddings whose differences to their codewords are held at once
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A codebook refitted to the embeddings of training images.
+
+    Attributes:
+        before: Figures of the network as it came, on the test images.
+        after: The same with the refitted codebook, encoder and decoder as they were.
+        error_before: Quantization error of the embeddings that the codebook was refitted to,
+            mean (z_e − z_q)² over all numbers, as in Eq. 4.
+        error_after: The same with the refitted codebook.
+        images: Training images whose embeddings these are.
+        restarted: Codewords, of all codebooks, that none of these embeddings had chosen.
+        iterations: Lloyd's iterations, of the codebook that took most.
+        converged: Whether every codebook came to rest within the iterations allowed.
+        codebook: The refitted codewords, (rows, d), rows as in the quantizer's table.
+    """
+
+    before: Evaluation
+    after: Evaluation
+    error_before: float
+    error_after: float
+    images: int
+    restarted: int
+    iterations: int
+    converged: bool
+    codebook: Tensor = field(repr=False)
+
+
+@torch.no_grad()
+def refitted(
+    network: VQNetwork,
+    task: Task,
+    train: Images,
+    test: Images,
+    *,
+    device: torch.device | str = "cpu",
+    count: int = 10_000,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    iterations: int = 200,
+) -> Refit:
+    """Refit the codebook by k-means under the frozen encoder, and measure what that changes.
+
+    Lloyd's iterations start from the trained codebook, each codebook for itself, as many codewords
+    as before. With `Cosine` they are spherical: a mean is put back on the sphere. A codeword that
+    no embedding chooses starts again at an embedding, drawn in proportion to its squared distance
+    to its own codeword; so it is before the first iteration and, should one come to be unused,
+    later. The network handed in stays as it is. All embeddings are held in memory: 4 D bytes each.
+
+    Args:
+        network: A trained network with a `VectorQuantizer`.
+        task: What it was trained for.
+        train: Images whose embeddings the codebook is refitted to.
+        test: Images to measure on.
+        device: Where the network is.
+        count: How many training images, drawn by the seed; all if there are no more.
+        seed: Of the sample and of the new starts.
+        tolerance: The codebook is at rest when an iteration lowers the error by less than this
+            share.
+        iterations: Lloyd's iterations at most.
+
+    Raises:
+        ValueError: if the quantizer is another one, its codebook cannot be set to given codewords,
+            the embeddings are not finite, or there are no images.
+    """
+    quantizer = quantizer_of(network)
+    if iterations < 1 or not tolerance >= 0:
+        raise ValueError(
+            "iterations must be 1 or more and tolerance 0 or more, got "
+            f"{iterations} and {tolerance}."
+        )
+    drawn = sample(train, count, seed=seed)
+    before = evaluate(network, task, test, device=device)
+    z_e = embeddings(network, drawn, device)
+    books = list(quantizer.table().to(z_e.dtype).split(quantizer.num_codes))
+    generator = torch.Generator(device).manual_seed(seed)
+    fits = [
+        lloyd(
+            samples,
+            book,
+            quantizer.distance,
+            generator=generator,
+            tolerance=tolerance,
+            iterations=iterations,
+        )
+        for samples, book in zip(quantizer.by_codebook(z_e), books, strict=True)
+    ]
+    codebook = torch.cat([fit.centres for fit in fits])
+    other = copy.deepcopy(network)
+    set_codebook(quantizer_of(other), codebook)
+    # Of every codebook as many numbers.
+    return Refit(
+        before=before,
+        after=evaluate(other, task, test, device=device),
+        error_before=sum(fit.errors[0] for fit in fits) / len(fits),
+        error_after=sum(fit.errors[-1] for fit in fits) / len(fits),
+        images=len(drawn),
+        restarted=sum(fit.unused for fit in fits),
+        iterations=max(len(fit.errors) - 1 for fit in fits),
+        converged=all(fit.converged for fit in fits),
+        codebook=codebook.cpu(),
+    )
+
+
+@torch.no_grad()
+def embeddings(network: VQNetwork, images: Images, device: torch.device | str) -> Tensor:
+    """Placed embeddings of images in eval mode, (N, D), in float32 at least.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
+    batches = in_order(images, BATCH_SIZE, device=device)
+    total = -(-len(images) // BATCH_SIZE)
+    with evaluating(network):
+        parts = [
+            network.embed(x).flatten(0, -2) for x, _ in watched(batches, total, "taking embeddings")
+        ]
+    z_e = torch.cat(parts)
+    if not torch.isfinite(z_e).all():
+        raise ValueError(
+            "the embeddings hold inf or nan: the network has diverged, and no codebook fits it."
+        )
+    return z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+
+
+def set_codebook(quantizer: VectorQuantizer, codewords: Tensor) -> None:
+    """Make codewords the quantizer's table.
+
+    Raises:
+        ValueError: if its codebook is a map that does not take them.
+    """
+    quantizer.codebook.assign(codewords)
+    table = quantizer.table()
+    if not torch.allclose(table, codewords.to(table.dtype), rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            f"the codewords of a {type(quantizer.codebook_map).__name__} cannot be set freely: "
+            "its codebook is not what was assigned to it, so that it cannot be refitted. Diagnose "
+            "a run whose codebook is a Table()."
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Centres that k-means found.
+
+    Attributes:
+        centres: (K, d).
+        errors: Mean squared error over all numbers at the start and after each iteration.
+        unused: Centres that no sample had chosen at the start.
+        converged: Whether the last iteration lowered the error by less than the tolerance.
+    """
+
+    centres: Tensor
+    errors: list[float]
+    unused: int
+    converged: bool
+
+
+def lloyd(
+    samples: Tensor,
+    centres: Tensor,
+    distance: Distance,
+    *,
+    generator: torch.Generator,
+    tolerance: float,
+    iterations: int,
+) -> Fit:
+    """Lloyd's iterations from given centres; unused ones start again where the error is.
+
+    Neither a mean nor a new start of an unused centre can raise the error.
+
+    Args:
+        samples: Placed embeddings, (N, d).
+        centres: (K, d).
+        distance: Where means are put back to.
+        generator: Of the new starts, on the device of `samples`.
+        tolerance: The share of the error that an iteration must lower it by to go on.
+        iterations: At most so many.
+    """
+    errors: list[float] = []
+    unused = 0
+    converged = False
+    # Once more than there are iterations: what the last one made is measured too.
+    for _ in watched(range(iterations + 1), iterations + 1, "refitting the codebook"):
+        codes = nearest(samples, centres)
+        squared = _squared_errors(samples, centres, codes)  # (N,)
+        errors.append(squared.mean().item() / samples.shape[1])
+        converged = len(errors) > 1 and errors[-1] >= (1 - tolerance) * errors[-2]
+        if converged or len(errors) > iterations:
+            break
+        means, counts = group_means(samples, codes, centres)
+        empty = (counts == 0).nonzero().flatten()
+        if len(errors) == 1:
+            unused = len(empty)
+        centres = distance.place(means)
+        # The largest of errors over exponential draws: a draw without replacement, in proportion
+        # to the errors, of any number. Exact copies of a centre are no new start.
+        keys = squared / torch.empty_like(squared).exponential_(generator=generator)
+        found = keys.topk(min(len(empty), int((squared > 0).sum()))).indices
+        centres[empty[: len(found)]] = samples[found]
+    return Fit(centres, errors, unused, converged)
+
+
+def _squared_errors(samples: Tensor, centres: Tensor, codes: Tensor) -> Tensor:
+    """‖z_i − e_k(i)‖², (N,)."""
+    parts = zip(samples.split(ROWS), codes.split(ROWS), strict=True)
+    return torch.cat([(part - centres[rows]).square().sum(1) for part, rows in parts])

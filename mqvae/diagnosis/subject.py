@@ -1,0 +1,40 @@
+"""What is diagnosed: a network that selects codewords, and a sample of images."""
+
+import dataclasses
+
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import VectorQuantizer
+from mqvae.data import Images
+from mqvae.data.order import order_of
+
+
+def quantizer_of(network: VQNetwork) -> VectorQuantizer:
+    """The network's quantizer.
+
+    Raises:
+        ValueError: if it is not one that takes the nearest codeword of one codebook a group.
+    """
+    if not isinstance(network.quantizer, VectorQuantizer):
+        raise ValueError(
+            "this diagnosis is about the nearest codeword of one codebook a group: it expects a "
+            f"VectorQuantizer, got {type(network.quantizer).__name__}. Diagnose another run."
+        )
+    return network.quantizer
+
+
+def sample(images: Images, count: int, *, seed: int) -> Images:
+    """`count` images drawn by the seed, in their order; all of them if there are no more.
+
+    Raises:
+        ValueError: if that is no image.
+    """
+    if count < 1 or not len(images):
+        raise ValueError(
+            f"a diagnosis needs images: expected a count of 1 or more, got {count} of "
+            f"{len(images)} images."
+        )
+    if count >= len(images):
+        return images
+    indices = order_of(len(images), f"diagnosis,{seed}")[:count].sort().values
+    pixels, labels = images.take(indices)
+    return dataclasses.replace(images, pixels=pixels, labels=labels, names=())
