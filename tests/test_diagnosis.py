@@ -194,6 +194,10 @@ def test_what_cannot_be_refitted_is_refused():
         network.encoder.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="embeddings hold inf or nan"):
         refitted(network, Reconstruction(), images, images)
+    with torch.no_grad():
+        network.decoder.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="loss is nan: the network has diverged"):
+        best_of_nearest(network, Reconstruction(), images)
 
 
 @pytest.mark.parametrize("kind", ["residual", "gumbel", "none"])

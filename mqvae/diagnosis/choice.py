@@ -76,8 +76,8 @@ def best_of_nearest(
         tolerance: See above.
 
     Raises:
-        ValueError: if the quantizer is another one, the task's loss is no such mean, or there are
-            no images.
+        ValueError: if the quantizer is another one, the task's loss is no such mean or not
+            finite, or there are no images.
     """
     quantizer = quantizer_of(network)
     if candidates < 1 or sweeps < 1 or not tolerance >= 0:
@@ -136,7 +136,8 @@ class Search:
         losses: Of the images with these, (B,).
 
     Raises:
-        ValueError: if the task's loss is not the mean of the losses of single images.
+        ValueError: if the task's loss is not finite, or not the mean of the losses of single
+            images.
     """
 
     def __init__(
@@ -159,6 +160,11 @@ class Search:
         output = self.output()
         self.losses = losses_of_images(task, output, target)
         whole = task(output, target)
+        if not torch.isfinite(whole):
+            raise ValueError(
+                f"the task's loss is {whole.item()}: the network has diverged, and no choice of "
+                "codes mends it."
+            )
         if not torch.allclose(whole, self.losses.mean().to(whole.dtype), rtol=1e-3, atol=1e-6):
             raise ValueError(
                 f"the loss of a {type(task).__name__} task is {whole.item():.4g} for some images, "
