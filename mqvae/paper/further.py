@@ -163,3 +163,61 @@ class Diagnosis:
                 "images": nearest.images,
             },
         }
+
+
+@dataclass(frozen=True)
+class PriorCurve:
+    """A prior over a run's codes, its samples measured while it trains.
+
+    Attributes:
+        run: The run.
+    """
+
+    run: Run
+    alone = False
+
+    @property
+    def title(self) -> str:
+        return f"prior-{self.run.title}"
+
+    @property
+    def words(self) -> str:
+        return f"prior of {self.run.words}"
+
+    @property
+    def amount(self) -> float:
+        return 2 * float(load_scale(self.run.scale).prior["steps"])
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the prior."""
+        scale = load_scale(self.run.scale)
+        steps = int(scale.prior["steps"])
+        every = max(1, steps // scale.points)
+        return {**scale.prior, "samples_every": every, "samples": scale.samples}
+
+    def asks(self) -> dict[str, Any]:
+        """The run, and the prior."""
+        return {"kind": "prior", "run": self.run.asks(), "prior": self.settings()}
+
+    def satisfied(self, content: Mapping[str, Any]) -> bool:
+        return True
+
+    def make(self, place: Place) -> dict[str, Any]:
+        """Train it, and draw from it on the way."""
+        from mqvae.prior import PriorSettings, sample_curve
+        from mqvae.weights import WeightsNotFound
+
+        folder = self.run.train(place)
+        device = None if place.device == "auto" else place.device
+        try:
+            curve = sample_curve(folder, PriorSettings(**self.settings()), device=device)
+        except WeightsNotFound as reason:
+            return {"failed": str(reason)}
+        return {
+            "distance": curve.distance,
+            "points": [[step, float(f"{value:.5g}")] for step, value in curve.points],
+            "reconstructions": curve.reconstructions,
+            "training_images": curve.training_images,
+            "bits_per_code": curve.bits_per_code,
+            "independent_bits_per_code": curve.summary["independent_bits_per_code"],
+        }

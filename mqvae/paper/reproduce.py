@@ -10,6 +10,7 @@ from mqvae.paper.figures import (
     CostOfAStep,
     GradientDynamics,
     QualityByTime,
+    SamplesOfPriors,
     Settled,
 )
 from mqvae.paper.results import Results
@@ -25,7 +26,15 @@ from mqvae.spelling import nearest
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
     for experiment in sorted(
-        [*TABLES, CostOfAStep(), QualityByTime(), GradientDynamics(), Bounds(), Settled()],
+        [
+            *TABLES,
+            CostOfAStep(),
+            SamplesOfPriors(),
+            QualityByTime(),
+            GradientDynamics(),
+            Bounds(),
+            Settled(),
+        ],
         key=lambda each: (each.name in ("bounds", "scale"), each.name),
     )
 }

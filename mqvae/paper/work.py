@@ -6,16 +6,20 @@ import csv
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mqvae.paper.methods import METHODS
 from mqvae.paper.results import file_name
 from mqvae.paper.scales import load_scale
+from mqvae.runs import write_whole
+
+if TYPE_CHECKING:
+    from mqvae.data import Images
 
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
@@ -32,7 +36,7 @@ class Place:
 
     runs: Path
     root: str | None = None
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,15 @@ class Run:
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         return not self.final or "failed" in content or content["final"]
 
+    def classifier(self) -> "Run | None":
+        """What the class score is taken with: the same images classified without quantization."""
+        if self.task == "classification":
+            return None
+        steps = load_scale(self.scale).steps("classification")
+        return Run(
+            self.scale, "classification", self.dataset, "No quantization", None, steps, 0, True
+        )
+
     def make(self, place: Place) -> dict[str, Any]:
         """Train what is missing of it, and measure it."""
         from mqvae.trainer import TrainingFailed
@@ -170,40 +183,65 @@ class Run:
     def _further(
         self, folder: Path, place: Place
     ) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-        """Figures that take large networks, what they are, and why some cannot be had."""
-        from dataclasses import asdict, replace
+        """Figures that take large networks, what they are, and why some cannot be had.
 
-        import torch
-
+        What was measured before is kept in the run's folder, and not measured again.
+        """
         from mqvae.metrics import CODES, evaluate
-        from mqvae.metrics.registry import further_figures
+        from mqvae.metrics.registry import Maker, further_figures
+        from mqvae.metrics.score import ClassScore
         from mqvae.settings import Trainer
         from mqvae.tokenizer import Tokenizer
         from mqvae.trainer import Processes, load_split
 
-        device = Processes(Trainer(accelerator=place.device)).device  # type: ignore[arg-type]
-        tokenizer = Tokenizer.from_run(folder, device=device)
-        if type(tokenizer.task).__name__ == "Classification":
+        classifier = self.classifier()
+        if classifier is None:
             return {}, {}, {}
-        images = load_split(tokenizer.settings.data, "test")
-        count = min(len(images), load_scale(self.scale).images)
-        pixels, labels = images.take(torch.arange(count))
-        images = replace(images, pixels=pixels, labels=labels, names=images.names[:count])
+        kept = folder / "further.json"
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        device = Processes(Trainer(accelerator=place.device)).device
+        tokenizer = Tokenizer.from_run(folder, device=device)
+        options = tokenizer.settings.data
+        images = _first(load_split(options, "test"), load_scale(self.scale).images)
+        makers: dict[str, Maker] = {}
+        judge = place.runs / file_name(classifier)
+        if (judge / "summary.json").is_file():
+            from mqvae.classifier import classifier_of
+
+            network = classifier_of(judge, options, device=device)
+            makers["class_score"] = partial(ClassScore, classifier=network)
         left_out: list[str] = []
         further = further_figures(
             ["all"],
-            [*tokenizer.task.figures, *CODES],
+            [*tokenizer.task.figures, *CODES, *known],
             tokenizer.task,
             images,
             device=device,
+            makers=makers,
             left_out=left_out.append,
         )
-        result = evaluate(tokenizer.network, tokenizer.task, images, device=device, further=further)
+        if further:
+            result = evaluate(
+                tokenizer.network, tokenizer.task, images, device=device, further=further
+            )
+            for name in further:
+                about = asdict(result.described[name])
+                known[name] = {"value": result.figures[name], "described": about}
+            write_whole(kept, json.dumps(known, indent=1) + "\n")
         return (
-            {name: result.figures[name] for name in further},
-            {name: asdict(result.described[name]) for name in further},
+            {name: each["value"] for name, each in known.items()},
+            {name: each["described"] for name, each in known.items()},
             dict(sentence.split(" is left out: ", 1) for sentence in left_out),
         )
+
+
+def _first(images: "Images", count: int) -> "Images":
+    """The first images of a split."""
+    import torch
+
+    count = min(len(images), count)
+    pixels, labels = images.take(torch.arange(count))
+    return replace(images, pixels=pixels, labels=labels, names=images.names[:count])
 
 
 @cache
