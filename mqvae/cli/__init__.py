@@ -106,12 +106,27 @@ def _evaluate(arguments: list[str]) -> int:
         "--metrics",
         default="",
         metavar="NAME,…",
-        help="further figures of images: ssim, lpips, fid, inception_score, frechet_vgg16, or all "
-        "that can be had; the task's own are always measured",
+        help="further figures of images: ssim, lpips, fid, inception_score, frechet_vgg16, "
+        "class_score, or all that can be had; the task's own are always measured",
+    )
+    parser.add_argument(
+        "--classifier",
+        metavar="RUN",
+        help="what class_score is taken with: a run of `mqvae train classifier` on the same images",
     )
     options = parser.parse_args(arguments)
+    names = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    if options.classifier is not None and not {"class_score", "all"} & set(names):
+        raise ValueError(
+            "--classifier is what class_score is taken with: add --metrics class_score, or leave "
+            "it out."
+        )
+    from functools import partial
+
+    from mqvae.classifier import classifier_of
     from mqvae.metrics import CODES, evaluate
-    from mqvae.metrics.registry import further_figures
+    from mqvae.metrics.registry import Maker, further_figures
+    from mqvae.metrics.score import ClassScore
     from mqvae.settings import Trainer
     from mqvae.tokenizer import Tokenizer
     from mqvae.trainer import Processes, device_name, load_split, write_evaluation
@@ -122,12 +137,19 @@ def _evaluate(arguments: list[str]) -> int:
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
     images = load_split(tokenizer.settings.data, options.split)
+    makers: dict[str, Maker] = {}
+    if options.classifier is not None:
+        classifier = classifier_of(
+            options.classifier, tokenizer.settings.data, device=processes.device
+        )
+        makers["class_score"] = partial(ClassScore, classifier=classifier)
     further = further_figures(
-        [name.strip() for name in options.metrics.split(",") if name.strip()],
+        names,
         [*tokenizer.task.figures, *CODES],
         tokenizer.task,
         images,
         device=processes.device,
+        makers=makers,
         left_out=_remark if processes.first else str,
     )
     result = evaluate(

@@ -1,23 +1,21 @@
 """The Inception network of FID and of the inception score."""
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mqvae.data import Images
-from mqvae.metrics.image_figure import ImageFigure, in_parts
+from mqvae.metrics.score import ScoreFigure
 from mqvae.tasks import Figure
 from mqvae.weights import Weights, read
 
 _CLASSES = 1008
-_SPLITS = 10
 
 
-class InceptionScore(ImageFigure):
-    """exp E KL(p(class | image) ‖ p(class)), of outputs alone.
+class InceptionScore(ScoreFigure):
+    """The score with torch-fidelity's Inception network.
 
     Args:
         images: What is measured on.
@@ -31,12 +29,9 @@ class InceptionScore(ImageFigure):
     """
 
     def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
+        super().__init__(_CLASSES, images)
         weights = read("inception")
         self.network = inception(weights, "logits_unbiased").to(device)
-        self.splits = min(_SPLITS, len(images))
-        self.seen = 0
-        # Of each split: the sum of p, the sum of Σ p log p, the number of images.
-        self.sums = torch.zeros(self.splits, _CLASSES + 2, dtype=torch.float64)
         self.figure = Figure(
             "Inception score",
             "higher",
@@ -44,27 +39,8 @@ class InceptionScore(ImageFigure):
             f"over {self.splits} equal parts of {len(images):,} images",
         )
 
-    def update(self, output: Tensor, target: Tensor) -> None:
-        for part in in_parts(output):
-            with torch.no_grad():
-                logits = self.network(to_bytes(part)).cpu().double()
-            p = logits.softmax(1)
-            negative_entropy = (p * logits.log_softmax(1)).sum(1, keepdim=True)
-            rows = torch.cat([p, negative_entropy, torch.ones(len(p), 1, dtype=p.dtype)], dim=1)
-            split = torch.arange(self.seen, self.seen + len(p)) % self.splits
-            self.sums.index_add_(0, split, rows)
-            self.seen += len(p)
-
-    def compute(self, total: Callable[[Tensor], Tensor]) -> float:
-        return score(total(self.sums))
-
-
-def score(sums: Tensor) -> float:
-    """The mean score of the splits, by what `InceptionScore` keeps of them."""
-    sums = sums[sums[:, -1] > 0]
-    p = sums[:, :-2] / sums[:, -1:]
-    divergence = sums[:, -2] / sums[:, -1] - torch.special.xlogy(p, p).sum(1)
-    return float(divergence.exp().mean())
+    def logits(self, images: Tensor) -> Tensor:
+        return self.network(to_bytes(images.expand(-1, 3, -1, -1)))
 
 
 def inception(weights: Weights, features: str) -> Any:

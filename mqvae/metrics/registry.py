@@ -1,6 +1,7 @@
 """Which further figures there are, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -8,20 +9,24 @@ from mqvae.data import Images
 from mqvae.metrics.frechet import Fid, FrechetVgg16
 from mqvae.metrics.image_figure import ImageFigure
 from mqvae.metrics.inception import InceptionScore
+from mqvae.metrics.score import ClassScore
 from mqvae.metrics.similarity import Lpips, Ssim
 from mqvae.spelling import nearest
 from mqvae.tasks import Task
 from mqvae.weights import WeightsNotFound
 
-IMAGE_FIGURES: Mapping[str, Callable[[Images, torch.device | str], ImageFigure]] = {
+Maker = Callable[[Images, torch.device | str], ImageFigure]
+
+IMAGE_FIGURES: Mapping[str, Maker] = {
     "ssim": Ssim,
     "lpips": Lpips,
     "fid": Fid,
     "inception_score": InceptionScore,
     "frechet_vgg16": FrechetVgg16,
+    "class_score": ClassScore,
 }
-"""Figures of any task that gives images. A class score, which takes a classifier, has its place
-here too, once it is known where the classifier comes from."""
+"""Figures of any task that gives images. The class score is there for those who give `makers` one
+with a classifier; by itself it says what it lacks."""
 
 ALL = "all"
 
@@ -33,6 +38,7 @@ def further_figures(
     images: Images,
     *,
     device: torch.device | str = "cpu",
+    makers: Mapping[str, Maker] = MappingProxyType({}),
     left_out: Callable[[str], object] = print,
 ) -> dict[str, ImageFigure]:
     """The figures that are asked for beside those that are always measured.
@@ -43,6 +49,7 @@ def further_figures(
         task: What the network was trained for.
         images: What is measured on.
         device: Where it is measured.
+        makers: Of figures, in place of those in `IMAGE_FIGURES`.
         left_out: Told, in a sentence, what "all" could not have.
 
     Raises:
@@ -50,7 +57,8 @@ def further_figures(
         WeightsNotFound: if it needs weights that are not on this machine.
     """
     makes_images = type(task).images is not Task.images
-    known = [*own, *(IMAGE_FIGURES if makes_images else ())]
+    makers = {**IMAGE_FIGURES, **makers}
+    known = [*own, *(makers if makes_images else ())]
     for name in names:
         if name not in (*known, ALL):
             what = "" if makes_images else f", whose task, {type(task).__name__}, gives no images"
@@ -64,7 +72,7 @@ def further_figures(
         if name in own:
             continue
         try:
-            figures[name] = IMAGE_FIGURES[name](images, device)
+            figures[name] = makers[name](images, device)
         except (ValueError, WeightsNotFound) as error:
             if name in names:
                 raise

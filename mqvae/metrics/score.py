@@ -1,0 +1,112 @@
+"""How sure a classifier is of outputs, and of how many classes they are: the score of Inception."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqvae.data import Images
+from mqvae.metrics.image_figure import PART, ImageFigure
+from mqvae.tasks import Figure
+
+_SPLITS = 10
+
+
+class ScoreFigure(ImageFigure):
+    """exp E KL(p(class | image) ‖ p(class)), of outputs alone, the mean over equal parts.
+
+    Args:
+        classes: How many there are.
+        images: What is measured on.
+
+    Source:
+        Salimans et al. 2016.
+    """
+
+    def __init__(self, classes: int, images: Images) -> None:
+        self.splits = min(_SPLITS, len(images))
+        self.seen = 0
+        # Of each split: the sum of p, the sum of Σ p log p, the number of images.
+        self.sums = torch.zeros(self.splits, classes + 2, dtype=torch.float64)
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, classes) of a few images."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        for part in output.split(PART):
+            with torch.no_grad():
+                logits = self.logits(part).cpu().double()
+            p = logits.softmax(1)
+            negative_entropy = (p * logits.log_softmax(1)).sum(1, keepdim=True)
+            rows = torch.cat([p, negative_entropy, torch.ones(len(p), 1, dtype=p.dtype)], dim=1)
+            split = torch.arange(self.seen, self.seen + len(p)) % self.splits
+            self.sums.index_add_(0, split, rows)
+            self.seen += len(p)
+
+    def compute(self, total: Callable[[Tensor], Tensor]) -> float:
+        return score(total(self.sums))
+
+
+def score(sums: Tensor) -> float:
+    """The mean score of the splits, by what `ScoreFigure` keeps of them."""
+    sums = sums[sums[:, -1] > 0]
+    p = sums[:, :-2] / sums[:, -1:]
+    divergence = sums[:, -2] / sums[:, -1] - torch.special.xlogy(p, p).sum(1)
+    return float(divergence.exp().mean())
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What tells the classes of images apart.
+
+    Attributes:
+        logits: (B, classes) of images (B, C, H, W) in [0, 1].
+        classes: How many there are.
+        words: Which it is, for the protocol of what is taken with it.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    classes: int
+    words: str
+
+
+class ClassScore(ScoreFigure):
+    """The score with a classifier of the same data set: where Inception cannot be had, and not IS.
+
+    It lies between 1 and the number of classes.
+
+    Args:
+        images: What is measured on.
+        device: Where the classifier is.
+        classifier: Trained on images like these.
+
+    Raises:
+        ValueError: if there is no classifier.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        device: torch.device | str = "cpu",
+        *,
+        classifier: Classifier | None = None,
+    ) -> None:
+        if classifier is None:
+            raise ValueError(
+                "a class score takes a classifier of the same data set: --classifier RUN, as "
+                "`mqvae train classifier` makes one."
+            )
+        super().__init__(classifier.classes, images)
+        self.classifier = classifier
+        self.figure = Figure(
+            "Class score (not IS)",
+            "higher",
+            f"not comparable to IS: {classifier.words}; from 1 to {classifier.classes}, mean over "
+            f"{self.splits} equal parts of {len(images):,} images",
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.classifier.logits(images)
