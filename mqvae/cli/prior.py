@@ -20,6 +20,8 @@ GRID = 64  # images of samples.png at most
 
 def prior(arguments: list[str]) -> int:
     options = _prior_parser().parse_args(arguments)
+    from mqvae.prior.distance import FILE
+
     quiet()
     training = _training(options)
     folder, steps = training.run.folder, training.config.prior.steps
@@ -36,6 +38,8 @@ def prior(arguments: list[str]) -> int:
     summary, code = to_the_end(training.fit, steps, go_on)
     if summary is not None:
         print_figures(summary, summary["figures"])
+        if training.distance is not None:
+            print(f"distance of samples by steps: {folder / FILE}")
         print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(options.run)} --out samples")
     return code
 
@@ -57,8 +61,11 @@ def _prior_parser() -> argparse.ArgumentParser:
             continue
         if field.default is not None:
             words = f"{words} ({field.default})"
-        kind = int if field.default is None else type(field.default)
-        parser.add_argument(option, type=kind, metavar="N", default=argparse.SUPPRESS, help=words)
+        kind = next(kind for kind in (str, int, float) if field.type in (kind, kind | None))
+        metavar = "NAME" if kind is str else "N"
+        parser.add_argument(
+            option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=words
+        )
     parser.add_argument(
         "--checkpoint",
         choices=("last", "best"),

@@ -73,27 +73,45 @@ class Moments:
         return mean, (sums[:-1, :-1] - count * mean.outer(mean)) / (count - 1)
 
 
-class _Frechet(ImageFigure):
-    """The distance between the features of outputs and those of the images themselves."""
+class Frechet(ImageFigure):
+    """The distance between the features of outputs and those of the images themselves.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: Number of features.
+        title: Of the figure.
+        words: Which features.
+        images: What is measured on, and against.
+
+    Attributes:
+        outputs: Moments of the features of outputs.
+        targets: Those of the images.
+    """
+
+    def __init__(self, size: int, title: str, words: str, images: Images) -> None:
+        self.size, self.words = size, words
         self.outputs, self.targets = Moments(size), Moments(size)
+        protocol = f"{words}, outputs against the {len(images):,} images they are made of"
+        self.figure = Figure(title, "lower", protocol)
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """(B, D) of a few images of three channels."""
 
+    def gather(self, images: Tensor, moments: Moments) -> None:
+        """Take images (B, C, H, W) into account, for outputs or for targets."""
+        for part in in_parts(images):
+            with torch.no_grad():
+                moments.update(self.features(part))
+
     def update(self, output: Tensor, target: Tensor) -> None:
-        for images, moments in ((output, self.outputs), (target, self.targets)):
-            for part in in_parts(images):
-                with torch.no_grad():
-                    moments.update(self.features(part))
+        self.gather(output, self.outputs)
+        self.gather(target, self.targets)
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> float:
         return frechet_distance(*self.outputs.compute(total), *self.targets.compute(total))
 
 
-class Fid(_Frechet):
+class Fid(Frechet):
     """Fréchet Inception distance, on the features of torch-fidelity's Inception network.
 
     Args:
@@ -108,21 +126,21 @@ class Fid(_Frechet):
     """
 
     def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
-        super().__init__(2048)
         weights = read("inception")
-        self.network = inception(weights, "2048").to(device)
-        self.figure = Figure(
+        super().__init__(
+            2048,
             "FID",
-            "lower",
             f"Inception ({weights}), 2048 features, 8-bit images resized to 299 × 299 as by "
-            f"TensorFlow 1, outputs against the {len(images):,} images they are made of",
+            "TensorFlow 1",
+            images,
         )
+        self.network = inception(weights, "2048").to(device)
 
     def features(self, images: Tensor) -> Tensor:
         return self.network(to_bytes(images))
 
 
-class FrechetVgg16(_Frechet):
+class FrechetVgg16(Frechet):
     """The Fréchet distance on features of VGG16: where Inception cannot be had, and not FID.
 
     Args:
@@ -134,17 +152,16 @@ class FrechetVgg16(_Frechet):
     """
 
     def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
-        super().__init__(512)
         weights = read("vgg16")
-        self.network = _vgg16(weights).to(device)
-        self.figure = Figure(
+        super().__init__(
+            512,
             "Fréchet distance on VGG16 (not FID)",
-            "lower",
             "not comparable to FID: "
             f"VGG16 ({weights}), mean of relu5_3 over positions, 512 features, images in [0, 1] "
-            f"normalized as for ImageNet{resized(images.shape, _SMALLEST, _SIDE)}, outputs against "
-            f"the {len(images):,} images they are made of",
+            f"normalized as for ImageNet{resized(images.shape, _SMALLEST, _SIDE)}",
+            images,
         )
+        self.network = _vgg16(weights).to(device)
 
     def features(self, images: Tensor) -> Tensor:
         images = at_least(images, _SMALLEST, _SIDE)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import Images
+from mqvae.data.order import order_of
 from mqvae.metrics.image_figure import PART, ImageFigure
 from mqvae.tasks import Figure
 
@@ -27,6 +28,10 @@ class ScoreFigure(ImageFigure):
 
     def __init__(self, classes: int, images: Images) -> None:
         self.splits = min(_SPLITS, len(images))
+        # One of as many images as there are splits goes to each, in an order that no order of
+        # classes, such as 0 … 9, 0 … 9, agrees with.
+        blocks = range(-(-len(images) // self.splits))
+        self.order = torch.cat([order_of(self.splits, f"score,{block}") for block in blocks])
         self.seen = 0
         # Of each split: the sum of p, the sum of Σ p log p, the number of images.
         self.sums = torch.zeros(self.splits, classes + 2, dtype=torch.float64)
@@ -42,8 +47,8 @@ class ScoreFigure(ImageFigure):
             p = logits.softmax(1)
             negative_entropy = (p * logits.log_softmax(1)).sum(1, keepdim=True)
             rows = torch.cat([p, negative_entropy, torch.ones(len(p), 1, dtype=p.dtype)], dim=1)
-            split = torch.arange(self.seen, self.seen + len(p)) % self.splits
-            self.sums.index_add_(0, split, rows)
+            places = torch.arange(self.seen, self.seen + len(p)) % len(self.order)
+            self.sums.index_add_(0, self.order[places], rows)
             self.seen += len(p)
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> float:

@@ -11,6 +11,7 @@ from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
 
 FOLDER = "prior"
+DISTANCES = ("fid", "frechet_vgg16")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class PriorSettings:
         lr: AdamW's learning rate, reached by a warm-up and followed by a cosine to 0.
         warmup: Share of the steps that the warm-up takes.
         conditional: Condition on the classes of the images.
+        samples_every: Steps between measurements of samples: their Fréchet distance from the test
+            images, in samples.csv; 0 for none.
+        samples: How many are drawn each time.
+        distance: fid or frechet_vgg16; fid if not given and Inception's weights are here.
     """
 
     steps: int = 2000
@@ -38,13 +43,21 @@ class PriorSettings:
     lr: float = 1e-3
     warmup: float = 0.05
     conditional: bool = False
+    samples_every: int = 0
+    samples: int = 1000
+    distance: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "width", "layers", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}.")
+        for name in ("seed", "samples_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.samples < 2:
+            raise ValueError(f"samples must be 2 or more, got {self.samples}.")
+        if self.distance not in (None, *DISTANCES):
+            raise ValueError(f"distance must be {' or '.join(DISTANCES)}, got {self.distance!r}.")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be above 0, got {self.lr}.")
         if not 0 <= self.warmup < 1:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import AdamW
 from mqvae import __version__
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
+from mqvae.prior.distance import SampleDistance, usual_distance
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.progress import Progress
 from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
@@ -61,6 +63,7 @@ def begin_prior(
 
     Raises:
         ValueError: if the run has no codes or gives no images, or has a prior already.
+        WeightsNotFound: if samples should be measured, and what they are measured with is not here.
     """
     folder = Path(run) / FOLDER
     Run(run)
@@ -69,12 +72,14 @@ def begin_prior(
             f"{folder} exists already: add --overwrite to replace it, or --resume to go on with it."
         )
     tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
+    if settings.samples_every and settings.distance is None:
+        settings = dataclasses.replace(settings, distance=usual_distance())
     config = PriorConfig.of(tokenizer, settings, checkpoint)
     network = config.network()  # refuses what does not fit before anything is written
-    splits = _splits(tokenizer, config)
+    splits, distance = _measured(tokenizer, config)
     Run.create(folder, config.content(), overwrite=overwrite)
     (folder / "samples").rmdir()
-    training = PriorTraining(Run(folder), config, tokenizer, network, splits)
+    training = PriorTraining(Run(folder), config, tokenizer, network, splits, distance)
     training.save()
     return training
 
@@ -97,8 +102,8 @@ def resume_prior(run: str | Path, *, device: torch.device | str | None = None) -
     network = config.network()
     saved = Run(folder).load("last")
     saved.give_weights(network, folder)
-    splits = _splits(tokenizer, config)
-    training = PriorTraining(Run(folder), config, tokenizer, network, splits)
+    splits, distance = _measured(tokenizer, config)
+    training = PriorTraining(Run(folder), config, tokenizer, network, splits, distance)
     training.restore(saved)
     return training
 
@@ -114,6 +119,7 @@ class PriorTraining:
         train: Codes of the images the tokenizer was trained on.
         validation: Codes of those held out; may be empty.
         test: Codes of the test images.
+        distance: How far samples are; None where they are not measured.
         step: Updates made.
         seconds: Time they took.
     """
@@ -125,6 +131,7 @@ class PriorTraining:
         tokenizer: Tokenizer,
         network: PixelCNN,
         splits: tuple[CodeSplit, CodeSplit, CodeSplit],
+        distance: SampleDistance | None = None,
     ) -> None:
         self.run = run
         self.config = config
@@ -132,6 +139,7 @@ class PriorTraining:
         self.device = tokenizer.device
         self.network = network.to(self.device)
         self.train, self.validation, self.test = splits
+        self.distance = distance
         self.optimizer = AdamW(self.network.parameters(), lr=config.prior.lr)
         self.rate = warmup_cosine(config.prior.steps, config.prior.warmup)
         self.log_every = max(1, min(100, config.prior.steps // 50))
@@ -140,8 +148,13 @@ class PriorTraining:
         self.seconds = 0.0
         self._unsaid: float | None = None  # a validation loss that no row has yet
 
-    def fit(self) -> dict[str, Any]:
+    def fit(
+        self, *, after_step: Callable[["PriorTraining"], object] | None = None
+    ) -> dict[str, Any]:
         """Train to the last step, measure, and write summary.json; returns its contents.
+
+        Args:
+            after_step: Called after every step, whose time it does not count for.
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
@@ -151,14 +164,20 @@ class PriorTraining:
         batches = shuffled(len(self.train), prior.batch_size, seed=prior.seed, start=self.step)
         self.run.start_metrics(after_step=self.step, columns=COLUMNS)
         self.network.train()
+        if self.distance is not None:
+            self.distance.start(self.run.folder, self.step)
         title = f"prior of {self.tokenizer.settings.name}"
         with Signals() as asked, Progress(title, self.step, prior.steps) as show:
+            self._measure_samples()  # if it was stopped before they were
             while self.step < prior.steps:
                 loss = self._update(next(batches))
                 show.advance(self.step, f"{loss:.3f} bits per code")
+                if after_step is not None:
+                    after_step(self)
                 if asked.number:
                     self.save()
                     raise Interrupted(self.step, asked.number)
+                self._measure_samples()
         return self._finish()
 
     def _update(self, indices: Tensor) -> float:
@@ -190,6 +209,11 @@ class PriorTraining:
             self.save()
         return value
 
+    def _measure_samples(self) -> None:
+        if self.distance is not None and self.distance.due(self.step):
+            self.save()  # drawing may take longer than training did
+            self.distance.measure(self.network, self.step)
+
     # -- checkpoints -----------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -217,12 +241,15 @@ class PriorTraining:
         measured = bits_of_split(self.network, self.test, self.device)
         data = self.tokenizer.settings.data
         numbers = (data.channels or 1) * (data.side or 1) ** 2
+        distance = self.distance
+        figures = {**FIGURES, **({} if distance is None else distance.figures())}
         content = {
             "bits_per_code": measured,
             "bits_per_dimension": measured * math.prod(self.config.shape) / numbers,
             "independent_bits_per_code": independent_bits(
                 self.train, self.test, self.config.num_codes
             ),
+            **({} if distance is None else distance.summary(self.train)),
             "name": f"prior of {self.tokenizer.settings.name}",
             "dataset": data.name,
             "steps": self.step,
@@ -232,15 +259,17 @@ class PriorTraining:
             "device": device_name(self.device),
             "tokenizer": {"checkpoint": self.config.checkpoint, "model": self.config.model},
             "protocol": {"split": "test", "images": len(self.test), "precision": "float32"},
-            "figures": {key: dataclasses.asdict(figure) for key, figure in FIGURES.items()},
+            "figures": {key: dataclasses.asdict(figure) for key, figure in figures.items()},
             "versions": versions(),
         }
         self.run.write_json("summary.json", content)
         return content
 
 
-def _splits(tokenizer: Tokenizer, config: PriorConfig) -> tuple[CodeSplit, CodeSplit, CodeSplit]:
-    """The codes of the run's own splits.
+def _measured(
+    tokenizer: Tokenizer, config: PriorConfig
+) -> tuple[tuple[CodeSplit, CodeSplit, CodeSplit], SampleDistance | None]:
+    """The codes of the run's own splits, and what measures samples if that is asked for.
 
     Raises:
         ValueError: if there are fewer than a batch to train on.
@@ -251,8 +280,10 @@ def _splits(tokenizer: Tokenizer, config: PriorConfig) -> tuple[CodeSplit, CodeS
             f"batch_size must be {len(splits.train)} or less, the number of training images, got "
             f"{config.prior.batch_size}."
         )
+    measures = config.prior.samples_every > 0
+    distance = SampleDistance(config.prior, tokenizer, splits) if measures else None
     train, validation, test = (
         CodeSplit.of(tokenizer, images, classes=config.classes > 0)
         for images in (splits.train, splits.validation, splits.test)
     )
-    return train, validation, test
+    return (train, validation, test), distance
