@@ -12,17 +12,30 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from mqvae import PixelCNN
 from mqvae.cli import main
-from mqvae.prior import PriorSettings, begin_prior, load_prior, resume_prior, sample_images
+from mqvae.data.order import order_of
+from mqvae.metrics.frechet import Frechet, FrechetVgg16, frechet_distance
+from mqvae.prior import (
+    PriorSettings,
+    PriorTraining,
+    begin_prior,
+    load_prior,
+    resume_prior,
+    sample_curve,
+    sample_images,
+)
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
+from mqvae.prior.distance import _KINDS, SampleDistance
 from mqvae.prior.settings import PriorConfig
 from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Codes, Tokenizer
 from mqvae.trainer import Interrupted, NotFinite, begin
+from mqvae.trainer.images import load_splits
 
 # A few steps: the codes of an encoder that has hardly begun differ, and depend on neighbours.
 SMALL = {
@@ -318,6 +331,132 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint(run):
     same_checkpoints(weights(run), before)
 
 
+# -- samples, measured on the way ------------------------------------------------------------------
+
+
+class Pooled(Frechet):
+    """Features that need no weights."""
+
+    def __init__(self, images, device):
+        super().__init__(16, "Pooled", "means of parts", images)
+
+    def features(self, images):
+        return adaptive_avg_pool2d(images[:, :1], 4).flatten(1)
+
+
+MEASURED = PriorSettings(**{**vars(TINY), "samples_every": 4, "samples": 20})
+POINTS = [4, 6]
+
+
+@pytest.fixture
+def pooled(monkeypatch, tmp_path):
+    monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setitem(_KINDS, "frechet_vgg16", Pooled)
+
+
+def samples_of(run):
+    with (run / "prior" / "samples.csv").open(newline="") as file:
+        return [(int(row["step"]), float(row["frechet_vgg16"])) for row in csv.DictReader(file)]
+
+
+def distance_to(test, images):
+    features = [adaptive_avg_pool2d(x, 4).flatten(1).double() for x in (images, test.pixels / 255)]
+    moments = [m for f in features for m in (f.mean(0), f.T.cov())]
+    return frechet_distance(*moments)
+
+
+def test_a_curve_of_samples(pooled, run, tmp_path):
+    plain = shutil.copytree(run, tmp_path / "plain")
+    curve = sample_curve(run, MEASURED, device="cpu")
+    assert [step for step, _ in curve.points] == POINTS and curve.distance == "frechet_vgg16"
+    assert list(curve.points) == samples_of(run)
+    tokenizer = Tokenizer.from_run(run, device="cpu")
+    splits, _ = load_splits(tokenizer.settings)
+    drawn = sample_images(tokenizer, load_prior(tokenizer), 20, torch.Generator().manual_seed(0))
+    last = distance_to(splits.test, drawn)
+    assert curve.points[-1][1] == pytest.approx(last, rel=1e-4)
+    assert curve.points[0] != curve.points[1]
+    # What it can be held against: training images, and these through the tokenizer.
+    pixels, _ = splits.train.take(order_of(len(splits.train), "prior,distance")[:20])
+    known = distance_to(splits.test, pixels / 255)
+    assert curve.training_images == pytest.approx(known, rel=1e-4)
+    decoded = tokenizer.decode(tokenizer.encode(pixels / 255)).clamp(0, 1)
+    known = distance_to(splits.test, decoded)
+    assert curve.reconstructions == pytest.approx(known, rel=1e-4)
+    summary = json.loads((run / "prior" / "summary.json").read_text())
+    assert curve.summary == summary and curve.bits_per_code == summary["bits_per_code"]
+    assert summary["frechet_vgg16"] == curve.points[-1][1]
+    assert (
+        "20 samples of the last step against the 297 test images"
+        in (summary["figures"]["frechet_vgg16"]["protocol"])
+    )
+    # Training is what it is without.
+    begin_prior(plain, TINY, device="cpu").fit()
+    same_checkpoints(weights(run), weights(plain))
+    assert rows_of(run) == rows_of(plain)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_curve_goes_on_with_what_was_measured(pooled, runs, run, tmp_path, monkeypatch):
+    shutil.copytree(runs("plain"), tmp_path / "whole")
+    whole = sample_curve(tmp_path / "whole", MEASURED, device="cpu")
+    measure, measured = SampleDistance.measure, []
+
+    def killed(self, prior, step):
+        raise Killed
+
+    def counted(self, prior, step):
+        measured.append(step)
+        measure(self, prior, step)
+
+    # In the middle of drawing, then after the first point, then as the last is drawn.
+    monkeypatch.setattr(SampleDistance, "measure", killed)
+    with pytest.raises(Killed):
+        sample_curve(run, MEASURED, device="cpu")
+    assert weights(run).state["step"] == 4 and not (run / "prior" / "samples.csv").exists()
+
+    def stop(training):
+        if training.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SampleDistance, "measure", counted)
+    with pytest.raises(Interrupted):
+        resume_prior(run, device="cpu").fit(after_step=stop)
+    assert measured == [4]
+    with (run / "prior" / "samples.csv").open("a") as file:
+        file.write("6,0.1,123.0\n")  # of a step that no checkpoint knows
+    monkeypatch.setattr(SampleDistance, "measure", killed)
+    with pytest.raises(Killed):
+        sample_curve(run, MEASURED, device="cpu")
+    monkeypatch.setattr(SampleDistance, "measure", counted)
+    curve = sample_curve(run, MEASURED, device="cpu")
+    assert measured == POINTS
+    assert curve.points == whole.points
+    same_checkpoints(weights(run), weights(tmp_path / "whole"))
+    assert rows_of(run) == rows_of(tmp_path / "whole")
+
+
+def test_curves_that_are_there_and_that_cannot_be(pooled, run, monkeypatch):
+    with pytest.raises(ValueError, match="samples_every must be 1 or more"):
+        sample_curve(run, TINY, device="cpu")
+    curve = sample_curve(run, MEASURED, device="cpu")
+    monkeypatch.setattr(PriorTraining, "fit", None)  # nothing is trained again
+    assert sample_curve(run, MEASURED, device="cpu") == curve
+    with pytest.raises(ValueError, match="is a prior with other settings"):
+        sample_curve(run, PriorSettings(**{**vars(MEASURED), "seed": 1}), device="cpu")
+    monkeypatch.undo()
+    monkeypatch.setitem(_KINDS, "frechet_vgg16", Pooled)
+    (run / "prior" / "summary.json").unlink()
+    samples = run / "prior" / "samples.csv"
+    samples.write_text(samples.read_text().replace("frechet_vgg16", "fid"))
+    with pytest.raises(ValueError, match=r"samples.csv is damaged \('frechet_vgg16'\)"):
+        sample_curve(run, MEASURED, device="cpu")
+
+
 # -- commands --------------------------------------------------------------------------------------
 
 OPTIONS = ["--steps", "4", "--width", "4", "--layers", "2", "--batch_size", "16"]
@@ -440,3 +579,25 @@ def test_a_complete_prior_is_left_alone(run, capsys):
     assert main(["prior", str(run), "--resume"]) == 0
     assert "is complete: all 4 steps are done" in capsys.readouterr().out
     assert (run / "prior" / "summary.json").read_bytes() == before
+
+
+def test_a_prior_says_what_its_samples_are_like(pooled, run, capsys, monkeypatch):
+    given = ["--samples_every", "2", "--samples", "10"]
+    assert main(["prior", str(run), *OPTIONS, *given]) == 0
+    out = capsys.readouterr().out
+    assert "frechet_vgg16_reconstructions" in out
+    assert f"distance of samples by steps: {run / 'prior' / 'samples.csv'}" in out
+    assert [step for step, _ in samples_of(run)] == [2, 4]
+    monkeypatch.delitem(_KINDS, "frechet_vgg16")
+    monkeypatch.setitem(_KINDS, "frechet_vgg16", FrechetVgg16)
+    shutil.rmtree(run / "prior")
+    assert "`mqvae weights vgg16` fetches them" in refused(["prior", run, *given], capsys)
+    said = refused(["prior", run, *given, "--distance", "fid"], capsys)
+    assert "`mqvae weights inception` fetches them" in said
+    for option, value, words in (
+        ("--samples_every", -1, "samples_every must be 0 or more, got -1"),
+        ("--samples", 1, "samples must be 2 or more, got 1"),
+        ("--distance", "vgg", "distance must be fid or frechet_vgg16, got 'vgg'"),
+    ):
+        assert words in refused(["prior", run, option, value], capsys)
+    assert not (run / "prior").exists()

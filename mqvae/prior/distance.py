@@ -70,9 +70,9 @@ class SampleDistance:
                 self._seconds = {int(r["step"]): float(r["seconds"]) for r in rows}
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{self.file} is damaged ({error}): delete it, and the distances of steps that "
-                    "are past stay empty."
+                    f"{self.file} is damaged ({error}): delete it to go on without what it had."
                 ) from error
+            self._write()
         test = self.images.test
         batches = in_order(test, BATCH_SIZE, device=self.tokenizer.device)
         self.frechet.targets = Moments(self.frechet.size)
@@ -92,6 +92,9 @@ class SampleDistance:
             drawn = sample_images(self.tokenizer, prior, self.settings.samples, generator)
         self.points[step] = self._of(drawn)
         self._seconds[step] = time.perf_counter() - began
+        self._write()
+
+    def _write(self) -> None:
         lines = [f"step,seconds,{self.name}"]
         lines += [f"{n},{self._seconds[n]:.8g},{value!r}" for n, value in self.points.items()]
         write_whole(self.file, "\n".join(lines) + "\n")
