@@ -82,6 +82,11 @@ class Comparison:
                 steps = max(1, round(steps / ratio / 10)) * 10 if steps >= 100 else steps
         return [self.run(method, rate, seed, steps=steps, final=True) for seed in range(self.seeds)]
 
+    def choices(self) -> Iterator[Run]:
+        """The runs that the matched protocol chooses from."""
+        for method in self.methods:
+            yield from (self.run(method, rate, 0) for rate in self.grid(method))
+
     def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run]:
         """All of its runs that can be told from what is there, the first seeds first."""
         classifier = self.run(self.methods[0], None, 0).classifier()
@@ -92,8 +97,7 @@ class Comparison:
         rows = [self.runs("paper", method, results, costs) for method in self.methods]
         for seed in range(self.seeds):
             yield from (row[seed] for row in rows)
-        for method in self.methods:
-            yield from (self.run(method, rate, 0) for rate in self.grid(method))
+        yield from self.choices()
         for protocol in ("matched", "time"):
             for method in self.methods:
                 try:

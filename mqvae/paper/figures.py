@@ -237,6 +237,7 @@ class SamplesOfPriors(Experiment):
 
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(self.datasets):
+            yield from study.comparison("reconstruction", dataset, self.methods).choices()
             for _, curve in self._curves(study, dataset):
                 yield curve.run
                 # A run is trained by itself, not by all that is made of it at once.
@@ -246,7 +247,7 @@ class SamplesOfPriors(Experiment):
     def section(self, study: Study) -> Section:
         plots, said, missing = [], [], []
         for dataset in study.datasets(self.datasets):
-            lines = []
+            lines: list[Line] = []
             distance = "distance"
             for label, curve in self._curves(study, dataset):
                 content = study.results.get(curve)
@@ -301,6 +302,7 @@ class Bounds(Experiment):
         for dataset in study.datasets(FASHION):
             comparison = study.comparison("reconstruction", dataset, ("No quantization",))
             yield comparison.run("No quantization", None, 0)
+            yield from study.comparison("reconstruction", dataset, self.methods).choices()
         for _, run in self._runs(study):
             yield run
             if study.results.get(run) is not None:
