@@ -1,6 +1,5 @@
 """The paper's figures and Table 4, and what we put beside them."""
 
-import base64
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from mqvae.paper.further import Costs, Diagnosis, PriorCurve
-from mqvae.paper.methods import METHODS, paper_value
+from mqvae.paper.methods import paper_value
 from mqvae.paper.results import file_name
 from mqvae.paper.rows import IN_WORDS
 from mqvae.paper.runner import Work
-from mqvae.paper.sections import Cell, Column, Image, Line, Plot, Protocol, Row, Section, Table
+from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
 from mqvae.paper.work import Run
 
@@ -333,13 +332,13 @@ class Bounds(Experiment):
             gains.append(
                 (
                     f"{run.method}, {IN_WORDS[protocol].lower()}",
-                    1 - refit["after"] / refit["before"],
-                    1 - nearest["after"] / nearest["before"],
+                    refit["after"] / refit["before"] - 1,
+                    nearest["after"] / nearest["before"] - 1,
                 )
             )
         said = [
-            f"{label}: refitting the codebook gains {100 * refit:.1f}%, the best of the 4 nearest "
-            f"codes {100 * nearest:.1f}%."
+            f"{label}: refitting the codebook changes the MSE by {_percent(refit)}, the best of "
+            f"the 4 nearest codes by {_percent(nearest)}."
             for label, refit, nearest in gains
         ]
         for dataset in study.datasets(FASHION):
@@ -411,6 +410,11 @@ class Settled(Experiment):
         return Section(self.name, self.title, self.claim, said, (), [plot])
 
 
+def _percent(change: float) -> str:
+    shown = f"{100 * change:+.1f}%"
+    return "0.0%" if shown in ("+0.0%", "-0.0%") else shown
+
+
 def plain(run: Run) -> Run:
     """The same run, whatever figures are measured of it."""
     return replace(run, final=False)
@@ -418,19 +422,3 @@ def plain(run: Run) -> Run:
 
 def _second(pair: tuple[str, float]) -> float:
     return pair[1]
-
-
-def strips(study: Study, methods: Sequence[str]) -> Iterator[Image]:
-    """Originals, and what the first seed of each method makes of them in the paper's protocol."""
-    for dataset in study.datasets(FASHION):
-        comparison = study.comparison("reconstruction", dataset, methods)
-        original = True
-        for method in methods:
-            run = comparison.run(method, comparison.paper_rate(method), 0, final=True)
-            content = study.results.get(run)
-            found = (content or {}).get("strips", {})
-            if original and "original" in found:
-                yield Image("Original", base64.b64decode(found["original"]))
-                original = False
-            if "output" in found:
-                yield Image(METHODS[method].name, base64.b64decode(found["output"]))

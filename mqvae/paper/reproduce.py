@@ -107,7 +107,7 @@ def page(chosen: Sequence[Experiment], study: Study, commands: Sequence[str]) ->
 def conditions(study: Study) -> Iterator[tuple[str, str]]:
     """Sizes, hardware, dates."""
     scale = study.scale
-    yield "Scale", f"{scale.name}: {SCALES[scale.name]}"
+    yield "Meant for", SCALES[scale.name]
     for task, settings in scale.settings.items():
         network = ", ".join(f"{k} {v}" for k, v in settings["network"]["init_args"].items())
         codes = settings["quantizer"]["init_args"]

@@ -1,5 +1,6 @@
 """The paper's tables of methods: 1, 2, 3, 5, 6, 7, and Appendix F."""
 
+import base64
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from mqvae.paper.further import Costs
 from mqvae.paper.rows import IN_WORDS, other, table, verdicts
 from mqvae.paper.runner import Work
-from mqvae.paper.sections import Plot, Section, Table
+from mqvae.paper.sections import Image, Section, Table
 from mqvae.paper.study import Experiment, Study
 
 TABLE_1 = (
@@ -77,7 +78,7 @@ class MethodsTable(Experiment):
             self.claim,
             [*sentences, *self.more(study, tables)],
             tables,
-            list(self.plots(study)),
+            images=list(self.images(study)),
             missing=missing,
         )
 
@@ -85,9 +86,32 @@ class MethodsTable(Experiment):
         """Further sentences."""
         yield from ()
 
-    def plots(self, study: Study) -> Iterator[Plot]:
-        """Its plots."""
+    def images(self, study: Study) -> Iterator[Image]:
+        """Strips of images."""
         yield from ()
+
+
+def strips(study: Study, methods: Sequence[str]) -> Iterator[Image]:
+    """Originals, and what the first seed of each method makes of them in the paper's protocol."""
+    for dataset in study.datasets(("fashion-mnist",)):
+        comparison = study.comparison("reconstruction", dataset, methods)
+        original = True
+        for method in methods:
+            run = comparison.run(method, comparison.paper_rate(method), 0, final=True)
+            content = study.results.get(run)
+            found = (content or {}).get("strips", {})
+            if original and "original" in found:
+                yield Image("Original", base64.b64decode(found["original"]))
+                original = False
+            if "output" in found:
+                yield Image(method, base64.b64decode(found["output"]))
+
+
+class WithPictures(MethodsTable):
+    """A table with what the networks make of some images."""
+
+    def images(self, study: Study) -> Iterator[Image]:
+        yield from strips(study, self.methods)
 
 
 class GraphCut(MethodsTable):
@@ -117,7 +141,7 @@ class GraphCut(MethodsTable):
 
 
 TABLES: Sequence[MethodsTable] = (
-    MethodsTable(
+    WithPictures(
         "table-1",
         "Table 1: reconstruction",
         "MQ-VAE is best by every figure; on Fashion-MNIST its MSE is 0.59 of VQ-VAE's, 0.68 with "
