@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from mqvae.bench import peers
 from mqvae.bench.table import Cell, Table
-from mqvae.bench.timing import alternate
+from mqvae.bench.timing import in_turns
 from mqvae.core.codebook import Affine, HyperNetwork, LinearMap
 from mqvae.core.distance import Cosine
 from mqvae.core.estimator import Rotation
@@ -66,6 +66,14 @@ class Case:
     at_most: float | None = None
     predicted: float | None = None
     short: bool = False
+
+    def columns(self, ratio: Cell) -> dict[str, Cell]:
+        """What was expected of a ratio, and whether it came."""
+        held = None
+        if self.at_most is not None:
+            assert isinstance(ratio, float)
+            held = "yes" if ratio <= self.at_most else "no"
+        return {"by operation count": self.predicted, "at most": self.at_most, "held": held}
 
 
 def rule(
@@ -245,21 +253,9 @@ def step_costs(
             steps[label] = case.make(copy.deepcopy(plain), x)
         except peers.NotHere as reason:
             missing[label] = str(reason)
-    timings = alternate(steps, rounds=rounds, device=x.device.type)
-    rows: list[dict[str, Cell]] = []
-    for label, timing in timings.items():
-        case = cases[label]
-        rows.append(
-            {
-                "step": label,
-                **timing.columns(),
-                "by operation count": case.predicted,
-                "at most": case.at_most,
-                "held": None
-                if case.at_most is None
-                else ("yes" if timing.ratio <= case.at_most else "no"),
-            }
-        )
+    rows = in_turns(steps, rounds=rounds, device=x.device.type)
+    for row, label in zip(rows, steps, strict=True):
+        row |= cases[label].columns(row["ratio"])
     return Table(
         name,
         "One step, relative to Joint on the same network and batch",

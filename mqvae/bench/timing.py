@@ -4,11 +4,13 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from mqvae.bench.table import Cell
 
 WARM_UP = 2
 
@@ -39,7 +41,7 @@ class Timing:
 
 
 def alternate(
-    contestants: dict[str, Callable[[], Any]], *, rounds: int, device: str = "cpu"
+    contestants: Mapping[str, Callable[[], Any]], *, rounds: int, device: str = "cpu"
 ) -> dict[str, Timing]:
     """Time contestants that take turns in one process; each is compared with the first.
 
@@ -72,6 +74,14 @@ def alternate(
         if was_on:
             gc.enable()
     return compared(taken)
+
+
+def in_turns(
+    steps: Mapping[str, Callable[[], Any]], *, rounds: int, device: str
+) -> list[dict[str, Cell]]:
+    """The rows of a table of steps, timed as `alternate` does."""
+    timings = alternate(steps, rounds=rounds, device=device)
+    return [{"step": label, **timing.columns()} for label, timing in timings.items()]
 
 
 def compared(taken: dict[str, list[float]]) -> dict[str, Timing]:

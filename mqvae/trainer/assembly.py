@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.updates import Update
+from mqvae.core.updates import Step, Update
 from mqvae.data import Batches, Images
 from mqvae.metrics import evaluating
 from mqvae.settings import Settings
@@ -59,6 +59,25 @@ class Parts:
     def measured(self) -> VQNetwork:
         """The network that is measured and used: the average where there is one."""
         return self.network if self.average is None else averaged(self.average)
+
+    def train(
+        self, x: Tensor, y: Tensor, *, in_parts: int = 1
+    ) -> tuple[Step, Mapping[str, Tensor]]:
+        """All that a batch changes: by the update rule, by the players, and the average.
+
+        Args:
+            x: Images.
+            y: Labels.
+            in_parts: Parts that the rule takes them in.
+
+        Returns:
+            What the rule found, and what the players log.
+        """
+        result = self.update.step(x, self.task.target(x, y), parts=in_parts)
+        logged = self.task.step(self.players, x, y, result.output) if self.players else {}
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return result, logged
 
 
 def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[Parts, Settings]:

@@ -168,10 +168,7 @@ class Training:
         cpu = self.processes.device.type == "cpu"
         began = time.perf_counter()
         x, y = parts.batches.next()
-        result = parts.update.step(x, parts.task.target(x, y), parts=self.settings.trainer.parts)
-        logged = parts.task.step(parts.players, x, y, result.output) if parts.players else {}
-        if parts.average is not None:
-            parts.average.update_parameters(parts.network)
+        result, logged = parts.train(x, y, in_parts=self.settings.trainer.parts)
         self.step += 1
         at_checkpoint = self.step % self.checkpoint_every == 0 or self.step == steps
         at_log = self.step % self.log_every == 0 or self.step == steps
