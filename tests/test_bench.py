@@ -1,5 +1,7 @@
 """The benchmarks: how they time, what they write, and what they conclude."""
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -10,15 +12,17 @@ from torch.optim import SGD
 
 import mqvae.bench as bench
 from mqvae import DirectOnly
-from mqvae.bench import peers, quality, quantizer, scaling, step, whole
-from mqvae.bench.quality import AMORTIZED, DIRECT, FULL, VQ, Runs, Trained
+from mqvae.bench import costs, peers, quantizer, scaling, step, timing, whole
+from mqvae.bench.costs import settings_costs
 from mqvae.bench.step import Case, Size, rule, step_costs
 from mqvae.bench.table import Table, shown
 from mqvae.bench.timing import WARM_UP, alternate, compared
 from mqvae.cli import main
 from mqvae.core.updates import Joint, Meta
 from mqvae.networks.vqvae import vqvae
+from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Reconstruction
+from mqvae.trainer import begin
 
 ROOT = Path(__file__).parents[1]
 TINY = Size(width=8, dim=4, num_codes=16, batch_size=2, side=8)
@@ -37,11 +41,12 @@ def test_contestants_take_turns():
 
 
 def test_ratios_are_of_medians_and_quartiles_of_rounds():
-    timing = compared({"a": [1.0, 2.0, 4.0, 100.0], "b": [3.0, 4.0, 8.0, 100.0]})
-    assert timing["a"].ratio == timing["a"].low == timing["a"].high == 1
-    assert timing["b"].seconds == 6.0
-    assert timing["b"].ratio == 6.0 / 3.0
-    assert 1 <= timing["b"].low < timing["b"].high <= 3
+    found = compared({"a": [1.0, 2.0, 4.0, 100.0], "b": [3.0, 4.0, 8.0, 100.0]})
+    assert found["a"].ratio == found["a"].low == found["a"].high == 1
+    assert found["b"].seconds == 6.0
+    assert found["b"].ratio == 6.0 / 3.0
+    # Of the ratios 3, 2, 2 and 1, each within a round.
+    assert (found["b"].low, found["b"].high) == (1.25, 2.75)
 
 
 def test_one_round_has_no_spread():
@@ -166,6 +171,98 @@ def test_double_backward_through_the_usual_loss_finds_the_direct_term_alone(monk
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+# -- steps of runs ---------------------------------------------------------------------------------
+
+
+def tiny(method, delta=None):
+    """A method's settings at the smallest size."""
+    quantizer = {"init_args": {"num_codes": 8, "dim": 4}}
+    sizes = {
+        "data": {"name": "digits", "batch_size": 4},
+        "network": {"init_args": {"width": 4, "residual_blocks": 1}},
+        "quantizer": quantizer,
+        "trainer": {"accelerator": "cpu"},
+    }
+    return Settings.of(load_preset(f"methods/{method}", sizes, delta or {}))
+
+
+TINY_CLASSIFIER = {
+    "network": {"class_path": "mqvae.ResNet18", "init_args": {"base_width": 2}},
+    "task": {"class_path": "mqvae.Classification"},
+}
+
+
+@pytest.mark.parametrize("task", [{}, TINY_CLASSIFIER], ids=["reconstruction", "classification"])
+def test_costs_of_runs(task, monkeypatch):
+    loaded = []
+
+    def load_splits(settings):
+        loaded.append(settings)
+        return costs_load_splits(settings)
+
+    costs_load_splits = costs.load_splits
+    monkeypatch.setattr(costs, "load_splits", load_splits)
+    methods = {"VQ-VAE": tiny("vq-vae", task), "MQ-VAE": tiny("mq-vae", task)}
+    before = torch.get_rng_state()
+    table = settings_costs("costs", methods, rounds=2, conditions={"scale": "tiny"})
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(loaded) == 1
+    assert table.title == "One step of a run, relative to VQ-VAE on the same images"
+    assert table.conditions == {"scale": "tiny", "rounds": 2}
+    assert table.columns() == ["step", "ms", "ratio", "lower quartile", "upper quartile"]
+    assert [row["step"] for row in table.rows] == ["VQ-VAE", "MQ-VAE"]
+    assert table.rows[0]["ratio"] == table.rows[0]["upper quartile"] == 1.0
+    assert table.rows[1]["ratio"] == table.rows[1]["ms"] / table.rows[0]["ms"] != 1.0
+
+
+def test_steps_of_runs_are_those_of_the_runs(monkeypatch, tmp_path):
+    """Each has parts of its own, and does to them what the first step of its run does."""
+    made, seen = [], []
+    assemble, alternate = costs.assemble, timing.alternate
+
+    def recording(*arguments):
+        parts, settings = assemble(*arguments)
+        made.append(parts)
+        return parts, settings
+
+    def only_the_second(steps, **options):
+        first, second = (dict(parts.network.state_dict()) for parts in made)
+        start = {name: value.clone() for name, value in first.items()}
+        steps["two"]()
+        assert all(torch.equal(value, start[name]) for name, value in first.items())
+        seen.append({name: value.clone() for name, value in second.items()})
+        return alternate(steps, **options)
+
+    monkeypatch.setattr(costs, "assemble", recording)
+    monkeypatch.setattr(timing, "alternate", only_the_second)
+    settings = tiny("mq-vae", {"steps": 1, "freeze": ["decoder"]})
+    settings_costs("", {"one": settings, "two": settings}, rounds=2, conditions={})
+    (stepped,) = seen
+    run = begin(settings, tmp_path / "run")
+    start = {name: value.clone() for name, value in run.parts.network.state_dict().items()}
+    with contextlib.redirect_stderr(io.StringIO()):
+        run.fit()
+    ended = run.parts.network.state_dict()
+    assert stepped.keys() == ended.keys()
+    assert all(torch.equal(stepped[name], value) for name, value in ended.items())
+    changed = {name.split(".")[0] for name, value in ended.items() if (value != start[name]).any()}
+    assert changed == {"encoder", "quantizer"}
+
+
+@pytest.mark.parametrize(
+    ("delta", "words"),
+    [
+        ({"data": {"batch_size": 5}}, "data of other is .*batch_size=5.*; make them the same"),
+        ({"trainer": {"accelerator": "auto"}}, "trainer.accelerator of other is auto, that of one"),
+        ({"trainer": {"devices": 2}}, "other: steps are timed in one process.*set it to 1"),
+    ],
+)
+def test_steps_that_cannot_be_compared(delta, words):
+    methods = {"one": tiny("vq-vae"), "other": tiny("vq-vae", delta)}
+    with pytest.raises(ValueError, match=words):
+        settings_costs("", methods, rounds=2, conditions={})
+
+
 # -- the others ------------------------------------------------------------------------------------
 
 
@@ -228,76 +325,6 @@ def test_a_whole_run(monkeypatch):
     assert figures["encoding: codes per second"] > figures["evaluation: images per second"]
 
 
-def trained(method: str, rate: float, seed: int, **_) -> Trained:
-    """A run that was not made: VQ-VAE is best at 0.2, the others at 0.06, 10% better."""
-    best = {VQ: 0.2}.get(method, 0.06)
-    mse = (
-        1e-2 * (0.9 if method in (AMORTIZED, DIRECT) else 1.0) * (1 + abs(rate - best)) + seed / 1e5
-    )
-    curve = [(s, mse * (1 + (1000 - s) / 1000)) for s in range(100, 1100, 100)]
-    return Trained(method, rate, seed, 1.1 * mse, mse, 50.0, 1e-4, curve)
-
-
-def test_quality(monkeypatch, tmp_path, capsys):
-    asked = []
-
-    def train(*arguments, **options):
-        asked.append(arguments)
-        return trained(*arguments, **options)
-
-    monkeypatch.setattr(quality, "train", train)
-    runs = Runs(tmp_path, steps=1000)
-    pairs = quality.amortized_table(runs)
-    assert [row["seed"] for row in pairs.rows] == ["0", "1", "2"]
-    assert all(-11 < row["apart, %"] < -9 for row in pairs.rows)
-    assert "held" in pairs.notes[0] and "not held" not in pairs.notes[0]
-    race = quality.race_table(runs, {VQ: 1.0, FULL: 3.0, AMORTIZED: 1.2, DIRECT: 1.1})
-    assert [row["codebook rate"] for row in race.rows] == [
-        "0.0003", "0.06", "0.06", "0.2", "0.06", "0.06",
-    ]  # fmt: skip
-    # 10% better at the end, falling by 10 points of 100 a row: passes one row before the end.
-    matched = race.rows[4]["time to VQ-VAE's final MSE"]
-    assert matched == ", ".join([f"{900 * 1.2 / 1000:.2f}"] * 3)
-    # What is there is not run again.
-    before = len(asked)
-    assert len(set(asked)) == before
-    again = Runs(tmp_path, steps=1000)
-    assert quality.amortized_table(again).rows == pairs.rows
-    assert len(asked) == before
-    assert "MSE" in capsys.readouterr().out
-
-
-def test_a_goal_that_is_not_reached(monkeypatch, tmp_path):
-    def worse(method, rate, seed, **_):
-        found = trained(method, rate, seed)
-        factor = 1 if method == VQ else 1.5
-        mse, curve = found.mse * factor, [(s, m * factor) for s, m in found.curve]
-        return Trained(method, rate, seed, mse, mse, 5.0, 1e-4, curve)
-
-    monkeypatch.setattr(quality, "train", worse)
-    runs = Runs(tmp_path, steps=1000)
-    race = quality.race_table(runs, {VQ: 1.0, FULL: 3.0, AMORTIZED: 1.2, DIRECT: 1.1})
-    assert race.rows[1]["time to VQ-VAE's final MSE"] == ", ".join(["not reached"] * 3)
-
-
-def test_a_run_notes_its_curve(monkeypatch):
-    monkeypatch.setattr(quality, "load_preset", quality_preset)
-    monkeypatch.setattr(quality, "EVERY", 5)
-    found = quality.train(AMORTIZED, 6e-2, 1, steps=20)
-    assert [s for s, _ in found.curve] == [5, 10, 15, 20]
-    assert found.curve[-1][1] == pytest.approx(found.mse, rel=0.2)
-    assert found.perplexity >= 1
-    # Rates are chosen on images that no other figure is of.
-    assert found.validation != found.mse
-    assert found.validation == pytest.approx(found.mse, rel=0.2)
-
-
-def quality_preset(name, *deltas):
-    from mqvae.settings import load_preset
-
-    return load_preset("digits-tiny", *deltas)
-
-
 # -- the command -----------------------------------------------------------------------------------
 
 
@@ -325,7 +352,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
         (["step", "--device", "tpu"], "invalid choice: 'tpu'"),
         (["step", "--out", __file__], "is a file: --out takes a folder"),
         (["quantizer", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
-        (["quality", "--only", "x"], "the section 'quality' is one whole: leave out --only"),
+        (["scaling", "--only", "x"], "the section 'scaling' is one whole: leave out --only"),
     ],
 )
 def test_bad_input(arguments, words, tmp_path, monkeypatch, capsys):

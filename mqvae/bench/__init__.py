@@ -17,9 +17,7 @@ SECTIONS = {
     "quantizer": "the quantizer beside the bare matrix product and a peer",
     "whole": "the loop around the step, the start, evaluation and encoding",
     "scaling": "how times grow with sizes, as plots",
-    "quality": "time to quality, and what the amortized rule reaches; an hour or two",
 }
-USUAL = ("step", "quantizer", "whole", "scaling")
 
 INTRODUCTION = """\
 # Performance
@@ -47,14 +45,9 @@ def measure(
     Raises:
         ValueError: if there is no such section, or nothing in it holds `only`, or it is one whole.
     """
-    folder = out / "performance"
-    if only and section in ("scaling", "quality"):
+    if only and section == "scaling":
         raise ValueError(f"the section '{section}' is one whole: leave out --only.")
-    if section == "quality":
-        from mqvae.bench import quality
-
-        tables = quality.run(device=device, rounds=rounds, folder=folder / "runs")
-    elif section == "scaling":
+    if section == "scaling":
         from mqvae.bench import scaling
 
         tables = scaling.run(device=device, rounds=rounds)
@@ -75,7 +68,7 @@ def write(
     section: str, tables: Sequence[Table], out: Path, *, device: str, rounds: int | None, only: str
 ) -> None:
     """The section's JSON and pictures, and the page of all sections."""
-    from mqvae.bench.plots import draw, draw_curves
+    from mqvae.bench.plots import draw
 
     folder = out / "performance"
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +78,6 @@ def write(
         ["mqvae bench", section, *(f"{name} {value}" for name, value in options if value)]
     )
     pictures = [path.name for table in tables if (path := draw(table, folder))]
-    if section == "quality":
-        from mqvae.bench.quality import Runs, curves
-
-        pictures.append(draw_curves(curves(Runs(folder / "runs")), folder).name)
     content: dict[str, Any] = {
         "section": section,
         "command": command,

@@ -1,12 +1,8 @@
-"""The pictures of the performance page, from tables and runs."""
+"""The pictures of the performance page, from its tables."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mqvae.bench.table import Table
-
-if TYPE_CHECKING:
-    from mqvae.bench.quality import Trained
 
 OURS, THEIRS, FLOOR = "#1f5fa8", "#b0642c", "#8a8a8a"
 
@@ -120,29 +116,3 @@ def _lines(table: Table) -> None:
     panels[0].set_ylabel("ms", fontsize=8)
     panels[0].legend(fontsize=7)
     panels[len(panels) // 2].set_title(f"{table.title} (the others: {table.under()})", fontsize=9)
-
-
-def draw_curves(curves: dict[str, list["Trained"]], folder: Path) -> Path:
-    """Test MSE against updates, mean of the seeds and the range between them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    _, axes = pyplot.subplots(figsize=(7, 4))
-    for label, runs in curves.items():
-        steps = [step for step, _ in runs[0].curve]
-        values = [[1e3 * run.curve[i][1] for run in runs] for i in range(len(steps))]
-        (line,) = axes.plot(steps, [sum(v) / len(v) for v in values], label=label, linewidth=1.4)
-        low, high = [min(v) for v in values], [max(v) for v in values]
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_yscale("log")
-    axes.set_xlabel("updates")
-    axes.set_ylabel("MSE × 1e3 of the first test images")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    path = folder / "quality.png"
-    pyplot.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})
-    pyplot.close()
-    return path

@@ -263,7 +263,7 @@ def _reproduce(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from mqvae.bench import SECTIONS, USUAL, measure
+    from mqvae.bench import SECTIONS, measure
 
     parser = parser_of(
         "bench",
@@ -278,7 +278,7 @@ def _bench(arguments: list[str]) -> int:
         "sections",
         metavar="SECTION",
         nargs="*",
-        help=f"what to measure; without any: {', '.join(USUAL)}",
+        help="what to measure; without any: all of them",
     )
     parser.add_argument("--out", default="bench", metavar="DIR", help="folder, if not bench")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -296,7 +296,7 @@ def _bench(arguments: list[str]) -> int:
     if out.is_file():
         raise ValueError(f"{out} is a file: --out takes a folder.")
     quiet()
-    for section in options.sections or USUAL:
+    for section in options.sections or SECTIONS:
         for table in measure(
             section, out, device=options.device, rounds=options.rounds, only=options.only
         ):
