@@ -53,7 +53,7 @@ class Costs:
         """Measure them in turns."""
         import datetime
 
-        from mqvae.bench.step import settings_costs
+        from mqvae.bench.costs import settings_costs
         from mqvae.bench.table import hardware
         from mqvae.settings import Settings
 
