@@ -1,6 +1,7 @@
 """The benchmarks: how they time, what they write, and what they conclude."""
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -38,6 +39,7 @@ def test_contestants_take_turns():
     assert len(turns) == WARM_UP + 10
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert {turn[0] for turn in turns} == {"a", "b", "c"}  # nobody is always first
+    assert gc.isenabled() and not gc.get_freeze_count()
 
 
 def test_ratios_are_of_medians_and_quartiles_of_rounds():
@@ -105,7 +107,7 @@ def test_costs_of_any_network_and_any_rule():
             seen.append((network, network.quantizer.codebook.weight.detach().clone()))
             return made(network, x)
 
-        return Case(make, at_most=1e-9 if kind is Meta else None)
+        return Case(make, at_most=1e-9 if kind is Meta else 1.0)
 
     def absent(network, x):
         raise peers.NotHere("it is not installed")
@@ -123,7 +125,8 @@ def test_costs_of_any_network_and_any_rule():
     for network in (one, other):
         assert not torch.equal(network.quantizer.codebook.weight, start)
     assert [row["step"] for row in table.rows] == ["Joint", "Meta"]
-    assert [row["held"] for row in table.rows] == [None, "no"]
+    assert [row["held"] for row in table.rows] == ["yes", "no"]
+    assert Case(absent).columns(1.0)["held"] is None
     assert table.notes == ["theirs: it is not installed."]
     assert table.conditions == {"width": 4, "rounds": 2}
 
@@ -299,18 +302,23 @@ def test_the_quantizers_table(monkeypatch):
 
 
 def test_scaling(monkeypatch):
+    monkeypatch.setattr(scaling, "BASE", {"N": 64, "K": 16, "D": 4})
     monkeypatch.setattr(scaling, "SWEEPS", {"N": (8, 16), "D": (4,)})
     monkeypatch.setattr(scaling, "STEP_SWEEPS", {"width": (4, 8)})
     monkeypatch.setattr(scaling, "DEMO", TINY)
     one, other = scaling.run(device="cpu", rounds=2)
     assert [(row["swept"], row["value"]) for row in one.rows] == [("N", 8), ("N", 16), ("D", 4)]
     assert [row["value"] for row in other.rows] == [4, 8]
+    assert all(row["training, ms"] > 0 for row in one.rows)
     assert all(row["Meta(Amortized), kept, ms"] > 0 for row in other.rows)
 
 
-def test_a_whole_run(monkeypatch):
-    monkeypatch.setattr(whole, "PRESET", "digits-tiny")
-    monkeypatch.setattr(whole, "UPDATES", 30)
+def test_a_whole_run(monkeypatch, tmp_path):
+    preset = tmp_path / "small.yaml"
+    preset.write_text("{base: digits-tiny, network: {init_args: {width: 8}}}", encoding="utf-8")
+    monkeypatch.setattr(whole, "PRESET", str(preset))
+    monkeypatch.setattr(whole, "UPDATES", 10)
+    monkeypatch.setattr(whole, "SETTLED", 2)
     monkeypatch.setattr(whole, "IMAGES", 64)
     monkeypatch.setattr(whole, "start_seconds", lambda device: 2.0)
     (table,) = whole.run(device="cpu", rounds=2, only="")
