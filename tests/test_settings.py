@@ -512,7 +512,7 @@ EXACT = [*META, "--update.hypergradient", "Exact"]
 BAD_OPTIONS = {
     # Presets and options, with the nearest name.
     "preset": (["digits-tyni"], "no preset 'digits-tyni'. Did you mean 'digits-tiny'?"),
-    "preset without near one": (["zzz"], "no preset 'zzz'. Presets: classification, digits"),
+    "preset without near one": (["zzz"], "no preset 'zzz'. Presets: classification, classifier"),
     "no preset": ([], "train needs a preset"),
     "no preset but options": (["--steps", "3"], "train needs a preset"),
     "second preset": (["digits-tiny", "paper"], "an argument too many: 'paper'"),
