@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from mqvae import data
+from mqvae.data import celeba_hq, imagenet, named
 from mqvae.data import images as images_module
-from mqvae.data import named
 from mqvae.data.batches import Batches, in_order
 from mqvae.data.images import Images
 
@@ -343,6 +343,25 @@ def test_mnist_reads_the_same_format_and_checks_counts_and_labels(tmp_path):
         data.load("mnist", "train")
 
 
+def test_fashion_mnist_reads_the_packed_format_and_takes_no_other_images(tmp_path, monkeypatch):
+    pixels, labels = values((10_000, 28, 28)), values(10_000, seed=1) % 10
+    for part, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+        path = tmp_path / f"t10k-{part}-ubyte"
+        write_idx(path, array)
+        packed = gzip.compress(path.read_bytes(), compresslevel=1)
+        path.with_name(f"{path.name}.gz").write_bytes(packed)
+        path.unlink()
+    with pytest.raises(ValueError, match=r"idx3-ubyte\.gz was altered: expected the SHA-256"):
+        data.load("fashion-mnist", "test", root=tmp_path)
+    read = named.read_idx
+    monkeypatch.setattr(
+        named, "read_idx", lambda path, **rest: read(path, **rest | {"digest": None})
+    )
+    images = data.load("fashion-mnist", "test", root=tmp_path)
+    assert torch.equal(images.pixels[:, 0], torch.from_numpy(pixels))
+    assert images.labels.tolist() == labels.tolist()
+
+
 # ---- digits ----
 
 
@@ -475,6 +494,185 @@ def test_svhn_reads_the_mat_file_with_zero_as_label_10(tmp_path, monkeypatch):
     assert (images.labels.tolist(), images.labels.dtype) == ([1, 0, 3, 9, 0], torch.int64)
     with pytest.raises(FileNotFoundError, match=r"test_32x32\.mat is missing"):
         data.load("svhn", "test", root=root)
+    path = root / "test_32x32.mat"
+    scipy_io.savemat(path, {"X": pixels[..., :2], "y": labels[:2]}, do_compression=True)
+    lists = {**SVHN.split_list, "test": [NOWHERE, path.name, md5(path)]}
+    monkeypatch.setattr(SVHN, "split_list", lists)
+    test = data.load("svhn", "test", root=root)
+    assert torch.equal(test.pixels, images.pixels[:2]) and test.labels.tolist() == [1, 0]
+
+
+# ---- CelebA-HQ and ImageNet ----
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """CelebA-HQ of 10 images, 3 for test; ImageNet of 3 classes, 6 and 3 images."""
+    monkeypatch.setattr(celeba_hq, "COUNT", 10)
+    monkeypatch.setattr(celeba_hq, "TEST_COUNT", 3)
+    monkeypatch.setattr(imagenet, "CLASSES", 3)
+    monkeypatch.setattr(imagenet, "COUNTS", {"train": 6, "test": 3})
+
+
+def make_faces(folder, form="{}.jpg", numbers=range(10)):
+    for number in numbers:
+        save(folder / form.format(number), np.full((8, 8, 3), 20 * number, dtype=np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("inside", "form"),
+    [
+        ("", "{}.jpg"),  # 10.jpg is after 9.jpg, not after 1.jpg
+        ("", "{:05}.jpg"),
+        ("", "img{:05}.png"),
+        ("CelebAMask-HQ/CelebA-HQ-img", "{}.jpg"),
+        ("CelebA-HQ-img", "{}.jpg"),
+        ("CelebA-HQ", "{:05}.png"),
+        ("celeba-hq", "{:05}.png"),
+        ("celeba_hq", "{:05}.png"),
+        ("celeba_hq_256", "{:05}.jpg"),
+    ],
+)
+def test_celeba_hq_is_split_by_number(tmp_path, few, inside, form):
+    folder = make_faces(tmp_path / inside, form, range(1, 11))
+    train, test = (data.load("celeba-hq", split, root=tmp_path) for split in ("train", "test"))
+    assert train.names == tuple(form.format(number) for number in range(1, 8))
+    assert test.names == tuple(form.format(number) for number in range(8, 11))
+    assert test.pixels[:, 0, 0, 0].tolist() == pytest.approx([160, 180, 200], abs=2)
+    assert (train.name, train.split, train.shape) == ("celeba-hq", "train", (3, 8, 8))
+    assert train.source == f"7 image files in {folder}"
+    assert train.labels.tolist() == [0] * 7
+    assert data.load("celeba-hq", "test", root=tmp_path, side=4, channels=1).shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_celeba_hq_takes_its_subfolders_as_they_are_from_the_cache(cache, few, held_out):
+    folder = cache / "celeba-hq" / "celeba_hq"
+    make_faces(folder / "train" / "male", "{:06}.jpg", [7, 8])
+    make_faces(folder / "train" / "female", "{:06}.jpg", [1])
+    make_faces(folder / held_out / "male", "{:06}.jpg", [3])
+    train, test = (data.load("celeba-hq", split) for split in ("train", "test"))
+    assert train.names[0] == "train/female/000001.jpg"
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1], [1])
+    assert (train.name, train.split, test.split) == ("celeba-hq", "train", "test")
+
+
+def test_celeba_hq_says_what_is_missing_and_where_to_put_it(tmp_path, cache, few):
+    with pytest.raises(data.DataNotFound) as error:
+        data.load("celeba-hq", "train")
+    says(error, f"{cache / 'celeba-hq'}: no such folder", "download: none", "CelebAMask-HQ.zip")
+    says(error, "--data.root FOLDER")
+    assert not cache.exists()
+    (tmp_path / "train").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"train has neither val nor test beside it"):
+        data.load("celeba-hq", "train", root=tmp_path)
+    (tmp_path / "train").rmdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"neither images nor train/ in it, nor in its .*_256"
+    ):
+        data.load("celeba-hq", "train", root=tmp_path)
+
+
+def test_celeba_hq_is_whole_and_numbered_or_a_folder_by_its_path(tmp_path, few):
+    make_faces(tmp_path, numbers=range(9))
+    advice = f"as a folder of images (--data.name {tmp_path})"
+    for split in ("train", "test"):
+        with pytest.raises(ValueError) as error:
+            data.load("celeba-hq", split, root=tmp_path)
+        says(error, tmp_path, "is not the whole", "expected 10 images, got 9", advice)
+    assert data.load(str(tmp_path), "test").names == ("0.jpg",)
+    make_faces(tmp_path, "{:05}.jpg", [8])
+    with pytest.raises(ValueError) as error:
+        data.load("celeba-hq", "train", root=tmp_path)
+    says(error, tmp_path / "8.jpg", tmp_path / "00008.jpg", "each number once", advice)
+    (tmp_path / "00008.jpg").rename(tmp_path / "face.jpg")
+    with pytest.raises(ValueError) as error:
+        data.load("celeba-hq", "train", root=tmp_path)
+    says(error, f"{tmp_path / 'face.jpg'} has no number", "img00000.png", advice)
+
+
+WNIDS = ("n01440764", "n01443537", "n15075141")
+
+
+def make_imagenet(root):
+    """Of other sizes and shapes, one grey and one of four colours, as in the original."""
+    for number, wnid in enumerate(reversed(WNIDS)):
+        for image in range(2):
+            array = values((20 + image, 30 + number, 3), seed=image)
+            save(root / "train" / wnid / f"{wnid}_{image}.JPEG", array)
+        path = root / "val" / wnid / f"ILSVRC2012_val_0000000{number + 1}.JPEG"
+        path.parent.mkdir(parents=True)
+        mode = ("L", "CMYK", "RGB")[number]
+        Image.fromarray(values((24, 40, 3), seed=number)).convert(mode).save(path)
+    return root
+
+
+def test_imagenet_is_torchvisions_layout_with_labels_by_sorted_wnid(cache, few):
+    from torchvision.datasets import ImageFolder
+
+    root = make_imagenet(cache / "imagenet")
+    torch.save(({}, []), root / "meta.bin")  # torchvision leaves it there
+    train, test = (data.load("imagenet", split, side=16) for split in ("train", "test"))
+    for images, folder in ((train, "train"), (test, "val")):
+        theirs = ImageFolder(root / folder)
+        assert [str(root / name) for name in images.names] == [path for path, _ in theirs.samples]
+        assert images.labels.tolist() == theirs.targets
+        assert (images.name, images.shape) == ("imagenet", (3, 16, 16))
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (train.split, test.split) == ("train", "test")
+    shutil.rmtree(root / "train")  # one split will do, and numbers its classes the same
+    again = data.load("imagenet", "test", root=root, side=16, channels=1)
+    assert (again.labels.tolist(), again.shape) == ([0, 1, 2], (1, 16, 16))
+
+
+def test_imagenet_side_256_is_the_papers_centre_crop(tmp_path, few):
+    root = make_imagenet(tmp_path)
+    array = np.kron(values((3, 5, 3)), np.ones((128, 128, 1), dtype=np.uint8))  # 384 × 640
+    path = save(root / "val" / WNIDS[0] / "ILSVRC2012_val_00000003.JPEG", array)
+    got = data.load("imagenet", "test", root=root, side=256).pixels[0].permute(1, 2, 0).numpy()
+    with Image.open(path) as image:  # the shorter side to 256, then the centre
+        whole = np.asarray(image.resize((427, 256), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(whole[:, 85:341] - got).mean() < 3  # 85 1/3 + 256 + 85 1/3 pixels
+    assert np.abs(whole[:, 82:338] - got).mean() > 3
+
+
+def test_imagenet_says_what_is_missing_and_how_archives_are_unpacked(tmp_path, cache, few):
+    with pytest.raises(data.DataNotFound) as error:
+        data.load("imagenet", "train", side=16)
+    says(error, f"{cache / 'imagenet'}: no such folder", "download: none", "train/ and val/")
+    with pytest.raises(FileNotFoundError, match=r"val/ is missing, and so is .*img_val\.tar"):
+        data.load("imagenet", "test", root=tmp_path, side=16)
+    (tmp_path / "ILSVRC2012_img_train.tar").touch()
+    with pytest.raises(FileNotFoundError) as error:
+        data.load("imagenet", "train", root=tmp_path, side=16)
+    says(error, "train/ is missing, but ILSVRC2012_img_train.tar is there: unpack it with")
+    says(error, f"torchvision.datasets.ImageNet('{tmp_path}', 'train')", "ILSVRC2012_devkit_t12")
+
+
+def test_imagenet_is_whole_and_in_classes_or_a_folder_by_its_path(tmp_path, few):
+    root = make_imagenet(tmp_path)
+    path = next((root / "val" / WNIDS[1]).iterdir())
+    advice = (f"as a folder of images (--data.name {root})", "img_val.tar", "ImageNet('")
+    shutil.move(path, root / "val" / path.name)  # as the archive has it, without classes
+    with pytest.raises(ValueError) as error:
+        data.load("imagenet", "test", root=root, side=16)
+    says(error, root / "val" / path.name, "is in no class", "such as n01440764", *advice)
+    (root / "val" / path.name).unlink()
+    with pytest.raises(ValueError) as error:
+        data.load("imagenet", "test", root=root, side=16)
+    says(error, root / "val", "expected 3 images of 3 classes, got 2 of 2", *advice)
+    assert len(data.load(str(root), "test", side=16)) == 2
+
+
+def test_imagenet_needs_a_side_and_says_what_fits_before_it_lists_a_million_files(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=r"imagenet needs a side: .* got none; .*--data\.side N"):
+        data.load("imagenet", "train", root=tmp_path)
+    with pytest.raises(ValueError) as error:
+        data.load("imagenet", "train", root=tmp_path, side=256)
+    says(error, "imagenet does not fit", "4 GiB", "1,281,167 images of 3 × 256 × 256")
+    says(error, "side of at most 33", "fewer images", "--data.name FOLDER")
 
 
 # ---- side and channels of named data sets ----
@@ -524,8 +722,19 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
     says(error, "did you mean 'fashion-mnist'?", "cifar100", "existing folder")
     with pytest.raises(ValueError, match="choose one of them"):
         data.load("zzzzzz", "train")
+    with pytest.raises(ValueError, match="did you mean 'celeba-hq'"):
+        data.load("CelebAHQ", "train")
     with pytest.raises(ValueError, match="unknown data set ''"):
         data.load("", "train")
+
+
+def test_help_and_docs_name_all_data_sets():
+    from mqvae.settings import Data
+
+    page = Path(__file__).parents[1] / "docs" / "training.md"
+    table = page.read_text(encoding="utf-8").split("## Images")[1].split("## ")[0]
+    for name in data.DATASETS:
+        assert name in Data.__doc__ and f"`{name}`" in table, name
 
 
 def test_a_file_is_no_data_set(tmp_path):

@@ -1,7 +1,7 @@
 """Image files and folders of them -> images in memory."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _RESIZE = "give a side to resize to (side=N, --data.side N)"
 
 T = TypeVar("T")
+Splits = Mapping[str, Mapping[Path, Path]]  # split -> {file: relative to the split's folder}
 
 
 def image_files(path: str | Path) -> list[Path]:
@@ -96,24 +97,47 @@ def load_files(
 
 def load_folder(folder: Path, split: str, *, side: int | None, channels: int | None) -> Images:
     """One split of a folder of images; see `load`."""
-    splits = _split(folder)
-    # Size, colour and classes come from both splits, so that both have the same.
+    return load_parts(
+        divide(folder), split, name=str(folder), folder=folder, side=side, channels=channels
+    )
+
+
+def load_parts(
+    splits: Splits,
+    split: str,
+    *,
+    name: str,
+    folder: Path,
+    side: int | None,
+    channels: int | None,
+) -> Images:
+    """One of the splits of a folder that is divided already.
+
+    Args:
+        splits: Split -> {image file: the same relative to its split's folder}. Size, colour and
+            classes come from all of them, so that all have the same.
+        split: Which one.
+        name: Of the images.
+        folder: The one that holds them all.
+        side: As in `load`.
+        channels: As in `load`.
+    """
     everything = sorted(path for part in splits.values() for path in part)
     side, channels = _settle(everything, side, channels)
     labels = _label(splits)[split]
     paths = list(splits[split])
     return Images(
-        name=str(folder),
+        name=name,
         split=split,
-        pixels=_decode_all(paths, str(folder), side, channels),
+        pixels=_decode_all(paths, name, side, channels),
         labels=torch.tensor(labels, dtype=torch.int64),
         source=f"{len(paths)} image files in {folder}",
         names=tuple(path.relative_to(folder).as_posix() for path in paths),
     )
 
 
-def _split(folder: Path) -> dict[str, dict[Path, Path]]:
-    """Split -> {image file: the same relative to its split's folder}."""
+def divide(folder: Path) -> Splits:
+    """By the folder's own train/ and test/ or val/; else every tenth image is for test."""
     tests = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
     if tests and (folder / "train").is_dir():
         bases = {"train": folder / "train", "test": tests[0]}
@@ -131,7 +155,7 @@ def _split(folder: Path) -> dict[str, dict[Path, Path]]:
     return {split: {p: p.relative_to(folder) for p in part} for split, part in parts.items()}
 
 
-def _label(splits: dict[str, dict[Path, Path]]) -> dict[str, list[int]]:
+def _label(splits: Splits) -> dict[str, list[int]]:
     """The number of each file's class subfolder; zeros if a file is in none."""
     names = {
         split: [path.parts[0] if len(path.parts) > 1 else None for path in part.values()]

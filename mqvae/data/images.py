@@ -108,7 +108,8 @@ def check_memory(name: str, count: int, channels: int, side: int) -> None:
             f"{name} does not fit in memory: expected at most {MAX_BYTES:,} bytes "
             f"({MAX_BYTES / 2**30:.3g} GiB), got {count:,} images of {channels} × {side} × {side} "
             f"= {needed:,} bytes ({needed / 2**30:.3g} GiB); choose a side of at most {fits} "
-            f"(side={fits}, --data.side {fits})"
+            f"(side={fits}, --data.side {fits}), or take fewer images, as a folder of their own "
+            "(--data.name FOLDER)"
         )
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mqvae.data.celeba_hq import load_celeba_hq
 from mqvae.data.folder import load_folder
 from mqvae.data.idx import read_idx
+from mqvae.data.imagenet import load_imagenet
 from mqvae.data.images import Images, check_options, conform
 from mqvae.data.places import Absent, search
 
@@ -20,6 +22,9 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
 Loader = Callable[[str, Path | None, bool], Images]  # split, root, download
+# The same without download; images are brought to a side and channels as they are decoded, one
+# by one, since all of them at their own size would not fit in memory.
+FileLoader = Callable[[str, Path | None, int | None, int | None], Images]
 
 
 def load(
@@ -35,7 +40,8 @@ def load(
 
     A folder is split by its subfolders train/ and test/ (or val/) if it has them; otherwise every
     tenth file in sorted order, beginning with the first, is for test. Its labels number the
-    class subfolders in sorted order.
+    class subfolders in sorted order. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say which
+    files these two are.
 
     Args:
         name: One of `DATASETS`, or an existing folder.
@@ -43,7 +49,7 @@ def load(
         root: Folder of the files, and then nowhere else; where a relative folder `name` starts.
         side: Pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is.
         channels: 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are.
-        download: Whether to download what is found nowhere.
+        download: Whether to download what is found nowhere; never celeba-hq and imagenet.
 
     Raises:
         ValueError: if the name, split, side or channels are not among those possible, if a file is
@@ -60,8 +66,10 @@ def load(
         raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
     check_options(side, channels)
     root = None if root is None else Path(root).expanduser()
-    if name in DATASETS:
-        return conform(DATASETS[name](split, root, download), side=side, channels=channels)
+    if name in _LOADERS:
+        return conform(_LOADERS[name](split, root, download), side=side, channels=channels)
+    if name in _FILE_LOADERS:
+        return _FILE_LOADERS[name](split, root, side, channels)
     folder = (root or Path()) / Path(name).expanduser()
     if name and folder.is_dir():
         return load_folder(folder, split, side=side, channels=channels)
@@ -252,7 +260,7 @@ def _torchvision(
         raise
 
 
-DATASETS: dict[str, Loader] = {
+_LOADERS: dict[str, Loader] = {
     "fashion-mnist": _fashion_mnist,
     "mnist": _mnist,
     "digits": _digits,
@@ -260,3 +268,8 @@ DATASETS: dict[str, Loader] = {
     "cifar100": functools.partial(_cifar, "cifar100"),
     "svhn": _svhn,
 }
+_FILE_LOADERS: dict[str, FileLoader] = {
+    "celeba-hq": load_celeba_hq,
+    "imagenet": load_imagenet,
+}
+DATASETS = (*_LOADERS, *_FILE_LOADERS)

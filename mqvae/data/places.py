@@ -41,6 +41,7 @@ def search(
     shipped: Sequence[Path] = (),
     download: Callable[[Path], object] | None,
     advice: str,
+    offline: str = "not tried, as download is off",
 ) -> T:
     """What `read` makes of the first folder that holds the files.
 
@@ -52,6 +53,7 @@ def search(
         read: Folder -> data; raises `Absent` where a file is missing.
         download: Puts the files into the folder it is given; None to stay offline.
         advice: How to get the data, a sentence.
+        offline: Why nothing was downloaded where `download` is None.
 
     Raises:
         FileNotFoundError: if `root` does not hold the files.
@@ -73,7 +75,7 @@ def search(
         except (Absent, PermissionError) as absent:
             tried.append(f"{folder}: {absent}")
     if download is None:
-        tried.append("download: not tried, as download is off")
+        tried.append(f"download: {offline}")
     else:
         try:
             _fetch(download, cache)

@@ -13,7 +13,9 @@ DATASETS = {
     "cifar-10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "cifar-100": "CIFAR-100",
+    "svhn": "SVHN",
     "celeba": "CelebA",
+    "celeba-hq": "CelebA-HQ",
     "imagenet": "ImageNet",
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -47,8 +47,10 @@ class Data:
     """Images.
 
     Args:
-        name: Name of a dataset, or a folder of images.
-        root: Folder with the dataset's files; searched for and downloaded if not given.
+        name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq or imagenet, or a
+            folder of images.
+        root: Folder with the dataset's files; searched for if not given, and all but celeba-hq and
+            imagenet downloaded.
         side: Resize and crop images to this side.
         channels: 1 for grey, 3 for colour.
         classes: Number of classes; counted if not given.
