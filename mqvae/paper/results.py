@@ -49,9 +49,13 @@ class Results:
         yield from (content for _, content in sorted(self._found.values(), key=itemgetter(0)))
 
     def get(self, work: Asked) -> dict[str, Any] | None:
-        """The result of a piece of work; None if there is none, or it lacks something."""
-        _, content = self._found.get(_key(work.asks()), ("", None))
-        return content if content is not None and work.satisfied(content) else None
+        """The result of a piece of work; None if there is none."""
+        return self._found.get(_key(work.asks()), ("", None))[1]
+
+    def complete(self, work: Asked) -> bool:
+        """Whether there is a result that holds everything that is wanted."""
+        content = self.get(work)
+        return content is not None and work.satisfied(content)
 
     def read(self, work: Asked) -> None:
         """Take up a result that somebody else has written."""

@@ -73,7 +73,7 @@ def _missing(wants: Wants, results: Results) -> list[Work]:
     found: dict[str, Work] = {}
     for work in wants(results):
         name = file_name(work)
-        if results.get(work) is None and (name not in found or getattr(work, "final", False)):
+        if not results.complete(work) and (name not in found or getattr(work, "final", False)):
             found[name] = work
     return list(found.values())
 
