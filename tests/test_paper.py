@@ -318,13 +318,13 @@ def test_interrupted_work_goes_on(tmp_path):
     script = tmp_path / "three.py"
     script.write_text(THREE_RUNS)
     command = [sys.executable, str(script), str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if "done" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    assert "KeyboardInterrupt" in process.stderr.read()
-    assert process.wait(timeout=60) != 0
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "done" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert "KeyboardInterrupt" in process.stderr.read()
+        assert process.wait(timeout=60) != 0
     done = len(list((tmp_path / "results").iterdir()))
     assert 1 <= done < 3
     again = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
