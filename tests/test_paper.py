@@ -237,6 +237,15 @@ def test_a_row_has_our_figure_the_papers_and_both_ratios(tmp_path):
     )
 
 
+def test_a_ratio_is_of_the_seeds_that_both_have(tmp_path):
+    compared, results = comparison("VQ-VAE", "MQ-VAE"), Results(tmp_path)
+    for method, values in (("VQ-VAE", (8e-3, 100e-3)), ("MQ-VAE", (6e-3,))):
+        for run, value in zip(compared.runs("paper", method, results, {}), values, strict=False):
+            results.put(run, result(run, value))
+    _, row = table(compared, 1, results, {}).rows
+    assert row.cells["mse"].ratio == pytest.approx(0.75)
+
+
 def test_a_verdict_is_of_paired_seeds(tmp_path):
     (said,) = verdicts(filled(tmp_path, (4e-3, 5e-3, 6e-3)), "mse")
     assert said == (
@@ -266,7 +275,7 @@ def test_rows_that_are_not_complete_say_so(tmp_path):
     run = compared.runs("paper", "VQ-VAE", results, {})[0]
     results.put(run, result(run, 8e-3))
     made = table(compared, 1, results, {})
-    assert "VQ-VAE (paper): 1 of 3 seeds so far." in made.notes
+    assert "Fewer than 3 seeds so far: VQ-VAE (paper) 1." in made.notes
 
 
 # -- the command ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mqvae.paper.figures import (
     Settled,
 )
 from mqvae.paper.results import Results
-from mqvae.paper.rows import IN_WORDS, other, table
+from mqvae.paper.rows import IN_WORDS, other, paired, table
 from mqvae.paper.runner import Work, carry_out
 from mqvae.paper.scales import SCALES
 from mqvae.paper.sections import Page
@@ -23,6 +23,10 @@ from mqvae.paper.tables import TABLES
 from mqvae.paper.work import Place
 from mqvae.spelling import nearest
 
+ORDER = (
+    *("table-1", "bounds", "table-2", "table-3", "table-4", "table-5", "table-6", "table-7"),
+    *("figure-3", "figure-4", "figure-6", "appendix-f", "scale"),
+)
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
     for experiment in sorted(
@@ -35,7 +39,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             Bounds(),
             Settled(),
         ],
-        key=lambda each: (each.name in ("bounds", "scale"), each.name),
+        key=lambda each: ORDER.index(each.name),
     )
 }
 LATER = {
@@ -128,8 +132,8 @@ def conditions(study: Study) -> Iterator[tuple[str, str]]:
     for title, key in (("Device", "device"), ("Dates", "date")):
         values = sorted({str(each[key]) for each in contents if key in each})
         if values:
-            shown = f"{values[0]} to {values[-1]}" if title == "Dates" else "; ".join(values)
-            yield title, shown
+            ends = dict.fromkeys((values[0], values[-1]))
+            yield title, " to ".join(ends) if title == "Dates" else "; ".join(values)
     versions = {
         ", ".join(f"{name} {version}" for name, version in each["versions"].items())
         for each in contents
@@ -138,6 +142,7 @@ def conditions(study: Study) -> Iterator[tuple[str, str]]:
     if versions:
         yield "Versions", "; ".join(sorted(versions))
     yield "Runs", f"{sum(each['asks']['kind'] == 'run' for each in contents):,}"
+    yield "Times", "of whole runs, with others beside them; Table 4 compares what a step costs"
 
 
 PAIRS = (
@@ -164,9 +169,8 @@ def headline(study: Study) -> Iterator[str]:
             reference = other(row, made.rows, base) if row is not None else None
             if row is None or reference is None:
                 continue
-            ours, theirs = row.cells["mse"].values, reference.cells["mse"].values
-            if len(ours) == len(theirs) > 1:
-                ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            ratios = [ours / theirs for ours, theirs in paired(row, reference, "mse")]
+            if len(ratios) > 1:
                 parts.append(
                     f"{statistics.fmean(ratios):.2f} of {base}'s for {method} "
                     f"({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"

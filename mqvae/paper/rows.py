@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from mqvae.paper.comparison import Comparison
@@ -64,7 +65,10 @@ def table(
             described |= content.get("described", {})
     columns = [_column(key, described[key], comparison.task) for key in keys if key in described]
     rows = []
-    for protocol, method, made in found:
+    for protocol, method, all_made in found:
+        made = [(run, content) for run, content in all_made if "figures" in content]
+        if not made:
+            continue
         cells = {}
         for column in columns:
             values = _values(made, column)
@@ -130,6 +134,7 @@ def _row(
         made[0][0].steps,
         statistics.fmean(seconds) if seconds else 0.0,
         tuple(file_name(run) for run, _ in made),
+        tuple(run.seed for run, _ in made),
     )
 
 
@@ -140,12 +145,23 @@ def _with_ratios(row: Row, rows: Sequence[Row]) -> Row:
     cells = {}
     for key, cell in row.cells.items():
         base = reference.cells.get(key)
-        ratio = cell.mean / base.mean if base and base.mean else None
+        pairs = paired(row, reference, key)
+        ours, theirs = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0, 0)
+        ratio = ours / theirs if theirs else None
         published = None
         if cell.paper is not None and base and base.paper:
             published = cell.paper / base.paper
         cells[key] = Cell(cell.values, cell.paper, ratio, published)
-    return Row(row.method, row.protocol, cells, row.rate, row.updates, row.seconds, row.runs)
+    return replace(row, cells=cells)
+
+
+def paired(row: Row, base: Row, key: str) -> list[tuple[float, float]]:
+    """A figure of two rows, seed by seed, for the seeds that both have."""
+    both = [
+        dict(zip(each.seeds, each.cells[key].values, strict=True)) if key in each.cells else {}
+        for each in (row, base)
+    ]
+    return [(both[0][seed], both[1][seed]) for seed in both[0] if seed in both[1]]
 
 
 def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
@@ -162,12 +178,17 @@ def _notes(
     found: Sequence[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]],
     comparison: Comparison,
 ) -> Iterator[str]:
+    fewer = []
     for protocol, method, made in found:
         for run, content in made:
             if "failed" in content:
-                yield f"{method} ({protocol}), seed {run.seed}: {content['failed']}."
+                yield f"{method} ({protocol}), seed {run.seed}: {content['failed']}"
         if len(made) < comparison.seeds:
-            yield f"{method} ({protocol}): {len(made)} of {comparison.seeds} seeds so far."
+            fewer.append(f"{method} ({protocol}) {len(made)}")
+    if fewer:
+        yield f"Fewer than {comparison.seeds} seeds so far: {', '.join(fewer)}."
+    if any(METHODS[method].against not in (None, "VQ-VAE") for _, method, _ in found):
+        yield "MQ-VAE + replace and + group: ratios to VQ-VAE + replace and + group."
     devices = dict.fromkeys(
         content["device"] for _, _, made in found for _, content in made if "device" in content
     )
@@ -200,11 +221,10 @@ def verdicts(made: Table, key: str) -> Iterator[str]:
 
 def _judged(row: Row, base: Row, column: Column) -> str:
     """A method beside the one it is compared with, over paired seeds."""
-    cell, reference = row.cells.get(column.key), base.cells.get(column.key)
-    if cell is None or reference is None or cell.paper_ratio is None or not cell.ratio:
+    cell = row.cells.get(column.key)
+    if cell is None or cell.paper_ratio is None or not cell.ratio:
         return ""
-    pairs = list(zip(cell.values, reference.values, strict=False))
-    ratios = [a / b for a, b in pairs if b]
+    ratios = [ours / theirs for ours, theirs in paired(row, base, column.key) if theirs]
     said = f"{row.method} is {cell.ratio:.2f} of {base.method}"
     if len(ratios) > 1:
         said += f" ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds)"

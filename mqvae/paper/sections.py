@@ -79,6 +79,7 @@ class Row:
         updates: How many it made.
         seconds: Of training, mean over the seeds.
         runs: The names of its results, one for each seed.
+        seeds: The seeds, in the order of `runs` and of the cells' values.
     """
 
     method: str
@@ -88,6 +89,7 @@ class Row:
     updates: int = 0
     seconds: float = 0.0
     runs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
