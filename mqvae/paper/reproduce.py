@@ -19,7 +19,7 @@ from mqvae.paper.runner import Work, carry_out
 from mqvae.paper.scales import SCALES
 from mqvae.paper.sections import Page
 from mqvae.paper.study import Experiment, Study
-from mqvae.paper.tables import TABLES
+from mqvae.paper.tables import PAIRS_1, TABLES
 from mqvae.paper.work import Place
 from mqvae.spelling import nearest
 
@@ -145,13 +145,6 @@ def conditions(study: Study) -> Iterator[tuple[str, str]]:
     yield "Times", "of whole runs, with others beside them; Table 4 compares what a step costs"
 
 
-PAIRS = (
-    ("MQ-VAE", "VQ-VAE"),
-    ("MQ-VAE + replace", "VQ-VAE + replace"),
-    ("MQ-VAE + group", "VQ-VAE + group"),
-)
-
-
 def headline(study: Study) -> Iterator[str]:
     """What a reader takes home, from Table 1 on Fashion-MNIST."""
     dataset = (study.datasets(("fashion-mnist",)) or [""])[0]
@@ -164,7 +157,7 @@ def headline(study: Study) -> Iterator[str]:
         return
     for protocol in ("matched", "paper", "time"):
         parts = []
-        for method, base in PAIRS:
+        for method, base in PAIRS_1:
             row = next((r for r in made.rows if (r.method, r.protocol) == (method, protocol)), None)
             reference = other(row, made.rows, base) if row is not None else None
             if row is None or reference is None:

@@ -204,31 +204,41 @@ IN_WORDS: Mapping[Protocol, str] = {
 }
 
 
-def verdicts(made: Table, key: str) -> Iterator[str]:
-    """For each protocol, whether the paper's order of two methods by a figure holds."""
+def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """For each protocol, whether the paper's order of two methods by a figure holds.
+
+    Args:
+        made: The table.
+        key: Of the figure.
+        pairs: A method, and the one it is said to be better than.
+    """
     column = next((column for column in made.columns if column.key == key), None)
     if column is None:
         return
     for protocol, words in IN_WORDS.items():
-        parts = []
-        for row in made.rows:
-            base = other(row, made.rows, METHODS[row.method].against)
-            if row.protocol == protocol and base is not None:
-                parts.append(_judged(row, base, column))
+        rows = {row.method: row for row in made.rows if row.protocol == protocol}
+        parts = [
+            _judged(rows[method], rows[base], column)
+            for method, base in pairs
+            if method in rows and base in rows
+        ]
         if parts := [part for part in parts if part]:
-            yield f"{words}, {column.title.partition(' (')[0]}: {'; '.join(parts)}."
+            yield f"{column.title.partition(' (')[0]}, {words[0].lower()}{words[1:]}: " + (
+                "; ".join(parts) + "."
+            )
 
 
 def _judged(row: Row, base: Row, column: Column) -> str:
-    """A method beside the one it is compared with, over paired seeds."""
-    cell = row.cells.get(column.key)
-    if cell is None or cell.paper_ratio is None or not cell.ratio:
+    """A method beside another, over the seeds that both have."""
+    ours, theirs = (each.cells.get(column.key) for each in (row, base))
+    ratios = [one / other for one, other in paired(row, base, column.key) if other]
+    if ours is None or theirs is None or not (ours.paper and theirs.paper and ratios):
         return ""
-    ratios = [ours / theirs for ours, theirs in paired(row, base, column.key) if theirs]
-    said = f"{row.method} is {cell.ratio:.2f} of {base.method}"
+    published = ours.paper / theirs.paper
+    said = f"{row.method} {statistics.fmean(ratios):.2f} of {base.method}'s ("
     if len(ratios) > 1:
-        said += f" ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds)"
-    return f"{said}, the paper {cell.paper_ratio:.2f}: {judgement(ratios, cell.paper_ratio)}"
+        said += f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds; "
+    return f"{said}the paper {published:.2f}): {judgement(ratios, published)}"
 
 
 def judgement(ratios: Sequence[float], published: float) -> str:
