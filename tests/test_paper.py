@@ -110,6 +110,23 @@ def test_a_result_is_found_by_its_configuration(tmp_path):
     assert "accelerator" not in asks["trainer"], "where it was trained is no part of what it is"
 
 
+def test_a_result_from_before_a_setting_was_there_is_found(tmp_path):
+    results = Results(tmp_path)
+    results.put(RUN, result(RUN, 0.5))
+    (file,) = tmp_path.iterdir()
+    content = json.loads(file.read_text())
+    del content["asks"]["trainer"]["average"]
+    del content["asks"]["update"]["init_args"]["codebook_weight"]
+    file.write_text(json.dumps(content))
+    again = Results(tmp_path)
+    assert again.get(RUN)["figures"]["mse"] == 0.5
+    assert again.name(RUN) == file.stem
+    assert again.get(dataclasses.replace(RUN, rate=1e-2)) is None
+    content["asks"]["trainer"]["average"] = 0.5
+    file.write_text(json.dumps(content))
+    assert Results(tmp_path).get(RUN) is None
+
+
 def test_a_result_that_lacks_something_is_made_again(tmp_path):
     results = Results(tmp_path)
     results.put(RUN, result(RUN, 0.5, left_out={}))
@@ -129,7 +146,7 @@ def test_a_damaged_result_is_named(tmp_path):
 class Counted:
     """A piece of work that notes how often it is done."""
 
-    title, words, amount, alone = "counted", "counted", 1.0, False
+    title, words, amount, alone, filled = "counted", "counted", 1.0, False, dict
 
     def __init__(self):
         self.made = 0

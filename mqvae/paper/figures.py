@@ -8,7 +8,6 @@ from typing import Any
 
 from mqvae.paper.further import Costs, Diagnosis, PriorCurve
 from mqvae.paper.methods import paper_value
-from mqvae.paper.results import file_name
 from mqvae.paper.rows import IN_WORDS
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
@@ -48,7 +47,7 @@ class CostOfAStep(Experiment):
                 "upper": Cell((upper,)),
                 "ms": Cell((content["milliseconds"][method],)),
             }
-            rows.append(Row(method, "cost", cells, runs=(file_name(work),)))
+            rows.append(Row(method, "cost", cells, runs=(study.results.name(work),)))
         machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
         ours = content["costs"].get("MQ-VAE", math.nan)
         said = [f"A step of MQ-VAE, Algorithm 1, takes {ours:.2f} times as long as VQ-VAE's."]
@@ -327,7 +326,7 @@ class Bounds(Experiment):
                 "nearest": nearest["after"],
             }
             cells = {key: Cell((value / 1e-3,)) for key, value in values.items()}
-            runs = (file_name(Diagnosis(run)),)
+            runs = (study.results.name(Diagnosis(run)),)
             rows.append(Row(run.method, protocol, cells, run.rate, run.steps, runs=runs))
             gains.append(
                 (

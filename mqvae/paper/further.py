@@ -6,7 +6,7 @@ from typing import Any
 
 from mqvae.paper.methods import METHODS
 from mqvae.paper.scales import load_scale
-from mqvae.paper.work import Place, Run
+from mqvae.paper.work import Place, Run, filled
 
 OF_TASK = {
     "reconstruction": tuple(METHODS),
@@ -45,6 +45,9 @@ class Costs:
         sizes = {k: of_task[k] for k in ("data", "network", "quantizer")}
         methods = {name: METHODS[name].preset for name in OF_TASK[self.task]}
         return {"kind": "costs", "task": self.task, "sizes": sizes, "methods": methods}
+
+    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(asks)
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         return True
@@ -119,6 +122,9 @@ class Diagnosis:
             "refitted_on": scale.refitted_on,
             "candidates_on": scale.candidates_on,
         }
+
+    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
+        return {**asks, "run": filled(asks["run"])}
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         return True
@@ -198,6 +204,9 @@ class PriorCurve:
     def asks(self) -> dict[str, Any]:
         """The run, and the prior."""
         return {"kind": "prior", "run": self.run.asks(), "prior": self.settings()}
+
+    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
+        return {**asks, "run": filled(asks["run"])}
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         return True

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,9 @@ class Asked(Protocol):
 
     def asks(self) -> dict[str, Any]:
         """All that its result depends on, as JSON."""
+
+    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
+        """What an older result asks for, with the settings that have come since."""
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         """Whether a result for this holds everything that is wanted of it."""
@@ -42,15 +44,31 @@ class Results:
             self._read(path)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len({name for name, _ in self._found.values()})
 
     def contents(self) -> Iterator[dict[str, Any]]:
         """All results, in the order of their names."""
-        yield from (content for _, content in sorted(self._found.values(), key=itemgetter(0)))
+        by_name = dict(self._found.values())
+        yield from (by_name[name] for name in sorted(by_name))
 
     def get(self, work: Asked) -> dict[str, Any] | None:
         """The result of a piece of work; None if there is none."""
-        return self._found.get(_key(work.asks()), ("", None))[1]
+        found = self._entry(work)
+        return None if found is None else found[1]
+
+    def name(self, work: Asked) -> str:
+        """The name of its file, without suffix."""
+        found = self._entry(work)
+        return file_name(work) if found is None else found[0]
+
+    def _entry(self, work: Asked) -> tuple[str, dict[str, Any]] | None:
+        key = _key(work.asks())
+        if key not in self._found:
+            # A result from before a setting was there, whose default leaves everything as it was.
+            for name, content in list(self._found.values()):
+                if name.startswith(f"{work.title}-") and _key(work.filled(content["asks"])) == key:
+                    self._found[key] = (name, content)
+        return self._found.get(key)
 
     def complete(self, work: Asked) -> bool:
         """Whether there is a result that holds everything that is wanted."""
@@ -59,7 +77,7 @@ class Results:
 
     def read(self, work: Asked) -> None:
         """Take up a result that somebody else has written."""
-        self._read(self.folder / f"{file_name(work)}.json")
+        self._read(self.folder / f"{self.name(work)}.json")
 
     def _read(self, path: Path) -> None:
         try:
@@ -76,7 +94,7 @@ class Results:
         asks = work.asks()
         whole = {"asks": asks, **content}
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = file_name(work)
+        name = self.name(work)
         text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
         write_whole(self.folder / f"{name}.json", _compact(text) + "\n")
         self._found[_key(asks)] = (name, json.loads(text))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.methods import METHODS, paper_value
-from mqvae.paper.results import Results, file_name
+from mqvae.paper.results import Results
 from mqvae.paper.sections import Cell, Column, Protocol, Row, Table
 from mqvae.paper.work import Run
 
@@ -75,7 +75,7 @@ def table(
             if values:
                 published = _published(number, comparison, method, column)
                 cells[column.key] = Cell(values, published)
-        rows.append(_row(protocol, method, made, cells))
+        rows.append(_row(protocol, method, made, cells, results))
     rows = [_with_ratios(row, rows) for row in rows]
     return Table(_title(comparison), columns, rows, list(_notes(found, comparison)))
 
@@ -124,6 +124,7 @@ def _row(
     method: str,
     made: Sequence[tuple[Run, dict[str, Any]]],
     cells: Mapping[str, Cell],
+    results: Results,
 ) -> Row:
     seconds = [content["seconds"] for _, content in made if "seconds" in content]
     return Row(
@@ -133,7 +134,7 @@ def _row(
         made[0][0].rate,
         made[0][0].steps,
         statistics.fmean(seconds) if seconds else 0.0,
-        tuple(file_name(run) for run, _ in made),
+        tuple(results.name(run) for run, _ in made),
         tuple(run.seed for run, _ in made),
     )
 

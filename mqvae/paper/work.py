@@ -100,10 +100,10 @@ class Run:
 
     def asks(self) -> dict[str, Any]:
         """All that its result depends on: neither its label, nor where it is trained."""
-        config = self.config()
-        del config["name"], config["data"]["root"]
-        del config["trainer"]["accelerator"], config["trainer"]["devices"]
-        return {"kind": "run", **config}
+        return _asked(self.config())
+
+    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
+        return filled(asks)
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         if not self.final or "failed" in content or self.task == "classification":
@@ -265,6 +265,25 @@ def _first(images: "Images", count: int) -> "Images":
     count = min(len(images), count)
     pixels, labels = images.take(torch.arange(count))
     return replace(images, pixels=pixels, labels=labels, names=images.names[:count])
+
+
+def _asked(config: dict[str, Any]) -> dict[str, Any]:
+    del config["name"], config["data"]["root"]
+    del config["trainer"]["accelerator"], config["trainer"]["devices"]
+    return {"kind": "run", **config}
+
+
+def filled(asks: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's older result asks for, with the settings that have come since at their defaults.
+
+    A new setting's default leaves runs as they were; what would change them is another setting.
+    """
+    from mqvae.settings import Settings
+
+    try:
+        return _asked(Settings.of({k: v for k, v in asks.items() if k != "kind"}).config())
+    except ValueError:  # it has a setting that is there no more
+        return dict(asks)
 
 
 @cache
