@@ -50,6 +50,7 @@ from .core.updates import Update as Update
 from .networks.architecture import Architecture as Architecture
 from .networks.pixelcnn import PixelCNN as PixelCNN
 from .networks.resnet import ResNet18 as ResNet18
+from .networks.vqgan import VQGAN as VQGAN
 from .networks.vqvae import VQVAE as VQVAE
 from .networks.vqvae import vqvae as vqvae
 from .tasks import Classification as Classification

@@ -54,3 +54,18 @@ class Architecture(ABC):
         self.check(inputs)
         encoder, decoder = self.cut(inputs, quantizer.dim)
         return VQNetwork(encoder, quantizer, decoder, channel_axis=self.channel_axis)
+
+
+def check_sides(height: int, width: int, *, stride: int) -> None:
+    """Refuse images whose sides are no multiples of a stride.
+
+    Raises:
+        ValueError: names sides that would do.
+    """
+    if height % stride or width % stride:
+        smaller = [max(side - side % stride, stride) for side in (height, width)]
+        larger = [side + -side % stride for side in (height, width)]
+        raise ValueError(
+            f"image sides must be multiples of {stride}, got {height} × {width}: "
+            f"{smaller[0]} × {smaller[1]} or {larger[0]} × {larger[1]} would do."
+        )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
-from mqvae.networks.architecture import Architecture, Inputs
+from mqvae.networks.architecture import Architecture, Inputs, check_sides
 
 STRIDE = 4
 
@@ -62,7 +62,7 @@ class VQVAEEncoder(nn.Module):
             raise ValueError(
                 f"the encoder expects images of {self.channels} channels, got {channels}."
             )
-        _check_sides(height, width)
+        check_sides(height, width, stride=STRIDE)
         return self.layers(x)
 
 
@@ -90,6 +90,13 @@ class VQVAEDecoder(nn.Module):
             nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),
         )
 
+    @property
+    def last_layer(self) -> nn.ConvTranspose2d:
+        """The convolution that the images come out of."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.ConvTranspose2d)
+        return layer
+
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
 
@@ -114,7 +121,7 @@ class VQVAE(Architecture):
         _check(self.width, self.residual_blocks)
 
     def check(self, inputs: Inputs) -> None:
-        _check_sides(inputs.side, inputs.side)
+        check_sides(inputs.side, inputs.side, stride=STRIDE)
 
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
         sizes = {"width": self.width, "residual_blocks": self.residual_blocks}
@@ -156,16 +163,6 @@ def vqvae(
         VectorQuantizer(num_codes, dim, groups=groups, shared_codebook=shared_codebook),
         VQVAEDecoder(channels, dim, **sizes),
     )
-
-
-def _check_sides(height: int, width: int) -> None:
-    if height % STRIDE or width % STRIDE:
-        smaller = [max(side - side % STRIDE, STRIDE) for side in (height, width)]
-        larger = [side + -side % STRIDE for side in (height, width)]
-        raise ValueError(
-            f"image sides must be multiples of {STRIDE}, got {height} × {width}: "
-            f"{smaller[0]} × {smaller[1]} or {larger[0]} × {larger[1]} would do."
-        )
 
 
 def _check(width: int, residual_blocks: int) -> None:
