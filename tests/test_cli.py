@@ -538,7 +538,7 @@ def test_no_command_shows_the_usage(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "encode", "decode", "report", "bench", "weights"]
+    "command", ["train", "evaluate", "encode", "decode", "report", "bench", "import", "weights"]
 )
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0

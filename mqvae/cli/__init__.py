@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a run on its test images",
     "encode": "images to codes",
     "decode": "codes back to images",
+    "import": "a tokenizer of taming-transformers or LlamaGen to a run",
     "weights": "the trained networks that some figures are taken with",
     "prior": "train a PixelCNN over the codes of a run",
     "sample": "draw images from a run's prior",
@@ -224,6 +225,12 @@ def _decode(arguments: list[str]) -> int:
     written = tokenizer.decode_to_files(codes, out)
     print(f"{written:,} images: {out}")
     return 0
+
+
+def _import(arguments: list[str]) -> int:
+    from mqvae.cli.importing import import_
+
+    return import_(arguments)
 
 
 def _weights(arguments: list[str]) -> int:

@@ -60,8 +60,13 @@ def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes:
     """Put the state of a checkpoint back.
 
     Raises:
-        ValueError: if it is another network's, or of another version.
+        ValueError: if it is another network's, or of another version, or was imported.
     """
+    if "imported" in checkpoint.state:
+        raise ValueError(
+            f"{run.folder} was imported, so there is no training to go on with: begin one from it, "
+            f"as in `mqvae train {run.folder}/config.yaml --from {run.folder} --out runs/tuned`."
+        )
     try:
         _take_over(checkpoint, parts, log, processes)
     except (KeyError, RuntimeError, AttributeError) as error:

@@ -1,0 +1,229 @@
+"""What taming-transformers and LlamaGen call the tensors of a VQ-GAN, and its sizes by them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqvae.core.distance import Cosine, Distance, Euclidean
+from mqvae.core.quantizer import VectorQuantizer
+from mqvae.networks.architecture import Inputs
+from mqvae.networks.vqgan.network import VQGAN
+
+# Here, in taming-transformers, in LlamaGen. L counts levels as the data goes through them, R the
+# decoder's the other way round.
+NAMES = (
+    ("encoder.first", "encoder.conv_in", "encoder.conv_in"),
+    ("encoder.levels.L.residual", "encoder.down.L.block", "encoder.conv_blocks.L.res"),
+    ("encoder.levels.L.attention", "encoder.down.L.attn", "encoder.conv_blocks.L.attn"),
+    ("encoder.levels.L.resample", "encoder.down.L.downsample", "encoder.conv_blocks.L.downsample"),
+    ("encoder.middle.0", "encoder.mid.block_1", "encoder.mid.0"),
+    ("encoder.middle.1", "encoder.mid.attn_1", "encoder.mid.1"),
+    ("encoder.middle.2", "encoder.mid.block_2", "encoder.mid.2"),
+    ("encoder.norm", "encoder.norm_out", "encoder.norm_out"),
+    ("encoder.out", "encoder.conv_out", "encoder.conv_out"),
+    ("encoder.to_codes", "quant_conv", "quant_conv"),
+    ("quantizer.codebook", "quantize.embedding", "quantize.embedding"),
+    ("decoder.from_codes", "post_quant_conv", "post_quant_conv"),
+    ("decoder.first", "decoder.conv_in", "decoder.conv_in"),
+    ("decoder.middle.0", "decoder.mid.block_1", "decoder.mid.0"),
+    ("decoder.middle.1", "decoder.mid.attn_1", "decoder.mid.1"),
+    ("decoder.middle.2", "decoder.mid.block_2", "decoder.mid.2"),
+    ("decoder.levels.L.residual", "decoder.up.R.block", "decoder.conv_blocks.L.res"),
+    ("decoder.levels.L.attention", "decoder.up.R.attn", "decoder.conv_blocks.L.attn"),
+    ("decoder.levels.L.resample", "decoder.up.R.upsample", "decoder.conv_blocks.L.upsample"),
+    ("decoder.norm", "decoder.norm_out", "decoder.norm_out"),
+    ("decoder.last_layer", "decoder.conv_out", "decoder.conv_out"),
+)
+
+# Inside a block, in both.
+IN_BLOCKS = {
+    "shortcut": "nin_shortcut",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "out": "proj_out",
+}
+
+# What only training there needs: discriminator and perceptual network, averages, statistics.
+IGNORED = (
+    "loss.",
+    "model_ema.",
+    "quantize.codebook_used",
+    "quantize.embedding.cluster_size",
+    "quantize.embedding.embed_avg",
+)
+
+SHOWN = 8  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a project names the tensors of its tokenizers.
+
+    Attributes:
+        name: The project.
+        column: Which of `NAMES` are its names.
+        levels: How the names of the encoder's levels begin.
+        residual: What the residual blocks of a level are called.
+        attention: What its attention is called.
+        distance: What is near in its tokenizers, which their tensors do not say.
+    """
+
+    name: str
+    column: int
+    levels: str
+    residual: str
+    attention: str
+    distance: Distance
+
+    def name_of(self, key: str, levels: int) -> str:
+        """What it calls one of our tensors, in a network of so many levels."""
+        for row in NAMES:
+            found = re.match(row[0].replace(".", r"\.").replace("L", r"(\d+)") + r"\.", key)
+            if found:
+                rest = key[found.end() :].split(".")
+                words = [IN_BLOCKS.get(word, word) for word in rest]
+                level = int(found[1]) if found.groups() else 0
+                theirs = row[self.column].split(".")
+                numbers = {"L": str(level), "R": str(levels - 1 - level)}
+                return ".".join([*(numbers.get(word, word) for word in theirs), *words])
+        raise KeyError(key)
+
+
+FORMS = (
+    Form("taming-transformers", 1, "encoder.down.", "block", "attn", Euclidean()),
+    Form("LlamaGen", 2, "encoder.conv_blocks.", "res", "attn", Cosine()),
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A tokenizer of another project.
+
+    Attributes:
+        form: Whose it is.
+        network: The sizes of its network.
+        inputs: Its images.
+        num_codes: Number of codewords K.
+        dim: Dimensions D of a codeword.
+        weights: Its tensors by our names, in float32.
+    """
+
+    form: Form
+    network: VQGAN
+    inputs: Inputs
+    num_codes: int
+    dim: int
+    weights: dict[str, Tensor]
+
+
+def imported(tensors: Mapping[str, Tensor], *, side: int = 256) -> Imported:
+    """A tokenizer of taming-transformers or LlamaGen, recognized by the names of its tensors.
+
+    Args:
+        tensors: Its state dict.
+        side: Pixels a side of the images that it was trained on, by which the levels with
+            attention are named.
+
+    Raises:
+        ValueError: if it is neither, or tensors are missing, too many, or of sizes that do not fit
+            each other: it names them.
+    """
+    form = _recognized(tensors)
+    network = _sizes(form, tensors, side)
+    num_codes, dim = _shape("quantize.embedding.weight", tensors, 2)
+    inputs = Inputs(_shape("encoder.conv_in.weight", tensors, 4)[1], side)
+    with torch.device("meta"):  # no memory: what there must be
+        expected = network.build(inputs, VectorQuantizer(num_codes, dim)).state_dict()
+    names = {key: form.name_of(key, len(network.multipliers)) for key in expected}
+    _check(form, {names[key]: tensor for key, tensor in expected.items()}, tensors)
+    weights = {key: tensors[names[key]].detach().float() for key in expected}
+    return Imported(form, network, inputs, num_codes, dim, weights)
+
+
+def _recognized(tensors: Mapping[str, Tensor]) -> Form:
+    for form in FORMS:
+        if any(key.startswith(form.levels) for key in tensors):
+            return form
+    raise ValueError(
+        "expected the tokenizer of "
+        + " or ".join(f"{form.name}, with tensors '{form.levels}…'" for form in FORMS)
+        + f", got {_listed(list(tensors))}."
+    )
+
+
+def _sizes(form: Form, tensors: Mapping[str, Tensor], side: int) -> VQGAN:
+    width = _shape("encoder.conv_in.weight", tensors, 4)[0]
+    levels = _count(form.levels, tensors) or 1  # without any, what the first lacks is named
+    multipliers = []
+    for level in range(levels):
+        key = f"{form.levels}{level}.{form.residual}.0.conv1.weight"
+        channels = _shape(key, tensors, 4)[0]
+        if channels % width or not channels:
+            raise ValueError(
+                f"{key} has {channels} channels, expected a multiple of the {width} of "
+                "encoder.conv_in.weight."
+            )
+        multipliers.append(channels // width)
+    stride = 2 ** (levels - 1)
+    if side < stride or side % stride:
+        raise ValueError(
+            f"this tokenizer has {levels} levels, so sides are multiples of {stride}, got {side}: "
+            "say the side of the images that it was trained on."
+        )
+    attends = [
+        _count(f"{form.levels}{level}.{form.attention}.", tensors) > 0 for level in range(levels)
+    ]
+    return VQGAN(
+        width=width,
+        multipliers=tuple(multipliers),
+        residual_blocks=_count(f"{form.levels}0.{form.residual}.", tensors),
+        attention_at=tuple(side // 2**level for level in range(levels) if attends[level]),
+        z_channels=_shape("encoder.conv_out.weight", tensors, 4)[0],
+    )
+
+
+def _shape(key: str, tensors: Mapping[str, Tensor], dimensions: int) -> Sequence[int]:
+    if key not in tensors:
+        raise ValueError(f"the tensor {key} is missing, which says how large the tokenizer is.")
+    shape = tensors[key].shape
+    if len(shape) != dimensions or not min(shape):
+        raise ValueError(f"{key} must have {dimensions} dimensions, got shape {tuple(shape)}.")
+    return shape
+
+
+def _count(beginning: str, tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers, from 0 on, follow this beginning in names."""
+    found = {
+        key.removeprefix(beginning).split(".")[0] for key in tensors if key.startswith(beginning)
+    }
+    return next(n for n in range(len(found) + 1) if str(n) not in found)
+
+
+def _check(form: Form, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    lines = []
+    if missing := [key for key in expected if key not in tensors]:
+        lines.append(f"missing: {_listed(missing)}")
+    if more := [key for key in tensors if key not in expected and not key.startswith(IGNORED)]:
+        lines.append(f"not known: {_listed(more)}")
+    for key, tensor in expected.items():
+        if key in tensors and tensors[key].shape != tensor.shape:
+            got, wanted = tuple(tensors[key].shape), tuple(tensor.shape)
+            lines.append(f"{key}: shape {got}, expected {wanted}")
+    if len(lines) > SHOWN:
+        lines = [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
+    if lines:
+        raise ValueError(
+            f"this is not a VQ-GAN as {form.name} has it:\n"
+            + "\n".join(f"  {line}" for line in lines)
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
