@@ -45,7 +45,7 @@ class VQGAN(Architecture):
             scaled on the way in and on the way out. In the first convolution this could not be
             done exactly, its zeros at the borders are other ones then.
         checkpointing: Keep only the inputs of the blocks, and compute what is in them again for
-            the gradient: less memory, about a third more time.
+            the gradient: less memory, about one pass forward more.
 
     Raises:
         ValueError: if a size is out of range.
