@@ -281,7 +281,7 @@ def test_a_verdict_is_of_paired_seeds(tmp_path):
         ([0.97, 1.05, 1.01], 0.59, "does not hold, seeds disagree on the order"),
         ([1.5, 1.7, 1.6], 1.58, "holds"),
         ([0.9, 0.8, 0.9], 1.58, "does not hold, the order is the other way round"),
-        ([0.5], 0.59, "one seed, no verdict"),
+        ([0.5, 0.5], 0.59, "too few seeds for a verdict"),
     ],
 )
 def test_judgements(ratios, published, said):

@@ -242,6 +242,9 @@ def _judged(row: Row, base: Row, column: Column) -> str:
     return f"{said}the paper {published:.2f}): {judgement(ratios, published)}"
 
 
+FEW = 3  # seeds under which nothing is judged
+
+
 def judgement(ratios: Sequence[float], published: float) -> str:
     """Whether paired ratios say what a published one says.
 
@@ -255,8 +258,8 @@ def judgement(ratios: Sequence[float], published: float) -> str:
     'does not hold, seeds disagree on the order'
     """
     lower = published < 1
-    if len(ratios) < 2:
-        return "one seed, no verdict"
+    if len(ratios) < FEW:
+        return "too few seeds for a verdict"
     same = [(ratio < 1) == lower for ratio in ratios]
     if not any(same):
         return "does not hold, the order is the other way round"

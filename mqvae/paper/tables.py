@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mqvae.paper.further import Costs
-from mqvae.paper.rows import IN_WORDS, other, paired, table, verdicts
+from mqvae.paper.rows import FEW, IN_WORDS, other, paired, table, verdicts
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Image, Line, Plot, Section, Table
 from mqvae.paper.study import Experiment, Study
@@ -183,9 +183,11 @@ class GraphCut(MethodsTable):
                 if not ratios:
                     continue
                 spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"
-                if all(ratio > 1 for ratio in ratios) and len(ratios) > 1:
+                if len(ratios) < FEW:
+                    said = "too few seeds for a verdict"
+                elif all(ratio > 1 for ratio in ratios):
                     said = "cutting the graph costs something, as the paper says"
-                elif all(ratio < 1 for ratio in ratios) and len(ratios) > 1:
+                elif all(ratio < 1 for ratio in ratios):
                     said = "cutting the graph gains, against what the paper says"
                 else:
                     said = "cutting the graph makes no difference that these seeds show"
