@@ -48,11 +48,13 @@ from .core.updates import Synchronous as Synchronous
 from .core.updates import Undone as Undone
 from .core.updates import Update as Update
 from .networks.architecture import Architecture as Architecture
+from .networks.discriminator import PatchDiscriminator as PatchDiscriminator
 from .networks.pixelcnn import PixelCNN as PixelCNN
 from .networks.resnet import ResNet18 as ResNet18
 from .networks.vqgan import VQGAN as VQGAN
 from .networks.vqvae import VQVAE as VQVAE
 from .networks.vqvae import vqvae as vqvae
+from .tasks import Adversarial as Adversarial
 from .tasks import Classification as Classification
 from .tasks import Reconstruction as Reconstruction
 from .tasks import Task as Task

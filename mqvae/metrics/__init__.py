@@ -135,7 +135,11 @@ def evaluate(
             "gradient_gap": gap / measured_batches,
             **{name: figure.compute(total) for name, figure in further.items()},
         },
-        described={**task.figures, **CODES, **{n: f.figure for n, f in further.items()}},
+        described={
+            **{name: figure for name, figure in task.figures.items() if name in found},
+            **CODES,
+            **{n: f.figure for n, f in further.items()},
+        },
         protocol={
             "dataset": images.name,
             "split": images.split,

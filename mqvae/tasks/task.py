@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mqvae.core.network import VQNetwork
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -120,10 +122,10 @@ class Task(nn.Module, ABC):
     """
 
     figures: ClassVar[Mapping[str, Figure]]
-    """What it measures, in the order of tables."""
+    """What it can measure, in the order of tables."""
 
     logs: ClassVar[Sequence[str]] = ()
-    """Names of what `step` returns, columns of metrics.csv."""
+    """Names of what `step` returns, columns of metrics.csv; it may leave some out."""
 
     @abstractmethod
     def target(self, x: Tensor, y: Tensor) -> Tensor:
@@ -145,6 +147,17 @@ class Task(nn.Module, ABC):
         """
         raise ValueError(f"what a network gives in a {type(self).__name__} task is no image.")
 
+    def attend(self, network: VQNetwork, x: Tensor) -> None:
+        """Get to know the network, once before training; by default it need not.
+
+        Args:
+            network: The network that is trained.
+            x: Images as they will come, (n, C, H, W).
+
+        Raises:
+            ValueError: if it cannot train such a network on such images; says what would do.
+        """
+
     def players(self, steps: int) -> Mapping[str, Player]:
         """The players by name, with optimizers for a run of so many updates; none by default."""
         return {}
@@ -162,5 +175,18 @@ class Task(nn.Module, ABC):
             x: Images.
             y: Labels.
             output: What the network gave for them before the update, detached.
+        """
+        return {}
+
+    def troubles(self, logged: Mapping[str, float]) -> Mapping[str, str]:
+        """What looks as if training were falling apart, each with what to try; nothing by default.
+
+        What is there in row after row is said, once for each kind.
+
+        Args:
+            logged: What `step` returned, over all processes.
+
+        Returns:
+            Sentences by kind.
         """
         return {}

@@ -91,8 +91,9 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     components = settings.components()
     network = components.network.build(inputs_of(settings.data), components.quantizer).to(device)
     # Whatever the encoder cannot take is said before anything is written.
+    x = torch.zeros(1, *splits.train.shape, device=device)
     with evaluating(network), torch.no_grad():
-        network.embed(torch.zeros(1, *splits.train.shape, device=device))
+        network.embed(x)
     freeze(network, settings.freeze)
     task = components.task.to(device)
 
@@ -130,6 +131,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     )
     decay = settings.trainer.average
     average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
+    task.attend(network, x)  # after the average, a copy, is made
     parts = Parts(network, task, update, batches, levels, players, schedules, average)
     return parts, settings.resolved(network, update)
 

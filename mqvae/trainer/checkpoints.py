@@ -50,6 +50,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
             "averaged": 0 if parts.average is None else int(parts.average.n_averaged),
             "processes": processes.count,
             "collapsed_steps": log.collapsed_steps,
+            "troubled_rows": log.troubled_rows,
             "warnings": log.warnings,
             "version": __version__,
         },
@@ -100,6 +101,7 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
     parts.update.load_state_dict(beginning_with("rule.", training))
     parts.batches.load_state_dict(state["batches"])
     log.collapsed_steps = state["collapsed_steps"]
+    log.troubled_rows = state.get("troubled_rows", {})
     log.warnings = state["warnings"]
     if processes.first:  # what all have counted; the others count on from nothing
         log.counts = training["counts"].to(processes.device)

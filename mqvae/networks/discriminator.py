@@ -1,0 +1,106 @@
+"""The patch discriminator (Isola et al. 2017, "Image-to-image translation", Section 3.2.2)."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from mqvae.core.distributed import mean_with_graph, shared, world_size
+
+WIDEST = 8  # times the width of the first layer
+
+
+class PatchDiscriminator(nn.Module):
+    """Images (B, channels, H, W) → logits (B, 1, h, w), one for each patch: above 0 if it is real.
+
+    4×4 convolutions of stride 2, each twice as wide as the one before, and two of stride 1; batch
+    norm in all but the first and the last. With 3 layers a patch has 70 × 70 pixels.
+
+    Args:
+        channels: Of the images.
+        width: Channels of the first layer.
+        layers: Convolutions of stride 2.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+
+    def __init__(self, channels: int = 3, *, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        for name, value in (("width", width), ("layers", layers)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        self.smallest = 3 * 2**layers  # pixels a side of which one logit is left
+        widths = [width * min(2**i, WIDEST) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), _leaky()]
+        for i, (inside, outside) in enumerate(pairwise(widths), start=1):
+            stride = 2 if i < layers else 1
+            parts += [
+                nn.Conv2d(inside, outside, 4, stride=stride, padding=1, bias=False),
+                JointBatchNorm(outside),
+                _leaky(),
+            ]
+        parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.layers = nn.Sequential(*parts)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def check(self, height: int, width: int) -> None:
+        """Refuse images that no logit is left of.
+
+        Raises:
+            ValueError: names the smallest that will do.
+        """
+        if min(height, width) < self.smallest:
+            raise ValueError(
+                f"this discriminator needs images of {self.smallest} × {self.smallest} pixels or "
+                f"more, got {height} × {width}: give it fewer layers."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class JointBatchNorm(nn.Module):
+    """Batch norm over the joined batch of all processes, which need not be on GPUs.
+
+    In one process it is `BatchNorm2d`. All processes must have equal shares of the batch.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.own = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.own
+        if not self.training or world_size() == 1:
+            return own(x)
+        if forward_ad.unpack_dual(x).tangent is not None:
+            raise ValueError(
+                "forward mode does not reach what several processes share, here the "
+                "discriminator's batch statistics: differentiate by differences, as Exact() does "
+                "by itself, or train in one process."
+            )
+        dtype, x = x.dtype, x.float() if x.dtype.itemsize < 4 else x
+        here = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])  # (2, channels)
+        (moments,) = shared(mean_with_graph([here]))
+        mean, square = moments
+        variance = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            number = x.numel() // x.shape[1] * world_size()
+            assert own.running_mean is not None and own.running_var is not None
+            assert own.num_batches_tracked is not None and own.momentum is not None
+            own.running_mean.lerp_(mean, own.momentum)
+            own.running_var.lerp_(variance * (number / (number - 1)), own.momentum)
+            own.num_batches_tracked += 1
+        scale = own.weight * (variance + own.eps).rsqrt()  # (channels,)
+        shift = own.bias - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(dtype)
+
+
+def _leaky() -> nn.Module:
+    return nn.LeakyReLU(0.2)

@@ -1,0 +1,72 @@
+"""How far apart two images look: LPIPS on VGG16, as a loss."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.weights import NETWORKS, Weights, WeightsNotFound, lpips_heads, read
+
+SMALLEST = 16  # pixels a side of which VGG16 has something left
+
+# Mean and deviation of ImageNet, for images in [−1, 1].
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+class PerceptualDistance(nn.Module):
+    """LPIPS on VGG16: images in [0, 1] → the distance of each pair, (B,).
+
+        Σ_l mean_hw Σ_c w_lc (â_lc − b̂_lc)²
+
+    â and b̂ are what five layers of the network make of output and target, each position at unit
+    length; w are LPIPS' trained heads. Nothing in it trains, and no gradient goes to the target.
+    Grey images are repeated to three channels.
+
+    Args:
+        weights: VGG16's; the ones on this machine if not given.
+
+    Raises:
+        WeightsNotFound: if they are not there.
+
+    Source:
+        Zhang et al. 2018, "The unreasonable effectiveness of deep features".
+    """
+
+    def __init__(self, weights: Weights | None = None) -> None:
+        super().__init__()
+        try:
+            weights = weights or read("vgg16")
+        except WeightsNotFound as error:
+            raise WeightsNotFound(
+                f"the perceptual loss needs a trained network: {error} To train without it, "
+                "--task.perceptual_weight 0."
+            ) from error
+        layers = NETWORKS["vgg16"].features()
+        layers.load_state_dict(weights.tensors, assign=True)
+        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        self.blocks = nn.ModuleList(layers[a:b] for a, b in pairwise([0, *pools]))
+        heads = lpips_heads(NETWORKS["vgg16"])
+        self.heads = nn.ParameterList(head[:, None, None] for head in heads)  # (C, 1, 1)
+        self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None], persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        a, b = self._prepared(output), self._prepared(target)
+        distance = torch.zeros(len(output), device=output.device)
+        for block, head in zip(self.blocks, self.heads, strict=True):
+            a = block(a)
+            with torch.no_grad():
+                b = block(b)
+            apart = (_unit(a) - _unit(b)).square()  # (B, C, h, w)
+            distance = distance + (head * apart).sum(1).mean((1, 2))  # (B,)
+        return distance
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        assert isinstance(self.shift, Tensor) and isinstance(self.scale, Tensor)
+        return (2 * images.expand(-1, 3, -1, -1) - 1 - self.shift) / self.scale
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = features.float() if features.dtype.itemsize < 4 else features
+    return features / (features.square().sum(1, keepdim=True) + 1e-8).sqrt()
