@@ -2,7 +2,9 @@
 
 import csv
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -599,6 +601,21 @@ def problem() -> tuple:
     return make(distance=Distance(), perceptual_weight=1.0, start=1)
 
 
+def turns(network, task, players, x) -> Iterator[Callable[[], Any]]:
+    """A step of the rule, then the discriminator's."""
+    update = rule(network, task)
+    yield lambda: update.step(x, x)
+    yield lambda: task.step(players, x, x, network(x).output.detach())
+
+
+def counting(function: Callable[..., Any], counts: list[int], i: int) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        counts[i] += 1
+        return function(*args)
+
+    return call
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     # Made before they meet: their codebooks are to be those of the whole batch.
@@ -606,13 +623,19 @@ def work(rank: int, folder: str) -> None:
     store = dist.FileStore(str(Path(folder, "store")), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = {name: trained(name, each, rank, 2) for name, each in problems.items()}
+    sent = [0, 0]
+    for i, call in enumerate(turns(*problems["Joint"])):
+        reduce = dist.all_reduce
+        dist.all_reduce = counting(reduce, sent, i)
+        call()
+        dist.all_reduce = reduce
     network, task, _, x = further
     try:
         rule(network, task, Meta, hypergradient=EXACT).step(x, x)
         refusal = ""
     except ValueError as error:
         refusal = str(error)
-    torch.save({"found": found, "refusal": refusal}, Path(folder, f"{rank}.pt"))
+    torch.save({"found": found, "refusal": refusal, "sent": sent}, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -632,4 +655,6 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
             torch.testing.assert_close(
                 one["found"][name][key], value, rtol=1e-8, atol=1e-10, msg=f"{name} {key}"
             )
+    # Two batch norms, each forward and back; the last layer's gradients; the rule's own.
+    assert one["sent"] == [1 + 1 + 2 * 2, 1 + 2 * 2 * 2]
     assert "forward mode does not reach what several processes share" in one["refusal"]

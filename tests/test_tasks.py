@@ -25,7 +25,7 @@ from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Interrupted, begin, resume
 
 
-class Adversarial(Reconstruction):
+class Judged(Reconstruction):
     """Reconstruction against a small critic, beside a frozen network it is compared through."""
 
     logs = ("critic_loss",)
@@ -140,7 +140,7 @@ def rows(folder):
 
 # -- a player of the task's own --------------------------------------------------------------------
 
-ADVERSARIAL = {"task": {"class_path": f"{HERE}.Adversarial", "init_args": {"weight": 0.02}}}
+ADVERSARIAL = {"task": {"class_path": f"{HERE}.Judged", "init_args": {"weight": 0.02}}}
 
 
 def interrupt(at):
