@@ -34,7 +34,7 @@ class Comparison:
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
     ) -> Run:
         """A run of it."""
-        steps = steps or self.scale.steps(self.task)
+        steps = steps or self.scale.steps(self.task, self.dataset)
         return Run(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final)
 
     def paper_rate(self, method: str) -> float | None:
@@ -73,7 +73,7 @@ class Comparison:
         Raises:
             LookupError: if it cannot be told yet.
         """
-        steps = self.scale.steps(self.task)
+        steps = self.scale.steps(self.task, self.dataset)
         of_paper = protocol == "paper"
         rate = self.paper_rate(method) if of_paper else self.best_rate(method, results)
         if protocol == "time":

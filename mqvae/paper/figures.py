@@ -12,6 +12,7 @@ from mqvae.paper.rows import IN_WORDS
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
+from mqvae.paper.tables import TABLE_8, strips
 from mqvae.paper.work import Run
 
 FASHION = ("fashion-mnist",)
@@ -153,6 +154,30 @@ def _passes(
                 f"{IN_WORDS[protocol]}: {method} passes VQ-VAE's final validation MSE after "
                 f"{shown} of VQ-VAE's time, seed by seed."
             )
+
+
+class ReconstructionsOfGans(Experiment):
+    """Figure 5."""
+
+    name = "figure-5"
+    title = "Figure 5: reconstructions by VQ-GAN and MQ-GAN"
+    claim = "MQ-GAN reconstructs images with higher quality."
+    datasets = ("imagenet", "celeba-hq", "photos")
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        for dataset in study.datasets(self.datasets):
+            comparison = study.comparison("adversarial", dataset, TABLE_8)
+            for method in TABLE_8:
+                yield comparison.run(method, comparison.paper_rate(method), 0)
+
+    def section(self, study: Study) -> Section:
+        images = [
+            image
+            for dataset in study.datasets(self.datasets)
+            for image in strips(study, "adversarial", dataset, TABLE_8)
+        ]
+        missing = [] if images else ["The reconstructions: not run."]
+        return Section(self.name, self.title, self.claim, images=images, missing=missing)
 
 
 class GradientDynamics(Experiment):

@@ -47,6 +47,10 @@ METHODS: Mapping[str, Method] = {
         Method("MQ-VAE, direct only", "mq-vae-direct", "meta"),
         Method("MQ-VAE, kept", "mq-vae-kept", "meta"),
         Method("MQ-VAE, amortized", "mq-vae-amortized", "meta"),
+        # The same rules; network and task are the scale's.
+        Method("VQ-GAN", "vq-vae", against=None),
+        Method("MQ-GAN", "mq-vae", "meta", "VQ-GAN"),
+        Method("MQ-GAN, amortized", "mq-vae-amortized", "meta", "VQ-GAN"),
     )
 }
 

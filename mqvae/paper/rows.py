@@ -22,7 +22,13 @@ RECONSTRUCTION = (
     "perplexity",
     "gradient_gap",
 )
+ADVERSARIAL = ("perceptual_loss", *RECONSTRUCTION)
 CLASSIFICATION = ("accuracy", "f1", "cross_entropy", "perplexity", "gradient_gap")
+KEYS = {
+    "reconstruction": RECONSTRUCTION,
+    "classification": CLASSIFICATION,
+    "adversarial": ADVERSARIAL,
+}
 SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
 TITLES = {
     "mse": ("MSE (e-3)", 1e-3),
@@ -34,6 +40,7 @@ TITLES = {
     "ssim": ("SSIM", 1.0),
     "perplexity": ("Perplexity", 1.0),
     "gradient_gap": ("Gap (e-5)", 1e-5),
+    "perceptual_loss": ("Perceptual loss", 1.0),
     "accuracy": ("Accuracy (%)", 1e-2),
     "f1": ("F1 (%)", 1e-2),
     "cross_entropy": ("CE", 1.0),
@@ -51,7 +58,6 @@ def table(
         results: What was measured.
         costs: Of a step, by method, relative to VQ-VAE's.
     """
-    keys = RECONSTRUCTION if comparison.task == "reconstruction" else CLASSIFICATION
     found: list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]] = []
     for protocol in ("paper", "matched", "time"):
         for method in comparison.methods:
@@ -63,7 +69,11 @@ def table(
     for _, _, made in found:
         for _, content in made:
             described |= content.get("described", {})
-    columns = [_column(key, described[key], comparison.task) for key in keys if key in described]
+    columns = [
+        _column(key, described[key], comparison.task)
+        for key in KEYS[comparison.task]
+        if key in described
+    ]
     rows = []
     for protocol, method, all_made in found:
         made = [(run, content) for run, content in all_made if "figures" in content]
@@ -172,7 +182,8 @@ def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.dataset}, {comparison.scale.steps(comparison.task):,} updates"
+    steps = comparison.scale.steps(comparison.task, comparison.dataset)
+    return f"{comparison.dataset}, {steps:,} updates"
 
 
 def _notes(
@@ -188,8 +199,8 @@ def _notes(
             fewer.append(f"{method} ({protocol}) {len(made)}")
     if fewer:
         yield f"Fewer than {comparison.seeds} seeds so far: {', '.join(fewer)}."
-    if any(METHODS[method].against not in (None, "VQ-VAE") for _, method, _ in found):
-        yield "MQ-VAE + replace and + group: ratios to VQ-VAE + replace and + group."
+    if any("+" in (METHODS[method].against or "") for _, method, _ in found):
+        yield "Ratios of MQ-VAE + replace and + group are to VQ-VAE + replace and + group."
     devices = dict.fromkeys(
         content["device"] for _, _, made in found for _, content in made if "device" in content
     )

@@ -1,7 +1,7 @@
 """The sizes at which the paper is run again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -33,6 +33,7 @@ class Scale:
         lengths: Numbers of updates that are compared to settle the scale.
         settings: By task, what is laid over a method's preset.
         dataset: Taken in place of every other one; None for the paper's own.
+        steps_of: Updates of some data sets, where they are not the task's.
     """
 
     name: str
@@ -48,10 +49,11 @@ class Scale:
     lengths: Sequence[int]
     settings: Mapping[str, Mapping[str, Any]]
     dataset: str | None = None
+    steps_of: Mapping[str, int] = field(default_factory=dict)
 
-    def steps(self, task: str) -> int:
+    def steps(self, task: str, dataset: str = "") -> int:
         """Updates of a run."""
-        return int(self.settings[task]["steps"])
+        return self.steps_of.get(dataset) or int(self.settings[task]["steps"])
 
     def network_rate(self, task: str) -> float:
         """Learning rate of encoder and decoder."""

@@ -112,7 +112,7 @@ class Run:
 
     def classifier(self) -> "Run | None":
         """What the class score is taken with: the same images classified without quantization."""
-        if self.task == "classification":
+        if self.task != "reconstruction":
             return None
         steps = load_scale(self.scale).steps("classification")
         return Run(
@@ -152,8 +152,9 @@ class Run:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
         if self.seed == 0:
-            # The originals are the same for all: they are kept with the bound.
-            content["strips"] = _strips(folder, summary, originals=self.rate is None)
+            # The originals are the same for all: they are kept with one of them.
+            originals = self.method in ("No quantization", "VQ-GAN")
+            content["strips"] = _strips(folder, summary, originals=originals)
         return content
 
     def train(self, place: Place) -> Path:
@@ -192,8 +193,7 @@ class Run:
         from mqvae.tokenizer import Tokenizer
         from mqvae.trainer import Processes, load_split
 
-        classifier = self.classifier()
-        if classifier is None:
+        if self.task == "classification":
             return {}, {}, {}
         kept = folder / "further.json"
         known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
@@ -202,8 +202,9 @@ class Run:
         options = tokenizer.settings.data
         images = _first(load_split(options, "test"), load_scale(self.scale).images)
         makers: dict[str, Maker] = {}
-        judge = place.runs / file_name(classifier)
-        if (judge / "summary.json").is_file():
+        classifier = self.classifier()
+        judge = place.runs / file_name(classifier or self)
+        if classifier and (judge / "summary.json").is_file():
             from mqvae.classifier import classifier_of
 
             network = classifier_of(judge, options, device=device)
