@@ -17,6 +17,7 @@ from torch import Tensor, nn
 COLUMNS = (
     "step",
     "seconds",
+    "data_wait",
     "task",
     "commitment",
     "codebook",

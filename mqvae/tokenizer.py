@@ -229,7 +229,7 @@ class Tokenizer:
         total = -(-len(images) // BATCH_SIZE)
         parts = [self.encode(x).cpu().numpy() for x, _ in watched(batches, total, "encoding")]
         channels, side, _ = images.shape
-        return self.as_file(np.concatenate(parts), side, channels, names=images.names)
+        return self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
 
     def as_file(
         self, codes: np.ndarray, side: int, channels: int, *, names: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ from mqvae import data
 from mqvae.data import celeba_hq, imagenet, named
 from mqvae.data import images as images_module
 from mqvae.data.batches import Batches, in_order
-from mqvae.data.images import Images
+from mqvae.data.images import InMemory
 
 DEBIAN = named.DEBIAN_FASHION_MNIST
 needs_fashion = pytest.mark.skipif(
@@ -73,7 +73,7 @@ def made(count=50, channels=1, side=4, seed=0):
     """Images whose labels are their own numbers, so that a batch tells what it took."""
     rng = np.random.default_rng(seed)
     pixels = torch.from_numpy(rng.integers(0, 256, (count, channels, side, side), dtype=np.uint8))
-    return Images("made", "train", pixels, torch.arange(count), "made by the test")
+    return InMemory("made", "train", pixels, torch.arange(count), "made by the test")
 
 
 def values(shape, seed=0):
@@ -129,7 +129,7 @@ def test_images_know_shape_and_length_and_give_what_is_asked():
 )
 def test_images_refuse_what_does_not_fit(pixels, labels, names, word):
     with pytest.raises(ValueError, match=f"{word} do not fit: expected"):
-        Images("x", "train", pixels, labels, "made", names)
+        InMemory("x", "train", pixels, labels, "made", names)
 
 
 # ---- Fashion-MNIST and MNIST ----
@@ -670,9 +670,9 @@ def test_imagenet_needs_a_side_and_says_what_fits_before_it_lists_a_million_file
     with pytest.raises(ValueError, match=r"imagenet needs a side: .* got none; .*--data\.side N"):
         data.load("imagenet", "train", root=tmp_path)
     with pytest.raises(ValueError) as error:
-        data.load("imagenet", "train", root=tmp_path, side=256)
+        data.load("imagenet", "train", root=tmp_path, side=256, memory=True)
     says(error, "imagenet does not fit", "4 GiB", "1,281,167 images of 3 × 256 × 256")
-    says(error, "side of at most 33", "fewer images", "--data.name FOLDER")
+    says(error, "side of at most 33", "--data.memory", "from the disk")
 
 
 # ---- side and channels of named data sets ----
@@ -761,12 +761,13 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path, monk
     with pytest.raises(ValueError) as error:
         data.load("digits", "test", side=20_000, channels=3)
     says(error, "297 images of 3 × 20000 × 20000", "356,400,000,000 bytes", "4 GiB", "side")
+    says(error, "fewer images", "--data.name FOLDER")
     monkeypatch.setattr(images_module, "MAX_BYTES", 9 * 3 * 8 * 8 - 1)
     for number in range(10):
         save(tmp_path / f"{number}.png", values((8, 8, 3)))
-    with pytest.raises(ValueError, match="side of at most 7"):
-        data.load(str(tmp_path), "train")
-    assert data.load(str(tmp_path), "train", side=7).shape == (3, 7, 7)
+    with pytest.raises(ValueError, match=r"side of at most 7 .* from the disk"):
+        data.load(str(tmp_path), "train", memory=True)
+    assert data.load(str(tmp_path), "train", side=7, memory=True).shape == (3, 7, 7)
 
 
 # ---- folders ----

@@ -11,7 +11,7 @@ from torch import nn
 from mqvae import Cosine, Euclidean, VectorQuantizer, VQNetwork
 from mqvae.core.codebook import CodebookMap, TableCodebook
 from mqvae.core.nearest import nearest
-from mqvae.data import Images
+from mqvae.data import InMemory
 from mqvae.diagnosis import best_of_nearest, refitted
 from mqvae.diagnosis.choice import Search, losses_of_images, nearest_candidates
 from mqvae.diagnosis.refit import lloyd
@@ -23,7 +23,7 @@ def pictures(count, side=8, split="test"):
     noise = torch.rand(count, 1, side, side)
     noise = nn.functional.avg_pool2d(noise, 3, 1, 1) * 2
     labels = torch.arange(count) % 3
-    return Images("made", split, (noise * 255).clamp(0, 255).byte(), labels, "made by the test")
+    return InMemory("made", split, (noise * 255).clamp(0, 255).byte(), labels, "made by the test")
 
 
 def patches(quantizer, images, patch=4):
@@ -399,7 +399,7 @@ def test_wrong_numbers_are_refused():
     images = pictures(20)
     network = patches(VectorQuantizer(5, 16), images)
     task = Reconstruction()
-    none = Images("made", "test", images.pixels[:0], images.labels[:0], "made by the test")
+    none = InMemory("made", "test", images.pixels[:0], images.labels[:0], "made by the test")
     for part in (images, none):
         with pytest.raises(ValueError, match="needs images"):
             best_of_nearest(network, task, part, count=0 if len(part) else 5)

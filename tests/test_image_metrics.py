@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, max_pool2d
 
 from mqvae import Reconstruction, VectorQuantizer, VQNetwork, weights
 from mqvae.cli import main
-from mqvae.data import Images
+from mqvae.data import InMemory
 from mqvae.metrics import evaluate
 from mqvae.metrics.frechet import Fid, FrechetVgg16, Moments, frechet_distance
 from mqvae.metrics.inception import InceptionScore
@@ -38,7 +38,7 @@ def itself(tensor):
 def split(x):
     """As a split, whatever it holds: the figures ask for shape and number."""
     pixels = (x * 255).round().to(torch.uint8)
-    return Images("made", "test", pixels, torch.zeros(len(x), dtype=torch.int64), "made here")
+    return InMemory("made", "test", pixels, torch.zeros(len(x), dtype=torch.int64), "made here")
 
 
 def measured(kind, output, target, **options):

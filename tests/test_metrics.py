@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from mqvae import VectorQuantizer, VQNetwork, metrics, vqvae
-from mqvae.data import Images
+from mqvae.data import InMemory
 from mqvae.metrics import evaluate, evaluating
 from mqvae.tasks import Reconstruction
 
 
 def pictures(count, channels=1, side=8):
     pixels = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
-    return Images("made", "test", pixels, torch.zeros(count, dtype=torch.int64), "made by the test")
+    return InMemory(
+        "made", "test", pixels, torch.zeros(count, dtype=torch.int64), "made by the test"
+    )
 
 
 def network_for(images, **sizes):

@@ -41,7 +41,7 @@ from mqvae import (
     vqvae,
 )
 from mqvae.core import distributed
-from mqvae.data import Images
+from mqvae.data import InMemory
 from mqvae.metrics import evaluate
 from mqvae.tasks import Reconstruction
 
@@ -404,7 +404,7 @@ def alone() -> None:
     network.quantizer.after_step(z_e, codes, lambda rows: None)
     network.decode(network.encode(x))
     pixels = (x * 255).to(torch.uint8)
-    images = Images("noise", "test", pixels, torch.zeros(6, dtype=torch.int64), "here")
+    images = InMemory("noise", "test", pixels, torch.zeros(6, dtype=torch.int64), "here")
     evaluate(network.train(), Reconstruction(), images)
 
 

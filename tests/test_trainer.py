@@ -62,7 +62,8 @@ def rows(folder):
 
 
 def all_but_time(folder):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+    timed = {"seconds", "data_wait"}
+    return [{k: row[k] for k in row.keys() - timed} for row in rows(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +360,7 @@ def same_run(folder, other):
     assert all_but_time(folder) == all_but_time(other)
     seconds = [float(row["seconds"]) for row in rows(folder)]
     assert seconds == sorted(set(seconds))
-    timed = {"seconds_per_step", "wall_seconds"}
+    timed = {"data_wait_share", "seconds_per_step", "wall_seconds"}
     one, two = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
     assert one.keys() == two.keys()
     assert {k: one[k] for k in one.keys() - timed} == {k: two[k] for k in two.keys() - timed}
@@ -588,7 +589,7 @@ def log_rows(training, used):
     for number in used:
         training.step += training.log_every
         training.log.counts[:, :number] = 5
-        training.log.row(training.step, 1.0, {"task": 1.0}, step, {}, None)
+        training.log.row(training.step, 1.0, 1.0, 0.1, {"task": 1.0}, step, {}, None)
     training.log.close()
 
 

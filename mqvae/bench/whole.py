@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from mqvae.bench.table import Cell, Table
 from mqvae.core.updates import Step
-from mqvae.data import Images
+from mqvae.data import Images, Part
 from mqvae.metrics import BATCH_SIZE, evaluate, evaluating
 from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
@@ -174,7 +173,7 @@ def rate_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
 
 def _first(settings: Settings, count: int) -> Images:
     images = load_split(settings.data, "test")
-    return replace(images, pixels=images.pixels[:count], labels=images.labels[:count])
+    return Part(images, torch.arange(min(count, len(images))))
 
 
 def start_seconds(device: str) -> float:

@@ -1,10 +1,13 @@
-"""A name or a folder -> batches."""
+"""A name, a folder or shards -> batches."""
 
 from mqvae.data.batches import Batches, in_order
-from mqvae.data.folder import EXTENSIONS, image_files, load_files
-from mqvae.data.images import Images
+from mqvae.data.files import Reading
+from mqvae.data.folder import image_files, load_all, load_files
+from mqvae.data.images import Images, InMemory, Part
+from mqvae.data.listing import EXTENSIONS
 from mqvae.data.named import DATASETS, load
 from mqvae.data.places import DataNotFound, cache_folder
+from mqvae.data.stored import Stored
 from mqvae.data.validation import hold_out, usual_count
 
 __all__ = [
@@ -13,11 +16,16 @@ __all__ = [
     "Batches",
     "DataNotFound",
     "Images",
+    "InMemory",
+    "Part",
+    "Reading",
+    "Stored",
     "cache_folder",
     "hold_out",
     "image_files",
     "in_order",
     "load",
+    "load_all",
     "load_files",
     "usual_count",
 ]

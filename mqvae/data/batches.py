@@ -1,12 +1,17 @@
-"""Batches from images in memory: shuffled and endless to train, in order to evaluate."""
+"""Batches from images: shuffled and endless to train, in order to evaluate."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mqvae.data.images import Images
-from mqvae.data.order import order_of
+from mqvae.data.ahead import ahead
+from mqvae.data.images import Images, InMemory, nothing_to_cut
+from mqvae.data.order import draws_of, order_of
+
+Place = tuple[int, int]  # an epoch, and a position in it
 
 
 class Batches:
@@ -22,9 +27,12 @@ class Batches:
         device: Where batches go; bytes travel, floats are made there.
         rank: This process; ranks take disjoint parts.
         world_size: How many processes there are.
+        random_crop: Cut each square at a place of its own along the longer side, not at the centre.
+        random_flip: Mirror every other image, as chance has it. Both follow from the seed, the
+            epoch and the image's position in it alone.
 
     Raises:
-        ValueError: if `batch_size`, `rank` or `world_size` is out of range.
+        ValueError: if `batch_size`, `rank` or `world_size` is out of range, or nothing can be cut.
 
     Example:
         >>> from mqvae.data import Batches, load
@@ -42,6 +50,8 @@ class Batches:
         device: str | torch.device = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        random_crop: bool = False,
+        random_flip: bool = False,
     ) -> None:
         if not 1 <= world_size <= len(images):
             raise ValueError(
@@ -60,15 +70,21 @@ class Batches:
                 f"{images.name} on {world_size} process(es)), got {batch_size}; "
                 "choose another batch size (batch_size=N, --data.batch_size N)"
             )
+        whole = getattr(images, "whole", images)
+        if random_crop and isinstance(whole, InMemory):
+            raise ValueError(f"{nothing_to_cut(images.name)} (random_crop=False)")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.device = torch.device(device)
         self.rank = rank
         self.world_size = world_size
+        self.random_crop = random_crop
+        self.random_flip = random_flip
         self._epoch = 0
         self._position = 0
-        self._order: tuple[int, Tensor] | None = None
+        self._order: tuple[int, Tensor, Tensor | None] | None = None
+        self._coming: Iterator[tuple[Tensor, Tensor, Tensor | None]] | None = None
 
     @property
     def epoch(self) -> int:
@@ -82,12 +98,19 @@ class Batches:
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch: x (B, C, H, W) float32 in [0, 1] and y (B,) int64, on the device."""
-        start = (self._position * self.world_size + self.rank) * self.batch_size
-        indices = self._permutation()[start : start + self.batch_size]  # (B,)
-        self._position += 1
-        if self._position == self.batches_per_epoch:
-            self._epoch, self._position = self._epoch + 1, 0
-        return _deliver(self.images, indices, self.device)
+        if self._coming is None:
+            places = self._places((self._epoch, self._position))
+            self._coming = ahead(self._gather, places, self.images.ahead)
+        try:
+            x, y, mirrored = next(self._coming)
+        except BaseException:
+            self._coming = None  # a generator that has raised is at its end
+            raise
+        self._epoch, self._position = self._after((self._epoch, self._position))
+        x, y = _deliver(x, y, self.device)
+        if mirrored is not None:
+            x = torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(-1), x)
+        return x, y
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
@@ -117,14 +140,46 @@ class Batches:
                 f"position of 0 to {self.batches_per_epoch - 1}, got {epoch} and {position}; "
                 "go on with the images, batch size and processes it was taken with"
             )
+        self.close()
         self._epoch, self._position = epoch, position
 
-    def _permutation(self) -> Tensor:
-        """The order of the current epoch, (N,) int64."""
-        if self._order is None or self._order[0] != self._epoch:
-            key = f"{self.seed},{self._epoch}"
-            self._order = self._epoch, order_of(len(self.images), key)
-        return self._order[1]
+    def close(self) -> None:
+        """Stop taking batches ahead; `next` goes on all the same."""
+        if self._coming is not None:
+            self._coming.close()  # type: ignore[attr-defined]
+        self._coming = None
+
+    def _places(self, place: Place) -> Iterator[Place]:
+        while True:
+            yield place
+            place = self._after(place)
+
+    def _after(self, place: Place) -> Place:
+        epoch, position = place
+        return (epoch, position + 1) if position + 1 < self.batches_per_epoch else (epoch + 1, 0)
+
+    def _gather(self, place: Place) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The bytes of a batch, its labels, and which of them are mirrored."""
+        epoch, position = place
+        order, draws = self._of_epoch(epoch)
+        start = (position * self.world_size + self.rank) * self.batch_size
+        mine = slice(start, start + self.batch_size)
+        offsets = mirrored = None
+        if draws is not None:
+            offsets = draws[mine, 0] if self.random_crop else None
+            mirrored = draws[mine, 1] < 0.5 if self.random_flip else None
+        x, y = _gather(self.images, order[mine], self.device, offsets)
+        return x, y, mirrored
+
+    def _of_epoch(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """The order of an epoch, (N,) int64, and what is drawn for each position, (N, 2)."""
+        if self._order is None or self._order[0] != epoch:
+            key = f"{self.seed},{epoch}"
+            order, draws = order_of(len(self.images), key), None
+            if self.random_crop or self.random_flip:
+                draws = draws_of((len(self.images), 2), f"{key},crop and flip")
+            self._order = epoch, order, draws
+        return self._order[1:]
 
 
 def in_order(
@@ -146,20 +201,28 @@ def in_order(
     if batch_size < 1:
         raise ValueError(f"batch_size is out of range: expected at least 1, got {batch_size}")
     parts = torch.split(torch.arange(len(images), device="cpu"), batch_size)[rank::world_size]
-    return (_deliver(images, indices, torch.device(device)) for indices in parts)
+    where = torch.device(device)
+    taken = ahead(partial(_gather, images, device=where), parts, images.ahead)
+    return (_deliver(x, y, where) for x, y in taken)
 
 
-def _deliver(images: Images, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gather bytes, move them, and make floats of them on the device."""
-    if device.type == "cuda":
-        # Gathered straight into pinned memory, so that the copy runs beside the computation;
-        # PyTorch's pinned-memory cache keeps a buffer until the copy from it is done.
-        x = torch.empty((len(indices), *images.shape), dtype=torch.uint8, pin_memory=True)
-        y = torch.empty(len(indices), dtype=torch.int64, pin_memory=True)
-        torch.index_select(images.pixels, 0, indices, out=x)
-        torch.index_select(images.labels, 0, indices, out=y)
-    else:
-        x, y = images.take(indices)
+def _gather(
+    images: Images, indices: Tensor, device: torch.device, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Bytes and labels, where they can be moved to the device from."""
+    if device.type != "cuda":
+        return images.take(indices, offsets=offsets)
+    # Gathered straight into pinned memory, so that the copy runs beside the computation;
+    # PyTorch's pinned-memory cache keeps a buffer until the copy from it is done. The device is
+    # said because a thread that takes ahead begins with the first one.
+    with torch.cuda.device(device) if device.index is not None else nullcontext():
+        out = torch.empty((len(indices), *images.shape), dtype=torch.uint8, pin_memory=True)
+        x, y = images.take(indices, offsets=offsets, out=out)
+        return x, y.pin_memory()
+
+
+def _deliver(x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Move bytes, and make floats of them on the device."""
     x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
     # Divided, not multiplied by 1/255: then bytes come back exactly from round(255 x).
     return x.to(torch.float32).div_(255), y

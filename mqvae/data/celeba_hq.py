@@ -1,10 +1,15 @@
 """CelebA-HQ, from a folder of its 30,000 images."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from mqvae.data.folder import EXTENSIONS, Splits, divide, image_files, load_parts
+import numpy as np
+
+from mqvae.data.files import InFolder, Reading
+from mqvae.data.folder import Divided, divide, load_parts
 from mqvae.data.images import Images
+from mqvae.data.listing import EXTENSIONS, list_images
 from mqvae.data.places import Absent, search
 
 COUNT = 30_000
@@ -25,7 +30,7 @@ _ADVICE = (
 )
 
 
-def load_celeba_hq(split: str, root: Path | None, side: int | None, channels: int | None) -> Images:
+def load_celeba_hq(split: str, root: Path | None, reading: Reading) -> Images:
     """One split of CelebA-HQ; never downloaded.
 
     The images are in the folder itself, or in one of `FOLDERS` in it. Subfolders train/ and val/
@@ -39,8 +44,7 @@ def load_celeba_hq(split: str, root: Path | None, side: int | None, channels: in
     Args:
         split: "train" or "test".
         root: Folder of the files, and then nowhere else.
-        side: As in `load`.
-        channels: 1 or 3; 3 if None.
+        reading: How they become images; channels are 3 if None.
 
     Raises:
         ValueError: if images are missing or not numbered, or as in `load`.
@@ -56,10 +60,9 @@ def load_celeba_hq(split: str, root: Path | None, side: int | None, channels: in
         return load_parts(
             divide(folder) if (folder / "train").is_dir() else _split_by_number(folder),
             split,
+            replace(reading, channels=reading.channels or 3),
             name="celeba-hq",
             folder=folder,
-            side=side,
-            channels=channels or 3,
         )
 
     return search(
@@ -86,30 +89,32 @@ def _find(folder: Path) -> Path:
     raise Absent(f"neither images nor train/ in it, nor in its {', '.join(FOLDERS)}")
 
 
-def _split_by_number(folder: Path) -> Splits:
-    numbered: dict[int, Path] = {}
-    for path in image_files(folder):
+def _split_by_number(folder: Path) -> Divided:
+    names = list_images(folder)
+    numbered: dict[int, int] = {}
+    for index, name in enumerate(names):
+        path = folder / name
         number = re.search(r"\d+$", path.stem)
         if number is None:
             raise ValueError(
                 f"{path} has no number: expected names such as 0.jpg, 00000.png or img00000.png, "
                 f"got {path.name}; take it out, or {_as_folder(folder)}"
             )
-        other = numbered.setdefault(int(number[0]), path)
-        if other != path:
+        other = numbered.setdefault(int(number[0]), index)
+        if other != index:
             raise ValueError(
-                f"{path} has another image's number: expected each number once, got {other} too; "
-                f"take one of them out, or {_as_folder(folder)}"
+                f"{path} has another image's number: expected each number once, got "
+                f"{folder / names[other]} too; take one of them out, or {_as_folder(folder)}"
             )
     if len(numbered) != COUNT:
         raise ValueError(
             f"{folder} is not the whole of CelebA-HQ: expected {COUNT:,} images, got "
             f"{len(numbered):,}; unpack it anew, or {_as_folder(folder)}"
         )
-    paths = [numbered[number] for number in sorted(numbered)]
-    parts = {"train": paths[:-TEST_COUNT], "test": paths[-TEST_COUNT:]}
-    # By their names alone, as there are no classes.
-    return {split: {path: Path(path.name) for path in part} for split, part in parts.items()}
+    by_number = np.array([numbered[number] for number in sorted(numbered)])
+    splits = {"train": by_number[:-TEST_COUNT], "test": by_number[-TEST_COUNT:]}
+    # There are no classes, whatever folders they are in.
+    return Divided(InFolder(str(folder), names), np.zeros(len(names), dtype=np.int64), splits)
 
 
 def _as_folder(folder: Path) -> str:

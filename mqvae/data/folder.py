@@ -1,24 +1,32 @@
-"""Image files and folders of them -> images in memory."""
+"""Image files, folders of them and folders of shards -> images."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 
-from mqvae.data.images import Images, check_memory, check_options
+from mqvae.data.files import Files, InFolder, Reading
+from mqvae.data.images import Images, check_options
+from mqvae.data.listing import EXTENSIONS, Names, list_images
+from mqvae.data.shards import expand, index_shards, shards_in
+from mqvae.data.stored import images_of, settle
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_RESIZE = "give a side to resize to (side=N, --data.side N)"
 
-T = TypeVar("T")
-Splits = Mapping[str, Mapping[Path, Path]]  # split -> {file: relative to the split's folder}
+@dataclass(frozen=True)
+class Divided:
+    """Image files, divided into splits.
+
+    Attributes:
+        files: All of them.
+        labels: Of all of them, (N,).
+        splits: Split -> which of them.
+    """
+
+    files: Files
+    labels: np.ndarray
+    splits: Mapping[str, np.ndarray]
 
 
 def image_files(path: str | Path) -> list[Path]:
@@ -42,26 +50,7 @@ def image_files(path: str | Path) -> list[Path]:
         raise FileNotFoundError(
             f"{path} does not exist: expected an image or a folder of images; check the path"
         )
-    files, seen = [], set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        # A link to a folder above would otherwise be walked for ever.
-        seen.add(os.path.realpath(folder))
-        subfolders[:] = [
-            name
-            for name in sorted(subfolders)
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
-        ]
-        files += [
-            Path(folder, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
-    if not files:
-        raise FileNotFoundError(
-            f"{path} holds no images: expected files ending in {', '.join(EXTENSIONS)} in it or "
-            "its subfolders, got none; check the path"
-        )
-    return sorted(files)
+    return [path / name for name in list_images(path)]
 
 
 def load_files(
@@ -75,8 +64,7 @@ def load_files(
         channels: As in `load`.
 
     Raises:
-        ValueError: if there are none, if one cannot be read, or if they do not fit together or in
-            memory.
+        ValueError: if there are none, if one cannot be read, or if they do not fit together.
         FileNotFoundError: if one does not exist.
     """
     check_options(side, channels)
@@ -84,183 +72,166 @@ def load_files(
     if not paths:
         raise ValueError("no image files: expected at least one path, got none; name some")
     base = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    side, channels = _settle(paths, side, channels)
-    return Images(
+    names = Names.of(os.fsencode(path.absolute().relative_to(base).as_posix()) for path in paths)
+    return _everything(
+        InFolder(str(base), names),
+        Reading(side, channels),
         name=str(paths[0] if len(paths) == 1 else base),
-        split="files",
-        pixels=_decode_all(paths, str(base), side, channels),
-        labels=torch.zeros(len(paths), dtype=torch.int64),
         source=f"{len(paths)} file(s) in {base}",
-        names=tuple(path.absolute().relative_to(base).as_posix() for path in paths),
     )
 
 
-def load_folder(folder: Path, split: str, *, side: int | None, channels: int | None) -> Images:
-    """One split of a folder of images; see `load`."""
-    return load_parts(
-        divide(folder), split, name=str(folder), folder=folder, side=side, channels=channels
+def load_all(path: Path, reading: Reading) -> Images:
+    """All images of a file, a folder or shards; split "files", labels zero.
+
+    Raises:
+        ValueError: if one cannot be read, or if they do not fit together.
+        FileNotFoundError: if there are none.
+    """
+    check_options(reading.side, reading.channels)
+    path = path.expanduser()
+    if path.suffix == ".tar":
+        files, _ = index_shards(*expand(str(path)))
+        return _everything(files, reading, name=str(path), source=f"shards of {path}")
+    if not path.is_dir():
+        return load_files(image_files(path), side=reading.side, channels=reading.channels)
+    try:
+        names = list_images(path)
+    except FileNotFoundError:
+        if shards := shards_in(path):
+            files, _ = index_shards(path, shards)
+            return _everything(files, reading, name=str(path), source=f"shards of {path}")
+        raise
+    source = f"{len(names)} file(s) in {path}"
+    return _everything(InFolder(str(path), names), reading, name=str(path), source=source)
+
+
+def _everything(files: Files, reading: Reading, *, name: str, source: str) -> Images:
+    side, channels = settle(files, reading)
+    return images_of(
+        files,
+        np.zeros(len(files), dtype=np.int64),
+        replace(reading, side=side, channels=channels),
+        name=name,
+        split="files",
+        source=source,
     )
+
+
+def load_folder(folder: Path, split: str, reading: Reading) -> Images:
+    """One split of a folder of images or shards; see `load`."""
+    try:
+        divided, what = divide(folder), "image files in"
+    except FileNotFoundError:
+        found = _divide_shards(folder)
+        if found is None:
+            raise
+        divided, what = found, "images in the shards of"
+    return load_parts(divided, split, reading, name=str(folder), what=what, folder=folder)
+
+
+def load_shards(pattern: str, split: str, reading: Reading) -> Images:
+    """One split of the shards that a pattern names; see `load`."""
+    folder, shards = expand(pattern)
+    files, labels = index_shards(folder, shards)
+    divided = Divided(files, labels, every_tenth(len(files), pattern))
+    what = "images in the shards"
+    return load_parts(divided, split, reading, name=pattern, what=what, folder=Path(pattern))
 
 
 def load_parts(
-    splits: Splits,
-    split: str,
-    *,
-    name: str,
-    folder: Path,
-    side: int | None,
-    channels: int | None,
+    divided: Divided, split: str, reading: Reading, *, name: str, folder: Path, what: str = ""
 ) -> Images:
-    """One of the splits of a folder that is divided already.
+    """One of the splits of files that are divided already.
 
     Args:
-        splits: Split -> {image file: the same relative to its split's folder}. Size, colour and
-            classes come from all of them, so that all have the same.
+        divided: The files. Size, colour and classes come from all of them, so that all splits
+            have the same.
         split: Which one.
+        reading: How they become images.
         name: Of the images.
         folder: The one that holds them all.
-        side: As in `load`.
-        channels: As in `load`.
+        what: What they are, for the readable line of where they came from.
     """
-    everything = sorted(path for part in splits.values() for path in part)
-    side, channels = _settle(everything, side, channels)
-    labels = _label(splits)[split]
-    paths = list(splits[split])
-    return Images(
+    side, channels = settle(divided.files, reading)
+    chosen = divided.splits[split]
+    return images_of(
+        divided.files.take(chosen),
+        divided.labels[chosen],
+        replace(reading, side=side, channels=channels),
         name=name,
         split=split,
-        pixels=_decode_all(paths, name, side, channels),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        source=f"{len(paths)} image files in {folder}",
-        names=tuple(path.relative_to(folder).as_posix() for path in paths),
+        source=f"{len(chosen)} {what or 'image files in'} {folder}",
     )
 
 
-def divide(folder: Path) -> Splits:
+def divide(folder: Path) -> Divided:
     """By the folder's own train/ and test/ or val/; else every tenth image is for test."""
-    tests = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
+    bases = _own_splits(folder)
+    if bases:
+        names = {base: list_images(folder / base) for base in sorted(bases.values())}
+        first, second = names
+        classes = number([class_of(name) for part in names.values() for name in part.raw()])
+        together = names[first].below(first) + names[second].below(second)
+        ends = np.cumsum([0, *map(len, names.values())])
+        where = {base: np.arange(ends[i], ends[i + 1]) for i, base in enumerate(names)}
+        splits = {split: where[base] for split, base in bases.items()}
+        return Divided(InFolder(str(folder), together), classes, splits)
+    listed = list_images(folder)
+    splits = every_tenth(len(listed), str(folder))
+    classes = number([class_of(name) for name in listed.raw()])
+    return Divided(InFolder(str(folder), listed), classes, splits)
+
+
+def _divide_shards(folder: Path) -> Divided | None:
+    """As `divide`, of a folder of shards; None where there are none."""
+    bases = _own_splits(folder)
+    parts = {base: shards_in(folder, base) for base in sorted(bases.values())}
+    if all(parts.values()) and parts:
+        shards = [shard for part in parts.values() for shard in part]
+        files, labels = index_shards(folder, shards)
+        ends = np.cumsum([0, *(files.count_of(part) for part in parts.values())])
+        where = {base: np.arange(ends[i], ends[i + 1]) for i, base in enumerate(parts)}
+        return Divided(files, labels, {split: where[base] for split, base in bases.items()})
+    if not (shards := shards_in(folder)):
+        return None
+    files, labels = index_shards(folder, shards)
+    return Divided(files, labels, every_tenth(len(files), str(folder)))
+
+
+def _own_splits(folder: Path) -> dict[str, str]:
+    """Split -> the name of the folder's own subfolder for it; nothing where it has none."""
+    tests = [name for name in ("test", "val") if (folder / name).is_dir()]
     if tests and (folder / "train").is_dir():
-        bases = {"train": folder / "train", "test": tests[0]}
-        return {
-            split: {path: path.relative_to(base) for path in image_files(base)}
-            for split, base in bases.items()
-        }
-    paths = image_files(folder)
-    if len(paths) < 2:
+        return {"train": "train", "test": tests[0]}
+    return {}
+
+
+def every_tenth(count: int, what: str) -> dict[str, np.ndarray]:
+    """Every tenth image for test, from the first on.
+
+    Raises:
+        ValueError: if one of the splits would be empty.
+    """
+    if count < 2:
         raise ValueError(
-            f"{folder} has too few images to split: expected at least 2 (one to train, one to "
-            f"test), got {len(paths)}; add images, or subfolders train and test"
+            f"{what} has too few images to split: expected at least 2 (one to train, one to "
+            f"test), got {count}; add images, or subfolders train and test"
         )
-    parts = {"train": [p for i, p in enumerate(paths) if i % 10], "test": paths[::10]}
-    return {split: {p: p.relative_to(folder) for p in part} for split, part in parts.items()}
+    places = np.arange(count)
+    return {"train": places[places % 10 > 0], "test": places[::10]}
 
 
-def _label(splits: Splits) -> dict[str, list[int]]:
-    """The number of each file's class subfolder; zeros if a file is in none."""
-    names = {
-        split: [path.parts[0] if len(path.parts) > 1 else None for path in part.values()]
-        for split, part in splits.items()
-    }
-    found = {name for part in names.values() for name in part}
+def class_of(name: bytes) -> bytes | None:
+    """The class subfolder of a file; None if it is in none."""
+    first, inside, _ = name.partition(b"/")
+    return first if inside else None
+
+
+def number(classes: Sequence[bytes | None]) -> np.ndarray:
+    """The number of each class in sorted order; zeros if a file is in none."""
+    found = set(classes)
     if None in found:
-        return {split: [0] * len(part) for split, part in names.items()}
-    numbers = {name: number for number, name in enumerate(sorted(filter(None, found)))}
-    return {split: [numbers[name] for name in part if name] for split, part in names.items()}
-
-
-def _settle(paths: Sequence[Path], side: int | None, channels: int | None) -> tuple[int, int]:
-    """Side and channels, taken from the images where not given."""
-    if side is not None and channels is not None:
-        return side, channels
-    heads = _in_threads(_head, paths)
-    if channels is None:
-        channels = 1 if all(mode in _GREY_MODES for mode, _ in heads) else 3
-    if side is None:
-        side, height = heads[0][1]
-        if side != height:
-            raise ValueError(
-                f"{paths[0]} is not square: expected square images of one size, got "
-                f"{side} × {height}; {_RESIZE}"
-            )
-        for path, (_, size) in zip(paths, heads, strict=True):
-            if size != (side, side):
-                raise ValueError(
-                    f"{path} has another size: expected {side} × {side}, as {paths[0]} has, got "
-                    f"{size[0]} × {size[1]}; {_RESIZE}"
-                )
-    return side, channels
-
-
-def _head(path: Path) -> tuple[str, tuple[int, int]]:
-    """Mode and (width, height), without decoding."""
-    with Image.open(path) as image:
-        return image.mode, image.size
-
-
-def _decode_all(paths: Sequence[Path], name: str, side: int, channels: int) -> Tensor:
-    """(N, C, side, side) uint8."""
-    check_memory(name, len(paths), channels, side)
-    pixels = torch.empty((len(paths), channels, side, side), dtype=torch.uint8)
-
-    def decode(path: Path, row: np.ndarray) -> None:
-        row[:] = _decode(path, side, channels)
-
-    _in_threads(decode, paths, pixels.numpy())
-    return pixels
-
-
-def _decode(path: Path, side: int, channels: int) -> np.ndarray:
-    """(C, side, side) uint8: first frame, upright, centre square; no transparency."""
-    with Image.open(path) as opened:
-        image = _eight_bits(ImageOps.exif_transpose(opened))
-        if image.mode in ("P", "PA"):
-            # Straight to RGB, Pillow warns about palettes with transparency.
-            image = image.convert("RGBA")
-        image = image.convert("L" if channels == 1 else "RGB")
-        width, height = image.size
-        if (width, height) != (side, side):
-            # Resizing the centre square is resizing the shorter side, then cropping, but never
-            # makes the long strip that an image of 10 × 100,000 pixels would become.
-            short = min(width, height)
-            left, top = (width - short) / 2, (height - short) / 2
-            box = (left, top, left + short, top + short)
-            image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits brought to 8: Pillow itself would cut all values above 255."""
-    if image.mode == "F":
-        raise ValueError("it holds floating-point numbers; convert it to 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65_535:
-        raise ValueError("it holds numbers outside 0..65535; convert it to 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _in_threads(
-    function: Callable[..., T], paths: Iterable[Path], *others: Iterable[Any]
-) -> list[T]:
-    """Map `function` over the paths, in order; Pillow decodes without holding Python's lock."""
-
-    def guarded(path: Path, *rest: Any) -> T:
-        try:
-            return function(path, *rest)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} does not exist: expected an image") from None
-        # Decoders meet damaged files with anything from SyntaxError to struct.error.
-        except Exception as error:
-            raise ValueError(
-                f"{path} cannot be read: expected an image, got: {error}; "
-                "replace the file or take it out"
-            ) from error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            return list(pool.map(guarded, paths, *others))
-        except BaseException:
-            # Do not make the user wait for a hundred thousand files after the first bad one.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        return np.zeros(len(classes), dtype=np.int64)
+    numbers = {name: i for i, name in enumerate(sorted(filter(None, found)))}
+    return np.array([numbers[name] for name in classes if name is not None], dtype=np.int64)

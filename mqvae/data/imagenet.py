@@ -1,10 +1,15 @@
 """ImageNet of 2012, from folders as torchvision leaves them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from mqvae.data.folder import image_files, load_parts
+import numpy as np
+
+from mqvae.data.files import InFolder, Reading
+from mqvae.data.folder import Divided, class_of, load_parts, number
 from mqvae.data.images import Images, check_memory
+from mqvae.data.listing import list_images
 from mqvae.data.places import Absent, search
 
 CLASSES = 1_000
@@ -14,7 +19,7 @@ _ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.ta
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
-def load_imagenet(split: str, root: Path | None, side: int | None, channels: int | None) -> Images:
+def load_imagenet(split: str, root: Path | None, reading: Reading) -> Images:
     """One split of ImageNet, 1,281,167 images to train and 50,000 to test; never downloaded.
 
     The files are `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`, as `torchvision.datasets.
@@ -26,11 +31,11 @@ def load_imagenet(split: str, root: Path | None, side: int | None, channels: int
     Args:
         split: "train" or "test".
         root: Folder of train/ and val/, and then nowhere else.
-        side: As in `load`; has to be given, as no two images need have the same size.
-        channels: 1 or 3; 3 if None.
+        reading: How they become images. The side has to be given, as no two images need have the
+            same size; channels are 3 if None.
 
     Raises:
-        ValueError: if there is no `side`, if images are missing or in no class, or as in `load`.
+        ValueError: if there is no side, if images are missing or in no class, or as in `load`.
         FileNotFoundError: if the split's folder is not there; `DataNotFound` if `root` is None.
 
     Source:
@@ -41,20 +46,21 @@ def load_imagenet(split: str, root: Path | None, side: int | None, channels: int
         base = folder / FOLDERS[split]
         if not base.is_dir():
             raise Absent(_missing(folder, split))
-        if side is None:
+        if reading.side is None:
             raise ValueError(
                 "imagenet needs a side: expected one to resize and crop its images to, which have "
                 "many sizes, got none; give it (side=N, --data.side N)"
             )
-        # Known before a million files are listed, which takes minutes on some disks.
-        check_memory("imagenet", COUNTS[split], channels or 3, side)
+        channels = reading.channels or 3
+        if reading.memory:
+            # Known before a million files are listed, which takes minutes on some disks.
+            check_memory("imagenet", COUNTS[split], channels, reading.side, may_stay=True)
         return load_parts(
-            {split: _files(base, folder, split)},
+            _listed(base, folder, split),
             split,
+            replace(reading, channels=channels),
             name="imagenet",
             folder=folder,
-            side=side,
-            channels=channels or 3,
         )
 
     return search(
@@ -70,22 +76,26 @@ def load_imagenet(split: str, root: Path | None, side: int | None, channels: int
     )
 
 
-def _files(base: Path, folder: Path, split: str) -> dict[Path, Path]:
-    """Image file -> the same relative to `base`, where its first part is its class."""
-    files = {path: path.relative_to(base) for path in image_files(base)}
-    for path, inside in files.items():
-        if not re.fullmatch(r"n\d{8}", inside.parts[0]):
+def _listed(base: Path, folder: Path, split: str) -> Divided:
+    """All files of a split, each in the folder of its class."""
+    names = list_images(base)
+    classes = [class_of(name) for name in names.raw()]
+    for name in sorted({name or b"" for name in classes}):
+        if not re.fullmatch(rb"n\d{8}", name):
+            index = classes.index(name or None)
             raise ValueError(
-                f"{path} is in no class of ImageNet: expected a folder such as n01440764 in "
-                f"{base}, got {inside.parts[0]}; {_repair(base, folder, split)}"
+                f"{base / names[index]} is in no class of ImageNet: expected a folder such as "
+                f"n01440764 in {base}, got {Path(names[index]).parts[0]}; "
+                f"{_repair(base, folder, split)}"
             )
-    classes = len({inside.parts[0] for inside in files.values()})
-    if (classes, len(files)) != (CLASSES, COUNTS[split]):
+    if (len(set(classes)), len(names)) != (CLASSES, COUNTS[split]):
         raise ValueError(
             f"{base} is not the whole of it: expected {COUNTS[split]:,} images of {CLASSES:,} "
-            f"classes, got {len(files):,} of {classes:,}; {_repair(base, folder, split)}"
+            f"classes, got {len(names):,} of {len(set(classes)):,}; "
+            f"{_repair(base, folder, split)}"
         )
-    return files
+    files = InFolder(str(folder), names.below(FOLDERS[split]))
+    return Divided(files, number(classes), {split: np.arange(len(names))})
 
 
 def _missing(folder: Path, split: str) -> str:

@@ -1,7 +1,8 @@
-"""Images in memory, as bytes, and what fits them to a side and a number of channels."""
+"""Images as every consumer knows them; those in memory, as bytes; a part of others."""
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,17 +13,65 @@ MAX_BYTES = 4 * 2**30
 _CHUNK_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images held in memory as bytes.
+class Images(ABC):
+    """Images of one shape with labels, wherever they are.
 
     Attributes:
         name: Data set, or the folder's path.
         split: "train" or "test"; "files" for files given one by one.
-        pixels: (N, C, H, W) uint8.
         labels: (N,) int64; zeros where there are no classes.
         source: Where the bytes came from, one readable line.
-        names: File names relative to the folder, for folders.
+        names: File names relative to the folder, for folders; else empty.
+        ahead: How many batches are worth taking ahead; 0 where taking costs nothing.
+        skipped: Names of those met so far that could not be read, where they are skipped.
+    """
+
+    name: str
+    split: str
+    labels: Tensor
+    source: str
+    names: Sequence[str]
+    ahead: int = 0
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+
+    @property
+    @abstractmethod
+    def skipped(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def take(
+        self,
+        indices: Tensor | Sequence[int],
+        *,
+        offsets: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Images and labels at `indices` (n,): (n, C, H, W) uint8 and (n,) int64.
+
+        Args:
+            indices: Which ones, 0 to N − 1.
+            offsets: Where the square of each is cut along the longer side, (n,) of 0 to 1; the
+                centre if None.
+            out: Where the bytes go, (n, C, H, W) uint8; also returned.
+
+        Raises:
+            ValueError: if one cannot be read, or `offsets` are given and there is nothing to cut.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory(Images):
+    """Images held in memory as bytes.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
 
     Raises:
         ValueError: if shapes or types are others than these.
@@ -34,6 +83,7 @@ class Images:
     labels: Tensor = field(repr=False)
     source: str
     names: tuple[str, ...] = field(default=(), repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -57,17 +107,89 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
         _, channels, height, width = self.pixels.shape
         return channels, height, width
 
-    def take(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images and labels at `indices` (n,): (n, C, H, W) uint8 and (n,) int64."""
+    def take(
+        self,
+        indices: Tensor | Sequence[int],
+        *,
+        offsets: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if offsets is not None:
+            raise ValueError(nothing_to_cut(self.name))
         indices = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
-        return self.pixels.index_select(0, indices), self.labels.index_select(0, indices)
+        pixels = torch.index_select(self.pixels, 0, indices, out=out)
+        return pixels, self.labels.index_select(0, indices)
 
 
-def conform(images: Images, *, side: int | None, channels: int | None) -> Images:
+class Part(Images):
+    """Some of other images, by their indices: nothing is copied.
+
+    Args:
+        whole: The others.
+        indices: Which of them, in which order, (n,) int64.
+        split: What the part is called, if not as the whole.
+    """
+
+    def __init__(self, whole: Images, indices: Tensor, *, split: str | None = None) -> None:
+        self.whole = whole
+        self.indices = indices
+        self.name = whole.name
+        self.split = whole.split if split is None else split
+        self.source = whole.source
+        self.ahead = whole.ahead
+        self.labels = whole.labels.index_select(0, indices)
+        self.names = _Chosen(whole.names, indices) if whole.names else ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.whole.shape
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        return self.whole.skipped
+
+    def take(
+        self,
+        indices: Tensor | Sequence[int],
+        *,
+        offsets: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        chosen = self.indices[torch.as_tensor(indices, dtype=torch.int64)]
+        return self.whole.take(chosen, offsets=offsets, out=out)
+
+
+class _Chosen(Sequence[str]):
+    """Some of other names."""
+
+    def __init__(self, names: Sequence[str], indices: Tensor) -> None:
+        self._names = names
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return tuple(self._names[i] for i in self._indices[index].tolist())
+        return self._names[int(self._indices[index])]
+
+
+def nothing_to_cut(name: str) -> str:
+    """Why images cannot be cut at random."""
+    return (
+        f"the images of {name} are held in memory as squares: there is nothing to cut at random. "
+        "Leave data.crop at center"
+    )
+
+
+def conform(images: InMemory, *, side: int | None, channels: int | None) -> InMemory:
     """The same square images with `side` pixels a side and `channels` channels.
 
     Grey becomes colour by repetition, colour becomes grey by the luma of ITU-R BT.601.
@@ -99,17 +221,36 @@ def check_options(side: int | None, channels: int | None) -> None:
         )
 
 
-def check_memory(name: str, count: int, channels: int, side: int) -> None:
-    """Raise ValueError if so many images need more than `MAX_BYTES`."""
+def fits_memory(count: int, channels: int, side: int) -> bool:
+    """Whether so many images need `MAX_BYTES` at most."""
+    return count * channels * side * side <= MAX_BYTES
+
+
+def check_memory(
+    name: str, count: int, channels: int, side: int, *, may_stay: bool = False
+) -> None:
+    """Raise ValueError if so many images need more than `MAX_BYTES`.
+
+    Args:
+        name: What the images are called.
+        count: How many.
+        channels: Of each.
+        side: Of each.
+        may_stay: They can also stay where they are.
+    """
     needed = count * channels * side * side
-    if needed > MAX_BYTES:
+    if not fits_memory(count, channels, side):
         fits = math.isqrt(MAX_BYTES // (count * channels))
         raise ValueError(
             f"{name} does not fit in memory: expected at most {MAX_BYTES:,} bytes "
             f"({MAX_BYTES / 2**30:.3g} GiB), got {count:,} images of {channels} × {side} × {side} "
             f"= {needed:,} bytes ({needed / 2**30:.3g} GiB); choose a side of at most {fits} "
-            f"(side={fits}, --data.side {fits}), or take fewer images, as a folder of their own "
-            "(--data.name FOLDER)"
+            f"(side={fits}, --data.side {fits}), or "
+            + (
+                "leave memory=True (--data.memory) out to read them from the disk"
+                if may_stay
+                else "take fewer images, as a folder of their own (--data.name FOLDER)"
+            )
         )
 
 

@@ -12,19 +12,20 @@ import numpy as np
 import torch
 
 from mqvae.data.celeba_hq import load_celeba_hq
-from mqvae.data.folder import load_folder
+from mqvae.data.files import Reading
+from mqvae.data.folder import load_folder, load_shards
 from mqvae.data.idx import read_idx
 from mqvae.data.imagenet import load_imagenet
-from mqvae.data.images import Images, check_options, conform
+from mqvae.data.images import Images, InMemory, check_options, conform
 from mqvae.data.places import Absent, search
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
-Loader = Callable[[str, Path | None, bool], Images]  # split, root, download
+Loader = Callable[[str, Path | None, bool], InMemory]  # split, root, download
 # The same without download; images are brought to a side and channels as they are decoded, one
 # by one, since all of them at their own size would not fit in memory.
-FileLoader = Callable[[str, Path | None, int | None, int | None], Images]
+FileLoader = Callable[[str, Path | None, Reading], Images]
 
 
 def load(
@@ -35,21 +36,29 @@ def load(
     side: int | None = None,
     channels: int | None = None,
     download: bool = True,
+    memory: bool | None = None,
+    workers: int | None = None,
+    on_error: str = "stop",
 ) -> Images:
-    """Load a data set by its name, or a folder of images.
+    """Load a data set by its name, a folder of images, or shards.
 
     A folder is split by its subfolders train/ and test/ (or val/) if it has them; otherwise every
     tenth file in sorted order, beginning with the first, is for test. Its labels number the
-    class subfolders in sorted order. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say which
-    files these two are.
+    class subfolders in sorted order. A folder of tar files, or a pattern that names some, is split
+    in the same way; their labels are in them. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say
+    which files these two are.
 
     Args:
-        name: One of `DATASETS`, or an existing folder.
+        name: One of `DATASETS`, an existing folder, or shards as in `photos/{0000..0123}.tar`.
         split: "train" or "test".
         root: Folder of the files, and then nowhere else; where a relative folder `name` starts.
         side: Pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is.
         channels: 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are.
         download: Whether to download what is found nowhere; never celeba-hq and imagenet.
+        memory: Whether images of files are held in memory; if None, where they fit. The named data
+            sets, other than celeba-hq and imagenet, always are.
+        workers: Threads that decode files; as many as there are cores, 8 at most, if None.
+        on_error: "stop" at a file that cannot be read, or "skip" it: the next takes its place.
 
     Raises:
         ValueError: if the name, split, side or channels are not among those possible, if a file is
@@ -65,23 +74,26 @@ def load(
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
     check_options(side, channels)
+    reading = Reading(side, channels, memory, workers, on_error)
     root = None if root is None else Path(root).expanduser()
     if name in _LOADERS:
         return conform(_LOADERS[name](split, root, download), side=side, channels=channels)
     if name in _FILE_LOADERS:
-        return _FILE_LOADERS[name](split, root, side, channels)
+        return _FILE_LOADERS[name](split, root, reading)
     folder = (root or Path()) / Path(name).expanduser()
     if name and folder.is_dir():
-        return load_folder(folder, split, side=side, channels=channels)
+        return load_folder(folder, split, reading)
+    if folder.suffix == ".tar":
+        return load_shards(str(folder), split, reading)
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     raise ValueError(
         f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
-        f"of images, got {'a file' if folder.is_file() else 'neither'}; "
+        f"of images or shards, got {'a file' if folder.is_file() else 'neither'}; "
         + (f"did you mean {near[0]!r}?" if near else "choose one of them")
     )
 
 
-def _fashion_mnist(split: str, root: Path | None, download: bool) -> Images:
+def _fashion_mnist(split: str, root: Path | None, download: bool) -> InMemory:
     return _load_idx(
         "fashion-mnist",
         "FashionMNIST",
@@ -99,7 +111,7 @@ def _fashion_mnist(split: str, root: Path | None, download: bool) -> Images:
     )
 
 
-def _mnist(split: str, root: Path | None, download: bool) -> Images:
+def _mnist(split: str, root: Path | None, download: bool) -> InMemory:
     advice = "Its four files are named train-images-idx3-ubyte.gz and so on."
     return _load_idx("mnist", "MNIST", split, root, download, advice=advice)
 
@@ -114,10 +126,10 @@ def _load_idx(
     digests: Mapping[str, str] = MappingProxyType({}),
     shipped: Sequence[Path] = (),
     advice: str,
-) -> Images:
+) -> InMemory:
     """A data set of MNIST's four files; the digests of those that are known verify them."""
 
-    def read(folder: Path) -> Images:
+    def read(folder: Path) -> InMemory:
         prefix, count = {"train": ("train", 60_000), "test": ("t10k", 10_000)}[split]
         folders = [folder, folder / torchvision_name / "raw"]
         parts = []
@@ -132,7 +144,7 @@ def _load_idx(
                 f"{path} was altered: expected labels of 0 to 9, got {labels.max()}. {mending}"
             )
         package = f" (Debian package {_DEBIAN_PACKAGE})" if folder in shipped else ""
-        return Images(name, split, pixels, labels, f"files in {folder}{package}")
+        return InMemory(name, split, pixels, labels, f"files in {folder}{package}")
 
     def fetch(folder: Path) -> object:
         import torchvision
@@ -169,7 +181,7 @@ def _mending(folder: Path, root: Path | None, advice: str) -> str:
     return f"Delete it and run again. {advice}".strip()
 
 
-def _digits(split: str, root: Path | None, download: bool) -> Images:
+def _digits(split: str, root: Path | None, download: bool) -> InMemory:
     """scikit-learn's 8×8 digits; inside the package, so there is no root and no download."""
     import sklearn
     import sklearn.datasets
@@ -177,7 +189,7 @@ def _digits(split: str, root: Path | None, download: bool) -> Images:
     data = sklearn.datasets.load_digits()
     part = slice(0, 1500) if split == "train" else slice(1500, None)
     pixels = np.rint(data.images[part] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0..16
-    return Images(
+    return InMemory(
         name="digits",
         split=split,
         pixels=torch.from_numpy(pixels).unsqueeze(1),  # (N, 1, 8, 8)
@@ -186,12 +198,12 @@ def _digits(split: str, root: Path | None, download: bool) -> Images:
     )
 
 
-def _cifar(name: str, split: str, root: Path | None, download: bool) -> Images:
+def _cifar(name: str, split: str, root: Path | None, download: bool) -> InMemory:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
-    def read(folder: Path) -> Images:
+    def read(folder: Path) -> InMemory:
         # Also right if the folder named is the one inside the archive.
         if folder.name == kind.base_folder and not (folder / kind.base_folder).is_dir():
             folder = folder.parent
@@ -204,7 +216,7 @@ def _cifar(name: str, split: str, root: Path | None, download: bool) -> Images:
             lambda: kind(folder, train=split == "train"), files, kind.filename, folder, root
         )
         pixels = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))  # (N, 3, 32, 32)
-        return Images(
+        return InMemory(
             name, split, torch.from_numpy(pixels), torch.tensor(data.targets), f"files in {folder}"
         )
 
@@ -213,17 +225,17 @@ def _cifar(name: str, split: str, root: Path | None, download: bool) -> Images:
     return search(name, read, root=root, download=fetch, advice=advice)
 
 
-def _svhn(split: str, root: Path | None, download: bool) -> Images:
+def _svhn(split: str, root: Path | None, download: bool) -> InMemory:
     from torchvision.datasets import SVHN
 
     _, file, md5 = SVHN.split_list[split]
 
-    def read(folder: Path) -> Images:
+    def read(folder: Path) -> InMemory:
         files = {folder / file: md5}
         data = _torchvision(lambda: SVHN(folder, split), files, file, folder, root)
         pixels = np.ascontiguousarray(data.data)  # (N, 3, 32, 32)
         labels = torch.from_numpy(data.labels)
-        return Images("svhn", split, torch.from_numpy(pixels), labels, f"files in {folder}")
+        return InMemory("svhn", split, torch.from_numpy(pixels), labels, f"files in {folder}")
 
     fetch = functools.partial(SVHN, split=split, download=True) if download else None
     return search("svhn", read, root=root, download=fetch, advice=f"Its file is {file}.")

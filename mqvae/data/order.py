@@ -16,6 +16,14 @@ def order_of(number: int, key: str) -> Tensor:
         key: What it is the order of. Hashed, because seed + epoch would give run 1's second epoch
             to run 2 as its first.
     """
+    return torch.randperm(number, generator=_generator(key), device="cpu")
+
+
+def draws_of(shape: tuple[int, ...], key: str) -> Tensor:
+    """Numbers of 0 to 1, float32, the same for the same key everywhere."""
+    return torch.rand(shape, generator=_generator(key), device="cpu")
+
+
+def _generator(key: str) -> torch.Generator:
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
-    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big"))
-    return torch.randperm(number, generator=generator, device="cpu")
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big"))

@@ -1,10 +1,8 @@
 """Images held out of the training set."""
 
-import dataclasses
-
 import torch
 
-from mqvae.data.images import Images
+from mqvae.data.images import Images, Part
 from mqvae.data.order import order_of
 
 MOST = 1000
@@ -18,11 +16,13 @@ def usual_count(images: Images) -> int:
 def hold_out(images: Images, count: int, *, seed: int) -> tuple[Images, Images]:
     """What is left of a training set, in its order, and `count` images drawn from it by the seed.
 
+    Both are parts of the same images, by their indices.
+
     Raises:
         ValueError: if nothing would be left.
     """
     if count == 0:
-        return images, _part(images, torch.arange(0), "validation")
+        return images, Part(images, torch.arange(0), split="validation")
     if not 0 < count < len(images):
         raise ValueError(
             f"validation is out of range: expected 0 to {len(images) - 1} of the {len(images)} "
@@ -30,11 +30,5 @@ def hold_out(images: Images, count: int, *, seed: int) -> tuple[Images, Images]:
         )
     drawn = torch.zeros(len(images), dtype=torch.bool)
     drawn[order_of(len(images), f"validation,{seed}")[:count]] = True
-    left = _part(images, (~drawn).nonzero().flatten(), images.split)
-    return left, _part(images, drawn.nonzero().flatten(), "validation")
-
-
-def _part(images: Images, indices: torch.Tensor, split: str) -> Images:
-    pixels, labels = images.take(indices)
-    names = tuple(images.names[i] for i in indices.tolist()) if images.names else ()
-    return dataclasses.replace(images, split=split, pixels=pixels, labels=labels, names=names)
+    left = Part(images, (~drawn).nonzero().flatten())
+    return left, Part(images, drawn.nonzero().flatten(), split="validation")

@@ -1,10 +1,8 @@
 """What is diagnosed: a network that selects codewords, and a sample of images."""
 
-import dataclasses
-
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
-from mqvae.data import Images
+from mqvae.data import Images, Part
 from mqvae.data.order import order_of
 
 
@@ -36,5 +34,4 @@ def sample(images: Images, count: int, *, seed: int) -> Images:
     if count >= len(images):
         return images
     indices = order_of(len(images), f"diagnosis,{seed}")[:count].sort().values
-    pixels, labels = images.take(indices)
-    return dataclasses.replace(images, pixels=pixels, labels=labels, names=())
+    return Part(images, indices)

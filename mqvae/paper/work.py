@@ -7,7 +7,7 @@ import datetime
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -263,9 +263,9 @@ def _first(images: "Images", count: int) -> "Images":
     """The first images of a split."""
     import torch
 
-    count = min(len(images), count)
-    pixels, labels = images.take(torch.arange(count))
-    return replace(images, pixels=pixels, labels=labels, names=images.names[:count])
+    from mqvae.data import Part
+
+    return Part(images, torch.arange(min(len(images), count)))
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:

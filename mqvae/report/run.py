@@ -25,6 +25,8 @@ BOOKKEEPING = frozenset(
         "seconds_per_step",
         "parameters",
         "seed",
+        "data_wait_share",
+        "skipped_images",
         "validation",
     }
 )

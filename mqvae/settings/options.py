@@ -48,7 +48,7 @@ class Data:
 
     Args:
         name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq or imagenet, or a
-            folder of images.
+            folder of images or of shards, or a pattern of shards as in "photos/{0000..0123}.tar".
         root: Folder with the dataset's files; searched for if not given, and all but celeba-hq and
             imagenet downloaded.
         side: Resize and crop images to this side.
@@ -57,6 +57,14 @@ class Data:
         batch_size: Images in a batch, over all processes.
         validation: Images cut off the shuffled training set by the seed, on which the best
             checkpoint is chosen; a tenth of it and 1,000 at most if not given; 0 for none.
+        memory: Hold images of files in memory, or read them from the disk; what fits is held if
+            not given.
+        workers: Threads that decode images from the disk; as many as there are cores, and 8 at
+            most, if not given.
+        crop: Where along its longer side an image is cut to a square: random is for training.
+        flip: Mirror half of the training images.
+        on_error: An image that cannot be read ends the run, or is skipped: the next one takes its
+            place.
     """
 
     name: str = "fashion-mnist"
@@ -66,6 +74,11 @@ class Data:
     classes: Number | None = None
     batch_size: Number = 512
     validation: Count | None = None
+    memory: bool | None = None
+    workers: Number | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
         device=device,
         rank=processes.rank,
         world_size=processes.count,
+        random_crop=settings.data.crop == "random",
+        random_flip=settings.data.flip,
     )
     decay = settings.trainer.average
     average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None

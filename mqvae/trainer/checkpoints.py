@@ -51,6 +51,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
             "processes": processes.count,
             "collapsed_steps": log.collapsed_steps,
             "troubled_rows": log.troubled_rows,
+            "skipped": sorted(log.skipped),
             "warnings": log.warnings,
             "version": __version__,
         },
@@ -102,6 +103,7 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
     parts.batches.load_state_dict(state["batches"])
     log.collapsed_steps = state["collapsed_steps"]
     log.troubled_rows = state.get("troubled_rows", {})
+    log.skipped = set(state.get("skipped", ()))
     log.warnings = state["warnings"]
     if processes.first:  # what all have counted; the others count on from nothing
         log.counts = training["counts"].to(processes.device)

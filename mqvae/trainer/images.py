@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mqvae.data import DATASETS, Images, hold_out, load, usual_count
+from mqvae.data import DATASETS, Images, InMemory, hold_out, load, usual_count
+from mqvae.data.images import nothing_to_cut
 from mqvae.networks.architecture import Inputs
 from mqvae.settings import Data, Settings
 
@@ -28,7 +29,14 @@ class Splits:
 def load_split(options: Data, split: str) -> Images:
     """A split of a run's dataset, as it came."""
     return load(
-        options.name, split, root=options.root, side=options.side, channels=options.channels
+        options.name,
+        split,
+        root=options.root,
+        side=options.side,
+        channels=options.channels,
+        memory=options.memory,
+        workers=options.workers,
+        on_error=options.on_error,
     )
 
 
@@ -37,8 +45,14 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
     data, start = _absolute(settings.data), settings.start
     if start is not None:
         start = replace(start, run=str(Path(start.run).expanduser().absolute()))
-    train, test = load_split(data, "train"), load_split(data, "test")
+    # Squares in memory have nothing left to be cut at random.
+    memory = False if data.crop == "random" and data.memory is None else data.memory
+    train = load_split(replace(data, memory=memory), "train")
+    if data.crop == "random" and isinstance(train, InMemory):
+        raise ValueError(f"{nothing_to_cut(train.name)}.")
     channels: Any = train.shape[0]  # 1 or 3, as of all images
+    # Looking at a million images once is enough.
+    test = load_split(replace(data, side=train.shape[1], channels=channels), "test")
     highest = max(int(images.labels.max()) for images in (train, test))
     classes = data.classes or highest + 1
     if classes <= highest:
@@ -69,6 +83,6 @@ def _absolute(data: Data) -> Data:
     if root is not None:
         root = str(Path(root).expanduser().absolute())
     folder = Path(root or "", Path(name).expanduser()).absolute()
-    if name not in DATASETS and folder.is_dir():
+    if name not in DATASETS and (folder.is_dir() or folder.suffix == ".tar"):
         name = str(folder)
     return replace(data, root=root, name=name)

@@ -1,14 +1,18 @@
 """What a run says on its way: metrics.csv, TensorBoard, warnings."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mqvae.core.diagnostics import count_codes, perplexity, usage
-from mqvae.core.distributed import mean_across_processes, sum_across_processes
+from mqvae.core.distributed import (
+    from_all_processes,
+    mean_across_processes,
+    sum_across_processes,
+)
 from mqvae.core.updates import Step
 from mqvae.runs import Run
 from mqvae.trainer.assembly import Parts
@@ -17,6 +21,8 @@ from mqvae.trainer.processes import Processes
 COLLAPSE_USAGE = 0.01
 COLLAPSE_STEPS = 200
 TROUBLED_ROWS = 3
+WAIT_SHARE = 0.2
+WAIT_SECONDS = 10.0  # of training that a share is taken of
 LOSSES = ("task", "commitment", "codebook")
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
@@ -34,6 +40,7 @@ class Log:
         collapsed_steps: For how many steps hardly any code has been used.
         troubled_rows: In how many rows in succession the task has had a trouble, by kind; stays
             when it has been warned of.
+        skipped: Names of images that no process could read.
         warnings: What has been warned of.
     """
 
@@ -43,7 +50,9 @@ class Log:
         self._every = every
         self.collapsed_steps = 0
         self.troubled_rows: dict[str, int] = {}
+        self.skipped: set[str] = set()
         self.warnings: list[str] = []
+        self._since = (0.0, 0.0)  # seconds looked at for waiting, and those waited of them
         self.counts = self._nothing()
 
     def open(self, run: Run, step: int) -> None:
@@ -73,12 +82,26 @@ class Log:
         self,
         step: int,
         seconds: float,
+        took: float,
+        waited: float,
         losses: Mapping[str, float],
         result: Step,
         logged: Mapping[str, Tensor],
         validation: float | None,
     ) -> None:
-        """Write a row, and warn of a collapse and other troubles. All processes take part."""
+        """Write a row, and warn of what goes wrong. All processes take part.
+
+        Args:
+            step: Updates made.
+            seconds: Time they took.
+            took: Time since the last row.
+            waited: What of it was spent waiting for data.
+            losses: The loss terms of the last step.
+            result: What the last step gave.
+            logged: What the players log.
+            validation: The validation loss, if there is a new one.
+        """
+        [waited] = (t.item() for t in mean_across_processes([torch.tensor(waited)]))
         counts = sum_across_processes(self.counts).cpu()
         used = usage(counts).item()
         means = mean_across_processes([logged[name].detach().float() for name in logged])
@@ -87,6 +110,7 @@ class Log:
         row: dict[str, float | int | None] = {
             "step": step,
             "seconds": seconds,
+            "data_wait": waited / took,
             "perplexity": perplexity(counts).item(),
             "usage": used,
             **{
@@ -108,6 +132,7 @@ class Log:
                     self._writer.add_scalar(name, number, step)
         self._look_for_collapse(counts, used, step)
         self._look_for_troubles(players, step)
+        self._look_for_waiting(took, waited, step)
         self.counts = self._nothing()
 
     def _look_for_collapse(self, counts: Tensor, used: float, step: int) -> None:
@@ -132,6 +157,37 @@ class Log:
             self.troubled_rows[kind] = rows = before.get(kind, 0) + 1
             if rows == TROUBLED_ROWS:
                 self._warn(f"{message} So it was in {rows} rows of metrics.csv, up to step {step}.")
+
+    def _look_for_waiting(self, took: float, waited: float, step: int) -> None:
+        images = self._parts.batches.images
+        took, waited = self._since[0] + took, self._since[1] + waited
+        self._since = (took, waited)
+        if not images.ahead or took < WAIT_SECONDS:
+            return
+        self._since = (0.0, 0.0)
+        said = any(warning.startswith("waiting for data") for warning in self.warnings)
+        if waited > WAIT_SHARE * took and not said:
+            self._warn(
+                f"waiting for data took {waited / took:.0%} of the time up to step {step}. Try "
+                "more data.workers, images that are stored no larger than data.side needs, shards "
+                "instead of single files, or data.memory true if they fit."
+            )
+
+    def note_skipped(self, names: Sequence[str], step: int) -> None:
+        """Images that this process could not read. All processes take part."""
+        text = "\0".join(names) + "\0" if names else ""
+        every = from_all_processes(
+            torch.tensor(list(text.encode(errors="surrogateescape")), dtype=torch.uint8)
+        )
+        text = bytes(every.tolist()).decode(errors="surrogateescape")
+        before = len(self.skipped)
+        self.skipped |= set(text.split("\0")) - {""}
+        if self.skipped and not before:
+            self._warn(
+                f"{len(self.skipped)} image(s) could not be read and were skipped, up to step "
+                f"{step}; the next one took the place of each. The first is {min(self.skipped)}. "
+                "--data.on_error stop ends a run at such an image; summary.json counts them."
+            )
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)

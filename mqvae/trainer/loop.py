@@ -93,6 +93,7 @@ class Training:
         processes: Who trains it.
         step: Updates made.
         seconds: Time they took.
+        waited: What of it was spent waiting for data.
         best: The lowest validation loss of a checkpoint.
     """
 
@@ -115,6 +116,8 @@ class Training:
         self.log = Log(parts, processes, self.log_every)
         self.step = 0
         self.seconds = 0.0
+        self.waited = 0.0
+        self._last_row = (0.0, 0.0)  # seconds and waited, then
         self.best = math.inf
         self._last_validation: float | None = None
         self._unsaid: float | None = None  # a validation loss that no row has yet
@@ -144,6 +147,7 @@ class Training:
             asked = inside.enter_context(Signals())
             self.log.open(self.run, self.step)
             inside.enter_context(closing(self.log))
+            inside.enter_context(closing(self.parts.batches))
             show = Progress(
                 self.settings.name, self.step, self.settings.steps, silent=not self.processes.first
             )
@@ -168,6 +172,7 @@ class Training:
         cpu = self.processes.device.type == "cpu"
         began = time.perf_counter()
         x, y = parts.batches.next()
+        self.waited += time.perf_counter() - began
         result, logged = parts.train(x, y, in_parts=self.settings.trainer.parts)
         self.step += 1
         at_checkpoint = self.step % self.checkpoint_every == 0 or self.step == steps
@@ -187,8 +192,13 @@ class Training:
             self._share_statistics()
             validation = self._unsaid = self._last_validation = self.validation_loss()
         if at_log:
-            self.log.row(self.step, self.seconds, losses, result, logged, self._unsaid)
+            took, waited = self.seconds - self._last_row[0], self.waited - self._last_row[1]
+            self._last_row = (self.seconds, self.waited)
+            self.log.row(
+                self.step, self.seconds, took, waited, losses, result, logged, self._unsaid
+            )
             self._unsaid = None
+            self._note_skipped()
         for schedule in parts.schedules.values():
             schedule.step()
         if at_checkpoint:
@@ -226,6 +236,12 @@ class Training:
         self.save("last")
         if better:
             self.save("best")
+
+    def _note_skipped(self) -> None:
+        """All processes know all images that cannot be read, where they are skipped."""
+        if self.settings.data.on_error == "skip":
+            names = [*self.splits.train.skipped, *self.splits.test.skipped]
+            self.log.note_skipped(names, self.step)
 
     def _share_statistics(self) -> None:
         """All processes measure what is saved: the first one's batch statistics."""
@@ -265,6 +281,7 @@ class Training:
             {
                 "step": self.step,
                 "seconds": self.seconds,
+                "waited": self.waited,
                 "best": None if math.isinf(self.best) else self.best,
                 "unsaid": self._unsaid,
                 "validation": self._last_validation,
@@ -285,6 +302,8 @@ class Training:
         restore(checkpoint, self.run, self.parts, self.log, self.processes)
         self.step = checkpoint.state["step"]
         self.seconds = checkpoint.state["seconds"]
+        self.waited = checkpoint.state.get("waited", 0.0)
+        self._last_row = (self.seconds, self.waited)
         best = checkpoint.state["best"]
         self.best = math.inf if best is None else best
         self._unsaid = checkpoint.state.get("unsaid")
@@ -297,6 +316,7 @@ class Training:
         result = evaluate(
             parts.measured, parts.task, self.splits.test, device=device, together=True
         )
+        self._note_skipped()
         further: dict[str, Any] = {
             "name": settings.name,
             "method": type(parts.update).method,
@@ -306,6 +326,8 @@ class Training:
             "steps": self.step,
             "wall_seconds": self.seconds,
             "seconds_per_step": statistics.median(self.step_seconds or [self.seconds / self.step]),
+            "data_wait_share": self.waited / self.seconds,
+            "skipped_images": len(self.log.skipped),
             "validation": self._last_validation,
             "parameters": sum(p.numel() for p in parts.network.parameters()),
             "seed": settings.seed,

@@ -1,0 +1,79 @@
+"""One image file -> bytes."""
+
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+T = TypeVar("T")
+File = str | IO[bytes]
+
+
+def head(file: File) -> tuple[bool, int, int]:
+    """Whether it is grey, its width and height, without decoding."""
+    with Image.open(file) as image:
+        return image.mode in _GREY_MODES, *image.size
+
+
+def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.ndarray:
+    """(C, side, side) uint8: first frame, upright, a square of it; no transparency.
+
+    Args:
+        file: What to decode.
+        side: Of the result.
+        channels: 1 or 3.
+        offset: Where the square lies along the longer side, 0 to 1; 0.5 is the centre.
+    """
+    with Image.open(file) as opened:
+        image = _eight_bits(ImageOps.exif_transpose(opened))
+        if image.mode in ("P", "PA"):
+            # Straight to RGB, Pillow warns about palettes with transparency.
+            image = image.convert("RGBA")
+        image = image.convert("L" if channels == 1 else "RGB")
+        width, height = image.size
+        if (width, height) != (side, side):
+            # Resizing the square is resizing the shorter side, then cropping, but never
+            # makes the long strip that an image of 10 × 100,000 pixels would become.
+            short = min(width, height)
+            left, top = (width - short) * offset, (height - short) * offset
+            box = (left, top, left + short, top + short)
+            image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+        return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
+
+
+def guarded(function: Callable[[], T], where: Callable[[], str]) -> T:
+    """What `function` makes of a file; whatever goes wrong names the file.
+
+    Args:
+        function: Reads it.
+        where: Its name.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it cannot be read.
+    """
+    try:
+        return function()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where()} does not exist: expected an image") from None
+    # Decoders meet damaged files with anything from SyntaxError to struct.error.
+    except Exception as error:
+        raise ValueError(
+            f"{where()} cannot be read: expected an image, got: {error}; "
+            "replace the file or take it out"
+        ) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits brought to 8: Pillow itself would cut all values above 255."""
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers; convert it to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65_535:
+        raise ValueError("it holds numbers outside 0..65535; convert it to 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

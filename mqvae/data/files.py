@@ -1,0 +1,82 @@
+"""Many image files, by their numbers."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from mqvae.data.decoding import File
+from mqvae.data.listing import Names
+
+
+class Files(ABC):
+    """Image files, wherever they are.
+
+    Attributes:
+        names: One for each.
+    """
+
+    names: Names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def open(self, index: int) -> File:
+        """What Pillow opens: a path, or a file that is open."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """What to call it in a message."""
+
+    @abstractmethod
+    def take(self, indices: np.ndarray) -> "Files":
+        """Some of them."""
+
+
+@dataclass(frozen=True)
+class InFolder(Files):
+    """Files by their paths.
+
+    Attributes:
+        folder: What the paths start from.
+        names: Paths relative to it.
+    """
+
+    folder: str
+    names: Names
+
+    def open(self, index: int) -> File:
+        return self.where(index)
+
+    def where(self, index: int) -> str:
+        return f"{self.folder.rstrip('/')}/{self.names[index]}"
+
+    def take(self, indices: np.ndarray) -> "InFolder":
+        return InFolder(self.folder, self.names.take(indices))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become images.
+
+    Attributes:
+        side: Pixels a side; what they have if None.
+        channels: 1 or 3; what they have if None.
+        memory: Whether to hold the images in memory; if they fit where None.
+        workers: Threads that decode; as many as there are cores, 8 at most, where None.
+        on_error: What an image that cannot be read is: "stop" is an error that names it, "skip"
+            takes the next one in its place.
+    """
+
+    side: int | None = None
+    channels: int | None = None
+    memory: bool | None = None
+    workers: int | None = None
+    on_error: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error is {self.on_error!r}: expected 'stop' or 'skip'")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: expected at least 1 thread that decodes")
