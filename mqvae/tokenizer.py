@@ -2,7 +2,8 @@
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
-from mqvae.data import Images, image_files, in_order, load_files
+from mqvae.data import Images, Reading, in_order, load_all
 from mqvae.progress import watched
 from mqvae.runs import Run
 from mqvae.settings import Settings
@@ -184,29 +185,31 @@ class Tokenizer:
         """
         return self.network.decode(codes.to(self.device))
 
-    def find_images(self, what: str, *, fit: bool = False) -> Images:
-        """An image file, a folder, or a split of the run's dataset.
+    def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
+        """An image file, a folder, shards, or a split of the run's dataset.
 
         Args:
             what: A path, or "train" or "test".
             fit: Resize, crop and convert files to what the run was trained on.
+            on_error: "stop" at an image that cannot be read, or "skip" it.
 
         Raises:
             ValueError: if it is none of these, or the images do not fit the run.
         """
-        data = self.settings.data
-        if not Path(what).exists():
+        data, path = self.settings.data, Path(what)
+        if not path.exists() and path.suffix != ".tar":
             if what in ("train", "test"):
-                return load_split(data, what)
+                skip: Any = on_error
+                return load_split(replace(data, on_error=skip), what)
             raise ValueError(
                 f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
                 "or 'test' for that split of the run's dataset."
             )
-        files = image_files(what)
+        reading = Reading(memory=data.memory, workers=data.workers, on_error=on_error)
         if fit:
-            return load_files(files, side=data.side, channels=data.channels)
+            return load_all(path, replace(reading, side=data.side, channels=data.channels))
         try:
-            images = load_files(files)
+            images = load_all(path, reading)
         except ValueError as error:
             text, advice, _ = str(error).partition("; give a side")
             if not advice:
@@ -299,8 +302,15 @@ class Tokenizer:
                 "checkpoint that encoded them."
             )
 
-    def decode_to_files(self, codes: Codes, folder: str | Path) -> int:
+    def decode_to_files(
+        self, codes: Codes, folder: str | Path, *, paths: Sequence[Path] | None = None
+    ) -> int:
         """Write the images of codes as PNG files; returns how many.
+
+        Args:
+            codes: What to decode.
+            folder: Where the files go.
+            paths: One for each, in the folder; made of the names if not given.
 
         Raises:
             ValueError: for what `check_codes` refuses; nothing is written then.
@@ -309,7 +319,7 @@ class Tokenizer:
 
         self.check_codes(codes)
         folder = Path(folder)
-        names = _png_names(codes.names)
+        names = _png_names(codes.names) if paths is None else paths
         array = torch.from_numpy(codes.codes.astype(np.int64))
         done = 0
         parts = array.split(BATCH_SIZE)

@@ -20,7 +20,7 @@ ORDER = [
     {"networks"},
     {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks", "weights"},
     {"trainer"},
-    {"classifier", "diagnosis", "importing", "prior", "report", "tokenizer"},
+    {"classifier", "diagnosis", "importing", "pieces", "prior", "report", "tokenizer"},
     {"bench"},
     {"paper"},
     {"cli"},

@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mqvae.cli.parser import folder_for_images, parser_of, text_of
+from mqvae.cli.parser import parser_of, text_of
 from mqvae.cli.train import print_figures, quiet, train
 from mqvae.spelling import nearest
 
@@ -179,52 +178,15 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _encode(arguments: list[str]) -> int:
-    parser = parser_of("encode", "Images to codes.")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument(
-        "images",
-        metavar="IMAGES",
-        help="an image file, a folder of images, or a split of the run's dataset (train, test)",
-    )
-    parser.add_argument("--out", required=True, metavar="FILE.npz", help="where the codes go")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE.npz")
-    parser.add_argument(
-        "--fit",
-        action="store_true",
-        help="resize, crop and convert images to what the run was trained on",
-    )
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    options = parser.parse_args(arguments)
-    from mqvae.tokenizer import Tokenizer
+    from mqvae.cli.codes import encode
 
-    out = _free(options.out, overwrite=options.overwrite)
-    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
-    codes = tokenizer.encode_images(tokenizer.find_images(options.images, fit=options.fit))
-    codes.save(out)
-    shape = " × ".join(map(str, codes.codes.shape[1:]))
-    print(
-        f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}\n"
-        f"back: mqvae decode {shlex.quote(options.run)} {shlex.quote(str(out))} --out DIR"
-    )
-    return 0
+    return encode(arguments)
 
 
 def _decode(arguments: list[str]) -> int:
-    parser = parser_of("decode", "Codes back to images, as PNG files.")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("codes", metavar="CODES.npz")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    options = parser.parse_args(arguments)
-    from mqvae.tokenizer import Codes, Tokenizer
+    from mqvae.cli.codes import decode
 
-    out = folder_for_images(options.out, overwrite=options.overwrite)
-    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
-    codes = Codes.load(options.codes)
-    written = tokenizer.decode_to_files(codes, out)
-    print(f"{written:,} images: {out}")
-    return 0
+    return decode(arguments)
 
 
 def _import(arguments: list[str]) -> int:
@@ -313,15 +275,6 @@ def _bench(arguments: list[str]) -> int:
 
 
 # -- helpers -------------------------------------------------------------------------------------
-
-
-def _free(path: str, *, overwrite: bool) -> Path:
-    out = Path(path)
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
-    return out
 
 
 def _is_a_failed_training(error: Exception) -> bool:

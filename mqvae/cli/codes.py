@@ -1,0 +1,123 @@
+"""`mqvae encode` and `mqvae decode`."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from mqvae.cli.parser import folder_for_images, parser_of
+from mqvae.cli.train import quiet
+
+
+def encode(arguments: list[str]) -> int:
+    parser = parser_of("encode", "Images to codes.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="an image file, a folder of images or shards, or a split of the run's dataset (train, "
+        "test)",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE.npz|DIR",
+        help="where the codes go: a file for what fits in memory, or a folder of pieces for any "
+        "number of images, which the same command goes on with after a stop",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace codes at --out")
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="resize, crop and convert images to what the run was trained on",
+    )
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="processes that share the pieces"
+    )
+    parser.add_argument(
+        "--on_error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what an image that cannot be read does; one that is skipped has no codes",
+    )
+    options = parser.parse_args(arguments)
+    from mqvae.settings import Trainer
+    from mqvae.tokenizer import Tokenizer
+    from mqvae.trainer import Processes
+
+    to_file = options.out.endswith(".npz")
+    if to_file and options.devices > 1:
+        raise ValueError("--devices shares the pieces of a folder: give --out a folder.")
+    out = _free(options.out, overwrite=options.overwrite) if to_file else Path(options.out)
+    quiet()
+    processes = Processes(Trainer(devices=options.devices))
+    with processes.noticing_losses():
+        tokenizer = Tokenizer.from_run(
+            options.run, checkpoint=options.checkpoint, device=processes.device
+        )
+        images = tokenizer.find_images(options.images, fit=options.fit, on_error=options.on_error)
+        if to_file:
+            from mqvae.pieces import without
+
+            codes = without(tokenizer.encode_images(images), images)
+            codes.save(out)
+        else:
+            from mqvae.pieces import Pieces
+
+            pieces = Pieces(out, tokenizer, images)
+            going_on = pieces.check(overwrite=options.overwrite)
+            processes.wait()
+            if processes.first:
+                pieces.begin(going_on=going_on)
+            processes.wait()
+            written = pieces.encode(rank=processes.rank, world_size=processes.count)
+            processes.wait()
+    if skipped := images.skipped:
+        print(
+            f"mqvae: {len(skipped)} image(s) could not be read and have no codes: "
+            f"{', '.join(skipped[:3])}{', …' if len(skipped) > 3 else ''}",
+            file=sys.stderr,
+        )
+    if not processes.first:
+        return 0
+    if to_file:
+        shape = " × ".join(map(str, codes.codes.shape[1:]))
+        said = f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}"
+    else:
+        pieces.finish()
+        there = "" if written or not going_on else ", all there before"
+        said = f"{len(images):,} images, {len(pieces.index['pieces'])} piece(s){there}: {out}"
+    print(
+        f"{said}\nback: mqvae decode {shlex.quote(options.run)} {shlex.quote(str(out))} --out DIR"
+    )
+    return 0
+
+
+def decode(arguments: list[str]) -> int:
+    parser = parser_of("decode", "Codes back to images, as PNG files.")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("codes", metavar="CODES", help="a file or a folder that encode wrote")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    from mqvae.pieces import decode_pieces
+    from mqvae.tokenizer import Codes, Tokenizer
+
+    out = folder_for_images(options.out, overwrite=options.overwrite)
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    if Path(options.codes).is_dir():
+        written = decode_pieces(tokenizer, options.codes, out)
+    else:
+        written = tokenizer.decode_to_files(Codes.load(options.codes), out)
+    print(f"{written:,} images: {out}")
+    return 0
+
+
+def _free(path: str, *, overwrite: bool) -> Path:
+    out = Path(path)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out

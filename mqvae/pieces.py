@@ -1,0 +1,225 @@
+"""Codes of any number of images: a folder of pieces, written in constant memory."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mqvae.data import Images, Part, in_order
+from mqvae.progress import watched
+from mqvae.runs import write_whole
+from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
+
+PIECE = 10_000  # images
+INDEX = "index.json"
+
+
+class Pieces:
+    """A folder of codes that is written piece by piece, and gone on with after a kill.
+
+    A piece is a file as `Codes.save` writes it, of images in their order; `index.json` names the
+    pieces in theirs, and says whether all of them are there.
+
+    Args:
+        folder: The folder.
+        tokenizer: What encodes.
+        images: What is encoded.
+        size: Images in a piece.
+
+    Raises:
+        ValueError: if the folder holds something else; `overwrite` in `begin` replaces other codes.
+    """
+
+    def __init__(
+        self, folder: str | Path, tokenizer: Tokenizer, images: Images, *, size: int = PIECE
+    ) -> None:
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.images = images
+        self.size = size
+        channels, side, _ = images.shape
+        count = -(-len(images) // size)
+        self.index: dict[str, Any] = {
+            "images": len(images),
+            "piece": size,
+            "pieces": [f"codes-{i:06d}.npz" for i in range(count)],
+            "num_codes": tokenizer.network.quantizer.num_codes,
+            "side": side,
+            "channels": channels,
+            "model": tokenizer.model,
+            "of": images.name,
+            "split": images.split,
+            "names": _digest(images),
+            "complete": False,
+        }
+
+    def check(self, *, overwrite: bool) -> bool:
+        """Whether there are pieces of the same codes to go on with.
+
+        Raises:
+            ValueError: if the folder holds something else that must or should not be replaced.
+        """
+        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+            return False
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file: --out takes a folder, or a new FILE.npz.")
+        there = _read(self.folder) if (self.folder / INDEX).is_file() else None
+        if there is None:
+            raise ValueError(
+                f"{self.folder} is a folder that holds other files than codes: choose another "
+                "--out, a new folder or a FILE.npz."
+            )
+        same = {**there, "complete": False} == self.index
+        if not same and not overwrite:
+            raise ValueError(
+                f"{self.folder} holds codes of other images or of other weights: choose another "
+                "--out, or add --overwrite."
+            )
+        return same and not overwrite
+
+    def begin(self, *, going_on: bool) -> None:
+        """Make the folder, or clear it of the codes in it. One process does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not going_on:
+            (self.folder / INDEX).unlink(missing_ok=True)
+            for path in self.folder.glob("codes-*.npz"):
+                path.unlink()
+        self._write_index(complete=False)
+
+    def encode(self, *, rank: int = 0, world_size: int = 1) -> int:
+        """Write the pieces that are not there yet; returns how many images these are.
+
+        Args:
+            rank: This process; they take whole pieces by turns.
+            world_size: How many processes there are.
+        """
+        mine = range(rank, len(self.index["pieces"]), world_size)
+        missing = [number for number in mine if not self._is_there(number)]
+        batches = self._batches(missing)
+        total = sum(-(-len(self._range(number)) // BATCH_SIZE) for number in missing)
+        parts: list[np.ndarray] = []
+        writing: Future[None] | None = None
+        # Compressed beside the encoding of the next piece.
+        with ThreadPoolExecutor(1) as writer:
+            for number, x in watched(batches, total, "encoding"):
+                parts.append(self.tokenizer.encode(x).cpu().numpy())
+                if sum(map(len, parts)) == len(self._range(number)):
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(self._save, number, np.concatenate(parts))
+                    parts = []
+            if writing is not None:
+                writing.result()
+        return sum(len(self._range(number)) for number in missing)
+
+    def finish(self) -> None:
+        """Say that all pieces are there. One process does."""
+        self._write_index(complete=True)
+
+    def _range(self, number: int) -> range:
+        return range(number * self.size, min((number + 1) * self.size, len(self.images)))
+
+    def _batches(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
+        for number in numbers:
+            mine = self._range(number)
+            part = Part(self.images, torch.arange(mine.start, mine.stop))
+            for x, _ in in_order(part, BATCH_SIZE, device=self.tokenizer.device):
+                yield number, x
+
+    def _is_there(self, number: int) -> bool:
+        path = self.folder / self.index["pieces"][number]
+        if not path.is_file():
+            return False
+        try:
+            return Codes.load(path).model == self.index["model"]
+        except ValueError:
+            return False  # damaged: written anew
+
+    def _save(self, number: int, codes: np.ndarray) -> None:
+        mine = self._range(number)
+        digits = len(str(len(self.images) - 1))
+        names = tuple(
+            self.images.names[i] if self.images.names else f"{i:0{digits}d}" for i in mine
+        )
+        channels, side, _ = self.images.shape
+        made = self.tokenizer.as_file(codes, side, channels, names=names)
+        without(made, self.images).save(self.folder / self.index["pieces"][number])
+
+    def _write_index(self, *, complete: bool) -> None:
+        content = {**self.index, "complete": complete}
+        write_whole(self.folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def without(codes: Codes, images: Images) -> Codes:
+    """The codes without those of images that could not be read, in whose place others were."""
+    skipped = set(images.skipped)
+    kept = [i for i, name in enumerate(codes.names) if name not in skipped]
+    if len(kept) == len(codes.names):
+        return codes
+    return replace(codes, codes=codes.codes[kept], names=tuple(codes.names[i] for i in kept))
+
+
+def pieces_of(folder: str | Path) -> Iterator[Codes]:
+    """The codes in a folder, piece by piece.
+
+    Raises:
+        ValueError: if it holds no codes, or not all of them yet.
+    """
+    folder = Path(folder)
+    index = _read(folder)
+    if index is None:
+        raise ValueError(
+            f"{folder} holds no codes: expected a folder that `mqvae encode` wrote, with an "
+            f"{INDEX}, or a file."
+        )
+    if not index["complete"]:
+        raise ValueError(
+            f"{folder} does not hold all of its codes yet: run the same `mqvae encode` again, "
+            "which goes on with it."
+        )
+    return (Codes.load(folder / name) for name in index["pieces"])
+
+
+def decode_pieces(tokenizer: Tokenizer, codes: str | Path, folder: str | Path) -> int:
+    """Write the images of a folder of codes as PNG files; returns how many.
+
+    A file is called as its image, with `.png` after the whole name if it does not end so already:
+    nothing has to be known of the other pieces.
+
+    Raises:
+        ValueError: for what `Tokenizer.check_codes` refuses.
+    """
+    done = 0
+    for piece in pieces_of(codes):
+        if piece.names:
+            paths = [_png(name, done + i) for i, name in enumerate(piece.names)]
+            done += tokenizer.decode_to_files(piece, folder, paths=paths)
+    return done
+
+
+def _png(name: str, number: int) -> Path:
+    path = Path(name if name.endswith(".png") else f"{name}.png")
+    return Path(f"{number:08d}.png") if path.is_absolute() or ".." in path.parts else path
+
+
+def _read(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return index if {"pieces", "complete", "model"} <= index.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _digest(images: Images) -> str:
+    digest = hashlib.sha256()
+    for name in images.names:
+        digest.update(os.fsencode(name) + b"\0")
+    return digest.hexdigest()[:16]
