@@ -279,21 +279,20 @@ def damage(folder, *numbers):
 def test_a_broken_image_is_named_or_the_next_takes_its_place(tmp_path, memory):
     folder = photos(tmp_path / "photos")
     whole = data.load(str(folder), "train", side=8, channels=1)
-    damage(folder, 1, 38, 39)
+    damage(folder, 3, 38, 39)
     options = {"side": 8, "channels": 1, "memory": memory}
-    with pytest.raises(ValueError, match=r"001\.png cannot be read"):
-        images = data.load(str(folder), "train", **options)
-        everything(images)
+    with pytest.raises(ValueError, match=r"(003|038|039)\.png cannot be read"):
+        everything(data.load(str(folder), "train", **options))
     images = data.load(str(folder), "train", on_error="skip", **options)
     pixels, labels = everything(images)
     names = list(images.names)
-    bad = [names.index(name) for name in ("bee/001.png", "ant/038.png", "bee/039.png")]
+    bad = [names.index(name) for name in ("bee/003.png", "ant/038.png", "bee/039.png")]
     order = list(range(36))
     for index in sorted(bad, reverse=True):
         order[index] = order[(index + 1) % 36]
     assert torch.equal(pixels, whole.pixels[order])
     assert torch.equal(labels if not memory else images.labels, whole.labels[order])
-    assert sorted(images.skipped) == ["ant/038.png", "bee/001.png", "bee/039.png"]
+    assert sorted(images.skipped) == ["ant/038.png", "bee/003.png", "bee/039.png"]
     # Looked at for their size as well.
     assert data.load(str(folder), "train", on_error="skip", memory=memory).shape == (1, 8, 8)
 
@@ -400,9 +399,7 @@ def test_an_index_is_kept_until_a_shard_changes(tmp_path, cache, monkeypatch):
 
 def test_what_is_wrong_with_shards_is_said(tmp_path):
     folder = make_shards(tmp_path / "shards")
-    with pytest.raises(
-        FileNotFoundError, match=r"003\.tar does not exist: .* names 6 .* 3 are not"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"003\.tar does not .* names 6 .* 3 are not"):
         data.load(f"{folder}/{{000..005}}.tar", "train")
     with pytest.raises(ValueError, match="names no shard"):
         data.load(f"{folder}/{{5..2}}.tar", "train")
@@ -413,7 +410,7 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
     (folder / "002.tar").write_bytes(whole)
     images = data.load(str(folder), "train", memory=False)
     (folder / "002.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"0029\.png of .*002\.tar cannot be read"):
+    with pytest.raises(ValueError, match=r"002[0-9]\.png of .*002\.tar cannot be read"):
         everything(images)
     write_shard(tmp_path / "none" / "0.tar", [("a.txt", b"")])
     with pytest.raises(FileNotFoundError, match="hold no images"):
@@ -478,17 +475,17 @@ def test_a_run_is_the_same_from_memory_disk_and_shards_stopped_or_not(tmp_path):
         "shards": (tmp_path / "shards", {"memory": False, "workers": 2, "stop": 3}),
     }
     summaries = {
-        kind: train(path, tmp_path / kind, flip=True, **options)
+        kind: train(path, tmp_path / "runs" / kind, flip=True, **options)
         for kind, (path, options) in kinds.items()
     }
     for kind in kinds:
-        assert weights(tmp_path / kind) == weights(tmp_path / "memory"), kind
+        assert weights(tmp_path / "runs" / kind) == weights(tmp_path / "runs" / "memory"), kind
         assert summaries[kind]["mse"] == summaries["memory"]["mse"], kind
         assert 0 < summaries[kind]["data_wait_share"] < 1
         assert summaries[kind]["skipped_images"] == 0
     plain = tmp_path / "plain"
     train(folder, plain)
-    assert weights(plain) != weights(tmp_path / "memory")
+    assert weights(plain) != weights(tmp_path / "runs" / "memory")
 
 
 def test_random_crops_keep_the_training_images_on_the_disk(tmp_path):

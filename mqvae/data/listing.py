@@ -1,5 +1,6 @@
 """The image files under a folder: listed once, kept while no folder changes."""
 
+import contextlib
 import hashlib
 import os
 import time
@@ -197,7 +198,8 @@ def keep(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
             np.savez(file, allow_pickle=False, **arrays)
         os.replace(partial, place)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def read_kept(
@@ -205,7 +207,8 @@ def read_kept(
 ) -> dict[str, np.ndarray] | None:
     """The arrays, if they are there, whole, and still hold."""
     try:
-        with np.load(place, allow_pickle=False) as file:
+        # numpy leaves a damaged file open that it has opened itself.
+        with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
         return kept if holds(kept) else None
     # Of another version, or damaged: then it is made anew.
