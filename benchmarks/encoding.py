@@ -1,0 +1,76 @@
+"""Codes per second of `mqvae encode` from a folder to pieces, beside the bare encoder.
+
+    python benchmarks/encoding.py [--rounds 5 --images 2000 --side 64]
+
+Both encode the same images with the same network; the bare encoder has them in memory as batches,
+`encode` decodes them from PNG files, names and writes them. They take turns; the ratio is that of
+their medians.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mqvae.bench.timing import alternate
+from mqvae.data import Reading, load_all
+from mqvae.pieces import Pieces
+from mqvae.settings import Settings, load_preset
+from mqvae.tokenizer import BATCH_SIZE, Tokenizer
+from mqvae.trainer import begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rng = np.random.default_rng(0)
+        (folder / "images").mkdir()
+        for i in range(options.images):
+            small = rng.integers(0, 256, (options.side // 8, options.side // 8, 3), dtype=np.uint8)
+            image = Image.fromarray(small).resize((options.side, options.side))
+            image.save(folder / "images" / f"{i:06}.png")
+        size = {
+            "steps": 1,
+            "data": {"name": str(folder / "images"), "side": options.side, "batch_size": 8},
+            "network": {"width": options.width},
+            "quantizer": {"init_args": {"num_codes": 1024, "dim": 64}},
+        }
+        begin(Settings.of(load_preset("fashion-mnist-demo", size)), folder / "run")
+        tokenizer = Tokenizer.from_run(folder / "run")
+        images = load_all(folder / "images", Reading(side=options.side, channels=3, memory=False))
+        pixels, _ = images.take(torch.arange(len(images)))
+        batches = (pixels / 255).split(BATCH_SIZE)
+
+        def bare() -> None:
+            for x in batches:
+                tokenizer.encode(x).cpu()
+
+        def pieces() -> None:
+            shutil.rmtree(folder / "codes", ignore_errors=True)
+            made = Pieces(folder / "codes", tokenizer, images)
+            made.begin(going_on=made.check(overwrite=False))
+            made.encode()
+            made.finish()
+
+        timings = alternate({"bare encoder": bare, "encode": pieces}, rounds=options.rounds)
+        codes = len(images) * tokenizer.encode(batches[0][:1]).numel()
+        for name, timing in timings.items():
+            print(f"{name}: {timing.seconds:.2f} s, {codes / timing.seconds:,.0f} codes/s")
+        ratio = 1 / timings["encode"].ratio
+        print(f"codes per second against the bare encoder: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
