@@ -135,6 +135,9 @@ def _walk(
     entries: list[tuple[bytes, bool]] = []
     try:
         state = os.stat(folder)
+        here = (state.st_dev, state.st_ino)
+        if here in above:  # a link to a folder above would otherwise be walked for ever
+            return
         with os.scandir(folder) as there:
             for entry in there:
                 if entry.name.startswith(b"."):
@@ -144,9 +147,6 @@ def _walk(
                 elif os.path.splitext(entry.name)[1].lower() in _ENDINGS:
                     entries.append((entry.name, False))
     except PermissionError:
-        return
-    here = (state.st_dev, state.st_ino)
-    if here in above:  # a link to a folder above would otherwise be walked for ever
         return
     folders[inside] = state.st_mtime_ns
     for name, is_folder in sorted(entries):
