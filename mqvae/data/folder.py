@@ -1,7 +1,7 @@
 """Image files, folders of them and folders of shards -> images."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def divide(folder: Path) -> Divided:
     if bases:
         names = {base: list_images(folder / base) for base in sorted(bases.values())}
         first, second = names
-        classes = number([class_of(name) for part in names.values() for name in part.raw()])
+        classes = number(class_of(name) for part in names.values() for name in part.raw())
         together = names[first].below(first) + names[second].below(second)
         ends = np.cumsum([0, *map(len, names.values())])
         where = {base: np.arange(ends[i], ends[i + 1]) for i, base in enumerate(names)}
@@ -179,7 +179,7 @@ def divide(folder: Path) -> Divided:
         return Divided(InFolder(str(folder), together), classes, splits)
     listed = list_images(folder)
     splits = every_tenth(len(listed), str(folder))
-    classes = number([class_of(name) for name in listed.raw()])
+    classes = number(class_of(name) for name in listed.raw())
     return Divided(InFolder(str(folder), listed), classes, splits)
 
 
@@ -228,10 +228,13 @@ def class_of(name: bytes) -> bytes | None:
     return first if inside else None
 
 
-def number(classes: Sequence[bytes | None]) -> np.ndarray:
+def number(classes: Iterable[bytes | None]) -> np.ndarray:
     """The number of each class in sorted order; zeros if a file is in none."""
-    found = set(classes)
-    if None in found:
-        return np.zeros(len(classes), dtype=np.int64)
-    numbers = {name: i for i, name in enumerate(sorted(filter(None, found)))}
-    return np.array([numbers[name] for name in classes if name is not None], dtype=np.int64)
+    met: dict[bytes | None, int] = {}
+    found = np.fromiter((met.setdefault(name, len(met)) for name in classes), dtype=np.int64)
+    if None in met:
+        return np.zeros_like(found)
+    place = np.empty(len(met), dtype=np.int64)
+    for i, name in enumerate(sorted(filter(None, met))):
+        place[met[name]] = i
+    return place[found]

@@ -79,23 +79,25 @@ def load_imagenet(split: str, root: Path | None, reading: Reading) -> Images:
 def _listed(base: Path, folder: Path, split: str) -> Divided:
     """All files of a split, each in the folder of its class."""
     names = list_images(base)
-    classes = [class_of(name) for name in names.raw()]
-    for name in sorted({name or b"" for name in classes}):
-        if not re.fullmatch(rb"n\d{8}", name):
-            index = classes.index(name or None)
+    classes: set[bytes] = set()
+    for index, name in enumerate(names.raw()):
+        inside = class_of(name) or name
+        if inside not in classes and not re.fullmatch(rb"n\d{8}", inside):
             raise ValueError(
                 f"{base / names[index]} is in no class of ImageNet: expected a folder such as "
                 f"n01440764 in {base}, got {Path(names[index]).parts[0]}; "
                 f"{_repair(base, folder, split)}"
             )
-    if (len(set(classes)), len(names)) != (CLASSES, COUNTS[split]):
+        classes.add(inside)
+    if (len(classes), len(names)) != (CLASSES, COUNTS[split]):
         raise ValueError(
             f"{base} is not the whole of it: expected {COUNTS[split]:,} images of {CLASSES:,} "
-            f"classes, got {len(names):,} of {len(set(classes)):,}; "
+            f"classes, got {len(names):,} of {len(classes):,}; "
             f"{_repair(base, folder, split)}"
         )
     files = InFolder(str(folder), names.below(FOLDERS[split]))
-    return Divided(files, number(classes), {split: np.arange(len(names))})
+    numbers = number(class_of(name) for name in names.raw())
+    return Divided(files, numbers, {split: np.arange(len(names))})
 
 
 def _missing(folder: Path, split: str) -> str:

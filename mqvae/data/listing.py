@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -15,6 +16,7 @@ from mqvae.data.places import cache_folder
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 CACHED_FROM = 1_000  # files; fewer are listed in no time
 _STILL_NS = 2_000_000_000  # a folder may change again within one tick of its clock
+_BLOCK = 2**16  # names at a time, so that what is computed with them stays small
 _ENDINGS = frozenset(extension.encode() for extension in EXTENSIONS)
 
 
@@ -32,7 +34,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[bytes]) -> "Names":
-        text, ends = bytearray(), []
+        text, ends = bytearray(), array("q")
         for name in names:
             text += name
             ends.append(len(text))
@@ -60,18 +62,26 @@ class Names(Sequence[str]):
     def raw(self) -> Iterator[bytes]:
         """The names as bytes."""
         start = 0
-        for end in self.ends.tolist():
-            yield self.text[start:end]
-            start = end
+        for block in range(0, len(self), _BLOCK):
+            for end in self.ends[block : block + _BLOCK].tolist():
+                yield self.text[start:end]
+                start = end
 
     def take(self, indices: np.ndarray) -> "Names":
         """Some of them."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])[indices]
         lengths = self.ends[indices] - starts
-        ends = lengths.cumsum()
-        # Byte j of name i is byte starts[i] + j of the text.
-        where = np.arange(ends[-1] if len(ends) else 0) + (starts - ends + lengths).repeat(lengths)
-        return Names(np.frombuffer(self.text, np.uint8)[where].tobytes(), ends)
+        ends, text = lengths.cumsum(), np.frombuffer(self.text, np.uint8)
+        taken = np.empty(ends[-1] if len(ends) else 0, dtype=np.uint8)
+        before = 0
+        for block in range(0, len(ends), _BLOCK):
+            some = slice(block, block + _BLOCK)
+            last = int(ends[some][-1])
+            # Byte j of name i is byte starts[i] + j of the text, and before_i + j of what is taken.
+            away = (starts[some] - ends[some] + lengths[some]).repeat(lengths[some])
+            taken[before:last] = text[np.arange(before, last) + away]
+            before = last
+        return Names(taken.tobytes(), ends)
 
     def below(self, folder: str) -> "Names":
         """The same names in a folder."""
@@ -99,10 +109,8 @@ def list_images(folder: Path) -> Names:
     names = _read(place, folder)
     if names is None:
         began = time.time_ns()
-        found: list[bytes] = []
         folders: dict[bytes, int] = {}
-        _walk(os.fsencode(folder), b"", frozenset(), found, folders)
-        names = Names.of(found)
+        names = Names.of(_walk(os.fsencode(folder), b"", frozenset(), folders))
         still = max(folders.values(), default=0) < began - _STILL_NS
         if len(names) >= CACHED_FROM and still:
             below = Names.of(folders)
@@ -128,9 +136,8 @@ def _walk(
     folder: bytes,
     inside: bytes,
     above: frozenset[tuple[int, int]],
-    found: list[bytes],
     folders: dict[bytes, int],
-) -> None:
+) -> Iterator[bytes]:
     """Depth first, each folder sorted: then all of them are sorted by the parts of their paths."""
     entries: list[tuple[bytes, bool]] = []
     try:
@@ -152,9 +159,9 @@ def _walk(
     for name, is_folder in sorted(entries):
         if is_folder:
             path = os.path.join(folder, name)
-            _walk(path, inside + name + b"/", above | {here}, found, folders)
+            yield from _walk(path, inside + name + b"/", above | {here}, folders)
         else:
-            found.append(inside + name)
+            yield inside + name
 
 
 def _read(place: Path, folder: Path) -> Names | None:
