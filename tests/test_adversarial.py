@@ -35,6 +35,7 @@ from mqvae import (
 )
 from mqvae.cli import main
 from mqvae.core.diagnostics import gradient_gap
+from mqvae.diagnosis.choice import losses_of_images
 from mqvae.runs import COLUMNS, Run
 from mqvae.settings import Settings, load_preset
 from mqvae.tasks import perceptual
@@ -53,6 +54,7 @@ class Decoder(nn.Module):
 
     def __init__(self, last: str) -> None:
         super().__init__()
+        self.last = last
         if last == "transposed":
             layers = [nn.Conv2d(6, 4, 1), nn.ConvTranspose2d(4, GREY, 6, stride=4, padding=1)]
         else:
@@ -67,7 +69,9 @@ class Decoder(nn.Module):
         return self.layers[-1]
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        y = self.layers(z)
+        ends = {"signed": lambda y: (y + 1) / 2, "sigmoid": torch.sigmoid}
+        return ends.get(self.last, lambda y: y)(y)
 
 
 class Distance(nn.Module):
@@ -224,7 +228,7 @@ def by_hand(network: VQNetwork, task: Adversarial, x: Tensor) -> tuple[Tensor, T
     return reconstruction + task.adversarial_weight * adaptive * generator, adaptive
 
 
-@pytest.mark.parametrize("last", ["convolution", "transposed"])
+@pytest.mark.parametrize("last", ["convolution", "transposed", "signed"])
 def test_loss_gradient_and_adaptive_weight_are_those_of_autograd(last):
     network, task, players, x = make(last, l1_weight=1.7, adversarial_weight=0.6)
     expected, adaptive = by_hand(network, task, x)
@@ -262,8 +266,9 @@ def test_with_the_perceptual_distance(vgg16):
     figures = measured.compute(lambda tensor: tensor)
     assert figures["perceptual_loss"] == pytest.approx(logged["perceptual"].item())
     assert figures["mse"] == pytest.approx((output - x).square().mean().item())
-    # What is measured is no part of what is trained.
     assert figures.keys() == Adversarial.figures.keys()
+    each = losses_of_images(task, output.detach(), x)
+    torch.testing.assert_close(each.mean(), task(output.detach(), x))
     without = make()[1].measurement()
     without.update(output.detach(), x)
     assert "perceptual_loss" not in without.compute(lambda tensor: tensor)
@@ -332,7 +337,8 @@ def test_nothing_of_a_pass_is_held_on_to():
     [
         ({"perceptual_weight": 1.0, "side": 12}, "16 × 16 pixels or more, got 12 × 12"),
         ({"discriminator_layers": 3}, "24 × 24 pixels or more, got 16 × 16"),
-        ({"decoder": nn.Conv2d(6, 1, 1)}, "Conv2d's is None"),
+        ({"decoder": nn.Conv2d(6, 1, 1)}, "Conv2d's is None. Take mqvae.VQVAE"),
+        ({"decoder": Decoder("sigmoid").double()}, "followed by more than a scale and a shift"),
         ({"start": -1}, "start must be 0 or more, got -1"),
     ],
 )
@@ -340,10 +346,11 @@ def test_what_does_not_fit_is_said_before_training(change, said):
     decoder, side = change.pop("decoder", None), change.pop("side", SIDE)
     network, *_ = make()
     network.decoder = decoder or network.decoder
+    x = torch.rand(1, GREY, side, side, dtype=torch.float64)
     with pytest.raises(ValueError, match=said):
-        Adversarial(**{**SMALL, **change}).attend(network, torch.rand(1, 1, side, side))
+        Adversarial(**{**SMALL, **change}).attend(network, x)
     if decoder is not None:  # which no one asks for without a discriminator
-        Adversarial(**SMALL, adversarial_weight=0).attend(network, torch.rand(1, 1, side, side))
+        Adversarial(**SMALL, adversarial_weight=0).attend(network, x)
 
 
 def test_an_output_that_the_network_has_not_made():

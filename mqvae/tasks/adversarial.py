@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -123,7 +123,8 @@ class Adversarial(Task):
         """Watch the decoder's last layer.
 
         Raises:
-            ValueError: if it has none, or the images are too small for the discriminator or VGG16.
+            ValueError: if it has none that would do, or the images are too small for the
+                discriminator or VGG16.
             WeightsNotFound: if VGG16's weights are wanted and not there.
         """
         height, width = x.shape[-2:]
@@ -139,15 +140,7 @@ class Adversarial(Task):
             self._distance(x.device)
         if self.adversarial_weight:
             self.discriminator.check(height, width)
-            layer = getattr(network.decoder, "last_layer", None)
-            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                raise ValueError(
-                    "the adaptive weight of the discriminator comes from the decoder's last layer: "
-                    "expected the decoder to have `last_layer`, a Conv2d or ConvTranspose2d that "
-                    f"gives its output, but {type(network.decoder).__name__}'s is {layer!r}. "
-                    "Take mqvae.VQVAE, give yours one, or set adversarial_weight to 0."
-                )
-            self._last_layer = LastLayer(layer)
+            self._last_layer = LastLayer(network, x)
 
     # -- the loss --------------------------------------------------------------------------------
 

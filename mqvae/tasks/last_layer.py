@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from mqvae.core.network import VQNetwork
+from mqvae.core.passes import RandomState, call
+
 
 class LastLayer:
     """∂L/∂W of the layer that gives the output, from ∂L/∂output alone.
@@ -15,11 +18,20 @@ class LastLayer:
     all its gradient needs. Passes at other weights, as look-aheads make them, are noted too.
 
     Args:
-        layer: The layer, whose output is the decoder's.
+        network: The network.
+        x: Images that it takes.
+
+    Raises:
+        ValueError: if its decoder has no `last_layer`, or makes more of what that gives than to
+            scale and shift it.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    def __init__(self, network: VQNetwork, x: Tensor) -> None:
+        layer = getattr(network.decoder, "last_layer", None)
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            raise _unfit(network, f"is {layer!r}")
         self.layer = layer
+        self._scale = _scale_after(layer, network, x[:1])
         self._inputs: list[Tensor] = []
         self._handle = layer.register_forward_pre_hook(self._note)
 
@@ -56,7 +68,9 @@ class LastLayer:
             weight = self.layer.weight.detach().requires_grad_()
             output = functional_call(self.layer, {"weight": weight}, (inputs,))
         found = [
-            torch.autograd.grad(output, weight, g.to(output.dtype), retain_graph=True)[0]
+            torch.autograd.grad(
+                output, weight, (self._scale * g).to(output.dtype), retain_graph=True
+            )[0]
             for g in gradients
         ]
         self.forget()
@@ -65,6 +79,36 @@ class LastLayer:
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if torch.is_grad_enabled():  # otherwise nobody asks
             self._inputs.append(without_graph(inputs[0]))
+
+
+def _scale_after(layer: nn.Module, network: VQNetwork, x: Tensor) -> float:
+    """s in: output = s · (what the layer gives) + c. A network on [−1, 1] has ½ there."""
+    given: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, inputs, output: given.append(output))
+    try:
+        with torch.no_grad(), RandomState(x.device).replayed():
+            z = network.placed(call(network.encoder, None, x))
+            output = call(network.decoder, None, network.channels_back(z))
+    finally:
+        handle.remove()
+    if len(given) != 1 or given[0].shape != output.shape:
+        raise _unfit(network, f"gives {[tuple(g.shape) for g in given]}, not {tuple(output.shape)}")
+    a, b = (t.cpu().double() - t.cpu().double().mean() for t in (given[0], output))
+    if not a.any():
+        return 1.0
+    scale = (a * b).sum() / a.square().sum()
+    if not torch.allclose(b, scale * a, rtol=0, atol=1e-4 * b.abs().max().item()):
+        raise _unfit(network, "is followed by more than a scale and a shift")
+    return scale.item()
+
+
+def _unfit(network: VQNetwork, what: str) -> ValueError:
+    return ValueError(
+        "the adaptive weight of the discriminator comes from the decoder's last layer: expected "
+        "the decoder to have `last_layer`, a Conv2d or ConvTranspose2d whose output is the "
+        f"decoder's up to a scale and a shift, but {type(network.decoder).__name__}'s {what}. Take "
+        "mqvae.VQVAE, change yours, or set adversarial_weight to 0."
+    )
 
 
 def without_graph(tensor: Tensor) -> Tensor:
