@@ -507,7 +507,7 @@ def settings(*deltas, rule="Meta", **options):
     run = {
         "name": "small",
         "steps": 10,
-        "data": {"name": "digits", "side": 16, "batch_size": 20},
+        "data": {"name": "digits", "side": 16, "batch_size": 10, "validation": 10},
         "network": {"init_args": {"width": 4, "residual_blocks": 1}},
         "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
         "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5},
