@@ -19,13 +19,17 @@ class Progress:
         start: Steps already done.
         total: Steps in all.
         silent: Show nothing.
+        unit: What is counted.
     """
 
-    def __init__(self, name: str, start: int, total: int, *, silent: bool = False) -> None:
+    def __init__(
+        self, name: str, start: int, total: int, *, silent: bool = False, unit: str = "steps"
+    ) -> None:
         self.name = name
         self.start = start
         self.total = total
         self.silent = silent
+        self.unit = unit
         self.terminal = sys.stderr.isatty() and not silent
 
     def __enter__(self) -> "Progress":
@@ -69,7 +73,7 @@ class Progress:
             )
 
     def _rate(self, step: int) -> str:
-        return f"{(step - self.start) / (time.perf_counter() - self.began):.1f} steps/s"
+        return f"{(step - self.start) / (time.perf_counter() - self.began):.1f} {self.unit}/s"
 
 
 def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:

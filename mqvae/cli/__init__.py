@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": "images to codes",
     "decode": "codes back to images",
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
+    "data": "real photographs, cut to train on",
     "weights": "the trained networks that some figures are taken with",
     "prior": "train a PixelCNN over the codes of a run",
     "sample": "draw images from a run's prior",
@@ -193,6 +194,12 @@ def _import(arguments: list[str]) -> int:
     from mqvae.cli.importing import import_
 
     return import_(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    from mqvae.cli.data import data
+
+    return data(arguments)
 
 
 def _weights(arguments: list[str]) -> int:

@@ -17,6 +17,7 @@ from mqvae.data.folder import load_folder, load_shards
 from mqvae.data.idx import read_idx
 from mqvae.data.imagenet import load_imagenet
 from mqvae.data.images import Images, InMemory, check_options, conform
+from mqvae.data.photos import load_photos
 from mqvae.data.places import Absent, search
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -46,7 +47,7 @@ def load(
     tenth file in sorted order, beginning with the first, is for test. Its labels number the
     class subfolders in sorted order. A folder of tar files, or a pattern that names some, is split
     in the same way; their labels are in them. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say
-    which files these two are.
+    which files these two are; `mqvae data photos` makes those of photos.
 
     Args:
         name: One of `DATASETS`, an existing folder, or shards as in `photos/{0000..0123}.tar`.
@@ -54,9 +55,10 @@ def load(
         root: Folder of the files, and then nowhere else; where a relative folder `name` starts.
         side: Pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is.
         channels: 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are.
-        download: Whether to download what is found nowhere; never celeba-hq and imagenet.
+        download: Whether to download what is found nowhere; never celeba-hq, imagenet
+            and photos.
         memory: Whether images of files are held in memory; if None, where they fit. The named data
-            sets, other than celeba-hq and imagenet, always are.
+            sets, other than celeba-hq, imagenet and photos, always are.
         workers: Threads that decode files; as many as there are cores, 8 at most, if None.
         on_error: "stop" at a file that cannot be read, or "skip" it: the next takes its place.
 
@@ -283,5 +285,6 @@ _LOADERS: dict[str, Loader] = {
 _FILE_LOADERS: dict[str, FileLoader] = {
     "celeba-hq": load_celeba_hq,
     "imagenet": load_imagenet,
+    "photos": load_photos,
 }
 DATASETS = (*_LOADERS, *_FILE_LOADERS)

@@ -17,6 +17,7 @@ DATASETS = {
     "celeba": "CelebA",
     "celeba-hq": "CelebA-HQ",
     "imagenet": "ImageNet",
+    "photos": "photographs",
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -47,10 +47,11 @@ class Data:
     """Images.
 
     Args:
-        name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq or imagenet, or a
-            folder of images or of shards, or a pattern of shards as in "photos/{0000..0123}.tar".
-        root: Folder with the dataset's files; searched for if not given, and all but celeba-hq and
-            imagenet downloaded.
+        name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq, imagenet or photos,
+            or a folder of images or of shards, or a pattern of shards as in
+            "photos/{0000..0123}.tar".
+        root: Folder with the dataset's files; searched for if not given, and all but celeba-hq,
+            imagenet and photos downloaded.
         side: Resize and crop images to this side.
         channels: 1 for grey, 3 for colour.
         classes: Number of classes; counted if not given.
