@@ -17,13 +17,24 @@ from safetensors.torch import load_file
 
 from mqvae.core.updates import Joint
 from mqvae.metrics import evaluate
+from mqvae.networks.vqvae import VQVAE
 from mqvae.progress import Progress, watched
 from mqvae.runs import COLUMNS, Run
 from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Interrupted, NotFinite, Training, begin, logs, loop, warmup_cosine
+from mqvae.trainer import (
+    Interrupted,
+    NotFinite,
+    OutOfMemory,
+    Training,
+    begin,
+    logs,
+    loop,
+    warmup_cosine,
+)
 from mqvae.trainer import resume as go_on
+from mqvae.trainer.memory import is_out_of_memory, what_to_lower
 
 # 1,500 images, 150 of them for validation: in batches of 270 they are 5 steps an epoch.
 SMALL = {
@@ -522,6 +533,89 @@ def test_an_absurd_rate(tmp_path, checkpoint_every, rate):
     with pytest.raises(NotFinite, match=r"at step [12]\b"):
         begin(settings(delta), tmp_path / "run").fit()
     assert all_finite(Run(tmp_path / "run")) <= 1
+
+
+def too_much():
+    """More than there is: PyTorch's own error."""
+    return torch.empty(2**55, dtype=torch.uint8)
+
+
+def no_memory():
+    raise MemoryError
+
+
+def no_cuda_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("fails", [too_much, no_memory, no_cuda_memory])
+def test_a_step_that_does_not_fit_in_memory(tmp_path, monkeypatch, fails):
+    loss, made = Reconstruction.forward, [lambda: None]
+
+    def failing(self, output, target):
+        made[-1]()
+        return loss(self, output, target)
+
+    monkeypatch.setattr(Reconstruction, "forward", failing)
+    stop_after(monkeypatch, 7, lambda: made.append(fails))
+    with pytest.raises(OutOfMemory, match=r"out of memory after step 7\. The last good") as raised:
+        begin(settings(), tmp_path / "run").fit()
+    said = str(raised.value)
+    assert str(tmp_path / "run" / "checkpoints" / "last") in said
+    assert (
+        "--trainer.parts 2 (the same batch, in smaller parts), --trainer.precision bf16-mixed, "
+        "--data.batch_size 135 (now 270)"
+    ) in said
+    assert all_finite(Run(tmp_path / "run")) == 5
+    assert is_out_of_memory(raised.value.__cause__)
+
+
+def test_an_initialization_that_does_not_fit_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "initialize_codebook", lambda *_: no_cuda_memory())
+    with pytest.raises(OutOfMemory, match="before the first step"):
+        begin(settings(), tmp_path / "run")
+
+
+def test_other_errors_are_not_of_memory(tmp_path, monkeypatch):
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert not is_out_of_memory(error) and not is_out_of_memory(ValueError("out of memory"))
+
+    def failing(self, output, target):
+        raise error
+
+    run = begin(settings(), tmp_path / "run")
+    monkeypatch.setattr(Reconstruction, "forward", failing)
+    with pytest.raises(RuntimeError) as raised:
+        run.fit()
+    assert raised.value is error
+
+
+class Checkpointed(VQVAE):
+    """A network that can compute twice what it does not keep."""
+
+    def __init__(self, width: int = 4, checkpointing: bool = False) -> None:
+        super().__init__(width)
+
+
+@pytest.mark.parametrize(
+    ("delta", "processes", "words"),
+    [
+        ({"trainer": {"parts": 4}}, 2, "--trainer.parts 8 (the same batch, in smaller parts), "
+         "--trainer.precision bf16-mixed, --data.batch_size 134 (now 270)"),
+        ({"data": {"batch_size": 1}, "trainer": {"precision": "bf16-mixed"}}, 1,
+         "a smaller --data.side or a smaller network"),
+    ],
+)  # fmt: skip
+def test_what_can_be_lowered(delta, processes, words):
+    assert what_to_lower(settings(delta), processes) == words
+
+
+def test_checkpointing_is_named_where_the_network_has_it():
+    network = {"class_path": f"{__name__}.Checkpointed"}
+    words = "--network.checkpointing true"
+    assert words in what_to_lower(settings({"network": network}), 1)
+    network["init_args"] = {"checkpointing": True}
+    assert words not in what_to_lower(settings({"network": network}), 1)
 
 
 def test_a_run_of_one_absurd_step(tmp_path):

@@ -5,11 +5,18 @@ from mqvae.trainer.loop import Training, begin, resume
 from mqvae.trainer.processes import Processes, restarted
 from mqvae.trainer.results import device_name, versions, write_evaluation
 from mqvae.trainer.schedule import warmup_cosine
-from mqvae.trainer.stopping import Interrupted, NotFinite, ProcessLost, TrainingFailed
+from mqvae.trainer.stopping import (
+    Interrupted,
+    NotFinite,
+    OutOfMemory,
+    ProcessLost,
+    TrainingFailed,
+)
 
 __all__ = [
     "Interrupted",
     "NotFinite",
+    "OutOfMemory",
     "ProcessLost",
     "Processes",
     "Training",

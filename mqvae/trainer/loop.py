@@ -22,6 +22,7 @@ from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
 from mqvae.trainer.checkpoints import capture, not_finite, restore
 from mqvae.trainer.images import Splits, load_splits
 from mqvae.trainer.logs import Log
+from mqvae.trainer.memory import noticing_shortage
 from mqvae.trainer.processes import Processes, is_first
 from mqvae.trainer.results import device_name, write_evaluation
 from mqvae.trainer.start import set_training, start_from
@@ -52,7 +53,8 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
         if processes.first:
             Run.create(out, settings.config(), overwrite=overwrite)
         processes.wait()
-        initialize_codebook(parts, splits.train, settings)
+        with noticing_shortage(settings, processes.count, lambda: "before the first step."):
+            initialize_codebook(parts, splits.train, settings)
         if processes.rank:  # dropout and the like are each process's own
             torch.manual_seed(settings.seed + 2**32 * processes.rank)
         training = Training(Run(out), settings, splits, parts, processes)
@@ -132,11 +134,15 @@ class Training:
         Raises:
             Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
             NotFinite: if a loss is not finite; the last good checkpoint stays.
+            OutOfMemory: if a step does not fit in memory; the last good checkpoint stays.
             ProcessLost: if another of the processes has ended.
         """
         set_training(self.parts.network, self.settings.freeze)
         self.parts.task.train()
-        with self.processes.noticing_losses():
+        with (
+            self.processes.noticing_losses(),
+            noticing_shortage(self.settings, self.processes.count, self._after_which),
+        ):
             self._train(after_step)
             return self._finish()
 
@@ -221,10 +227,15 @@ class Training:
 
     def _not_finite(self, what: str) -> NotFinite:
         return NotFinite(
-            f"{what} at step {self.step}. The last good checkpoint is kept in "
-            f"{self.run.folder / 'checkpoints' / 'last'}. Try a lower optimizer.network_lr or "
+            f"{what} at step {self.step}. {self._kept()} Try a lower optimizer.network_lr or "
             "optimizer.codebook_lr, or a smaller update.xi."
         )
+
+    def _after_which(self) -> str:
+        return f"after step {self.step}. {self._kept()}"
+
+    def _kept(self) -> str:
+        return f"The last good checkpoint is kept in {self.run.folder / 'checkpoints' / 'last'}."
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -25,6 +25,10 @@ class ProcessLost(TrainingFailed):
     """Another of the processes that train together has ended."""
 
 
+class OutOfMemory(TrainingFailed):
+    """A step does not fit in memory."""
+
+
 class Signals:
     """Remembers SIGINT and SIGTERM until the step is done; a second one acts at once."""
 
