@@ -17,7 +17,12 @@ SECTIONS = {
     "quantizer": "the quantizer beside the bare matrix product and a peer",
     "whole": "the loop around the step, the start, evaluation and encoding",
     "scaling": "how times grow with sizes, as plots",
+    "memory": "the most memory that a step of each rule takes",
+    "processes": "a step at two processes, what it sends, and many GPUs by a model",
 }
+
+OF_A_PRESET = ("memory", "processes")
+"""Those that measure the steps of any preset."""
 
 INTRODUCTION = """\
 # Performance
@@ -31,7 +36,13 @@ and decoder alike and a backward pass for two forward ones. What was tried and d
 
 
 def measure(
-    section: str, out: Path, *, device: str = "cpu", rounds: int | None = None, only: str = ""
+    section: str,
+    out: Path,
+    *,
+    device: str = "cpu",
+    rounds: int | None = None,
+    only: str = "",
+    preset: str | None = None,
 ) -> list[Table]:
     """Measure a section and write its files and the page.
 
@@ -41,16 +52,29 @@ def measure(
         device: `cpu` or `cuda`.
         rounds: Turns of each contestant; None for the section's own.
         only: Rows whose name holds this.
+        preset: Whose steps the sections `OF_A_PRESET` measure, or the path of a YAML file; None
+            for the demo's.
 
     Raises:
-        ValueError: if there is no such section, or nothing in it holds `only`, or it is one whole.
+        ValueError: if there is no such section or preset, or nothing in it holds `only`, or it is
+            one whole.
     """
+    if preset is not None and section not in OF_A_PRESET:
+        raise ValueError(
+            f"the section '{section}' has sizes of its own: leave out --preset, which is for "
+            f"{' and '.join(OF_A_PRESET)}."
+        )
     if only and section == "scaling":
         raise ValueError(f"the section '{section}' is one whole: leave out --only.")
     if section == "scaling":
         from mqvae.bench import scaling
 
         tables = scaling.run(device=device, rounds=rounds)
+    elif section in OF_A_PRESET:
+        from mqvae.bench import memory, processes
+
+        of = {"memory": memory.run, "processes": processes.run}[section]
+        tables = of(device=device, rounds=rounds, only=only, preset=preset)
     else:
         from mqvae.bench import quantizer, step, whole
 
@@ -60,12 +84,19 @@ def measure(
         tables = sections[section](device=device, rounds=rounds, only=only)
     if not any(table.rows for table in tables):
         raise ValueError(f"no row's name holds '{only}' in the section '{section}'.")
-    write(section, tables, out, device=device, rounds=rounds, only=only)
+    write(section, tables, out, device=device, rounds=rounds, only=only, preset=preset)
     return tables
 
 
 def write(
-    section: str, tables: Sequence[Table], out: Path, *, device: str, rounds: int | None, only: str
+    section: str,
+    tables: Sequence[Table],
+    out: Path,
+    *,
+    device: str,
+    rounds: int | None,
+    only: str,
+    preset: str | None = None,
 ) -> None:
     """The section's JSON and pictures, and the page of all sections."""
     from mqvae.bench.plots import draw
@@ -74,6 +105,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     options = [("--device", device if device != "cpu" else ""), ("--rounds", str(rounds or ""))]
     options.append(("--only", f"'{only}'" if only else ""))
+    options.append(("--preset", preset or ""))
     command = " ".join(
         ["mqvae bench", section, *(f"{name} {value}" for name, value in options if value)]
     )

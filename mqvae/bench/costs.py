@@ -65,13 +65,22 @@ def settings_costs(
     return Table(name, title, {**conditions, "rounds": rounds}, rows)
 
 
-def first_step(settings: Settings, splits: Splits) -> Callable[[], None]:
-    """The step that a run begins with, to be made as often as wanted."""
+def first_step(
+    settings: Settings, splits: Splits, *, initialize: bool = True
+) -> Callable[[], None]:
+    """The step that a run begins with, to be made as often as wanted.
+
+    Args:
+        settings: Of the run.
+        splits: Its images.
+        initialize: Whether the codebook is that of k-means, or drawn at random.
+    """
     processes = Processes(settings.trainer)
     parts, settings = assemble(settings, splits, processes)
     if settings.start is not None:
         start_from(settings.start, parts.network)
-    initialize_codebook(parts, splits.train, settings)
+    if initialize:
+        initialize_codebook(parts, splits.train, settings)
     set_training(parts.network, settings.freeze)
     parts.task.train()
     x, y = parts.batches.next()

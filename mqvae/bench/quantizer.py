@@ -3,13 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mqvae.bench import peers
+from mqvae.bench.resident import FORGET, forget, most_resident, resident
 from mqvae.bench.table import Cell, Table
 from mqvae.bench.timing import alternate
 from mqvae.core.quantizer import VectorQuantizer
@@ -149,7 +149,7 @@ def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
 
 def working_memory(name: str, shape: tuple[int, int, int], device: str) -> float | None:
     """MiB beyond inputs and outputs, in a fresh process; None where it cannot be read."""
-    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+    if device == "cpu" and not FORGET.exists():
         return None
     code = f"from mqvae.bench.quantizer import peak; print(peak({name!r}, {shape!r}, {device!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -176,15 +176,9 @@ def peak(name: str, shape: tuple[int, int, int], device: str) -> float:
         results = step()
         most = float(torch.cuda.max_memory_allocated())
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        before = _status("VmRSS")
+        forget()
+        before = resident()
         results = step()
-        most = _status("VmHWM")
+        most = most_resident()
     own = sum(r.numel() * r.element_size() for r in results)
     return max(0.0, (most - before - own) / 2**20)
-
-
-def _status(key: str) -> float:
-    """Bytes of this process, from /proc."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024.0 * float(next(line for line in lines if line.startswith(key)).split()[1])

@@ -239,7 +239,7 @@ def _reproduce(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from mqvae.bench import SECTIONS, measure
+    from mqvae.bench import OF_A_PRESET, SECTIONS, measure
 
     parser = parser_of(
         "bench",
@@ -260,6 +260,12 @@ def _bench(arguments: list[str]) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"whose steps {' and '.join(OF_A_PRESET)} measure, or a YAML file; the demo's if not "
+        "given",
+    )
     options = parser.parse_args(arguments)
     if unknown := [s for s in options.sections if s not in SECTIONS]:
         raise ValueError(
@@ -272,9 +278,15 @@ def _bench(arguments: list[str]) -> int:
     if out.is_file():
         raise ValueError(f"{out} is a file: --out takes a folder.")
     quiet()
-    for section in options.sections or SECTIONS:
+    everything = [s for s in SECTIONS if options.device == "cpu" or s != "processes"]
+    for section in options.sections or everything:
         for table in measure(
-            section, out, device=options.device, rounds=options.rounds, only=options.only
+            section,
+            out,
+            device=options.device,
+            rounds=options.rounds,
+            only=options.only,
+            preset=options.preset,
         ):
             print(table.text(), end="\n\n", flush=True)
     print(out / "performance.md")
