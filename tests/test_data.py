@@ -828,8 +828,8 @@ def test_an_empty_test_folder_is_named(tmp_path):
 
 def test_root_is_where_a_relative_folder_starts(tmp_path):
     for number in range(2):
-        save(tmp_path / "photos" / f"{number}.png", values((4, 4)))
-    assert data.load("photos", "test", root=tmp_path).names == ("0.png",)
+        save(tmp_path / "pictures" / f"{number}.png", values((4, 4)))
+    assert data.load("pictures", "test", root=tmp_path).names == ("0.png",)
 
 
 def test_grey_unless_one_image_in_either_split_is_in_colour(tmp_path):

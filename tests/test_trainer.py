@@ -219,13 +219,13 @@ def test_another_seed_is_another_run(finished, tmp_path):
 
 
 def test_a_folder_of_images_is_found_from_anywhere(tmp_path, monkeypatch):
-    images = tmp_path / "photos"
+    images = tmp_path / "pictures"
     images.mkdir()
     for i in range(12):
         pixels = np.random.default_rng(i).integers(0, 256, (10, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{i:02}.jpg")
     monkeypatch.chdir(tmp_path)
-    delta = {"data": {"name": "photos", "batch_size": 5}, "steps": 2}
+    delta = {"data": {"name": "pictures", "batch_size": 5}, "steps": 2}
     training = begin(settings(delta), "run")
     assert training.run.config["data"]["name"] == str(images)
     assert training.run.config["data"]["channels"] == 3
