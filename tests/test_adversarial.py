@@ -530,7 +530,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, start):
     summary = whole.fit()
     assert "mse" in summary and "perceptual_loss" not in summary["figures"]
     found = rows(tmp_path / "whole")
-    assert set(found[0]) == {*COLUMNS, *Adversarial.logs} - {"seconds"}
+    assert set(found[0]) == {*COLUMNS, *Adversarial.logs} - {"seconds", "data_wait"}
     heard = [bool(row["generator"]) for row in found]
     assert heard == [int(row["step"]) > start for row in found]
     assert all(bool(row["l1"]) and not row["perceptual"] for row in found)
