@@ -5,7 +5,10 @@ import gc
 import io
 import json
 import math
+import multiprocessing
 from pathlib import Path
+from subprocess import CompletedProcess
+from threading import Thread
 
 import pytest
 import torch
@@ -13,7 +16,20 @@ from torch.optim import SGD
 
 import mqvae.bench as bench
 from mqvae import DirectOnly
-from mqvae.bench import costs, peers, quantizer, scaling, step, timing, whole
+from mqvae.bench import (
+    costs,
+    memory,
+    model,
+    peers,
+    presets,
+    processes,
+    quantizer,
+    resident,
+    scaling,
+    step,
+    timing,
+    whole,
+)
 from mqvae.bench.costs import settings_costs
 from mqvae.bench.step import Case, Size, rule, step_costs
 from mqvae.bench.table import Table, shown
@@ -23,7 +39,7 @@ from mqvae.core.updates import Joint, Meta
 from mqvae.networks.vqvae import vqvae
 from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Reconstruction
-from mqvae.trainer import begin
+from mqvae.trainer import begin, inputs_of
 
 ROOT = Path(__file__).parents[1]
 TINY = Size(width=8, dim=4, num_codes=16, batch_size=2, side=8)
@@ -86,9 +102,10 @@ def test_the_page_of_the_documentation_is_made_of_its_figures():
     assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == bench.page(folder), (
         "run: mqvae bench SECTION --out docs"
     )
-    for path in folder.glob("*.json"):
-        assert path.stem in bench.SECTIONS
-        content = json.loads(path.read_text(encoding="utf-8"))
+    measured = {path.stem for path in folder.glob("*.json")}
+    assert {"step", "quantizer", "whole", "scaling"} <= measured <= set(bench.SECTIONS)
+    for section in measured:
+        content = json.loads((folder / f"{section}.json").read_text(encoding="utf-8"))
         assert content["tables"] and content["hardware"]["processor"]
         for picture in content["pictures"]:
             assert (folder / picture).is_file()
@@ -334,6 +351,142 @@ def test_a_whole_run(monkeypatch, tmp_path):
     assert figures["encoding: codes per second"] > figures["evaluation: images per second"]
 
 
+# -- of any preset ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A preset of a test's own, with a codebook map and a rule that is none of those measured."""
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "{base: digits-tiny, data: {name: photos, side: 8, channels: 1, batch_size: 3}, network: "
+        "{init_args: {width: 4, residual_blocks: 1}}, quantizer: {init_args: {num_codes: 8, "
+        "dim: 4}}, update: {class_path: mqvae.MetaBoth}, trainer: {devices: 2}}",
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("rule", presets.RULES)
+def test_steps_of_a_preset_by_every_rule_need_no_data(small, rule):
+    settings = presets.settings_of(small, rule, "cpu")
+    splits, settings = presets.on_noise(settings)
+    assert splits.train.pixels.shape == (3, 1, 8, 8) and splits.train.pixels.float().std() > 50
+    assert rule.startswith(settings.update["class_path"].removeprefix("mqvae."))
+    presets.step_on_noise(small, rule, "cpu")()
+
+
+def test_the_form_of_the_images_is_looked_up_where_it_is_open(small):
+    settings = presets.settings_of("digits-tiny", "Joint", "cpu")
+    splits, found = presets.on_noise(settings)
+    assert splits.train.shape == (1, 16, 16) and found.data.classes == 10
+    with pytest.raises(ValueError, match="there is no preset 'digitstiny'"):
+        presets.settings_of("digitstiny", "Joint", "cpu")
+
+
+def test_memory_of_rules_is_compared(monkeypatch):
+    peaks = {
+        "Joint": [(300.0, 100.0), (310.0, 100.0), (900.0, 100.0)],
+        "Meta(Exact), kept": [(387.5, 100.0), (387.5, 100.0), (0.0, 0.0)],
+        "Meta(FiniteDifference), kept": [(388.0, 100.0)] * 3,
+    }
+    monkeypatch.setattr(memory, "MIB", 1)
+    monkeypatch.setattr(memory, "RULES", peaks)
+    monkeypatch.setattr(memory, "in_a_process", lambda preset, rule, device: peaks[rule].pop())
+    (table,) = memory.run(device="cpu", rounds=None, only="Meta")
+    assert [row["peak, MiB"] for row in table.rows] == [310.0, 387.5, 388.0]
+    assert [row.get("held") for row in table.rows] == [None, "yes", "no"]
+    assert [row["ratio"] for row in table.rows] == [1.0, 1.25, 388 / 310]
+    assert [row["beyond the program, MiB"] for row in table.rows] == [210.0, 287.5, 288.0]
+    assert table.conditions["preset"] == presets.PRESET
+    assert memory.run(device="cpu", rounds=1, only="nothing") == []
+
+
+def test_memory_is_that_of_a_process_of_its_own(small, monkeypatch):
+    peak, program = memory.in_a_process(small, "Meta(FiniteDifference), undone", "cpu")
+    assert 50e6 < program < peak < 4e9
+    for code, stderr, words in (
+        (1, "Traceback\nOSError: full\n", "OSError: full"),
+        (-9, "", "signal 9"),
+    ):
+        done = CompletedProcess([], code, "", stderr)
+        monkeypatch.setattr(memory.subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(RuntimeError, match=f"Joint of it could not be measured: .*{words}"):
+            memory.in_a_process("it", "Joint", "cpu")
+
+
+def test_the_peak_is_seen():
+    resident.forget()
+    before = resident.most_resident()
+    held = torch.ones(64 * 2**20, dtype=torch.uint8)
+    del held
+    assert 60 * 2**20 < resident.most_resident() - before < 200 * 2**20
+    resident.forget()
+    assert abs(resident.most_resident() - resident.resident()) < 8 * 2**20
+
+
+def test_processes(small):
+    """Rules and DistributedDataParallel, counted and timed at one process and at two."""
+    measured, predicted = processes.run(device="cpu", rounds=2, only="Finite", preset=small)
+    names = [processes.PLAIN, "Joint", *(rule for rule in presets.RULES if "Finite" in rule)]
+    assert [row["step"] for row in measured.rows] == names
+    plain, joint, kept, undone = measured.rows
+    assert [row["reductions"] for row in (joint, kept, undone)] == [1, 3, 4]
+    assert joint["MB sent"] == plain["MB sent"] and joint["of plain's"] == 1
+    network = presets.settings_of(small, "Joint", "cpu")
+    parts = sizes(*presets.on_noise(network))
+    assert joint["MB sent"] == 4e-6 * sum(parts.values())
+    assert kept["MB sent"] == 4e-6 * (2 * parts["φ"] + parts["θ"] + 2 * parts["C"])
+    assert undone["MB sent"] == 4e-6 * (3 * parts["φ"] + 2 * parts["θ"] + 2 * parts["C"])
+    assert all(row["efficiency"] > 0 for row in measured.rows)
+    assert measured.conditions["images a process"] == 3
+    operations = {row["step"]: row["GFLOP an image"] for row in predicted.rows}
+    assert operations[processes.PLAIN] == operations["Joint"]
+    assert 1.6 < operations["Meta(FiniteDifference), kept"] / operations["Joint"] < 2.2
+    assert 2.4 < operations["Meta(FiniteDifference), undone"] / operations["Joint"] < 3
+    assert len(predicted.rows) == len(model.CLUSTERS) * len(names)
+
+
+def sizes(splits, settings):
+    """Numbers in encoder, decoder and codebook."""
+    components = settings.components()
+    network = components.network.build(inputs_of(settings.data), components.quantizer)
+    return {
+        "φ": sum(p.numel() for p in network.encoder_parameters()),
+        "θ": sum(p.numel() for p in network.decoder_parameters()),
+        "C": sum(p.numel() for p in network.codebook_parameters()),
+    }
+
+
+def test_a_process_that_fails_says_why():
+    here, there = multiprocessing.Pipe()
+    worker = Thread(target=processes.work, args=(there, 0, 1, "nothing", ""))
+    worker.start()
+    group = processes.Group([here])
+    with pytest.raises(RuntimeError, match=r"Joint could not .*ValueError: there is no preset"):
+        group.ask("step", "Joint")
+    here.send(None)
+    worker.join(10)
+    assert not worker.is_alive()
+    there.close()
+    with pytest.raises(RuntimeError, match="a process has ended"):
+        group.ask("step", "Joint")
+
+
+def test_the_model_of_many_gpus():
+    cluster = model.Cluster(gpus=4, bandwidth=1e9, latency=1e-3)
+    assert cluster.seconds(2e9, 3) == pytest.approx(2 * 3 / 4 * 2 + 3e-3)
+    count = model.Count(flops=model.RATE / 100, sent=int(2e9), reductions=3)  # 10 ms an image
+    assert model.efficiency(count, 100, cluster) == pytest.approx(1 / (1 + 3.003))
+    # Behind the backward pass, two thirds of a second, it is that much less.
+    hidden = model.Count(count.flops, count.sent, 3, hidden=True)
+    assert model.efficiency(hidden, 100, cluster) == pytest.approx(1 / (1 + 3.003 - 2 / 3))
+    assert model.efficiency(hidden, 1000, cluster) == 1
+    for one in (count, hidden):
+        enough = model.images_for(0.9, one, cluster)
+        assert model.efficiency(one, enough, cluster) == pytest.approx(0.9)
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 
@@ -361,6 +514,10 @@ def test_the_command(monkeypatch, tmp_path, capsys):
         (["step", "--device", "tpu"], "invalid choice: 'tpu'"),
         (["step", "--out", __file__], "is a file: --out takes a folder"),
         (["quantizer", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
+        (["memory", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
+        (["processes", "--device", "cuda"], "'processes' is measured on CPUs: leave out --device"),
+        (["step", "--preset", "paper"], "has sizes of its own: leave out --preset"),
+        (["memory", "--preset", "papre"], "there is no preset 'papre'. Did you mean 'paper'?"),
         (["scaling", "--only", "x"], "the section 'scaling' is one whole: leave out --only"),
     ],
 )

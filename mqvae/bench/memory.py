@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from mqvae.bench.presets import PRESET, RULES, step_on_noise
+from mqvae.bench.presets import PRESET, RULES, settings_of, step_on_noise
 from mqvae.bench.resident import forget, most_resident, resident
 from mqvae.bench.table import Cell, Table
 
@@ -17,8 +17,14 @@ MIB = 2**20
 
 
 def run(*, device: str, rounds: int | None, only: str, preset: str | None = None) -> list[Table]:
-    """One table; `rounds` is the number of processes of each rule."""
+    """One table; `rounds` is the number of processes of each rule.
+
+    Raises:
+        ValueError: if there is no such preset.
+        RuntimeError: if a step fails, with the last that it said.
+    """
     preset, rounds = preset or PRESET, rounds or PROCESSES
+    settings_of(preset, "Joint", device)  # what is wrong with it is said here, not in a process
     wanted = [rule for rule in RULES if only in rule]
     if not wanted:
         return []

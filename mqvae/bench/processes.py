@@ -109,16 +109,16 @@ class Group:
         Raises:
             RuntimeError: if one of them fails, with what it said.
         """
-        for pipe in self.pipes:
-            pipe.send((what, rule))
         answers = []
-        for pipe in self.pipes:
-            if not pipe.poll(PATIENCE):
-                raise RuntimeError(f"{rule}: no answer within {PATIENCE:.0f} s.")
-            try:
+        try:
+            for pipe in self.pipes:
+                pipe.send((what, rule))
+            for pipe in self.pipes:
+                if not pipe.poll(PATIENCE):
+                    raise RuntimeError(f"{rule}: no answer within {PATIENCE:.0f} s.")
                 answers.append(pipe.recv())
-            except EOFError:
-                raise RuntimeError(f"{rule}: a process has ended.") from None
+        except (EOFError, OSError):
+            raise RuntimeError(f"{rule}: a process has ended.") from None
         for answer in answers:
             if isinstance(answer, Exception):
                 raise RuntimeError(f"{rule} could not be measured: {answer}") from answer
@@ -153,7 +153,7 @@ def together(count: int, preset: str) -> Iterator[Group]:
 
 
 def work(pipe: Connection, rank: int, count: int, preset: str, folder: str) -> None:
-    """What each process does until its pipe is closed."""
+    """What each process does until its pipe is closed or None comes."""
     torch.set_num_threads(1)
     # What DistributedDataParallel says to who writes it: an argument's new name, layouts.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -168,8 +168,8 @@ def work(pipe: Connection, rank: int, count: int, preset: str, folder: str) -> N
         )
     made: dict[str, Step] = {}
     try:
-        while True:
-            what, rule = pipe.recv()
+        while (asked := pipe.recv()) is not None:
+            what, rule = asked
             try:
                 if rule not in made:
                     made.clear()  # one network at a time
@@ -283,7 +283,7 @@ def plain(preset: str) -> Callable[[], None]:
     return make
 
 
-def _mean(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _mean(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
     """DistributedDataParallel's own reduction, made from Python, where it can be counted."""
     buffer = bucket.buffer().div_(dist.get_world_size())
     future = dist.all_reduce(buffer, async_op=True).get_future()
