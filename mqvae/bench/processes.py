@@ -283,7 +283,10 @@ def plain(preset: str) -> Callable[[], None]:
     return make
 
 
-def _mean(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _mean(
+    state: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
     """DistributedDataParallel's own reduction, made from Python, where it can be counted."""
     buffer = bucket.buffer().div_(dist.get_world_size())
     future = dist.all_reduce(buffer, async_op=True).get_future()
