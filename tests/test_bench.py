@@ -487,6 +487,39 @@ def test_the_model_of_many_gpus():
         assert model.efficiency(one, enough, cluster) == pytest.approx(0.9)
 
 
+# A step of the VQ-GAN f16 at 256 × 256 with `Adversarial`: operations an image, bytes, reductions.
+VQGAN = {
+    processes.PLAIN: (1344725843968, 298666800, 31),
+    "Joint": (1344725843968, 298666800, 21),
+    "Meta(DirectOnly), kept": (1483189256192, 298666800, 22),
+    "Meta(Amortized), kept": (1483189256192, 299191088, 22),
+    "Meta(FiniteDifference), kept": (2538108223488, 416434000, 30),
+    "Meta(FiniteDifference), undone": (3706877378560, 703485308, 38),
+    "Meta(Exact), kept": (3430470647808, 586284384, 38),
+}
+
+
+def rows_of_the_page_of_processes():
+    """The table of the model in docs/processes.md."""
+    lines = [
+        f"| step | GFLOP an image | MB | reductions | {' | '.join(model.CLUSTERS)} |",
+        "|---" * (4 + len(model.CLUSTERS)) + "|",
+    ]
+    for name, (flops, sent, reductions) in VQGAN.items():
+        count = model.Count(flops, sent, reductions, hidden=name == processes.PLAIN)
+        cells = [name, f"{flops / 1e9:,.0f}", f"{sent / 1e6:.0f}", str(reductions)]
+        for cluster in model.CLUSTERS.values():
+            images = math.ceil(model.images_for(0.9, count, cluster))
+            cells.append(f"{model.efficiency(count, 8, cluster):.2f}; {images}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def test_the_page_of_processes_has_the_models_figures():
+    page = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
+    assert "\n".join(rows_of_the_page_of_processes()) in page
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 

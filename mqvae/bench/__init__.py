@@ -1,4 +1,4 @@
-"""What a step, the quantizer and a whole run cost: `mqvae bench`.
+"""What a step, the quantizer, a whole run, memory and processes cost: `mqvae bench`.
 
 Sections are measured one by one. Each leaves `performance/SECTION.json` and its pictures in the
 folder it is given, and `performance.md` there is made of all of them.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mqvae.bench.costs import first_step
-from mqvae.data import Images
+from mqvae.data import InMemory
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer.images import Splits, load_splits
 
@@ -59,7 +59,7 @@ def on_noise(settings: Settings) -> tuple[Splits, Settings]:
     shape = (data.batch_size, channels, data.side, data.side)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    images = Images("noise", "train", pixels, torch.zeros(len(pixels), dtype=torch.int64), "made")
+    images = InMemory("noise", "train", pixels, torch.zeros(len(pixels), dtype=torch.int64), "made")
     return Splits(images, images, images), replace(settings, data=replace(data, channels=channels))
 
 
