@@ -1148,3 +1148,9 @@ def test_torchvision_and_sklearn_are_imported_late_and_nothing_else_of_mqvae():
     ours = {name for name in anywhere if name.split(".")[0] == "mqvae"}
     assert {name for name in ours if not name.startswith("mqvae.data.")} == set()
     assert {"torchvision", "sklearn"} <= {name.split(".")[0] for name in anywhere}
+
+
+def test_large_images_come_in_smaller_batches():
+    assert data.fitting(512, (1, 28, 28)) == data.fitting(512, (3, 64, 64)) == 512
+    assert data.fitting(512, (3, 256, 256)) == 32
+    assert data.fitting(4, (3, 1024, 1024)) == 1

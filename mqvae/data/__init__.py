@@ -1,6 +1,6 @@
 """A name, a folder or shards -> batches."""
 
-from mqvae.data.batches import Batches, in_order
+from mqvae.data.batches import Batches, fitting, in_order
 from mqvae.data.files import Reading
 from mqvae.data.folder import image_files, load_all, load_files
 from mqvae.data.images import Images, InMemory, Part
@@ -21,6 +21,7 @@ __all__ = [
     "Reading",
     "Stored",
     "cache_folder",
+    "fitting",
     "hold_out",
     "image_files",
     "in_order",

@@ -182,6 +182,15 @@ class Batches:
         return self._order[1:]
 
 
+def fitting(most: int, shape: tuple[int, int, int]) -> int:
+    """As many images of a shape as have the pixels of `most` of 64 × 64; no more, and one at least.
+
+    Small images are measured in large batches, which at 256 × 256 no memory would hold.
+    """
+    _, height, width = shape
+    return max(1, min(most, most * 64 * 64 // (height * width)))
+
+
 def in_order(
     images: Images,
     batch_size: int,

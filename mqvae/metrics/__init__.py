@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
 from mqvae.core.distributed import process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
-from mqvae.data import Images, in_order
+from mqvae.data import Images, fitting, in_order
 from mqvae.metrics.image_figure import ImageFigure
 from mqvae.progress import watched
 from mqvae.tasks import Figure, Picture, Task
@@ -98,12 +98,13 @@ def evaluate(
         raise ValueError("there are no images to evaluate on.")
     quantizer = network.quantizer
     measured = task.measurement()
+    batch_size = fitting(BATCH_SIZE, images.shape)
     counts = torch.zeros(quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
     with evaluating(network, task):
         rank, count = (process_rank(), world_size()) if together else (0, 1)
-        batches = in_order(images, BATCH_SIZE, device=device, rank=rank, world_size=count)
-        number = -(-len(images) // (BATCH_SIZE * count))
+        batches = in_order(images, batch_size, device=device, rank=rank, world_size=count)
+        number = -(-len(images) // (batch_size * count))
         for x, y in watched(batches, number, "measuring"):
             target = task.target(x, y)
             with torch.no_grad():
@@ -116,7 +117,7 @@ def evaluate(
                 shown = task.images(result.output)
                 for figure in further.values():
                     figure.update(shown, x)
-            if len(x) == BATCH_SIZE or len(images) < BATCH_SIZE:
+            if len(x) == batch_size or len(images) < batch_size:
                 gap = gradient_gap(network, task, x, target).item()
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
         pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
@@ -144,7 +145,7 @@ def evaluate(
             "dataset": images.name,
             "split": images.split,
             "images": len(images),
-            "batch_size": min(BATCH_SIZE, len(images)),
+            "batch_size": min(batch_size, len(images)),
             "precision": "float32",
             "gradient_gap_batches": round(measured_batches),
         },

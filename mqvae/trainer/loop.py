@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mqvae.core.distributed import from_first_process, sum_across_processes
 from mqvae.core.updates import Step
-from mqvae.data import in_order
+from mqvae.data import fitting, in_order
 from mqvae.metrics import evaluate, evaluating
 from mqvae.runs import Run
 from mqvae.settings import Settings, Trainer
@@ -271,7 +271,8 @@ class Training:
         network = parts.measured
         turns = {"rank": self.processes.rank, "world_size": self.processes.count}
         with evaluating(network, parts.task), torch.no_grad():
-            for x, y in in_order(images, VALIDATION_BATCH, device=self.processes.device, **turns):
+            size = fitting(VALIDATION_BATCH, images.shape)
+            for x, y in in_order(images, size, device=self.processes.device, **turns):
                 loss: Tensor = parts.task(network(x).output.float(), parts.task.target(x, y))
                 sums += torch.tensor([loss.item() * len(x), len(x)], dtype=torch.float64)
         total, number = sum_across_processes(sums).tolist()
