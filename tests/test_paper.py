@@ -166,7 +166,7 @@ class Counted:
 def test_work_is_done_once(tmp_path):
     work = Counted()
     for _ in range(2):
-        carry_out(lambda _: [work, work], Results(tmp_path), Place(tmp_path))
+        carry_out(lambda _: [work, work], Results(tmp_path), Place(tmp_path, tmp_path))
     assert work.made == 1
 
 
@@ -177,7 +177,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
         raise NotFinite("the task loss is nan at step 3. The last good checkpoint is kept in X.")
 
     monkeypatch.setattr(Training, "fit", fit)
-    content = RUN.make(Place(tmp_path, device="cpu"))
+    content = RUN.make(Place(tmp_path, tmp_path / "results", device="cpu"))
     assert content == {"failed": "the task loss is nan at step 3.", "seed": 0}
 
 
@@ -337,7 +337,8 @@ from mqvae.paper.work import Place, Run
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     runs = [Run("debug", "reconstruction", "digits", "VQ-VAE", 6e-2, 20, s) for s in range(3)]
-    carry_out(lambda _: runs, Results(out / "results"), Place(out / "runs", device="cpu"), jobs=2)
+    place = Place(out / "runs", out / "results", device="cpu")
+    carry_out(lambda _: runs, Results(place.results), place, jobs=2)
 """
 
 

@@ -84,9 +84,8 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
         there = frozenset(name for name, reason in found.items() if not reason)
         study = Study(scale, seeds, Results(out / "results"), there)
         try:
-            carry_out_all(
-                chosen, study, Place(out / "runs", options.root, options.device), jobs=options.jobs
-            )
+            place = Place(out / "runs", out / "results", options.root, options.device)
+            carry_out_all(chosen, study, place, jobs=options.jobs)
         except (Interrupted, KeyboardInterrupt):
             print(f"stopped; the same command goes on\n  {command}", file=sys.stderr)
             return 130

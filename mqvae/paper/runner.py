@@ -96,7 +96,7 @@ def _in_processes(
                     process.terminate()  # a training writes a checkpoint first
             while waiting and len(running) < jobs:
                 work = waiting.pop(0)
-                arguments = (work, place, results.folder)
+                arguments = (work, place)
                 process = context.Process(target=_process, args=arguments)
                 process.start()
                 running[process.sentinel] = (process, work)
@@ -116,7 +116,7 @@ def _in_processes(
         raise KeyboardInterrupt
 
 
-def _process(work: Work, place: Place, folder: Any) -> None:
+def _process(work: Work, place: Place) -> None:
     """One piece of work in a process of its own, whose words go to a file."""
     os.setpgrp()  # Ctrl-C reaches the parent alone, which asks politely
     with (place.runs / f"{file_name(work)}.log").open("a", encoding="utf-8") as log:
@@ -125,7 +125,7 @@ def _process(work: Work, place: Place, folder: Any) -> None:
     from mqvae.trainer import Interrupted
 
     try:
-        Results(folder).put(work, work.make(place))
+        Results(place.results).put(work, work.make(place))
     except (Interrupted, KeyboardInterrupt):
         sys.exit(3)
 

@@ -15,7 +15,7 @@ from pydoc import locate
 from typing import TYPE_CHECKING, Any, Literal
 
 from mqvae.paper.methods import METHODS
-from mqvae.paper.results import file_name
+from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
 from mqvae.runs import write_whole
 
@@ -32,11 +32,13 @@ class Place:
 
     Attributes:
         runs: Folder of the runs.
+        results: Folder of the results.
         root: Folder with the files of data sets; None for their usual places.
         device: "cpu", "cuda", or "auto".
     """
 
     runs: Path
+    results: Path
     root: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -167,7 +169,7 @@ class Run:
         from mqvae.settings import Settings
         from mqvae.trainer import begin, resume
 
-        folder = place.runs / file_name(self)
+        folder = place.runs / Results(place.results).name(self)
         if (folder / "summary.json").is_file():
             return folder
         if (folder / "checkpoints" / "last").is_dir():
@@ -203,7 +205,7 @@ class Run:
         images = _first(load_split(options, "test"), load_scale(self.scale).images)
         makers: dict[str, Maker] = {}
         classifier = self.classifier()
-        judge = place.runs / file_name(classifier or self)
+        judge = place.runs / Results(place.results).name(classifier or self)
         if classifier and (judge / "summary.json").is_file():
             from mqvae.classifier import classifier_of
 
