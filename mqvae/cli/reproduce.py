@@ -92,7 +92,9 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
         except (WorkFailed, TrainingFailed) as failure:
             print(f"mqvae: {failure}", file=sys.stderr)
             return 1
-    made = page(chosen, study, [command])
+    # A page of published results is the same wherever it is written.
+    again = shlex.join(["mqvae", "reproduce", *options.names, "--scale", scale.name])
+    made = page(chosen, study, [again])
     for section in made.sections:
         print(f"\n{section.title}")
         for sentence in (*section.verdict, *section.missing):

@@ -14,11 +14,12 @@ from mqvae.paper.figures import (
     SamplesOfPriors,
     Settled,
 )
+from mqvae.paper.methods import paper_value
 from mqvae.paper.results import Results
-from mqvae.paper.rows import IN_WORDS, other, paired, table
+from mqvae.paper.rows import FEW, IN_WORDS, paired, table
 from mqvae.paper.runner import Work, carry_out
 from mqvae.paper.scales import SCALES
-from mqvae.paper.sections import Page
+from mqvae.paper.sections import Page, Protocol, Table
 from mqvae.paper.study import Experiment, Study
 from mqvae.paper.tables import PAIRS_1, TABLES
 from mqvae.paper.work import Place
@@ -161,23 +162,38 @@ def headline(study: Study) -> Iterator[str]:
     made = table(comparison, 1, study.results, study.costs("reconstruction"))
     if made is None:
         return
+    found = {
+        (protocol, method): list(_ratios(made, protocol, method, base))
+        for protocol in ("matched", "paper", "time")
+        for method, base in PAIRS_1
+    }
+    matched, paper = found["matched", "MQ-VAE"], found["paper", "MQ-VAE"]
+    if min(len(matched), len(paper)) >= FEW and max(paper) < 1 <= min(matched):
+        yield (
+            "In the paper's protocol MQ-VAE is better than VQ-VAE, as the paper says. At matched "
+            "codebook rates it is not: the gain is that of the rate, which the paper's protocol "
+            "gives to MQ-VAE alone. A look-ahead on the same batch and the same loss leaves "
+            "little to gain: the exact indirect term is close to one that merely lengthens the "
+            "gradient of encoder and decoder."
+        )
     for protocol in ("matched", "paper", "time"):
-        parts = []
-        for method, base in PAIRS_1:
-            row = next((r for r in made.rows if (r.method, r.protocol) == (method, protocol)), None)
-            reference = other(row, made.rows, base) if row is not None else None
-            if row is None or reference is None:
-                continue
-            ratios = [ours / theirs for ours, theirs in paired(row, reference, "mse")]
-            if len(ratios) > 1:
-                parts.append(
-                    f"{statistics.fmean(ratios):.2f} of {base}'s for {method} "
-                    f"({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"
-                    + _of_paper(row.cells["mse"].paper_ratio)
-                )
+        parts = [
+            f"{statistics.fmean(ratios):.2f} of {base}'s for {method} ({min(ratios):.2f} to "
+            f"{max(ratios):.2f} over {len(ratios)} seeds{_of_paper(dataset, method, base)})"
+            for method, base in PAIRS_1
+            if len(ratios := found[protocol, method]) > 1
+        ]
         if parts:
             yield f"{IN_WORDS[protocol]}: the MSE is {'; '.join(parts)}."
 
 
-def _of_paper(ratio: float | None) -> str:
-    return ")" if ratio is None else f"; the paper {ratio:.2f})"
+def _ratios(made: Table, protocol: Protocol, method: str, base: str) -> Iterator[float]:
+    """A method's MSE over that of another, seed by seed."""
+    rows = {row.method: row for row in made.rows if row.protocol == protocol}
+    if method in rows and base in rows:
+        yield from (ours / theirs for ours, theirs in paired(rows[method], rows[base], "mse"))
+
+
+def _of_paper(dataset: str, method: str, base: str) -> str:
+    ours, theirs = (paper_value(1, dataset, name, "mse") for name in (method, base))
+    return f"; the paper {ours / theirs:.2f}" if ours and theirs else ""

@@ -232,7 +232,11 @@ class Run:
         return (
             {name: each["value"] for name, each in known.items()},
             {name: each["described"] for name, each in known.items()},
-            dict(sentence.split(" is left out: ", 1) for sentence in left_out),
+            # Where it was looked for is of no interest anywhere else.
+            dict(
+                sentence.partition(" Looked for ")[0].split(" is left out: ", 1)
+                for sentence in left_out
+            ),
         )
 
 
