@@ -9,11 +9,10 @@ from pathlib import Path
 from mqvae.cli.parser import parser_of
 from mqvae.cli.train import quiet
 
-SCALES = ("debug", "cpu", "paper")
-
 
 def reproduce(arguments: list[str]) -> int:
     from mqvae.paper.reproduce import ALL, EXPERIMENTS
+    from mqvae.paper.scales import SCALES
 
     parser = parser_of(
         "reproduce",

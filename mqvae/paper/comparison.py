@@ -1,7 +1,7 @@
 """Methods beside each other: which runs that takes in each protocol."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mqvae.paper.methods import META_RATE, METHODS
 from mqvae.paper.results import Results
@@ -81,6 +81,16 @@ class Comparison:
             if ratio > 1 + CLOSE:
                 steps = max(1, round(steps / ratio / 10)) * 10 if steps >= 100 else steps
         return [self.run(method, rate, seed, steps=steps, final=True) for seed in range(self.seeds)]
+
+    def first_runs(self, results: Results) -> Iterator[tuple[Protocol, str, Run]]:
+        """The first seed of every method in both protocols, as far as they can be told."""
+        for protocol in ("paper", "matched"):
+            for method in self.methods:
+                try:
+                    first = self.runs(protocol, method, results, {})[0]
+                except LookupError:
+                    continue
+                yield protocol, method, replace(first, final=False)
 
     def choices(self) -> Iterator[Run]:
         """The runs that the matched protocol chooses from."""

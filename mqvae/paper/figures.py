@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mqvae.paper.further import Costs, Diagnosis, PriorCurve
@@ -250,13 +249,8 @@ class SamplesOfPriors(Experiment):
 
     def _curves(self, study: Study, dataset: str) -> Iterator[tuple[str, PriorCurve]]:
         comparison = study.comparison("reconstruction", dataset, self.methods)
-        for protocol in ("paper", "matched"):
-            for method in self.methods:
-                try:
-                    run = comparison.runs(protocol, method, study.results, {})[0]
-                except LookupError:
-                    continue
-                yield f"{method}, {IN_WORDS[protocol].lower()}", PriorCurve(plain(run))
+        for protocol, method, run in comparison.first_runs(study.results):
+            yield f"{method}, {IN_WORDS[protocol].lower()}", PriorCurve(run)
 
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(self.datasets):
@@ -313,13 +307,8 @@ class Bounds(Experiment):
     def _runs(self, study: Study) -> Iterator[tuple[Protocol, Run]]:
         for dataset in study.datasets(FASHION):
             comparison = study.comparison("reconstruction", dataset, self.methods)
-            for protocol in ("paper", "matched"):
-                for method in self.methods:
-                    try:
-                        run = comparison.runs(protocol, method, study.results, {})[0]
-                        yield protocol, plain(run)
-                    except LookupError:
-                        continue
+            for protocol, _, run in comparison.first_runs(study.results):
+                yield protocol, run
 
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(FASHION):
@@ -437,11 +426,6 @@ class Settled(Experiment):
 def _percent(change: float) -> str:
     shown = f"{100 * change:+.1f}%"
     return "0.0%" if shown in ("+0.0%", "-0.0%") else shown
-
-
-def plain(run: Run) -> Run:
-    """The same run, whatever figures are measured of it."""
-    return replace(run, final=False)
 
 
 def _second(pair: tuple[str, float]) -> float:

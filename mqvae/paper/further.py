@@ -94,8 +94,8 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What limits a run, found without training it.
+class OfRun:
+    """What is made of a trained run.
 
     Attributes:
         run: The run.
@@ -103,6 +103,16 @@ class Diagnosis:
 
     run: Run
     alone = False
+
+    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
+        return {**asks, "run": filled(asks["run"])}
+
+    def satisfied(self, content: Mapping[str, Any]) -> bool:
+        return True
+
+
+class Diagnosis(OfRun):
+    """What limits a run, found without training it."""
 
     @property
     def title(self) -> str:
@@ -125,12 +135,6 @@ class Diagnosis:
             "refitted_on": scale.refitted_on,
             "candidates_on": scale.candidates_on,
         }
-
-    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
-        return {**asks, "run": filled(asks["run"])}
-
-    def satisfied(self, content: Mapping[str, Any]) -> bool:
-        return True
 
     def make(self, place: Place) -> dict[str, Any]:
         """Refit its codebook, and choose among its nearest codes."""
@@ -174,16 +178,8 @@ class Diagnosis:
         }
 
 
-@dataclass(frozen=True)
-class PriorCurve:
-    """A prior over a run's codes, its samples measured while it trains.
-
-    Attributes:
-        run: The run.
-    """
-
-    run: Run
-    alone = False
+class PriorCurve(OfRun):
+    """A prior over a run's codes, its samples measured while it trains."""
 
     @property
     def title(self) -> str:
@@ -207,12 +203,6 @@ class PriorCurve:
     def asks(self) -> dict[str, Any]:
         """The run, and the prior."""
         return {"kind": "prior", "run": self.run.asks(), "prior": self.settings()}
-
-    def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
-        return {**asks, "run": filled(asks["run"])}
-
-    def satisfied(self, content: Mapping[str, Any]) -> bool:
-        return True
 
     def make(self, place: Place) -> dict[str, Any]:
         """Train it, and draw from it on the way."""
