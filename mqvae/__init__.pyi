@@ -23,6 +23,7 @@ from .core.hypergradient import ForwardMode as ForwardMode
 from .core.hypergradient import Hypergradient as Hypergradient
 from .core.hypergradient import HypergradientRule as HypergradientRule
 from .core.hypergradient import OneSided as OneSided
+from .core.hypergradient import Transported as Transported
 from .core.hypergradient import Unrolled as Unrolled
 from .core.network import NetworkOutput as NetworkOutput
 from .core.network import VQNetwork as VQNetwork
@@ -33,6 +34,7 @@ from .core.quantizer import ResidualQuantizer as ResidualQuantizer
 from .core.quantizer import VectorQuantizer as VectorQuantizer
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed
 from .core.replacement import Replacement as Replacement
+from .core.transport import Transport as Transport
 from .core.updates import Alternated as Alternated
 from .core.updates import Ema as Ema
 from .core.updates import GenericMeta as GenericMeta

@@ -33,6 +33,8 @@ from mqvae import (
     ResidualQuantizer,
     Rotation,
     Synchronous,
+    Transport,
+    Transported,
     Undone,
     Unrolled,
     Update,
@@ -67,6 +69,12 @@ _LOOKING = "(task), (commitment), codebook"
 TABLE: dict[str, Method] = {
     "`Joint`": Method(Joint, *_BELOW, "codebook"),
     "`Ema`": Method(Ema, *_BELOW, "no loss: an average of z_e"),
+    "`Ema(transport=Transport())`": Method(
+        Ema,
+        *_BELOW,
+        "no loss: an average of z_e",
+        {"transport": Transport()},
+    ),
     "`Synchronous`": Method(Synchronous, *_BELOW, "task, codebook"),
     "`Alternated`": Method(Alternated, *_UNDER_NEW_C, "codebook"),
     "`Alternated(nu=1)`": Method(
@@ -100,6 +108,9 @@ TABLE: dict[str, Method] = {
     ),
     "`Meta(Amortized())`, `Kept()`": Method(
         Meta, *_BELOW, _PAPER, {"hypergradient": Amortized(), "look_ahead": Kept()}
+    ),
+    "`Meta(Transported())`, `Kept()`": Method(
+        Meta, *_BELOW, _EXACT, {"hypergradient": Transported(), "look_ahead": Kept()}
     ),
     "`Meta(Exact())`, `Kept()`": Method(
         Meta, *_BELOW, _EXACT, {"hypergradient": Exact(), "look_ahead": Kept()}

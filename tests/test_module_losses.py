@@ -25,6 +25,8 @@ from mqvae import (
     MetaBoth,
     MetaNetwork,
     Synchronous,
+    Transport,
+    Transported,
     Undone,
     Unrolled,
 )
@@ -67,6 +69,7 @@ STEP = Undone(optimizer_step=True)
 RULES = {
     "Joint": (Joint, {}),
     "Ema": (Ema, {}),
+    "Ema, transport": (Ema, {"transport": Transport()}),
     "Synchronous": (Synchronous, {}),
     "Alternated": (Alternated, {}),
     "Alternated, nu": (Alternated, {"nu": 0.7}),
@@ -78,6 +81,7 @@ RULES = {
     "Direct only, kept": (Meta, {"hypergradient": DirectOnly(), "look_ahead": Kept()}),
     "Amortized": (Meta, {"hypergradient": Amortized(), "look_ahead": STEP}),
     "Amortized, kept": (Meta, {"hypergradient": Amortized(), "look_ahead": Kept()}),
+    "Transported": (Meta, {"hypergradient": Transported(), "look_ahead": Kept()}),
     "Exact": (Meta, {"hypergradient": Exact()}),
     "Exact, kept": (Meta, {"hypergradient": Exact(), "look_ahead": Kept()}),
     "Exact, forward mode": (Meta, {"hypergradient": EXACT}),

@@ -34,6 +34,8 @@ from mqvae import (
     MetaNetwork,
     Replacement,
     Synchronous,
+    Transport,
+    Transported,
     Undone,
     Unrolled,
     VectorQuantizer,
@@ -131,6 +133,8 @@ CASES = {
     "Alternated, nu": rule(Alternated, nu=0.7),
     "Ema": rule(Ema, decay=0.8),
     "Ema, groups": rule(Ema, "shared groups", decay=0.8),
+    "Ema, transport": rule(Ema, decay=0.8, transport=Transport()),
+    "Ema, transport, groups": rule(Ema, "groups", decay=0.8, transport=Transport()),
     "Meta": rule(Meta),
     "Meta, parts": rule(Meta, parts=2),
     "Meta, kept": rule(Meta, look_ahead=Kept()),
@@ -146,6 +150,12 @@ CASES = {
     "Meta, rotation": rule(Meta, "rotation"),
     "Amortized": rule(Meta, hypergradient=Amortized(), look_ahead=OPTIMIZER_STEP),
     "Amortized, kept": rule(Meta, hypergradient=Amortized(), look_ahead=Kept()),
+    "Transported": rule(Meta, hypergradient=Transported(), look_ahead=Kept()),
+    "Transported, groups": rule(Meta, "groups", hypergradient=Transported(), look_ahead=Kept()),
+    "Transported, shared groups": rule(
+        Meta, "shared groups", hypergradient=Transported(), look_ahead=Kept()
+    ),
+    "Transported, residual": rule(Meta, "residual", hypergradient=Transported(), look_ahead=Kept()),
     "Direct only": rule(Meta, hypergradient=DirectOnly()),
     "Direct only, kept": rule(Meta, hypergradient=DirectOnly(), look_ahead=Kept()),
     "Exact": rule(Meta, hypergradient=Exact()),
@@ -221,10 +231,15 @@ INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 # What a step sends, reduction by reduction: what for, and how many numbers.
 LOOK, STEP, ANSWER, BOOK = "look-ahead", "step of φ, θ", "v", "step of C"
 NETWORK, TABLE = "P_φ + P_θ", "K·D"
+DRIFT = "K + K·D + 2 D² + 3 D + 1"
 SENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "Joint": ("`Joint`", [("all", "P_φ + P_θ + P_C")]),
     "Synchronous": ("`Synchronous`", [("all", "P_φ + P_θ + K·D")]),
     "Ema": ("`Ema`", [(STEP, NETWORK), ("averages", "K + K·D")]),
+    "Ema, transport": (
+        "`Ema(transport=Transport())`",
+        [(STEP, NETWORK), ("drift", DRIFT), ("averages", "K + K·D")],
+    ),
     "Alternated": ("`Alternated`", [(BOOK, TABLE), (STEP, NETWORK)]),
     "Direct only, kept": ("`Meta(DirectOnly())`, `Kept()`", [(STEP, NETWORK), (BOOK, TABLE)]),
     "Direct only": (
@@ -232,6 +247,10 @@ SENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [(LOOK, NETWORK), (BOOK, TABLE), (STEP, NETWORK)],
     ),
     "Amortized, kept": ("`Meta(Amortized())`, `Kept()`", [(STEP, NETWORK), (BOOK, "2 K·D")]),
+    "Transported": (
+        "`Meta(Transported())`, `Kept()`",
+        [(STEP, NETWORK), ("drift", DRIFT), (BOOK, TABLE)],
+    ),
     "Amortized": (
         "`Meta(Amortized())`, `Undone(optimizer_step=True)`",
         [(LOOK, NETWORK), (BOOK, "2 K·D"), (STEP, NETWORK)],
@@ -311,6 +330,8 @@ def sizes_of(network: VQNetwork) -> dict[str, int]:
         "P_C": count(network.codebook_parameters()),
         "1": 1,
         "K": len(table),
+        "D": table.shape[1],
+        "D²": table.shape[1] ** 2,
         "K·D": table.numel(),
     }
 

@@ -19,6 +19,7 @@ from mqvae import (
     Joint,
     Kept,
     Meta,
+    Transported,
     Undone,
     VectorQuantizer,
     VQNetwork,
@@ -34,10 +35,11 @@ RULES = {
     "Exact-forward": Exact(ForwardMode(), ForwardMode()),
     "DirectOnly": DirectOnly(),
     "Amortized": Amortized(),
+    "Transported": Transported(),
 }
 LOOKS = {"undone": Undone(), "undone-optimizer": Undone(optimizer_step=True), "kept": Kept()}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-REFUSED = {("Amortized", "undone")}
+REFUSED = {("Amortized", "undone"), ("Transported", "undone")}
 PAIRS = {
     f"{rule}-{look}": (RULES[rule], LOOKS[look])
     for rule in RULES

@@ -22,6 +22,17 @@ class Codebook(nn.Module, ABC):
     def assign(self, codewords: Tensor) -> None:
         """Make `codewords`, (rows, dim), the codebook."""
 
+    def translate(self, by: Tensor) -> None:
+        """Move every codeword by a row of `by`, (rows, dim), and by nothing else.
+
+        Raises:
+            ValueError: if a codeword cannot move without others.
+        """
+        raise ValueError(
+            f"a codeword of {type(self).__name__} cannot move by itself, they share parameters: "
+            "use Table() or HyperNetwork()."
+        )
+
 
 class CodebookMap(ABC):
     """What the codebook is a function of."""
@@ -104,6 +115,10 @@ class TableCodebook(Codebook):
     def assign(self, codewords: Tensor) -> None:
         self.weight.copy_(codewords)
 
+    @torch.no_grad()
+    def translate(self, by: Tensor) -> None:
+        self.weight.add_(by)
+
 
 class AffineCodebook(Codebook):
     def __init__(self, rows: int, dim: int) -> None:
@@ -159,3 +174,7 @@ class HyperNetworkCodebook(Codebook):
         self.base.copy_(codewords)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    @torch.no_grad()
+    def translate(self, by: Tensor) -> None:
+        self.base.add_(by)

@@ -15,6 +15,10 @@ class Distance(ABC):
     def place(self, vectors: Tensor) -> Tensor:
         """Vectors (..., d) to the space of comparison, (..., d)."""
 
+    def scale(self, vectors: Tensor) -> Tensor:
+        """How much longer vectors (..., d) are than where they are placed, (..., 1)."""
+        return vectors.norm(dim=-1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class Euclidean(Distance):
@@ -22,6 +26,9 @@ class Euclidean(Distance):
 
     def place(self, vectors: Tensor) -> Tensor:
         return vectors
+
+    def scale(self, vectors: Tensor) -> Tensor:
+        return vectors.new_ones(*vectors.shape[:-1], 1)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mqvae.core.hypergradient.direct import DirectOnly
 from mqvae.core.hypergradient.exact import Exact
 from mqvae.core.hypergradient.finite_difference import FiniteDifference
 from mqvae.core.hypergradient.rule import Hypergradient, HypergradientRule
+from mqvae.core.hypergradient.transported import Transported
 from mqvae.core.hypergradient.unrolled import Unrolled
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "Hypergradient",
     "HypergradientRule",
     "OneSided",
+    "Transported",
     "Unrolled",
 ]

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
     HypergradientRule,
     codebook_gradient,
+    embedded,
+    ends,
+    require_optimizer_step,
     scatter,
 )
 from mqvae.core.quantizer import CodebookQuantizer
@@ -31,21 +32,12 @@ class Amortized(HypergradientRule):
     """
 
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
-        if not getattr(look_ahead, "optimizer_step", True):
-            raise ValueError(
-                "Amortized takes the answer from the step the lower optimizer makes: use it with "
-                "look_ahead=Kept(), or Undone(optimizer_step=True)."
-            )
+        require_optimizer_step(look_ahead, "Amortized")
 
     def __call__(self, ahead: Ahead) -> Hypergradient:
         lower, upper, here = ahead.lower, ahead.upper, ahead.here
-        device = here.z_e.device.type
-        # Half precision cannot tell two near passes apart: both ends are made anew then.
-        known = not torch.is_autocast_enabled(device)
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            z_here = here.z_e.detach() if known else lower.embed(here.phi)
-            z_ahead = lower.embed(ahead.phi)
-            z_above = z_ahead if upper is lower else upper.embed(ahead.phi)
+        z_here, z_ahead = ends(lower, here, ahead.phi)
+        z_above = z_ahead if upper is lower else embedded(upper, ahead.phi)
         change = z_here - z_ahead
         scale = ahead.xi * 2 * lower.weights.codebook / change.numel()
         return Hypergradient(

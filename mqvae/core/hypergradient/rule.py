@@ -22,10 +22,13 @@ class Hypergradient:
     Attributes:
         direct: What the codebook loss at φ' gives.
         indirect: What comes by the answer of φ and θ; None for a rule without it.
+        shift: How far codewords go outside any optimizer, before it steps; None for not at all.
+            The same in every process.
     """
 
     direct: Tensor
     indirect: Tensor | None = None
+    shift: Tensor | None = None
 
     def terms(self) -> list[Tensor]:
         """Those of the two that are there."""
@@ -97,6 +100,32 @@ def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
         )
 
 
+def require_optimizer_step(look_ahead: object, rule: str) -> None:
+    """Refuse a look-ahead that is not the lower optimizer's own step.
+
+    Raises:
+        ValueError: if it is plain descent.
+    """
+    if not getattr(look_ahead, "optimizer_step", True):
+        raise ValueError(
+            f"{rule} takes the answer from the step the lower optimizer makes: use it with "
+            "look_ahead=Kept(), or Undone(optimizer_step=True)."
+        )
+
+
+def ends(batch: Batch, here: LowerPass, phi: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings before a step of the encoder and after it, at φ'; each (..., D)."""
+    # Half precision cannot tell two near passes apart: both ends are made anew then.
+    known = not torch.is_autocast_enabled(here.z_e.device.type)
+    return here.z_e.detach() if known else embedded(batch, here.phi), embedded(batch, phi)
+
+
+def embedded(batch: Batch, phi: list[Tensor]) -> Tensor:
+    """z_e at φ in full precision, (..., D)."""
+    with torch.no_grad(), torch.autocast(batch.x.device.type, enabled=False):
+        return batch.embed(phi)
+
+
 def upper_gradients(
     batch: Batch, phi: list[Tensor], theta: list[Tensor]
 ) -> tuple[Tensor, Gradients, Gradients]:
@@ -111,13 +140,15 @@ def upper_gradients(
     return direct, rest[: len(phi)], rest[len(phi) :]
 
 
-def codebook_gradient(batch: Batch, z_e: Tensor, codes: Tensor | None = None) -> Tensor:
+def codebook_gradient(
+    batch: Batch, z_e: Tensor, codes: Tensor | None = None, table: Tensor | None = None
+) -> Tensor:
     """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D).
 
-    The codes are looked up unless they are known.
+    The codes are looked up unless they are known; the codebook is the network's unless it is given.
     """
     quantizer = selecting(batch.network)
-    codebook = quantizer.table().detach().requires_grad_()
+    codebook = (quantizer.table() if table is None else table).detach().requires_grad_()
     codes = quantizer.nearest_codes(z_e, codebook) if codes is None else codes
     quantized = quantizer.at_codes(z_e, codes, codebook)
     (g_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [codebook])

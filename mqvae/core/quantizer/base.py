@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.estimator import Estimator
+from mqvae.core.transport import Transport
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,31 @@ class CodebookQuantizer(Quantizer):
         """Codewords of codes, (..., D); linear in `table`.
 
         Its transpose carries gradients of z_q to the codewords.
+        """
+
+    @abstractmethod
+    def transported(
+        self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
+    ) -> Tensor:
+        """How far codewords go when placed embeddings of given codes move, (rows, d).
+
+        Args:
+            transport: What carries them.
+            codes: Codes before the embeddings move.
+            z_e: The embeddings before that, (..., D).
+            change: How they move, (..., D).
+        """
+
+    @abstractmethod
+    def translated(self, by: Tensor) -> Tensor:
+        """The table, (rows, d), as it is after `translate`."""
+
+    @abstractmethod
+    def translate(self, by: Tensor) -> None:
+        """Move the codewords, where they are compared, by (rows, d).
+
+        Raises:
+            ValueError: if a codeword cannot move by itself.
         """
 
     @abstractmethod

@@ -9,6 +9,7 @@ from mqvae.core.distance import Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.quantizer.base import CodebookQuantizer
 from mqvae.core.quantizer.vector import VectorQuantizer
+from mqvae.core.transport import Transport
 
 
 class ResidualQuantizer(CodebookQuantizer):
@@ -75,13 +76,35 @@ class ResidualQuantizer(CodebookQuantizer):
             left = left - stage.lookup(codes[-1], book)
         return torch.stack(codes, -1) if self.groups > 1 else codes[0]
 
+    def _columns(self, codes: Tensor) -> Sequence[Tensor]:
+        """The codes of each stage."""
+        return codes.unbind(-1) if self.groups > 1 else (codes,)
+
     def _selected(self, codes: Tensor, table: Tensor) -> list[Tensor]:
-        columns = codes.unbind(-1) if self.groups > 1 else (codes,)
-        books = table.chunk(self.groups)
-        return [nn.functional.embedding(c, b) for c, b in zip(columns, books, strict=True)]
+        pairs = zip(self._columns(codes), table.chunk(self.groups), strict=True)
+        return [nn.functional.embedding(chosen, book) for chosen, book in pairs]
 
     def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
         return torch.stack(self._selected(codes, table)).sum(0)
+
+    @torch.no_grad()
+    def transported(
+        self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
+    ) -> Tensor:
+        """A stage goes with what the stages before leave of the change."""
+        found = []
+        for stage, chosen in zip(self._stages(), self._columns(codes), strict=True):
+            found.append(stage.transported(transport, chosen, z_e, change))
+            z_e = z_e - stage.lookup(chosen, stage.table())
+            change = change - stage.lookup(chosen, found[-1])
+        return torch.cat(found)
+
+    def translated(self, by: Tensor) -> Tensor:
+        return self.table() + by
+
+    def translate(self, by: Tensor) -> None:
+        for stage, own in zip(self._stages(), by.chunk(self.groups), strict=True):
+            stage.translate(own)
 
     def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
         total = z_e.new_zeros(())

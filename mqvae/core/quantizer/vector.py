@@ -13,6 +13,7 @@ from mqvae.core.nearest import nearest
 from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
 from mqvae.core.replacement import Pool, Replacement, count_uses
 from mqvae.core.selection import select
+from mqvae.core.transport import Transport
 
 
 class VectorQuantizer(CodebookQuantizer):
@@ -135,6 +136,24 @@ class VectorQuantizer(CodebookQuantizer):
         rows = self.rows(codes)
         # Unlike `embedding`, its gradient is a plain sum by row, on every device.
         return self._join(table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1]))
+
+    @torch.no_grad()
+    def transported(
+        self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
+    ) -> Tensor:
+        chosen = codes.reshape(-1, self.groups)  # (N, G)
+        one = self.shared_codebook or self.groups == 1
+        books = self.table().chunk(1 if one else self.groups)
+        of_book = [chosen.flatten()] if one else chosen.unbind(1)
+        parts = zip(books, of_book, self.by_codebook(z_e), self.by_codebook(change), strict=True)
+        return torch.cat([transport(*each) for each in parts])
+
+    def translated(self, by: Tensor) -> Tensor:
+        return self.distance.place(self.table() + by)
+
+    @torch.no_grad()
+    def translate(self, by: Tensor) -> None:
+        self.codebook.translate(by * self.distance.scale(self.codebook()))
 
     def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
         if not isinstance(self.estimator, StraightThrough):

@@ -4,14 +4,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Loss, LowerPass
+from mqvae.core.bilevel import Batch, Loss
 from mqvae.core.codebook import Table
 from mqvae.core.distance import Euclidean
 from mqvae.core.distributed import sums_across_processes
-from mqvae.core.hypergradient.rule import scatter, selecting
+from mqvae.core.hypergradient import Ahead
+from mqvae.core.hypergradient.rule import ends, scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.transport import Transport
+from mqvae.core.updates.lookahead import Kept
+from mqvae.core.updates.meta import ahead_of
 from mqvae.core.updates.update import Step, Update, step_of
 
 
@@ -24,6 +28,14 @@ class Ema(Update):
     codeword does not divide by nearly nothing. φ and θ step as in `Joint`. A quantizer that is
     frozen or in eval mode keeps its codewords, and the averages wait.
 
+    An average lags behind embeddings that move. With a transport it does not: what is remembered is
+    carried along by the step of the encoder before the embeddings after that step come in,
+
+        m_k ← m_k + N_k T_k;    N_k ← γ N_k + (1 − γ) n_k';    m_k ← γ m_k + (1 − γ) Σ z_e(φ')
+
+    with T_k as in `Transport`, at the price of one forward pass of the encoder and one search. Its
+    memory γ then matters little, and there is no rate at all.
+
     Args:
         network: The network that is trained; its codebook must be a plain table.
         loss: L_task(output, target) → scalar, a mean over the batch.
@@ -31,6 +43,7 @@ class Ema(Update):
         decay: γ.
         epsilon: Laplace smoothing of N.
         commitment_weight: β.
+        transport: How far codewords go with their embeddings; None for not at all.
 
     Raises:
         ValueError: if `decay` is not in [0, 1), `epsilon` is negative, the codebook is no plain
@@ -51,6 +64,7 @@ class Ema(Update):
         decay: float = 0.99,
         epsilon: float = 1e-5,
         commitment_weight: float = 0.1,
+        transport: Transport | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -67,6 +81,7 @@ class Ema(Update):
         self.quantizer = plain_table(network, "Ema")
         self.decay = decay
         self.epsilon = epsilon
+        self.transport = transport
         self._started = torch.zeros((), dtype=torch.bool)
         table = self.quantizer.table().detach()
         self._sizes = torch.zeros(len(table), dtype=table.dtype, device=table.device)
@@ -75,24 +90,45 @@ class Ema(Update):
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True).everywhere()
-        self._descend_network(here.g_phi, here.g_theta)
-        trained = any(p.requires_grad for p in self.quantizer.codebook.parameters())
-        if self.quantizer.training and trained:
-            self._average(batch, here)
-        self._after_step(z_e, here.quantized.codes)
+        codes, z_e = here.quantized.codes, z_e.detach()
+        frozen = not any(p.requires_grad for p in self.quantizer.codebook.parameters())
+        waits = frozen or not self.quantizer.training
+        if self.transport is None or waits:
+            self._descend_network(here.g_phi, here.g_theta)
+        else:
+            ahead = ahead_of(Kept(), self.lower, batch, batch, here, 1.0)
+            codes, z_e = self._carry(self.transport, ahead)
+        if not waits:
+            self._average(batch, codes, z_e)
+        self._after_step(z_e, codes)
         return step_of(batch, here.task, here.quantized)
 
     @torch.no_grad()
-    def _average(self, batch: Batch, here: LowerPass) -> None:
-        table = self.quantizer.table()
+    def _start(self) -> None:
         if not self._started:
             # Not at construction: the codebook may be initialized between then and the first step.
             self._sizes.fill_(1)
-            self._sums.copy_(table)
+            self._sums.copy_(self.quantizer.table())
             self._started.fill_(True)
-        rows = self.quantizer.rows(here.quantized.codes).flatten()
+
+    @torch.no_grad()
+    def _carry(self, transport: Transport, ahead: Ahead) -> tuple[Tensor, Tensor]:
+        """Take codewords and averages along; the codes and embeddings that are averaged then."""
+        self._start()
+        z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
+        codes = ahead.here.quantized.codes
+        shift = self.quantizer.transported(transport, codes, z_here, z_ahead - z_here)
+        self._sums.addcmul_(self._sizes[:, None], shift)
+        self.quantizer.translate(shift)
+        return self.quantizer.nearest_codes(z_ahead, self.quantizer.table()), z_ahead
+
+    @torch.no_grad()
+    def _average(self, batch: Batch, codes: Tensor, z_e: Tensor) -> None:
+        self._start()
+        table = self.quantizer.table()
+        rows = self.quantizer.rows(codes).flatten()
         counts = torch.bincount(rows, minlength=len(table)).to(table.dtype)
-        sums = scatter(batch, here.quantized.codes, here.z_e.detach())
+        sums = scatter(batch, codes, z_e)
         counts, sums = sums_across_processes([counts, sums])
         self._sizes.lerp_(counts, 1 - self.decay)
         self._sums.lerp_(sums, 1 - self.decay)

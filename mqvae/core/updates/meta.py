@@ -114,7 +114,8 @@ class Meta(Update):
         if kept:
             snapshot.retake()
         hyper = self.hypergradient(ahead)
-        hyper = Hypergradient(*mean_across_processes(hyper.terms()))
+        hyper = Hypergradient(*mean_across_processes(hyper.terms()), shift=hyper.shift)
+        self._translate_codebook(hyper.shift)
         self._descend_codebook(hyper.total())
         if not kept:
             # φ has not moved: its pass serves again, under the new codebook.

@@ -136,6 +136,11 @@ class Update(ABC):
     def _batch(self, x: Tensor, y: Tensor, parts: int) -> Batch:
         return Batch(self.network, self.loss, self.weights, x, y, parts=parts)
 
+    def _translate_codebook(self, shift: Tensor | None) -> None:
+        """Move codewords outside any optimizer, by (K, D); a frozen codebook stays."""
+        if shift is not None and any(p.requires_grad for p in self.network.codebook_parameters()):
+            selecting(self.network).translate(shift)
+
     def _descend_codebook(self, gradient_of_table: Tensor) -> None:
         """Step C's parameters along a gradient of the codebook itself, (K, D)."""
         parameters = [p for p in self.network.codebook_parameters() if p.requires_grad]

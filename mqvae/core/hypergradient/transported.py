@@ -1,0 +1,53 @@
+"""The indirect term outside the optimizer, at its natural scale."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mqvae.core.hypergradient.ahead import Ahead
+from mqvae.core.hypergradient.rule import (
+    Hypergradient,
+    HypergradientRule,
+    codebook_gradient,
+    embedded,
+    ends,
+    require_optimizer_step,
+    selecting,
+)
+from mqvae.core.quantizer import CodebookQuantizer
+from mqvae.core.transport import Transport
+
+
+@dataclass(frozen=True)
+class Transported(HypergradientRule):
+    """Codewords are carried along by their embeddings; what is left is the direct term's.
+
+        C ← C + T(Δ),   Δ = z_e(φ') − z_e(φ);      then   g_C(φ', C)   by the upper optimizer
+
+    AdamW divides the scale of its gradient away, so that Eq. 13's indirect term does no more than
+    tilt a step whose length the codebook's rate decides. Here that term is applied as Newton's step
+    instead, and unused codewords go with it (`Transport`): the optimizer has nothing left to follow,
+    and its rate hardly matters. Costs one forward pass of the encoder.
+
+    Needs a look-ahead by the optimizer's own step; `Kept()` is the one it is meant for.
+
+    Args:
+        transport: How far codewords go.
+    """
+
+    transport: Transport = field(default_factory=Transport)
+
+    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+        require_optimizer_step(look_ahead, "Transported")
+        # Moving by nothing says whether codewords can.
+        quantizer.translate(torch.zeros_like(quantizer.table()))
+
+    def __call__(self, ahead: Ahead) -> Hypergradient:
+        lower, upper, here = ahead.lower, ahead.upper, ahead.here
+        quantizer = selecting(lower.network)
+        z_here, z_ahead = ends(lower, here, ahead.phi)
+        z_above = z_ahead if upper is lower else embedded(upper, ahead.phi)
+        codes = here.quantized.codes
+        shift = ahead.xi * quantizer.transported(self.transport, codes, z_here, z_ahead - z_here)
+        table = quantizer.translated(shift)
+        return Hypergradient(codebook_gradient(upper, z_above, table=table), shift=shift)
