@@ -72,7 +72,7 @@ TABLE: dict[str, Method] = {
     "`Ema(transport=Transport())`": Method(
         Ema,
         *_BELOW,
-        "no loss: an average of z_e",
+        "no loss: an average of z_e after a step by task and commitment",
         {"transport": Transport()},
     ),
     "`Synchronous`": Method(Synchronous, *_BELOW, "task, codebook"),
@@ -283,8 +283,9 @@ class Measured:
             return "none there"
         found = [word for loss in LOSSES if (word := self.word(part, loss))]
         if part == "codebook" and not torch.equal(nothing[0]["codebook"], nothing[0]["start"]):
-            assert not found
-            return "no loss: an average of z_e"
+            # It moves with no loss there at all.
+            by = f" after a step by {' and '.join(found)}" if found else ""
+            return f"no loss: an average of z_e{by}"
         return ", ".join(found)
 
     def word(self, part: str, loss: str) -> str | None:
