@@ -18,7 +18,7 @@ def reproduce(arguments: list[str]) -> int:
         "reproduce",
         "Runs the paper's tables and figures again, and puts them beside the paper's figures.\n"
         "What is finished is found again, what was interrupted goes on. Writes results, runs,\n"
-        "reproduction.html and reproduction.md to DIR.",
+        "a page as HTML and Markdown to DIR.",
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join(
@@ -55,7 +55,7 @@ def reproduce(arguments: list[str]) -> int:
 
 def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
     from mqvae.paper.page import write_page
-    from mqvae.paper.reproduce import carry_out_all, experiments, page, present, published
+    from mqvae.paper.reproduce import carry_out_all, experiments, pages, present, published
     from mqvae.paper.results import Results
     from mqvae.paper.runner import WorkFailed
     from mqvae.paper.scales import load_scale
@@ -92,15 +92,16 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
             print(f"mqvae: {failure}", file=sys.stderr)
             return 1
     # A page of published results is the same wherever it is written.
-    again = shlex.join(["mqvae", "reproduce", *options.names, "--scale", scale.name])
-    made = page(chosen, study, [again])
-    for section in made.sections:
-        print(f"\n{section.title}")
-        for sentence in (*section.verdict, *section.missing):
-            print(f"  {sentence}")
-        for each in section.tables:
-            print(f"\n{text(each)}")
+    written = []
+    for made in pages(chosen, study, options.names):
+        for section in made.sections:
+            print(f"\n{section.title}")
+            for sentence in (*section.verdict, *section.missing):
+                print(f"  {sentence}")
+            for each in section.tables:
+                print(f"\n{text(each)}")
+        written += write_page(made, out)
     print()
-    for path in write_page(made, out):
+    for path in written:
         print(path)
     return 0

@@ -22,6 +22,7 @@ class Comparison:
         dataset: Name of the data set.
         methods: By their names in `METHODS`.
         seeds: How many each row has.
+        size: Number of codes and their dimensions; None for the scale's.
     """
 
     scale: Scale
@@ -29,13 +30,17 @@ class Comparison:
     dataset: str
     methods: Sequence[str]
     seeds: int
+    size: tuple[int, int] | None = None
 
     def run(
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
     ) -> Run:
         """A run of it."""
         steps = steps or self.scale.steps(self.task, self.dataset)
-        return Run(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final)
+        return Run(
+            *(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final),
+            self.size,
+        )
 
     def paper_rate(self, method: str) -> float | None:
         """The codebook's rate in the paper's protocol."""

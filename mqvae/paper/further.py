@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mqvae.paper.methods import METHODS
+from mqvae.paper.methods import METHODS, OURS
 from mqvae.paper.scales import load_scale
 from mqvae.paper.work import Place, Run, filled
 
 OF_TASK = {  # whose steps are compared; the first is the measure of the others
     "reconstruction": (
         "VQ-VAE",
-        *(name for name in METHODS if name != "VQ-VAE" and "GAN" not in name),
+        *(name for name in METHODS if name not in ("VQ-VAE", *OURS) and "GAN" not in name),
     ),
     "classification": ("VQ-VAE", "No quantization", *list(METHODS)[2:8]),
     "adversarial": ("VQ-GAN", "MQ-GAN", "MQ-GAN, amortized"),
@@ -26,10 +26,12 @@ class Costs:
     Attributes:
         scale: Name of the scale.
         task: "reconstruction" or "classification".
+        methods: Whose; the first is the measure of the others. None for the task's own.
     """
 
     scale: str
     task: str
+    methods: tuple[str, ...] | None = None
     alone = True
 
     @property
@@ -44,11 +46,15 @@ class Costs:
     def amount(self) -> float:
         return load_scale(self.scale).steps(self.task) / 2
 
+    @property
+    def _methods(self) -> tuple[str, ...]:
+        return OF_TASK[self.task] if self.methods is None else self.methods
+
     def asks(self) -> dict[str, Any]:
         """Sizes and methods."""
         of_task = load_scale(self.scale).settings[self.task]
         sizes = {k: of_task[k] for k in ("data", "network", "quantizer")}
-        methods = {name: METHODS[name].preset for name in OF_TASK[self.task]}
+        methods = {name: METHODS[name].preset for name in self._methods}
         return {"kind": "costs", "task": self.task, "sizes": sizes, "methods": methods}
 
     def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +74,7 @@ class Costs:
         scale = load_scale(self.scale)
         dataset = scale.dataset or DATASETS.get(self.task, "fashion-mnist")
         settings = {}
-        for method in OF_TASK[self.task]:
+        for method in self._methods:
             run = Run(self.scale, self.task, dataset, method, None, scale.steps(self.task), 0)
             config = run.config()
             config["data"]["root"] = place.root

@@ -25,7 +25,6 @@ from mqvae.paper.cells import (
     shown,
     updates,
 )
-from mqvae.paper.markdown import TITLE
 from mqvae.paper.plots import Drawn, draw
 from mqvae.paper.sections import PROTOCOLS, Image, Page, Row, Section, Table
 from mqvae.report.charts import Mark
@@ -84,7 +83,7 @@ def html(page: Page) -> str:
     templates = environment("mqvae.paper", "mqvae.report")
     templates.filters["prose"] = prose
     return templates.get_template("reproduction.html").render(
-        title=TITLE,
+        title=page.title,
         page=page,
         debug=DEBUG if page.scale == "debug" else "",
         legend=LEGEND,

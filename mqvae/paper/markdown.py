@@ -20,17 +20,10 @@ from mqvae.paper.cells import (
 from mqvae.paper.plots import draw, standalone
 from mqvae.paper.sections import PROTOCOLS, Page, Row, Section, Table
 
-TITLE = "The paper, reproduced"
 
-
-def markdown(page: Page, folder: str) -> str:
-    """The page as GitHub shows it.
-
-    Args:
-        page: What it says.
-        folder: Where its `files` lie, seen from the page.
-    """
-    lines = [f"# {TITLE}: scale `{page.scale}`", ""]
+def markdown(page: Page) -> str:
+    """The page as GitHub shows it; its `files` lie in a folder of its name."""
+    lines = [f"# {page.title}: scale `{page.scale}`", ""]
     if page.scale == "debug":
         lines += [f"> {DEBUG}", ""]
     if page.headline:
@@ -43,7 +36,7 @@ def markdown(page: Page, folder: str) -> str:
         lines += ["Protocols:", "", *_bullets([PROTOCOLS[each] for each in used])]
         lines += [prose(LEGEND), ""]
     for section in page.sections:
-        lines += _section(section, folder)
+        lines += _section(section, page.name)
     if page.commands:
         lines += ["## Commands", "", "```sh", *page.commands, "```", ""]
     return "\n".join(lines)

@@ -28,7 +28,7 @@ class Method:
 
 META_RATE = 6e-2  # Appendix I
 
-METHODS: Mapping[str, Method] = {
+_PAPERS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method("No quantization", "no-quantization", None),
@@ -53,6 +53,18 @@ METHODS: Mapping[str, Method] = {
         Method("MQ-GAN, amortized", "mq-vae-amortized", "meta", "VQ-GAN"),
     )
 }
+OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
+    method.name: method
+    for method in (
+        Method("EMA, 0.99", "ema", None),
+        Method("EMA, 0.9", "ema-short", None),
+        Method("EMA + replace", "ema-replace", None),
+        Method("EMA + transport", "ema-transport", None),
+        Method("Transport", "transport"),
+        Method("MQ-VAE, amortized + replace", "mq-vae-amortized-replace", "meta"),
+    )
+}
+METHODS: Mapping[str, Method] = {**_PAPERS, **OURS}
 
 _NAMES = {
     "MQ-VAE dagger (network only)": "MQ-VAE†",

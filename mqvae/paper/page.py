@@ -8,14 +8,12 @@ from mqvae.paper.markdown import files, markdown
 from mqvae.paper.sections import Page
 from mqvae.runs import write_whole
 
-NAME = "reproduction"
-
 
 def write_page(page: Page, out: Path) -> list[Path]:
-    """Page -> reproduction.md, what it shows under reproduction/, and reproduction.html.
+    """Page -> NAME.md, what it shows under NAME/, and NAME.html.
 
     The same page gives the same bytes. Each file is written whole or not at all; pictures that
-    the previous reproduction.md showed and this one does not are removed.
+    the previous NAME.md showed and this one does not are removed.
 
     Args:
         page: What it says.
@@ -29,10 +27,10 @@ def write_page(page: Page, out: Path) -> list[Path]:
     """
     out = Path(out)
     pictures = files(page)
-    pages = {f"{NAME}.md": markdown(page, NAME), f"{NAME}.html": html(page)}
-    folder = out / NAME
+    pages = {f"{page.name}.md": markdown(page), f"{page.name}.html": html(page)}
+    folder = out / page.name
     folder.mkdir(parents=True, exist_ok=True)
-    stale = _shown(out / f"{NAME}.md") - pictures.keys()
+    stale = _shown(out, page.name) - pictures.keys()
     for name, content in pictures.items():
         write_whole(folder / name, content)
     for name, page_text in pages.items():
@@ -42,9 +40,10 @@ def write_page(page: Page, out: Path) -> list[Path]:
     return [out / name for name in pages]
 
 
-def _shown(file: Path) -> set[str]:
+def _shown(out: Path, name: str) -> set[str]:
     """The pictures that a page shows."""
+    file = out / f"{name}.md"
     if not file.is_file():
         return set()
     text = file.read_text(encoding="utf-8", errors="replace")
-    return set(re.findall(rf"\]\({NAME}/(\w[\w.-]*\.(?:svg|png))\)", text))
+    return set(re.findall(rf"\]\({name}/(\w[\w.-]*\.(?:svg|png))\)", text))

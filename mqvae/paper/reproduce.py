@@ -1,10 +1,13 @@
 """`mqvae reproduce`: names in, results and a page out."""
 
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 
+from mqvae.paper.codebooks import Rules
 from mqvae.paper.figures import (
     Bounds,
     CostOfAStep,
@@ -37,7 +40,7 @@ ORDER = (
         "table-7",
         "table-8",
     ),
-    *("figure-3", "figure-4", "figure-5", "figure-6", "appendix-f", "scale"),
+    *("figure-3", "figure-4", "figure-5", "figure-6", "appendix-f", "scale", "codebooks"),
 )
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
@@ -51,6 +54,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             GradientDynamics(),
             Bounds(),
             Settled(),
+            Rules(),
         ],
         key=lambda each: ORDER.index(each.name),
     )
@@ -75,7 +79,11 @@ def experiments(names: Sequence[str]) -> list[Experiment]:
             raise ValueError(
                 f"there is no '{name}'.{nearest(name, known)} There are: {', '.join(known)}."
             )
-    return [each for name, each in EXPERIMENTS.items() if ALL in names or name in names]
+    return [
+        each
+        for name, each in EXPERIMENTS.items()
+        if name in names or (ALL in names and each.of_paper)
+    ]
 
 
 def present(chosen: Sequence[Experiment], root: str | None) -> dict[str, str]:
@@ -104,15 +112,27 @@ def carry_out_all(chosen: Sequence[Experiment], study: Study, place: Place, *, j
     carry_out(wants, study.results, place, jobs=jobs)
 
 
-def page(chosen: Sequence[Experiment], study: Study, commands: Sequence[str]) -> Page:
-    """What there is of these tables and figures."""
-    return Page(
-        study.scale.name,
-        list(headline(study)),
-        dict(conditions(study)),
-        [each.section(study) for each in chosen],
-        commands,
-    )
+def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> Iterator[Page]:
+    """What there is of these tables and figures: the paper's on one page, each other on its own.
+
+    Args:
+        chosen: What is wanted.
+        study: What is there.
+        names: By which it was asked for.
+    """
+    scale, told = study.scale.name, dict(conditions(study))
+    of_paper = [each for each in chosen if each.of_paper]
+    if of_paper:
+        names = [name for name in names if name == ALL or EXPERIMENTS[name].of_paper]
+        again = shlex.join(["mqvae", "reproduce", *names, "--scale", scale])
+        sections = [each.section(study) for each in of_paper]
+        yield Page(scale, list(headline(study)), told, sections, [again])
+    for each in chosen:
+        if not each.of_paper:
+            section = each.section(study)
+            headlines, section = section.verdict, replace(section, title="Figures", verdict=())
+            again = shlex.join(["mqvae", "reproduce", each.name, "--scale", scale])
+            yield Page(scale, headlines, told, [section], [again], each.name, each.title)
 
 
 def conditions(study: Study) -> Iterator[tuple[str, str]]:

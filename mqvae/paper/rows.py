@@ -20,6 +20,7 @@ RECONSTRUCTION = (
     "class_score",
     "ssim",
     "perplexity",
+    "usage",
     "gradient_gap",
 )
 ADVERSARIAL = ("perceptual_loss", *RECONSTRUCTION)
@@ -39,6 +40,7 @@ TITLES = {
     "class_score": ("Class score", 1.0),
     "ssim": ("SSIM", 1.0),
     "perplexity": ("Perplexity", 1.0),
+    "usage": ("Usage (%)", 1e-2),
     "gradient_gap": ("Gap (e-5)", 1e-5),
     "perceptual_loss": ("Perceptual loss", 1.0),
     "accuracy": ("Accuracy (%)", 1e-2),
@@ -183,7 +185,8 @@ def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
 
 def _title(comparison: Comparison) -> str:
     steps = comparison.scale.steps(comparison.task, comparison.dataset)
-    return f"{comparison.dataset}, {steps:,} updates"
+    size = ", {:,} codes of {}".format(*comparison.size) if comparison.size else ""
+    return f"{comparison.dataset}{size}, {steps:,} updates"
 
 
 def _notes(

@@ -31,6 +31,8 @@ class Scale:
         refitted_on: Training images of the diagnosis by a refitted codebook.
         rounds: Turns in which costs are measured.
         lengths: Numbers of updates that are compared to settle the scale.
+        sizes: Numbers of codes and their dimensions, beside the scale's own, at which rules for a
+            codebook are compared.
         settings: By task, what is laid over a method's preset.
         dataset: Taken in place of every other one; None for the paper's own.
         steps_of: Updates of some data sets, where they are not the task's.
@@ -47,6 +49,7 @@ class Scale:
     refitted_on: int
     rounds: int
     lengths: Sequence[int]
+    sizes: Sequence[tuple[int, int]]
     settings: Mapping[str, Mapping[str, Any]]
     dataset: str | None = None
     steps_of: Mapping[str, int] = field(default_factory=dict)
@@ -70,4 +73,6 @@ def load_scale(name: str) -> Scale:
     if name not in SCALES:
         raise ValueError(f"there is no scale '{name}': {', '.join(SCALES)}.")
     file = resources.files("mqvae.paper") / "scales" / f"{name}.yaml"
-    return Scale(name=name, **yaml.safe_load(file.read_text(encoding="utf-8")))
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["sizes"] = [(codes, dim) for codes, dim in content["sizes"]]
+    return Scale(name=name, **content)

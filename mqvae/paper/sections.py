@@ -191,6 +191,8 @@ class Page:
         conditions: Sizes, hardware, dates, by name.
         sections: In the paper's order.
         commands: That make it again.
+        name: Of its files, without a suffix.
+        title: One line.
     """
 
     scale: str
@@ -198,3 +200,5 @@ class Page:
     conditions: Mapping[str, str]
     sections: Sequence[Section]
     commands: Sequence[str] = field(default_factory=tuple)
+    name: str = "reproduction"
+    title: str = "The paper, reproduced"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.further import Costs
@@ -33,9 +34,15 @@ class Study:
             return [self.scale.dataset]
         return [name for name in names if self.present is None or name in self.present]
 
-    def comparison(self, task: str, dataset: str, methods: Sequence[str]) -> Comparison:
-        """Methods on one data set."""
-        return Comparison(self.scale, task, dataset, tuple(methods), self.seeds)
+    def comparison(
+        self,
+        task: str,
+        dataset: str,
+        methods: Sequence[str],
+        size: tuple[int, int] | None = None,
+    ) -> Comparison:
+        """Methods on one data set; `size` is that of the codebook, if not the scale's."""
+        return Comparison(self.scale, task, dataset, tuple(methods), self.seeds, size)
 
     def costs(self, task: str) -> Mapping[str, float]:
         """What a step of each method costs, VQ-VAE's being 1; empty if it was not measured."""
@@ -50,11 +57,13 @@ class Experiment:
         name: As a command takes it.
         title: One line.
         claim: What the paper says.
+        of_paper: Whether it belongs on the paper's page; others have a page of their own.
     """
 
     name: str
     title: str
     claim: str
+    of_paper: ClassVar[bool] = True
 
     def wants(self, study: Study) -> Iterator[Work]:
         """The work it takes, as far as it can be told from what is there."""

@@ -56,6 +56,7 @@ class Run:
         steps: Updates.
         seed: Of everything.
         final: Whether its figures are shown: those that take large networks are measured too.
+        size: Number of codes and their dimensions; None for the scale's.
     """
 
     scale: str
@@ -66,19 +67,24 @@ class Run:
     steps: int
     seed: int
     final: bool = False
+    size: tuple[int, int] | None = None
 
     @property
     def title(self) -> str:
         """What its files begin with."""
+        size = "-{}x{}".format(*self.size) if self.size else ""
         rate = "" if self.rate is None else f"-{self.rate:g}"
         preset = METHODS[self.method].preset
-        return f"{self.task}-{self.dataset}-{preset}{rate}-{self.steps}-seed{self.seed}"
+        return f"{self.task}-{self.dataset}-{preset}{size}{rate}-{self.steps}-seed{self.seed}"
 
     @property
     def words(self) -> str:
         """What it is, for a person."""
+        size = " of {:,} codes of {}".format(*self.size) if self.size else ""
         rate = "" if self.rate is None else f", codebook {self.rate:g}"
-        return f"{self.method}{rate}, {self.dataset}, {self.steps:,} updates, seed {self.seed}"
+        return (
+            f"{self.method}{size}{rate}, {self.dataset}, {self.steps:,} updates, seed {self.seed}"
+        )
 
     @property
     def amount(self) -> float:
@@ -96,6 +102,9 @@ class Run:
         if self.rate is not None:
             config["optimizer"]["codebook_lr"] = self.rate
         arguments = config["quantizer"]["init_args"]
+        for name, value in zip(("num_codes", "dim"), self.size or (), strict=False):
+            if name in arguments:
+                arguments[name] = value
         if "anneal_steps" in arguments:  # Gumbel's temperature falls over the whole run
             arguments["anneal_steps"] = self.steps
         return config

@@ -132,10 +132,13 @@ class Ema(Update):
         counts, sums = sums_across_processes([counts, sums])
         self._sizes.lerp_(counts, 1 - self.decay)
         self._sums.lerp_(sums, 1 - self.decay)
+        # A size that falls to nothing would take its sum along, and the codeword with it.
+        least = torch.finfo(table.dtype).tiny ** 0.5
+        fell = self._sizes < least
+        self._sizes.masked_fill_(fell, least)
+        self._sums[fell] = least * table[fell]
         total = self._sizes.sum()
         smoothed = (self._sizes + self.epsilon) / (total + len(table) * self.epsilon) * total
-        # A size may have fallen to nothing where nothing smooths it.
-        smoothed = smoothed.clamp(min=torch.finfo(table.dtype).tiny)
         self.quantizer.codebook.assign(self._sums / smoothed[:, None])
 
     @torch.no_grad()

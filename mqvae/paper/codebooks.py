@@ -1,0 +1,158 @@
+"""Rules for a codebook beside each other: which one needs no tuning; not in the paper."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from mqvae.paper.comparison import Comparison
+from mqvae.paper.further import Costs
+from mqvae.paper.rows import FEW, other, paired, table
+from mqvae.paper.runner import Work
+from mqvae.paper.sections import Line, Plot, Row, Section, Table
+from mqvae.paper.study import Experiment, Study
+
+DATASET = ("fashion-mnist",)
+BOUND = "No quantization"
+RECOMMENDED = "EMA + transport"
+FINAL = (
+    *(BOUND, "VQ-VAE", "VQ-VAE + replace", "EMA + replace"),
+    *("MQ-VAE", "MQ-VAE, amortized", "Transport", RECOMMENDED),
+)
+WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", "EMA + replace")
+SIEVE = ("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace")
+RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
+LOW_RATE = 3e-4  # the paper's of encoder and decoder
+
+
+class Rules(Experiment):
+    """Rules beside each other at one size of codebook."""
+
+    name = "codebooks"
+    title = "Codebooks compared"
+    claim = ""
+    of_paper = False
+
+    def _finals(self, study: Study) -> Iterator[Comparison]:
+        for dataset in study.datasets(DATASET):
+            for size in (None, *study.scale.sizes):
+                yield study.comparison("reconstruction", dataset, FINAL, size)
+
+    def _sieve(self, study: Study) -> Iterator[Comparison]:
+        for dataset in study.datasets(DATASET):
+            yield Comparison(study.scale, "reconstruction", dataset, SIEVE, 1)
+
+    def _costs(self, study: Study) -> Costs:
+        methods = ("VQ-VAE", *(name for name in (*FINAL, *SIEVE) if name != "VQ-VAE"))
+        return Costs(study.scale.name, "reconstruction", methods)
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        content = study.results.get(self._costs(study))
+        costs = {} if content is None else content["costs"]
+        for comparison in (*self._finals(study), *self._sieve(study)):
+            yield from comparison.wanted(study.results, costs)
+            if comparison.size is None:
+                for method in (each for each in comparison.methods if each in RATED):
+                    yield comparison.run(method, LOW_RATE, 0)
+        yield self._costs(study)
+
+    def section(self, study: Study) -> Section:
+        content = study.results.get(self._costs(study))
+        costs = {} if content is None else content["costs"]
+        tables, said, plots = [], [], []
+        for comparison in (*self._finals(study), *self._sieve(study)):
+            made = table(comparison, None, study.results, costs)
+            if made is None:
+                continue
+            tables.append(made)
+            if comparison.methods == FINAL:
+                said += list(_verdicts(made))
+            if comparison.methods == FINAL and comparison.size is None:
+                lines = list(_by_rate(study, comparison))
+                said += list(_flatness(lines))
+                plots.append(
+                    Plot(
+                        f"codebooks-{comparison.dataset}-rates",
+                        f"{made.title}, seed 0",
+                        "learning rate of the codebook",
+                        "MSE of test images",
+                        lines,
+                        log_x=True,
+                        log_y=True,
+                    )
+                )
+        said += [
+            f"A step of {name} takes {ratio:.2f} times as long as VQ-VAE's."
+            for name, ratio in costs.items()
+            if name in FINAL and name not in ("VQ-VAE", BOUND)
+        ]
+        missing = [] if tables else ["Not run."]
+        return Section(self.name, self.title, self.claim, said, tables, plots, missing=missing)
+
+
+def _verdicts(made: Table) -> Iterator[str]:
+    """What a look-ahead adds to the best rule without one, over the seeds that both have."""
+    rows = [row for row in made.rows if row.protocol == "matched" and "mse" in row.cells]
+    without = [row for row in rows if row.method in WITHOUT_LOOKING]
+    if not without:
+        return
+    best = min(without, key=lambda row: row.cells["mse"].mean)
+    yield (
+        f"{made.title}, matched rates: of the rules that do not look ahead {best.method} is best, "
+        f"MSE {_mean(best)}."
+    )
+    for row in rows:
+        if row.method in (*WITHOUT_LOOKING, BOUND):
+            continue
+        ratios = [ours / theirs for ours, theirs in paired(row, best, "mse")]
+        if ratios:
+            yield (
+                f"{made.title}: {row.method} {_mean(row)}, {statistics.fmean(ratios):.2f} of that "
+                f"({min(ratios):.2f} to {max(ratios):.2f} over {_seeds(ratios)}): {_judged(ratios)}."
+            )
+    own = other(best, rows, RECOMMENDED)
+    if own is not None and "usage" in own.cells:
+        yield f"{made.title}: {own.cells['usage'].mean:.1f}% of {own.method}'s codes are in use."
+
+
+def _mean(row: Row) -> str:
+    cell = row.cells["mse"]
+    return f"{cell.mean:.2f}e-3" + (f" ± {cell.spread:.2f}" if cell.spread is not None else "")
+
+
+def _seeds(ratios: Sequence[float]) -> str:
+    return f"{len(ratios)} seed{'s' if len(ratios) > 1 else ''}"
+
+
+def _judged(ratios: Sequence[float]) -> str:
+    if len(ratios) < FEW:
+        return "too few seeds for a verdict"
+    if max(ratios) < 1:
+        return "better with every seed"
+    return "worse with every seed" if min(ratios) > 1 else "seeds disagree"
+
+
+def _by_rate(study: Study, comparison: Comparison) -> Iterator[Line]:
+    """The first seed's MSE against the codebook's rate."""
+    for method in RATED:
+        rates = sorted({LOW_RATE, *(rate for rate in comparison.grid(method) if rate is not None)})
+        points = []
+        for rate in rates:
+            content = study.results.get(comparison.run(method, rate, 0))
+            if content and "figures" in content:
+                points.append((rate, content["figures"]["mse"]))
+        if len(points) > 1:
+            yield Line(method, *zip(*points, strict=True))
+    for method in (RECOMMENDED, "EMA + replace"):
+        content = study.results.get(comparison.run(method, None, 0))
+        if content and "figures" in content:
+            ends = (LOW_RATE, max(study.scale.rates))
+            yield Line(f"{method}, no rate", ends, (content["figures"]["mse"],) * 2)
+
+
+def _flatness(lines: Sequence[Line]) -> Iterator[str]:
+    for line in lines:
+        if line.label in RATED:
+            yield (
+                f"{line.label}: from a codebook rate of {line.x[0]:g} to {line.x[-1]:g} the MSE of "
+                f"seed 0 lies between {min(line.y) / 1e-3:.2f}e-3 and {max(line.y) / 1e-3:.2f}e-3, "
+                f"a factor of {max(line.y) / min(line.y):.2f}."
+            )
