@@ -106,7 +106,8 @@ def _verdicts(made: Table) -> Iterator[str]:
         if ratios:
             yield (
                 f"{made.title}: {row.method} {_mean(row)}, {statistics.fmean(ratios):.2f} of that "
-                f"({min(ratios):.2f} to {max(ratios):.2f} over {_seeds(ratios)}): {_judged(ratios)}."
+                f"({min(ratios):.2f} to {max(ratios):.2f} over {_seeds(ratios)}): "
+                f"{_judged(ratios)}."
             )
     own = other(best, rows, RECOMMENDED)
     if own is not None and "usage" in own.cells:

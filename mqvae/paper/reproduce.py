@@ -3,8 +3,8 @@
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from mqvae.paper.codebooks import Rules

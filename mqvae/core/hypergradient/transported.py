@@ -26,8 +26,8 @@ class Transported(HypergradientRule):
 
     AdamW divides the scale of its gradient away, so that Eq. 13's indirect term does no more than
     tilt a step whose length the codebook's rate decides. Here that term is applied as Newton's step
-    instead, and unused codewords go with it (`Transport`): the optimizer has nothing left to follow,
-    and its rate hardly matters. Costs one forward pass of the encoder.
+    instead, and unused codewords go with it (`Transport`): the optimizer has nothing left to
+    follow, and its rate hardly matters. Costs one forward pass of the encoder.
 
     Needs a look-ahead by the optimizer's own step; `Kept()` is the one it is meant for.
 
