@@ -1,7 +1,8 @@
-"""What `make demo` runs: three networks on Fashion-MNIST, and a page that compares them.
+"""What `make demo` runs: four networks on Fashion-MNIST, and a page that compares them.
 
-The baseline as the paper trains it, the same with its codebook at MQ-VAE's learning rate, and
-MQ-VAE; everything else is equal, the number of updates included.
+The baseline as the paper trains it, the same with its codebook at MQ-VAE's learning rate, MQ-VAE,
+and the rule of the preset `recommended`, whose codebook has no rate; everything else is equal, the
+number of updates included.
 """
 
 import argparse
@@ -26,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "vqvae-codebook-rate": {"name": "VQ-VAE, C at 6e-2", "update": JOINT},
     "mqvae": {"name": "MQ-VAE"},
+    "recommended": {"name": "recommended", "update": load_preset("recommended")["update"]},
 }
 
 

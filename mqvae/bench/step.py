@@ -22,11 +22,13 @@ from mqvae.core.hypergradient import (
     Exact,
     FiniteDifference,
     ForwardMode,
+    Transported,
     Unrolled,
 )
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
 from mqvae.core.replacement import LeastRecentlyUsed
+from mqvae.core.transport import Transport
 from mqvae.core.updates import (
     Alternated,
     Ema,
@@ -141,6 +143,7 @@ def generic(**arguments: Any) -> Contestant:
 CASES: Mapping[str, Case] = {
     "Joint": rule(Joint, short=True),
     "Ema": rule(Ema),
+    "Ema(transport)": rule(Ema, 1.3, 1.17, short=True, transport=Transport()),
     "Alternated": rule(Alternated),
     "Synchronous": rule(Synchronous),
     "Alternated(nu=1)": rule(Alternated, nu=1.0),
@@ -150,6 +153,9 @@ CASES: Mapping[str, Case] = {
     "Meta(DirectOnly), undone": meta(predicted=2.0, hypergradient=DirectOnly()),
     "Meta(Amortized), kept": meta(
         1.3, 1.17, short=True, hypergradient=Amortized(), look_ahead=Kept()
+    ),
+    "Meta(Transported), kept": meta(
+        1.3, 1.17, short=True, hypergradient=Transported(), look_ahead=Kept()
     ),
     "Meta(FiniteDifference), kept": meta(2.1, 2.0, short=True, look_ahead=Kept()),
     "Meta(FiniteDifference), undone": meta(2.9, 2.83, short=True),
