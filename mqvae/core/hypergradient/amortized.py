@@ -30,6 +30,10 @@ class Amortized(HypergradientRule):
     MQ-VAE there is.
     """
 
+    @property
+    def uses_upper_loss(self) -> bool:
+        return False
+
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
         if not getattr(look_ahead, "optimizer_step", True):
             raise ValueError(
