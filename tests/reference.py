@@ -103,14 +103,16 @@ def look_ahead(problem: Problem, xi: float) -> tuple[Tensors, Tensors]:
     return ahead(phi, g_phi, -xi), ahead(theta, g_theta, -xi)
 
 
-def above(problem: Problem, xi: float) -> tuple[Tensors, Tensors, Tensor]:
-    """(v_φ, v_θ, direct) at (φ', θ', C)."""
-    return gradients(problem, *look_ahead(problem, xi), weights(problem)[2])
+def above(
+    problem: Problem, xi: float, upper: Problem | None = None
+) -> tuple[Tensors, Tensors, Tensor]:
+    """(v_φ, v_θ, direct) at (φ', θ', C), of the upper level's own batch and loss if it has any."""
+    return gradients(upper or problem, *look_ahead(problem, xi), weights(problem)[2])
 
 
-def reverse_mode(problem: Problem, xi: float) -> Tensor:
+def reverse_mode(problem: Problem, xi: float, upper: Problem | None = None) -> Tensor:
     """The indirect term of Eq. 14, by reverse mode through the straight-through step."""
-    v_phi, v_theta, _ = above(problem, xi)
+    v_phi, v_theta, _ = above(problem, xi, upper)
     phi, theta, codebook = weights(problem)
     rows = rows_of(problem, embed(problem, phi), codebook)
     g_phi, g_theta = update_field(problem, phi, theta, codebook, rows)
@@ -121,9 +123,9 @@ def reverse_mode(problem: Problem, xi: float) -> Tensor:
     return torch.autograd.grad(reached, codebook)[0]
 
 
-def numeric(problem: Problem, xi: float, h: float = 1e-4) -> Tensor:
+def numeric(problem: Problem, xi: float, h: float = 1e-4, upper: Problem | None = None) -> Tensor:
     """The same by differences in every number of C: v · (φ'(C), θ'(C)), codes frozen."""
-    v_phi, v_theta, _ = above(problem, xi)
+    v_phi, v_theta, _ = above(problem, xi, upper)
     phi, theta, codebook = weights(problem)
     rows = rows_of(problem, embed(problem, phi), codebook)
 
@@ -149,9 +151,9 @@ def numeric(problem: Problem, xi: float, h: float = 1e-4) -> Tensor:
     return result
 
 
-def paper_closed_form(problem: Problem, xi: float) -> Tensor:
+def paper_closed_form(problem: Problem, xi: float, upper: Problem | None = None) -> Tensor:
     """+ξ (2w/ND) scatter_k(δ), δ from the encoder's whole Jacobian."""
-    v_phi, _, _ = above(problem, xi)
+    v_phi, _, _ = above(problem, xi, upper)
     phi, _, codebook = weights(problem)
     z_e = embed(problem, phi)
     delta = torch.zeros(z_e.shape, dtype=z_e.dtype)

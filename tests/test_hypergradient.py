@@ -1,5 +1,7 @@
 """Every hypergradient against independent derivations, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
@@ -21,6 +23,7 @@ from mqvae import (
     MetaBoth,
     OneSided,
     Undone,
+    Unrolled,
 )
 
 XI = 0.3
@@ -40,7 +43,14 @@ class Recorded(HypergradientRule):
 
 
 def hypergradient(
-    problem: Problem, rule, xi: float = XI, *, lr: float = 0.0, look_ahead=None, above=None
+    problem: Problem,
+    rule,
+    xi: float = XI,
+    *,
+    lr: float = 0.0,
+    look_ahead=None,
+    above=None,
+    upper_loss=None,
 ) -> Hypergradient:
     """What a rule gives to `Meta` on the problem, whose weights stay where they are unless `lr`."""
     network = problem.network
@@ -55,6 +65,7 @@ def hypergradient(
         look_ahead=look_ahead,
         commitment_weight=problem.beta,
         codebook_weight=problem.codebook_weight,
+        upper_loss=upper_loss,
     )
     update.step(problem.x, problem.y, above=above)
     return recorded.result
@@ -258,6 +269,67 @@ def test_amortized_takes_its_direct_term_from_a_second_batch_above():
     fresh = hypergradient(twin, Amortized(), lr=0.1, look_ahead=Kept(), above=(other, other))
     assert torch.equal(fresh.indirect, same.indirect)
     assert not torch.equal(fresh.direct, same.direct)
+
+
+def another_loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Smooth, of no classes or images in particular: what is judged above need not be the task."""
+    return torch.log1p(output.square()).mean() + 0.1 * output.mean() * y.double().mean()
+
+
+def upper_of(problem: Problem, what: str) -> tuple[Problem, dict]:
+    """The problem as the level above sees it, and how `Meta` is told."""
+    other, told = problem, {}
+    if "batch" in what:
+        x, y = problem.x[:3].flip(0) + 0.5, problem.y[:3].flip(0)
+        other, told = replace(other, x=x, y=y), {"above": (x, y)}
+    if "loss" in what:
+        other, told = replace(other, loss=another_loss), {**told, "upper_loss": another_loss}
+    return other, told
+
+
+@everywhere
+@every_family
+@pytest.mark.parametrize("what", ["batch", "loss", "batch and loss"])
+def test_an_upper_level_of_its_own(family, groups, what):
+    problem = make(family, groups, beta=0.5, seed=9)
+    upper, told = upper_of(problem, what)
+    direct = reference.above(problem, XI, upper)[2]
+    exact = hypergradient(problem, Exact(ForwardMode(), ForwardMode()), **told)
+    assert relative(exact.indirect, reference.reverse_mode(problem, XI, upper)) < 1e-12
+    assert relative(exact.direct, direct) < 1e-12
+    papers = hypergradient(problem, FiniteDifference(ForwardMode()), **told)
+    assert relative(papers.indirect, reference.paper_closed_form(problem, XI, upper)) < 1e-12
+    assert relative(papers.direct, direct) < 1e-12
+    # Another level above is another hypergradient.
+    same = reference.reverse_mode(problem, XI)
+    assert relative(exact.indirect, same) > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_upper_level_of_its_own_equals_a_numeric_derivative(family):
+    problem = make(family, "three", beta=0.5, seed=10)
+    upper, told = upper_of(problem, "batch and loss")
+    expected = reference.numeric(problem, XI, upper=upper)
+    exact = hypergradient(problem, Exact(ForwardMode(), ForwardMode()), **told).indirect
+    assert relative(exact, expected) < 1e-8
+    unrolled = hypergradient(problem, Unrolled(), **told).indirect
+    assert relative(unrolled, expected) < 1e-8
+
+
+@pytest.mark.parametrize("rule", [DirectOnly(), Amortized(), Unrolled(2, stop_gradients=True)])
+def test_a_rule_without_a_task_above_takes_no_upper_loss(rule):
+    problem = make("linear")
+    look = Kept() if isinstance(rule, Amortized) else None
+    with pytest.raises(ValueError, match=r"no task loss above has a part in .*: leave out upper"):
+        Meta(
+            problem.network,
+            problem.loss,
+            lower=SGD(problem.network.network_parameters(), lr=0.1),
+            upper=SGD(problem.network.codebook_parameters(), lr=0.1),
+            hypergradient=rule,
+            look_ahead=look,
+            upper_loss=another_loss,
+        )
 
 
 def test_amortized_needs_the_optimizers_own_step():

@@ -84,9 +84,10 @@ def first_step(
     set_training(parts.network, settings.freeze)
     parts.task.train()
     x, y = parts.batches.next()
+    above = parts.next_above()
 
     def step() -> None:
         with processes.autocast():
-            parts.train(x, y, in_parts=settings.trainer.parts)
+            parts.train(x, y, above, in_parts=settings.trainer.parts)
 
     return step

@@ -14,6 +14,7 @@ from mqvae.spelling import nearest
 COMMANDS = {
     "train": "train a network, or go on with a run that stopped",
     "evaluate": "measure a run on its test images",
+    "diagnose": "what limits a run, and what to try",
     "encode": "images to codes",
     "decode": "codes back to images",
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
@@ -176,6 +177,12 @@ def _evaluate(arguments: list[str]) -> int:
     print_figures(content, content["figures"])
     print(f"written: {tokenizer.run.folder / 'evaluation.json'}")
     return 0
+
+
+def _diagnose(arguments: list[str]) -> int:
+    from mqvae.cli.diagnose import diagnose
+
+    return diagnose(arguments)
 
 
 def _encode(arguments: list[str]) -> int:

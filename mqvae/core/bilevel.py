@@ -14,6 +14,11 @@ from mqvae.core.quantizer import Quantized
 Loss = Callable[[Tensor, Tensor], Tensor]
 """L_task(y, target) → scalar: a mean over the batch of the decoder's output and its target."""
 
+
+class LossModule(nn.Module):
+    """A loss that is a module, and that settings may name by its class."""
+
+
 Gradients = list[Tensor | None]
 """One gradient per parameter; None where a parameter is frozen or unused."""
 

@@ -112,6 +112,11 @@ class Batches:
             x = torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(-1), x)
         return x, y
 
+    def skip(self) -> None:
+        """Leave out the next batch."""
+        self.close()
+        self._epoch, self._position = self._after((self._epoch, self._position))
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
 

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from mqvae.report.charts import mark
 from mqvae.report.curves import codes, dynamics, training
+from mqvae.report.limits import limits
 from mqvae.report.pictures import matrices, samples
 from mqvae.report.run import Run, read_runs
 from mqvae.report.tables import comparisons, details, figures, results, settings, written
@@ -82,6 +83,7 @@ def render(runs: Sequence[Run], *, title: str | None = None, folder: Path = Path
             matrices=matrices(runs),
             promised=any(run.pictures is None or run.pictures for run in runs),
             codes=codes(runs),
+            limits=limits(runs),
             settings=settings(runs),
             origins=_origins(runs),
             commands=_commands(runs, folder),

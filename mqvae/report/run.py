@@ -68,6 +68,7 @@ class Run:
         pictures: What of it can be shown; None where the run does not say so (yet).
         metrics: A column of `metrics.csv` to one float per logged step.
         counts: One array per codebook group: how often the test set chose each code.
+        diagnosis: `diagnosis.json`, what `mqvae diagnose` wrote; empty without it.
         finished: It has a summary.
         written: Date of its newest file.
     """
@@ -82,6 +83,7 @@ class Run:
     counts: tuple[np.ndarray, ...] = field(repr=False)
     finished: bool
     written: datetime
+    diagnosis: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def number(self, key: str) -> float | None:
         """A number of the summary, or None where the run does not have it (yet)."""
@@ -219,6 +221,7 @@ def read_run(path: Path) -> Run:
         written=datetime.fromtimestamp(
             max(file.stat().st_mtime for file in dated or [path / "config.yaml"]), UTC
         ),
+        diagnosis=read_json(path / "diagnosis.json"),
     )
 
 

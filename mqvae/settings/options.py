@@ -66,6 +66,8 @@ class Data:
         flip: Mirror half of the training images.
         on_error: An image that cannot be read ends the run, or is skipped: the next one takes its
             place.
+        above: Batch on which a rule with two levels judges the codebook: the same that encoder and
+            decoder step on, the next one, or one of the validation images.
     """
 
     name: str = "fashion-mnist"
@@ -80,6 +82,7 @@ class Data:
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     on_error: Literal["stop", "skip"] = "stop"
+    above: Literal["same", "next", "held-out"] = "same"
 
 
 @dataclass(frozen=True)

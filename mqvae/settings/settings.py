@@ -290,7 +290,7 @@ def _plain(found: Namespace) -> dict[str, Any]:
 
 
 def _component(value: dict[str, Any]) -> dict[str, Any]:
-    """A component in full: a class of mqvae's or of torch's optimizers, or derived from one.
+    """A component in full: of mqvae's, torch's optimizers or losses, or a class derived from one.
 
     Nothing else is ever called, whatever a config.yaml from elsewhere says.
     """
@@ -298,7 +298,9 @@ def _component(value: dict[str, Any]) -> dict[str, Any]:
         return value
     path = str(value["class_path"])
     ancestors = [kind.__module__ for kind in getattr(locate(path), "__mro__", ())]
-    if not any(re.match(r"(mqvae|torch\.optim)\b", module) for module in ancestors):
+    if not any(
+        re.match(r"(mqvae|torch\.(optim|nn\.modules\.loss))\b", module) for module in ancestors
+    ):
         raise ValueError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
     return {"class_path": path, "init_args": value.get("init_args") or {}}
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mqvae.core.bilevel import LossModule
 from mqvae.core.network import VQNetwork
 
 
@@ -110,7 +111,7 @@ class Player:
     schedule: LRScheduler | None = None
 
 
-class Task(nn.Module, ABC):
+class Task(LossModule, ABC):
     """What a network is trained for.
 
     As a function it is L_task(output, target) → scalar, a mean over the batch, written so that

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.updates import Step, Update
+from mqvae.core.updates import Meta, Step, Update
 from mqvae.data import Batches, Images
 from mqvae.metrics import evaluating
 from mqvae.settings import Settings
@@ -34,6 +34,7 @@ class Parts:
         task: What it is trained for.
         update: The rule by which a batch changes it.
         batches: The batches of this process.
+        above: Those that the codebook is judged on; None where they are the same.
         levels: The optimizers of the rule, "lower" and "upper".
         players: What trains the task's own networks.
         schedules: Of all learning rates, by the optimizer's name.
@@ -48,6 +49,7 @@ class Parts:
     players: Mapping[str, Player]
     schedules: Mapping[str, LRScheduler]
     average: AveragedModel | None
+    above: Batches | None = None
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -60,24 +62,46 @@ class Parts:
         """The network that is measured and used: the average where there is one."""
         return self.network if self.average is None else averaged(self.average)
 
+    def next_above(self) -> tuple[Tensor, Tensor] | None:
+        """The next batch, images and labels, that the codebook is judged on; None for the same."""
+        return None if self.above is None else self.above.next()
+
     def train(
-        self, x: Tensor, y: Tensor, *, in_parts: int = 1
+        self,
+        x: Tensor,
+        y: Tensor,
+        above: tuple[Tensor, Tensor] | None = None,
+        *,
+        in_parts: int = 1,
     ) -> tuple[Step, Mapping[str, Tensor]]:
         """All that a batch changes: by the update rule, by the players, and the average.
 
         Args:
             x: Images.
             y: Labels.
+            above: Images and labels that the codebook is judged on; None for the same.
             in_parts: Parts that the rule takes them in.
 
         Returns:
             What the rule found, and what the players log.
         """
-        result = self.update.step(x, self.task.target(x, y), parts=in_parts)
+        target = self.task.target(x, y)
+        if above is None:
+            result = self.update.step(x, target, parts=in_parts)
+        else:
+            assert isinstance(self.update, Meta)
+            judged = above[0], self.task.target(*above)
+            result = self.update.step(x, target, parts=in_parts, above=judged)
         logged = self.task.step(self.players, x, y, result.output) if self.players else {}
         if self.average is not None:
             self.average.update_parameters(self.network)
         return result, logged
+
+    def close(self) -> None:
+        """Stop taking batches ahead."""
+        self.batches.close()
+        if self.above is not None:
+            self.above.close()
 
 
 def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[Parts, Settings]:
@@ -104,6 +128,8 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
         upper["upper"] = components.codebook_optimizer(codebook) if codebook else None
         levels |= {name: optimizer for name, optimizer in upper.items() if optimizer is not None}
     update = components.update(network, task, lower=levels["lower"], **upper)
+    if isinstance(update, Meta) and isinstance(update.upper_loss, nn.Module):
+        update.upper_loss.to(device)
 
     factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
     schedules: dict[str, LRScheduler] = {
@@ -121,21 +147,56 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
             f"data.batch_size must be a multiple of the number of processes, {processes.count}, "
             f"got {settings.data.batch_size}: each takes an equal share of every batch."
         )
-    batches = Batches(
-        splits.train,
-        share,
+    batches = _batches(splits.train, share, settings, processes)
+    above = _above(update, splits, share, settings, processes)
+    decay = settings.trainer.average
+    average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
+    task.attend(network, x)  # after the average, a copy, is made
+    parts = Parts(network, task, update, batches, levels, players, schedules, average, above)
+    return parts, settings.resolved(network, update)
+
+
+def _batches(images: Images, size: int, settings: Settings, processes: Processes) -> Batches:
+    return Batches(
+        images,
+        size,
         seed=settings.seed,
-        device=device,
+        device=processes.device,
         rank=processes.rank,
         world_size=processes.count,
         random_crop=settings.data.crop == "random",
         random_flip=settings.data.flip,
     )
-    decay = settings.trainer.average
-    average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
-    task.attend(network, x)  # after the average, a copy, is made
-    parts = Parts(network, task, update, batches, levels, players, schedules, average)
-    return parts, settings.resolved(network, update)
+
+
+def _above(
+    update: Update, splits: Splits, size: int, settings: Settings, processes: Processes
+) -> Batches | None:
+    """The batches that the codebook is judged on; None where they are those of the network.
+
+    Raises:
+        ValueError: if the rule judges the codebook by none of its own, or nothing is held out.
+    """
+    which = settings.data.above
+    if which == "same":
+        return None
+    if not isinstance(update, Meta):
+        raise ValueError(
+            f"data.above is {which}, but {type(update).__name__} judges the codebook by no batch "
+            "of its own: take --update Meta, or leave data.above out."
+        )
+    if which == "next":
+        # The same stream, one batch ahead: what is judged on now is what is stepped on next.
+        above = _batches(splits.train, size, settings, processes)
+        above.skip()
+        return above
+    largest = len(splits.validation) // processes.count
+    if not largest:
+        raise ValueError(
+            "data.above is held-out, but there are no validation images for every process: "
+            f"expected data.validation to be {processes.count} or more."
+        )
+    return _batches(splits.validation, min(size, largest), settings, processes)
 
 
 def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> None:

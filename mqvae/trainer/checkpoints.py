@@ -40,6 +40,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
         state={
             **progress,
             "batches": parts.batches.state_dict(),
+            "above": None if parts.above is None else parts.above.state_dict(),
             "optimizers": groups,
             # Those of the rule's own levels follow from the step.
             "schedules": {
@@ -101,6 +102,8 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
         restore_optimizer(name, optimizer, training, state["optimizers"][name])
     parts.update.load_state_dict(beginning_with("rule.", training))
     parts.batches.load_state_dict(state["batches"])
+    if parts.above is not None:
+        parts.above.load_state_dict(state["above"])
     log.collapsed_steps = state["collapsed_steps"]
     log.troubled_rows = state.get("troubled_rows", {})
     log.skipped = set(state.get("skipped", ()))

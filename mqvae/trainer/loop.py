@@ -153,7 +153,7 @@ class Training:
             asked = inside.enter_context(Signals())
             self.log.open(self.run, self.step)
             inside.enter_context(closing(self.log))
-            inside.enter_context(closing(self.parts.batches))
+            inside.enter_context(closing(self.parts))
             show = Progress(
                 self.settings.name, self.step, self.settings.steps, silent=not self.processes.first
             )
@@ -178,8 +178,9 @@ class Training:
         cpu = self.processes.device.type == "cpu"
         began = time.perf_counter()
         x, y = parts.batches.next()
+        above = parts.next_above()
         self.waited += time.perf_counter() - began
-        result, logged = parts.train(x, y, in_parts=self.settings.trainer.parts)
+        result, logged = parts.train(x, y, above, in_parts=self.settings.trainer.parts)
         self.step += 1
         at_checkpoint = self.step % self.checkpoint_every == 0 or self.step == steps
         at_log = self.step % self.log_every == 0 or self.step == steps

@@ -31,6 +31,10 @@ class Amortized(HypergradientRule):
     MQ-VAE there is.
     """
 
+    @property
+    def uses_upper_loss(self) -> bool:
+        return False
+
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
         require_optimizer_step(look_ahead, "Amortized")
 

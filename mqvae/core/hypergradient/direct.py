@@ -15,6 +15,10 @@ class DirectOnly(HypergradientRule):
     Costs one forward pass of the encoder.
     """
 
+    @property
+    def uses_upper_loss(self) -> bool:
+        return False
+
     def __call__(self, ahead: Ahead) -> Hypergradient:
         with torch.no_grad():
             z_e = ahead.upper.embed(ahead.phi)

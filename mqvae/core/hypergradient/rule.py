@@ -57,6 +57,11 @@ class Hypergradient:
 class HypergradientRule(ABC):
     """An estimator of dL'/dC."""
 
+    @property
+    def uses_upper_loss(self) -> bool:
+        """Whether the task loss of the batch above has a part in it."""
+        return True
+
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:  # noqa: B027
         """Refuse what the rule is not right for; by default it is right for everything.
 

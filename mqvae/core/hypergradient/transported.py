@@ -37,6 +37,10 @@ class Transported(HypergradientRule):
 
     transport: Transport = field(default_factory=Transport)
 
+    @property
+    def uses_upper_loss(self) -> bool:
+        return False
+
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
         require_optimizer_step(look_ahead, "Transported")
         # Moving by nothing says whether codewords can.

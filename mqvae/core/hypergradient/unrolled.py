@@ -41,6 +41,10 @@ class Unrolled(HypergradientRule):
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}.")
 
+    @property
+    def uses_upper_loss(self) -> bool:
+        return not self.stop_gradients
+
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
         require_straight_through(quantizer, "Unrolled")
         if getattr(look_ahead, "optimizer_step", True):

@@ -1,11 +1,13 @@
 """The codebook descends the loss after encoder and decoder have answered to it."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
+from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Loss, LowerPass
+from mqvae.core.bilevel import Batch, Loss, LossModule, LowerPass
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import selecting
@@ -13,6 +15,11 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.updates.lookahead import LookAhead, Undone
 from mqvae.core.updates.update import Step, Update, step_of
+
+if TYPE_CHECKING:
+    UpperLoss: TypeAlias = Loss
+else:  # what settings may name: a function there could be any at all
+    UpperLoss = LossModule | _Loss
 
 
 class Meta(Update):
@@ -37,9 +44,12 @@ class Meta(Update):
         look_ahead: `Undone()` (Algorithm 1) or `Kept()`.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
+        upper_loss: What the codebook is judged by in place of `loss`, once φ and θ have answered:
+            any function of output and target; None takes `loss`, as the paper does.
 
     Raises:
-        ValueError: if `xi` is negative, or for what `Update` refuses.
+        ValueError: if `xi` is negative, no upper loss has a part in the hypergradient, or for what
+            `Update` refuses.
 
     Example:
         >>> update = Meta(network, loss, lower=AdamW(network.network_parameters(), lr=3e-4),
@@ -61,6 +71,7 @@ class Meta(Update):
         look_ahead: LookAhead | None = None,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
+        upper_loss: UpperLoss | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -73,7 +84,13 @@ class Meta(Update):
         if not xi >= 0:
             raise ValueError(f"xi must be 0 or more, got {xi}.")
         self.xi = xi
+        self.upper_loss = upper_loss
         self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
+        if upper_loss is not None and not self.hypergradient.uses_upper_loss:
+            raise ValueError(
+                f"no task loss above has a part in {self.hypergradient}: leave out upper_loss, or "
+                "take FiniteDifference() or Exact()."
+            )
         self.look_ahead = Undone() if look_ahead is None else look_ahead
         self.hypergradient.check(selecting(network), self.look_ahead)
         self.look_ahead.check(lower)
@@ -98,13 +115,20 @@ class Meta(Update):
             above: A second batch (x, y) for the upper level; None uses the same on both, as the
                 paper does.
         """
-        with fresh_casts(), Snapshot([self.network, self.loss], x.device) as snapshot:
+        with fresh_casts(), Snapshot([self.network, self.loss, self.upper_loss], x.device) as snapshot:
             lower = self._batch(x, y, parts)
-            upper = lower if above is None else self._batch(*above, parts)
-            return self._meta_step(lower, upper, snapshot)
+            return self._meta_step(lower, self._upper(lower, above), snapshot)
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
-        return self._meta_step(batch, batch, snapshot)
+        return self._meta_step(batch, self._upper(batch, None), snapshot)
+
+    def _upper(self, lower: Batch, above: tuple[Tensor, Tensor] | None) -> Batch:
+        """The batch above, the lower one itself where nothing differs."""
+        if above is None and self.upper_loss is None:
+            return lower
+        x, y = (lower.x, lower.y) if above is None else above
+        loss = self.loss if self.upper_loss is None else self.upper_loss
+        return Batch(self.network, loss, self.weights, x, y, parts=lower.parts)
 
     def _meta_step(self, lower: Batch, upper: Batch, snapshot: Snapshot) -> Step:
         kept = self.look_ahead.kept

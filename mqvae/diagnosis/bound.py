@@ -1,0 +1,41 @@
+"""The bound: what the same network gives when nothing is quantized."""
+
+import torch
+
+from mqvae.core.network import VQNetwork
+from mqvae.data import Images, fitting, in_order
+from mqvae.metrics import evaluating
+from mqvae.progress import watched
+from mqvae.tasks import Task
+
+BATCH_SIZE = 512
+
+
+@torch.no_grad()
+def without_quantization(
+    network: VQNetwork, task: Task, images: Images, *, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """The task's figures when the decoder is given the embeddings themselves, z_e for z_q.
+
+    A bound of what another codebook, or another choice of codes, could reach through this encoder
+    and decoder. The decoder was not trained on z_e: trained on it, it would do better.
+
+    Args:
+        network: A trained network; it stays as it is.
+        task: What it was trained for.
+        images: The split.
+        device: Where the network is.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not len(images):
+        raise ValueError("there are no images to measure the bound on.")
+    measured = task.measurement()
+    size = fitting(BATCH_SIZE, images.shape)
+    with evaluating(network, task):
+        batches = in_order(images, size, device=device)
+        for x, y in watched(batches, -(-len(images) // size), "decoding embeddings"):
+            output = network.decoder(network.channels_back(network.embed(x)))
+            measured.update(output, task.target(x, y))
+    return measured.compute(lambda total: total)

@@ -1,0 +1,158 @@
+"""What limits a run: all of it measured, from its folder alone."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mqvae.core.passes import RandomState
+from mqvae.diagnosis.bound import without_quantization
+from mqvae.diagnosis.choice import best_of_nearest
+from mqvae.diagnosis.motion import Motion, motion
+from mqvae.diagnosis.refit import refitted
+from mqvae.diagnosis.subject import quantizer_of
+from mqvae.diagnosis.words import Finding, Measured, findings
+from mqvae.runs import Run
+from mqvae.settings import Settings
+from mqvae.trainer import Training, resume
+from mqvae.trainer.start import set_training
+
+FILE = "diagnosis.json"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What limits a run.
+
+    Attributes:
+        measured: The measurements.
+        findings: What they say, the weightiest first.
+        step: Updates that the run has had.
+    """
+
+    measured: Measured
+    findings: tuple[Finding, ...]
+    step: int
+
+    def content(self) -> dict[str, Any]:
+        """As diagnosis.json has it."""
+        return {"step": self.step, **dataclasses.asdict(self.measured)} | {
+            "findings": [dataclasses.asdict(finding) for finding in self.findings]
+        }
+
+
+def diagnose(
+    folder: str | Path,
+    *,
+    images: int = 10_000,
+    searched: int = 200,
+    steps: int = 8,
+    accelerator: str | None = None,
+) -> Diagnosis:
+    """Measure what limits a run, on its test images and a sample of its training images.
+
+    Nothing of the run changes: what is trained for some steps is a copy in memory, from the last
+    checkpoint and at the rates of the settings, which a run that is through has brought to zero.
+
+    Args:
+        folder: The run's folder; if several processes trained it, one measures.
+        images: Training images that the codebook is refitted to.
+        searched: Test images whose codes are chosen by the task's loss.
+        steps: Steps in which motion is measured.
+        accelerator: Another than the run's.
+
+    Raises:
+        ValueError: if it is no run, is damaged, has another quantizer than a `VectorQuantizer` or
+            a task with networks of its own, or a number is not positive.
+    """
+    for name, number in (("images", images), ("searched", searched), ("steps", steps)):
+        if number < 1:
+            raise ValueError(f"{name} must be 1 or more, got {number}.")
+    run = Run(folder)
+    settings = Settings.of_run(run)
+    trainer = dataclasses.replace(settings.trainer, devices=1)
+    if accelerator is not None:
+        trainer = dataclasses.replace(trainer, accelerator=accelerator)  # type: ignore[arg-type]
+    random = RandomState(torch.device("cpu"))
+    try:
+        training = resume(run, trainer=trainer)
+        quantizer = quantizer_of(training.parts.network)
+        if training.parts.players:
+            name = type(training.parts.task).__name__
+            raise ValueError(
+                f"a {name} task trains networks of its own beside the run's, whose loss is no "
+                "mean over images: diagnose a run of Reconstruction or Classification."
+            )
+        measured = _measured(training, images, searched, steps)
+    finally:
+        random.restore()
+    said = findings(measured, settings, quantizer, Path(folder))
+    return Diagnosis(measured, said, training.step)
+
+
+def write_diagnosis(diagnosis: Diagnosis, run: Run) -> Path:
+    """Write diagnosis.json into the run's folder; `mqvae report` shows it."""
+    run.write_json(FILE, diagnosis.content())
+    return run.folder / FILE
+
+
+def _measured(training: Training, images: int, searched: int, steps: int) -> Measured:
+    parts, splits = training.parts, training.splits
+    network, task = parts.measured, parts.task
+    device = training.processes.device
+    bound = without_quantization(network, task, splits.test, device=device)
+    refit = refitted(network, task, splits.train, splits.test, device=device, count=images)
+    choice = best_of_nearest(network, task, splits.test, device=device, count=searched)
+    quantizer = quantizer_of(network)
+    figure = next(
+        (name for name, each in task.figures.items() if each.better == "lower"),
+        next(iter(task.figures)),
+    )
+    return Measured(
+        figure=figure,
+        titles={name: each.title for name, each in task.figures.items()},
+        scales={name: each.scale for name, each in task.figures.items()},
+        units={name: each.unit for name, each in task.figures.items()},
+        now={name: refit.before.figures[name] for name in task.figures},
+        unquantized=bound,
+        refitted={name: refit.after.figures[name] for name in task.figures},
+        nearest=choice.before,
+        chosen=choice.after,
+        changed=choice.changed,
+        candidates=choice.candidates,
+        codewords=len(quantizer.table()),
+        dead=refit.restarted,
+        perplexity=refit.before.figures["perplexity"],
+        usage=refit.before.figures["usage"],
+        codes=quantizer.num_codes,
+        perplexity_refitted=refit.after.figures["perplexity"],
+        error=refit.error_before,
+        error_refitted=refit.error_after,
+        converged=refit.converged,
+        motion=_motion(training, steps),
+        test_images=len(splits.test),
+        train_images=refit.images,
+        searched_images=choice.images,
+    )
+
+
+def _motion(training: Training, steps: int) -> Motion:
+    """Steps of the run's own rule on the batches that come next, at the rates of its settings."""
+    parts = training.parts
+    for optimizer in parts.levels.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", group["lr"])
+    set_training(parts.network, training.settings.freeze)
+    parts.task.train()
+
+    def step(x: Tensor, y: Tensor) -> None:
+        with training.processes.autocast():
+            parts.train(x, y, parts.next_above(), in_parts=training.settings.trainer.parts)
+
+    try:
+        return motion(parts.network, parts.task, parts.batches, step, steps)
+    finally:
+        parts.close()

@@ -1,0 +1,170 @@
+"""data.above and upper_loss: what the codebook is judged on, in runs and from the command line."""
+
+import pytest
+import torch
+
+import mqvae
+from mqvae.core.updates import Meta
+from mqvae.data import Batches, load
+from mqvae.runs import Run
+from mqvae.settings import Settings, from_arguments, load_preset
+from mqvae.trainer import Interrupted, begin, loop
+from mqvae.trainer import resume as go_on
+
+# 1,500 images, 150 of them for validation: in batches of 270 they are 5 steps an epoch.
+SMALL = {
+    "steps": 7,
+    "data": {"name": "digits", "side": 8, "batch_size": 270},
+    "network": {"width": 4, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
+    "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 3},
+}
+
+
+def settings(above="same", **delta):
+    return Settings.of(load_preset("digits-tiny", SMALL, {"data": {"above": above}}), delta)
+
+
+def weights(folder):
+    return (folder / "checkpoints" / "last" / "model.safetensors").read_bytes()
+
+
+class Seen:
+    """What `Meta.step` is handed over in a run."""
+
+    def __init__(self, monkeypatch):
+        self.below, self.above = [], []
+        step = Meta.step
+
+        def spied(update, x, y, *, parts=1, above=None):
+            self.below.append(x.clone())
+            self.above.append(above and above[0].clone())
+            return step(update, x, y, parts=parts, above=above)
+
+        monkeypatch.setattr(Meta, "step", spied)
+
+
+def test_the_next_batch_is_that_of_the_next_step(tmp_path, monkeypatch):
+    seen = Seen(monkeypatch)
+    begin(settings("next"), tmp_path / "next").fit()
+    assert len(seen.below) == 7
+    for above, below in zip(seen.above, seen.below[1:]):
+        assert torch.equal(above, below)
+    below = seen.below[:]
+    begin(settings(), tmp_path / "same").fit()
+    assert seen.above[7:] == [None] * 7
+    # The levels differ above alone: what the network steps on is the same.
+    assert all(torch.equal(a, b) for a, b in zip(below, seen.below[7:], strict=True))
+    assert weights(tmp_path / "next") != weights(tmp_path / "same")
+
+
+def test_held_out_batches_are_of_the_validation_images(tmp_path, monkeypatch):
+    seen = Seen(monkeypatch)
+    training = begin(settings("held-out"), tmp_path / "run")
+    training.fit()
+    pixels, _ = training.splits.validation.take(torch.arange(150))
+    validation = {x.numpy().tobytes() for x in (pixels / 255)}
+    trained = {x.numpy().tobytes() for x in torch.cat(seen.below)}
+    for batch in seen.above:
+        assert len(batch) == 150  # all there are
+        assert {x.numpy().tobytes() for x in batch} == validation
+    assert not torch.equal(seen.above[0], seen.above[1])  # in another order each time
+    assert len(trained) > 1000
+    assert not trained & validation
+
+
+@pytest.mark.parametrize(("above", "stop"), [("next", 4), ("held-out", 1)])
+def test_gone_on_with_it_has_the_same_batches_above(tmp_path, monkeypatch, above, stop):
+    begin(settings(above), tmp_path / "whole").fit()
+
+    class Asked:
+        number = None
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(loop, "Signals", Asked)
+
+    def after_step(training):
+        Asked.number = 15 if training.step == stop else None
+
+    with pytest.raises(Interrupted):
+        begin(settings(above), tmp_path / "stopped").fit(after_step=after_step)
+    monkeypatch.undo()
+    go_on(Run(tmp_path / "stopped")).fit()
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_skipping_leaves_out_a_batch():
+    images = load("digits", "train")
+    whole, skipping = (Batches(images, 700, seed=3) for _ in range(2))
+    batches = [whole.next()[0] for _ in range(6)]  # two an epoch
+    skipping.skip()
+    assert torch.equal(skipping.next()[0], batches[1])
+    skipping.skip()
+    assert torch.equal(skipping.next()[0], batches[3])
+    assert skipping.state_dict() == {"epoch": 2, "position": 0}
+
+
+def test_an_upper_level_where_there_is_none_is_refused(tmp_path):
+    joint = {"class_path": "mqvae.Joint"}
+    with pytest.raises(
+        ValueError, match=r"data\.above is next, but Joint judges the codebook by no"
+    ):
+        begin(settings("next", update=joint), tmp_path / "run")
+    nothing = settings("held-out", data={"validation": 0})
+    with pytest.raises(ValueError, match=r"expected data\.validation to be 1 or more"):
+        begin(nothing, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# -- the upper loss ------------------------------------------------------------------------------
+
+
+def of_arguments(*arguments):
+    return from_arguments(["digits-tiny", *arguments])[0]
+
+
+def test_an_upper_loss_from_the_command_line(tmp_path):
+    found = of_arguments("--update.upper_loss", "torch.nn.L1Loss")
+    update = found.components().update
+    assert isinstance(update.keywords["upper_loss"], torch.nn.L1Loss)
+    again = Settings.of(found.config())
+    assert again == found
+    own = of_arguments(
+        "--update.upper_loss", "Classification", "--update.upper_loss.label_smoothing", "0.2"
+    )
+    loss = own.components().update.keywords["upper_loss"]
+    assert isinstance(loss, mqvae.Classification)
+    assert loss.label_smoothing == 0.2
+    assert of_arguments().components().update.keywords.get("upper_loss") is None
+
+
+class Doubled(mqvae.Reconstruction):
+    def forward(self, output, target):
+        return 2 * super().forward(output, target)
+
+
+def test_a_run_with_an_upper_loss(tmp_path):
+    for name, path in (
+        ("none", None),
+        ("same", "mqvae.Reconstruction"),
+        ("other", f"{__name__}.Doubled"),
+    ):
+        spec = path and {"class_path": path}
+        update = {"init_args": {"upper_loss": spec}}
+        begin(Settings.of(load_preset("digits-tiny", SMALL, {"update": update})), tmp_path / name)
+        training = go_on(Run(tmp_path / name))
+        assert (training.parts.update.upper_loss is None) == (path is None)
+        training.fit()
+    assert weights(tmp_path / "none") == weights(tmp_path / "same")
+    assert weights(tmp_path / "none") != weights(tmp_path / "other")
+
+
+@pytest.mark.parametrize("path", ["os.system", "torch.load", "torch.nn.Linear", "mqvae.Kept"])
+def test_what_is_no_loss_is_refused(path):
+    with pytest.raises(ValueError):
+        of_arguments("--update.upper_loss", path).components()
