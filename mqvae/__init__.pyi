@@ -31,7 +31,10 @@ from .core.quantizer import Quantized as Quantized
 from .core.quantizer import Quantizer as Quantizer
 from .core.quantizer import ResidualQuantizer as ResidualQuantizer
 from .core.quantizer import VectorQuantizer as VectorQuantizer
+from .core.replacement import ByError as ByError
+from .core.replacement import ByTaskGradient as ByTaskGradient
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed
+from .core.replacement import Placement as Placement
 from .core.replacement import Replacement as Replacement
 from .core.updates import Alternated as Alternated
 from .core.updates import Ema as Ema

@@ -19,6 +19,8 @@ from torch.optim import AdamW
 from mqvae import (
     Alternated,
     Amortized,
+    ByError,
+    ByTaskGradient,
     Central,
     DirectOnly,
     Ema,
@@ -32,6 +34,7 @@ from mqvae import (
     Meta,
     MetaBoth,
     MetaNetwork,
+    Placement,
     Replacement,
     Synchronous,
     Undone,
@@ -169,24 +172,32 @@ CASES = {
 class Watched(Replacement):
     """Replaces, and remembers how many rows, and how many by embeddings of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, placed: Placement | None) -> None:
+        self.policy = LeastRecentlyUsed(2, placed)
         self.replaced = 0
         self.own = 0
 
     def __call__(self, unused_steps, pool) -> tuple[Tensor, Tensor]:
-        rows, codewords = LeastRecentlyUsed(after=2)(unused_steps, pool)
+        rows, codewords = self.policy(unused_steps, pool)
         self.replaced += len(rows)
         parts = pool.parts.flatten(0, 1)
         self.own += sum(bool((parts == codeword).all(1).any()) for codeword in codewords)
         return rows, codewords
 
 
-def replacing(kind: type, *, groups: int = 1, shared: bool = False, **options):
+def replacing(
+    kind: type,
+    *,
+    groups: int = 1,
+    shared: bool = False,
+    placed: Placement | None = None,
+    **options,
+):
     """A codebook with many more codewords than a batch has embeddings."""
 
     def quantizer(codes: int, dim: int) -> VectorQuantizer:
         return VectorQuantizer(
-            200, dim, groups=groups, shared_codebook=shared, replacement=Watched()
+            200, dim, groups=groups, shared_codebook=shared, replacement=Watched(placed)
         )
 
     def build() -> Case:
@@ -214,6 +225,10 @@ REPLACING_CASES = {
     "Meta, shared groups": replacing(Meta, groups=2, shared=True),
     "MetaBoth": replacing(MetaBoth),
     "MetaNetwork": replacing(MetaNetwork),
+    "Joint, by error": replacing(Joint, placed=ByError()),
+    "Joint, by error, shared groups": replacing(Joint, groups=2, shared=True, placed=ByError()),
+    "Joint, by task gradient": replacing(Joint, placed=ByTaskGradient()),
+    "Meta, by task gradient, groups": replacing(Meta, groups=3, placed=ByTaskGradient()),
 }
 INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 

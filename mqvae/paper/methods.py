@@ -37,6 +37,8 @@ METHODS: Mapping[str, Method] = {
         Method("MQ-VAE", "mq-vae", "meta"),
         Method("VQ-VAE + replace", "replace"),
         Method("MQ-VAE + replace", "mq-vae-replace", "meta", "VQ-VAE + replace"),
+        Method("VQ-VAE + replace by error", "replace-by-error"),
+        Method("VQ-VAE + replace by task gradient", "replace-by-task-gradient"),
         Method("VQ-VAE + group", "group"),
         Method("MQ-VAE + group", "mq-vae-group", "meta", "VQ-VAE + group"),
         Method("VQ-VAE + alt", "alt"),

@@ -79,7 +79,7 @@ class Ema(Update):
         trained = any(p.requires_grad for p in self.quantizer.codebook.parameters())
         if self.quantizer.training and trained:
             self._average(batch, here)
-        self._after_step(z_e, here.quantized.codes)
+        self._after_step(z_e, here.quantized.codes, here.task_gradient)
         return step_of(batch, here.task, here.quantized)
 
     @torch.no_grad()
