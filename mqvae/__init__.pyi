@@ -26,6 +26,8 @@ from .core.hypergradient import OneSided as OneSided
 from .core.hypergradient import Unrolled as Unrolled
 from .core.network import NetworkOutput as NetworkOutput
 from .core.network import VQNetwork as VQNetwork
+from .core.quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
+from .core.quantizer import LookupFreeQuantizer as LookupFreeQuantizer
 from .core.quantizer import NoQuantizer as NoQuantizer
 from .core.quantizer import Quantized as Quantized
 from .core.quantizer import Quantizer as Quantizer

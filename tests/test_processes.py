@@ -31,6 +31,7 @@ from mqvae import (
     Joint,
     Kept,
     LeastRecentlyUsed,
+    LookupFreeQuantizer,
     Meta,
     MetaBoth,
     MetaNetwork,
@@ -84,16 +85,20 @@ class Case:
 # -- the cases -------------------------------------------------------------------------------------
 
 
-def optimizers(network: VQNetwork) -> dict[str, AdamW]:
+def optimizers(network: VQNetwork) -> dict[str, AdamW | None]:
+    codebook = list(network.codebook_parameters())
     return {
         "lower": AdamW([p for p in network.network_parameters() if p.requires_grad], lr=1e-2),
-        "upper": AdamW(network.codebook_parameters(), lr=3e-2),
+        "upper": AdamW(codebook, lr=3e-2) if codebook else None,
     }
+
+
+KINDS = {**QUANTIZERS, "lookup-free": lambda codes, dim: LookupFreeQuantizer(2**dim)}
 
 
 def rule(kind: type, quantizer: str = "table", *, parts: int = 1, frozen: bool = False, **options):
     def build() -> Case:
-        network = make_with("convolutional", QUANTIZERS[quantizer]).network
+        network = make_with("convolutional", KINDS[quantizer]).network
         network.encoder.requires_grad_(not frozen)
         levels = optimizers(network)
         if kind is Ema:
@@ -129,6 +134,7 @@ CASES = {
     "Joint, cosine": rule(Joint, "cosine"),
     "Joint, hyper-network": rule(Joint, "hyper-network"),
     "Joint, rotation": rule(Joint, "rotation"),
+    "Joint, lookup-free": rule(Joint, "lookup-free"),
     "Synchronous": rule(Synchronous),
     "Alternated": rule(Alternated),
     "Alternated, nu": rule(Alternated, nu=0.7),
