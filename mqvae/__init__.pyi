@@ -26,6 +26,7 @@ from .core.hypergradient import OneSided as OneSided
 from .core.hypergradient import Unrolled as Unrolled
 from .core.network import NetworkOutput as NetworkOutput
 from .core.network import VQNetwork as VQNetwork
+from .core.optimizer import RowwiseAdam as RowwiseAdam
 from .core.quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
 from .core.quantizer import LookupFreeQuantizer as LookupFreeQuantizer
 from .core.quantizer import NoQuantizer as NoQuantizer
