@@ -47,6 +47,8 @@ METHODS: Mapping[str, Method] = {
         Method("VQ-VAE, SGD", "sgd"),
         Method("VQ-VAE, Adagrad", "adagrad"),
         Method("VQ-VAE, row-wise Adam", "rowwise-adam"),
+        Method("VQ-VAE + batch norm", "batch-norm"),
+        Method("VQ-VAE + layer norm", "layer-norm"),
         Method("VQ-VAE + alt", "alt"),
         Method("VQ-VAE + sync", "sync"),
         Method("VQ-VAE + alt + sync", "alt-sync"),
