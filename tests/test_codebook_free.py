@@ -145,7 +145,7 @@ def test_the_prior_is_what_a_softmax_over_all_codes_gives(kind, diversity):
 
 
 def test_the_prior_of_embeddings_that_are_far_away_is_finite():
-    quantizer = LookupFreeQuantizer(1024)
+    quantizer = LookupFreeQuantizer(1024, temperature=0.01)
     z_e = (100 * torch.randn(20, 10)).requires_grad_()
     found = quantizer(z_e).prior_loss
     # Codes are certain, and as many as there are embeddings.

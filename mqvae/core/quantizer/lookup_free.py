@@ -28,7 +28,9 @@ class LookupFreeQuantizer(Quantizer):
         distance: Where embeddings and corners are compared: `Euclidean()`, or `Cosine()` for BSQ.
         entropy_weight: w.
         diversity: γ.
-        temperature: T.
+        temperature: T; at a corner a bit is certain to 1 / (1 + exp(−4 s² / T)). Published code has
+            0.01, at which embeddings off the boundary have no slope left: bits that are one for all
+            stay so, as they do at first where embeddings are not centred (`normalization`).
 
     Raises:
         ValueError: if `num_codes` is no power of two, a weight is negative or the temperature not
@@ -54,7 +56,7 @@ class LookupFreeQuantizer(Quantizer):
         distance: Distance | None = None,
         entropy_weight: float = 0.1,
         diversity: float = 1.0,
-        temperature: float = 0.01,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if num_codes < 2 or num_codes & (num_codes - 1):
