@@ -6,8 +6,10 @@ import pytest
 import torch
 from problems import GROUPS
 from torch import Tensor, nn
+from torch.optim import SGD
 
-from mqvae import VectorQuantizer, VQNetwork, vqvae
+from mqvae import VQVAE, Joint, Kept, Meta, Undone, VectorQuantizer, VQNetwork, vqvae
+from mqvae.networks.architecture import Inputs
 from mqvae.networks.vqvae import ResidualBlock, VQVAEDecoder, VQVAEEncoder
 
 everywhere = pytest.mark.parametrize("groups", GROUPS)
@@ -340,3 +342,53 @@ def test_a_residual_block_adds():
     nn.init.zeros_(second.weight)
     nn.init.zeros_(second.bias)
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_embeddings_are_normalized(kind):
+    torch.manual_seed(0)
+    plain = VQVAEEncoder(1, 6, width=8).double()
+    encoder = VQVAEEncoder(1, 6, width=8, normalization=kind).double()
+    assert encoder.state_dict().keys() >= plain.state_dict().keys()
+    encoder.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.rand(5, 1, 12, 8, dtype=torch.float64)
+    axes = (0, 2, 3) if kind == "batch" else (1,)
+
+    def normalized(z_e: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return (z_e - mean) / (variance + 1e-5).sqrt()
+
+    mean, variance = (f(plain(x), axes, keepdim=True) for f in (torch.mean, torch.var))
+    biased = plain(x).var(axes, unbiased=False, keepdim=True)
+    expected = normalized(plain(x), mean, biased)
+    torch.testing.assert_close(encoder(x), expected)
+    encoder.eval()
+    if kind == "batch":  # by the averages that the one batch before has moved
+        expected = normalized(plain(x), 0.1 * mean, 0.9 + 0.1 * variance)
+    torch.testing.assert_close(encoder(x), expected)
+    # Nothing to be learned that could undo it.
+    assert len(list(encoder.parameters())) == len(list(plain.parameters()))
+
+
+@pytest.mark.parametrize("look_ahead", [Undone(), Kept()])
+def test_a_look_ahead_leaves_no_trace_in_the_statistics_of_embeddings(look_ahead):
+    architecture = VQVAE(width=8, normalization="batch")
+    found = []
+    for rule, options in ((Joint, {}), (Meta, {"look_ahead": look_ahead})):
+        torch.manual_seed(0)
+        network = architecture.build(Inputs(1, 8), VectorQuantizer(8, 4))
+        lower = SGD(network.network_parameters(), lr=0.1)
+        upper = SGD(network.codebook_parameters(), lr=0.1)
+        update = rule(network, nn.functional.mse_loss, lower=lower, upper=upper, **options)
+        x = torch.rand(5, 1, 8, 8)
+        update.step(x, x)
+        found.append(list(network.encoder.buffers()))
+    assert len(found[0]) == 3
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_an_unknown_normalization_is_refused():
+    for kind in (lambda n: VQVAE(normalization=n), lambda n: VQVAEEncoder(1, 4, normalization=n)):
+        with pytest.raises(
+            ValueError, match="'batch' or 'layer', or None for neither, got 'group'"
+        ):
+            kind("group")

@@ -17,7 +17,7 @@ def small(spec: Any) -> Any:
     if isinstance(spec, list):
         return [small(item) for item in spec]
     if isinstance(spec, dict):
-        sizes = {"num_codes": 24, "dim": 8}
+        sizes = {"num_codes": 32, "dim": 8}
         return {k: sizes.get(k, small(v)) for k, v in spec.items()}
     return spec
 
@@ -49,7 +49,7 @@ def test_a_method_trains_and_goes_on(name, tmp_path):
     after = network.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert {k.partition(".")[0] for k in moved} >= {"encoder", "decoder"}
-    if name != "methods/no-quantization":
+    if any(True for _ in network.codebook_parameters()):
         assert any(k.startswith("quantizer") for k in moved)
 
     # Stopped half-way and gone on with, the rule's own memory included.

@@ -19,6 +19,8 @@ from torch.optim import AdamW
 from mqvae import (
     Alternated,
     Amortized,
+    ByError,
+    ByTaskGradient,
     Central,
     DirectOnly,
     Ema,
@@ -29,9 +31,11 @@ from mqvae import (
     Joint,
     Kept,
     LeastRecentlyUsed,
+    LookupFreeQuantizer,
     Meta,
     MetaBoth,
     MetaNetwork,
+    Placement,
     Replacement,
     Synchronous,
     Transport,
@@ -83,16 +87,20 @@ class Case:
 # -- the cases -------------------------------------------------------------------------------------
 
 
-def optimizers(network: VQNetwork) -> dict[str, AdamW]:
+def optimizers(network: VQNetwork) -> dict[str, AdamW | None]:
+    codebook = list(network.codebook_parameters())
     return {
         "lower": AdamW([p for p in network.network_parameters() if p.requires_grad], lr=1e-2),
-        "upper": AdamW(network.codebook_parameters(), lr=3e-2),
+        "upper": AdamW(codebook, lr=3e-2) if codebook else None,
     }
+
+
+KINDS = {**QUANTIZERS, "lookup-free": lambda codes, dim: LookupFreeQuantizer(2**dim)}
 
 
 def rule(kind: type, quantizer: str = "table", *, parts: int = 1, frozen: bool = False, **options):
     def build() -> Case:
-        network = make_with("convolutional", QUANTIZERS[quantizer]).network
+        network = make_with("convolutional", KINDS[quantizer]).network
         network.encoder.requires_grad_(not frozen)
         levels = optimizers(network)
         if kind is Ema:
@@ -128,6 +136,7 @@ CASES = {
     "Joint, cosine": rule(Joint, "cosine"),
     "Joint, hyper-network": rule(Joint, "hyper-network"),
     "Joint, rotation": rule(Joint, "rotation"),
+    "Joint, lookup-free": rule(Joint, "lookup-free"),
     "Synchronous": rule(Synchronous),
     "Alternated": rule(Alternated),
     "Alternated, nu": rule(Alternated, nu=0.7),
@@ -179,24 +188,32 @@ CASES = {
 class Watched(Replacement):
     """Replaces, and remembers how many rows, and how many by embeddings of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, placed: Placement | None) -> None:
+        self.policy = LeastRecentlyUsed(2, placed)
         self.replaced = 0
         self.own = 0
 
     def __call__(self, unused_steps, pool) -> tuple[Tensor, Tensor]:
-        rows, codewords = LeastRecentlyUsed(after=2)(unused_steps, pool)
+        rows, codewords = self.policy(unused_steps, pool)
         self.replaced += len(rows)
         parts = pool.parts.flatten(0, 1)
         self.own += sum(bool((parts == codeword).all(1).any()) for codeword in codewords)
         return rows, codewords
 
 
-def replacing(kind: type, *, groups: int = 1, shared: bool = False, **options):
+def replacing(
+    kind: type,
+    *,
+    groups: int = 1,
+    shared: bool = False,
+    placed: Placement | None = None,
+    **options,
+):
     """A codebook with many more codewords than a batch has embeddings."""
 
     def quantizer(codes: int, dim: int) -> VectorQuantizer:
         return VectorQuantizer(
-            200, dim, groups=groups, shared_codebook=shared, replacement=Watched()
+            200, dim, groups=groups, shared_codebook=shared, replacement=Watched(placed)
         )
 
     def build() -> Case:
@@ -224,6 +241,10 @@ REPLACING_CASES = {
     "Meta, shared groups": replacing(Meta, groups=2, shared=True),
     "MetaBoth": replacing(MetaBoth),
     "MetaNetwork": replacing(MetaNetwork),
+    "Joint, by error": replacing(Joint, placed=ByError()),
+    "Joint, by error, shared groups": replacing(Joint, groups=2, shared=True, placed=ByError()),
+    "Joint, by task gradient": replacing(Joint, placed=ByTaskGradient()),
+    "Meta, by task gradient, groups": replacing(Meta, groups=3, placed=ByTaskGradient()),
 }
 INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 

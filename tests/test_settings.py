@@ -12,6 +12,7 @@ import yaml
 from torch.optim import SGD, AdamW
 
 import mqvae
+from mqvae import RowwiseAdam
 from mqvae.networks.architecture import Architecture, Inputs
 from mqvae.networks.vqvae import VQVAE
 from mqvae.runs import Run
@@ -401,6 +402,31 @@ def test_an_optimizer_without_weight_decay():
     _, _, _, upper = made_of(settings)
     assert type(upper) is torch.optim.Rprop
     assert "weight_decay" not in upper.param_groups[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "rate", "decay"),
+    [
+        ("vq-vae", AdamW, 6e-2, 1e-4),
+        ("sgd", SGD, 50, 0.0),
+        ("adagrad", torch.optim.Adagrad, 6e-2, 0.0),
+        ("rowwise-adam", RowwiseAdam, 6e-2, None),
+    ],
+)
+def test_optimizers_of_presets_are_the_codebooks_alone(preset, kind, rate, decay):
+    settings = settings_of(f"methods/{preset}", "--network.width", "8")
+    _, _, lower, upper = made_of(settings)
+    assert type(upper) is kind and type(lower) is AdamW
+    group = upper.param_groups[0]
+    assert (group["lr"], group.get("weight_decay")) == (rate, decay)
+    assert (lower.param_groups[0]["lr"], lower.param_groups[0]["weight_decay"]) == (3e-4, 1e-4)
+    written = written_and_read(settings.config())
+    assert Settings.of(written) == settings
+    own = settings_of(
+        *["methods/vq-vae", "--optimizer.codebook", "RowwiseAdam"],
+        *["--optimizer.codebook.betas", "[0.5, 0.8]"],
+    )
+    assert own.components().codebook_optimizer.func is RowwiseAdam
 
 
 # -- starting from a run ---------------------------------------------------------------------------

@@ -131,6 +131,12 @@ class GumbelQuantizer(Quantizer):
         self.head.bias.copy_(-scale * centres.square().sum(1))
 
     @torch.no_grad()
-    def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
+    def after_step(
+        self,
+        z_e: Tensor,
+        codes: Tensor,
+        forget: Callable[[Tensor], None],
+        task_gradient: Tensor | None = None,
+    ) -> None:
         if self.training:
             self.steps.add_(1)

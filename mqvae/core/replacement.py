@@ -1,6 +1,7 @@
 """Dead codes brought back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,29 +24,116 @@ class Pool:
         parts: This process's own, (N, G, d): those that each of G codebooks chooses for.
         sizes: N of each process, (processes,).
         rows: Number of rows of the table, in which the codebooks lie below each other.
+        selected: Makes z_q, the codewords that `parts` chose, (N, G, d), as they are now.
+        task_gradient: ∂L_task/∂ẑ of `parts`, (N, G, d); None from a rule that does not say it.
     """
 
     parts: Tensor
     sizes: Tensor
     rows: int
+    selected: Callable[[], Tensor]
+    task_gradient: Tensor | None = None
 
-    def draw(self, rows: Tensor) -> Tensor:
+    def draw(self, rows: Tensor, placed: "Placement | None" = None) -> Tensor:
         """A random embedding for each of some rows, (R,), of its own codebook: (R, d).
 
-        Every process gets the same.
+        Every process gets the same, and the same as one process that has all embeddings.
+
+        Args:
+            rows: The rows.
+            placed: How likely each embedding is; None for all alike.
         """
         _, groups, dim = self.parts.shape
         if not len(rows):
             return self.parts.new_empty(0, dim)
         group = rows // (self.rows // groups)
-        sizes = self.sizes.tolist()
-        # The same draw as one process makes that has them all.
-        picks = from_first_process(torch.randint(sum(sizes), (len(rows),), device=rows.device))
-        picks = picks - sum(sizes[: process_rank()])
-        own = (picks >= 0) & (picks < len(self.parts))
+        if placed is None:
+            own, picks = self._alike(rows)
+        else:
+            own, picks = self._weighted(group, placed.weights(self))
         found = self.parts.new_zeros(len(rows), dim)
         found[own] = self.parts[picks[own], group[own]]
         return sum_across_processes(found)
+
+    def _alike(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the rows become embeddings of this process, and where in `parts` these are."""
+        sizes = self.sizes.tolist()
+        picks = from_first_process(torch.randint(sum(sizes), (len(rows),), device=rows.device))
+        picks = picks - sum(sizes[: process_rank()])
+        return (picks >= 0) & (picks < len(self.parts)), picks
+
+    def _weighted(self, group: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in proportion to weights, (N, G): stratified, so that few are drawn twice.
+
+        The embeddings of a codebook lie end to end, each as long as its weight, those of all
+        processes one after another; each of R rows draws in an R-th of that length.
+        """
+        # Where all weights are zero, all are alike.
+        weights = weights.clamp(min=torch.finfo(torch.float32).tiny)
+        totals = weights.new_zeros(world_size(), weights.shape[1])
+        totals[process_rank()] = weights.sum(0)
+        ends = sum_across_processes(totals).cumsum(0)  # (processes, G)
+        begins = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])[process_rank()]  # (G,)
+        codebooks = torch.arange(weights.shape[1], device=group.device)
+        same = group[:, None] == codebooks  # (R, G)
+        before = same.cumsum(0)[same] - 1  # rows of the same codebook that come before
+        chance = from_first_process(torch.rand(len(group), dtype=ends.dtype, device=ends.device))
+        at = (before + chance) / same.sum(0)[group] * ends[-1, group]
+        # Rounding may lead up to the end, where nobody is.
+        end = ends[process_rank()] if process_rank() < world_size() - 1 else ends[-1] * torch.inf
+        own = (begins[group] <= at) & (at < end[group])
+        inside = (at - begins[group]).expand(weights.shape[1], -1).contiguous()
+        found = torch.searchsorted(weights.cumsum(0).T.contiguous(), inside, right=True)  # (G, R)
+        picks = found[group, torch.arange(len(group), device=group.device)]
+        return own, picks.clamp(max=len(weights) - 1)
+
+
+class Placement(ABC):
+    """Which embeddings of a step replaced codewords become."""
+
+    @abstractmethod
+    def weights(self, pool: Pool) -> Tensor:
+        """How likely each of `pool.parts` is, (N, G): 0 or more, none of which needs to be 1."""
+
+
+@dataclass(frozen=True)
+class ByError(Placement):
+    """In proportion to ‖z_q − z_e‖²: where the codebook serves worst, as k-means++ starts.
+
+    Source: Arthur & Vassilvitskii 2007, "k-means++: the advantages of careful seeding".
+    """
+
+    def weights(self, pool: Pool) -> Tensor:
+        away = _wide(pool.selected()) - _wide(pool.parts)
+        return away.square().sum(-1)
+
+
+@dataclass(frozen=True)
+class ByTaskGradient(Placement):
+    """In proportion to max(0, ⟨∂L_task/∂ẑ, z_q − z_e⟩): where a codeword lowers the task loss most.
+
+    That is what the loss would lose, to first order, if the embedding had a codeword of its own.
+    Its gradient is of the step's own pass and costs nothing. A frozen encoder gets none: then all
+    embeddings are alike.
+    """
+
+    def weights(self, pool: Pool) -> Tensor:
+        """As `Placement.weights`.
+
+        Raises:
+            ValueError: if the update rule did not hand the task gradient over.
+        """
+        if pool.task_gradient is None:
+            raise ValueError(
+                "ByTaskGradient() needs ∂L_task/∂ẑ, which this update rule does not hand over: "
+                "pass task_gradient to `_after_step`, or use ByError()."
+            )
+        away = _wide(pool.selected()) - _wide(pool.parts)
+        return (_wide(pool.task_gradient) * away).sum(-1).clamp(min=0)
+
+
+def _wide(vectors: Tensor) -> Tensor:
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
 class Replacement(ABC):
@@ -71,6 +159,7 @@ class LeastRecentlyUsed(Replacement):
 
     Args:
         after: Updates without use after which a codeword is replaced.
+        placed: Which embeddings: `ByError()` or `ByTaskGradient()`; None draws from all alike.
 
     Raises:
         ValueError: if `after` is not positive.
@@ -79,6 +168,7 @@ class LeastRecentlyUsed(Replacement):
     """
 
     after: int = 50
+    placed: Placement | None = None
 
     def __post_init__(self) -> None:
         if self.after < 1:
@@ -86,7 +176,7 @@ class LeastRecentlyUsed(Replacement):
 
     def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
         dead = (unused_steps >= self.after).nonzero().flatten()
-        return dead, pool.draw(dead)
+        return dead, pool.draw(dead, self.placed)
 
 
 def count_uses(rows: Tensor, number: int, size: int) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,25 @@
 """The convolutional VQ-VAE (van den Oord et al. 2017, Section 4.1)."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.networks.architecture import Architecture, Inputs, check_sides
 
 STRIDE = 4
+
+Normalization: TypeAlias = Literal["batch", "layer"]
+
+
+class PositionNorm(nn.Module):
+    """Layer norm of the vector at each position of (B, dim, H, W), without scale and shift."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -30,20 +41,31 @@ class ResidualBlock(nn.Module):
 class VQVAEEncoder(nn.Module):
     """F_φ: images (B, channels, H, W) → embeddings (B, dim, H/4, W/4).
 
-    Two 4×4 convolutions of stride 2, a 3×3 one, residual blocks, and a 1×1 one to `dim`.
+    Two 4×4 convolutions of stride 2, a 3×3 one, residual blocks, a 1×1 one to `dim`, and what
+    normalizes embeddings.
 
     Args:
         channels: 1 for grey, 3 for colour.
         dim: Dimensions D of an embedding.
         width: Hidden units; the original has 256. Must be even.
         residual_blocks: The original has 2.
+        normalization: Of embeddings, as in `VQVAE`.
     """
 
     def __init__(
-        self, channels: int, dim: int, *, width: int = 256, residual_blocks: int = 2
+        self,
+        channels: int,
+        dim: int,
+        *,
+        width: int = 256,
+        residual_blocks: int = 2,
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
         _check(width, residual_blocks)
+        _check_normalization(normalization)
+        # No scale to be learned: it would lead embeddings away again.
+        norms = {"batch": nn.BatchNorm2d(dim, affine=False), "layer": PositionNorm()}
         self.channels = channels
         self.layers = nn.Sequential(
             nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),
@@ -54,6 +76,7 @@ class VQVAEEncoder(nn.Module):
             *[ResidualBlock(width) for _ in range(residual_blocks)],
             nn.ReLU(),
             nn.Conv2d(width, dim, 1),
+            *([] if normalization is None else [norms[normalization]]),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,19 +129,25 @@ class VQVAE(Architecture):
     """The convolutional VQ-VAE: two convolutions of stride 2, residual blocks, and back.
 
     It takes images of 1 or 3 channels whose sides are multiples of 4, and has H/4 × W/4 embeddings.
+    They have the quantizer's `dim`, to which the encoder's last 1×1 convolution goes from `width`:
+    `VectorQuantizer(num_codes, dim=8)` looks codes up in 8 dimensions.
 
     Args:
         width: Hidden units of encoder and decoder; the original has 256. Must be even.
         residual_blocks: Residual blocks of each.
+        normalization: Of embeddings before they are quantized, to mean 0 and variance 1: "batch" in
+            each dimension over the batch, "layer" in each embedding; None for neither.
 
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", Section 4.1.
     """
 
     width: int = 256
     residual_blocks: int = 2
+    normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
         _check(self.width, self.residual_blocks)
+        _check_normalization(self.normalization)
 
     def check(self, inputs: Inputs) -> None:
         check_sides(inputs.side, inputs.side, stride=STRIDE)
@@ -126,7 +155,7 @@ class VQVAE(Architecture):
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
         sizes = {"width": self.width, "residual_blocks": self.residual_blocks}
         return (
-            VQVAEEncoder(inputs.channels, dim, **sizes),
+            VQVAEEncoder(inputs.channels, dim, normalization=self.normalization, **sizes),
             VQVAEDecoder(inputs.channels, dim, **sizes),
         )
 
@@ -157,12 +186,18 @@ def vqvae(
         >>> network(torch.rand(2, 3, 32, 32)).output.shape
         torch.Size([2, 3, 32, 32])
     """
-    sizes = {"width": width, "residual_blocks": residual_blocks}
     return VQNetwork(
-        VQVAEEncoder(channels, dim, **sizes),
+        VQVAEEncoder(channels, dim, width=width, residual_blocks=residual_blocks),
         VectorQuantizer(num_codes, dim, groups=groups, shared_codebook=shared_codebook),
-        VQVAEDecoder(channels, dim, **sizes),
+        VQVAEDecoder(channels, dim, width=width, residual_blocks=residual_blocks),
     )
+
+
+def _check_normalization(normalization: Normalization | None) -> None:
+    if normalization not in (None, *get_args(Normalization)):
+        raise ValueError(
+            f"normalization must be 'batch' or 'layer', or None for neither, got {normalization!r}."
+        )
 
 
 def _check(width: int, residual_blocks: int) -> None:

@@ -204,6 +204,8 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
     if settings.start is not None and "codebook" in settings.start.parts:
         return
     network, batches = parts.network, parts.batches
+    if not list(network.codebook_parameters()):
+        return
     with evaluating(network), torch.no_grad():
         probe = network.embed(torch.zeros(1, *images.shape, device=batches.device))
     positions = probe.numel() // network.quantizer.dim

@@ -78,13 +78,20 @@ class Quantizer(nn.Module, ABC):
         return z_e
 
     @torch.no_grad()
-    def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
+    def after_step(
+        self,
+        z_e: Tensor,
+        codes: Tensor,
+        forget: Callable[[Tensor], None],
+        task_gradient: Tensor | None = None,
+    ) -> None:
         """What a quantizer does when the optimizers have stepped; called by the update rules.
 
         Args:
             z_e: The embeddings of the step, placed, (..., D).
             codes: Their codes.
             forget: Makes the rule forget what it remembers of given rows of the table.
+            task_gradient: ∂L_task/∂ẑ of this process's embeddings, (..., D), where it is known.
         """
 
     def _check_width(self, z_e: Tensor) -> None:

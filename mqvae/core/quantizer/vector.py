@@ -183,18 +183,31 @@ class VectorQuantizer(CodebookQuantizer):
         )
 
     @torch.no_grad()
-    def after_step(self, z_e: Tensor, codes: Tensor, forget: Callable[[Tensor], None]) -> None:
+    def after_step(
+        self,
+        z_e: Tensor,
+        codes: Tensor,
+        forget: Callable[[Tensor], None],
+        task_gradient: Tensor | None = None,
+    ) -> None:
         trained = any(p.requires_grad for p in self.codebook.parameters())
         if self.replacement is None or not self.training or not trained:
             return
         (weight,) = self.codebook.parameters()
         unused = self.get_buffer("unused_steps")
-        parts = z_e.reshape(-1, self.groups, weight.shape[1]).to(weight.dtype)  # (N, G, D/G)
-        if self.shared_codebook:
-            parts = parts.reshape(-1, 1, weight.shape[1])  # (N·G, 1, D/G)
+        # (N, G, D/G), or (N·G, 1, D/G) with a shared codebook.
+        shape = (-1, 1 if self.shared_codebook else self.groups, weight.shape[1])
+        parts = z_e.reshape(shape).to(weight.dtype)
         counts, sizes = count_uses(self.rows(codes).flatten(), len(weight), len(parts))
         unused.add_(1).masked_fill_(counts > 0, 0)
-        rows, codewords = self.replacement(unused, Pool(parts, sizes, len(weight)))
+        pool = Pool(
+            parts,
+            sizes,
+            len(weight),
+            selected=lambda: self.lookup(codes, self.table()).reshape(shape),
+            task_gradient=None if task_gradient is None else task_gradient.reshape(shape),
+        )
+        rows, codewords = self.replacement(unused, pool)
         if len(rows):
             weight[rows] = codewords.to(weight.dtype)
             unused[rows] = 0

@@ -100,7 +100,7 @@ class Ema(Update):
             codes, z_e = self._carry(self.transport, ahead)
         if not waits:
             self._average(batch, codes, z_e)
-        self._after_step(z_e, codes)
+        self._after_step(z_e, codes, here.task_gradient)
         return step_of(batch, here.task, here.quantized)
 
     @torch.no_grad()

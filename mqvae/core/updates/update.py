@@ -153,9 +153,9 @@ class Update(ABC):
     def _descend_network(self, g_phi: Gradients, g_theta: Gradients) -> None:
         apply(self.lower, self.network.network_parameters(), [*g_phi, *g_theta])
 
-    def _after_step(self, z_e: Tensor, codes: Tensor) -> None:
+    def _after_step(self, z_e: Tensor, codes: Tensor, task_gradient: Tensor | None = None) -> None:
         """The quantizer's own bookkeeping, once the optimizers have stepped."""
-        self.network.quantizer.after_step(z_e.detach(), codes, self.forget)
+        self.network.quantizer.after_step(z_e.detach(), codes, self.forget, task_gradient)
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
