@@ -18,7 +18,12 @@ FINAL = (
     *("MQ-VAE", "MQ-VAE, amortized", "Transport", RECOMMENDED),
 )
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", "EMA + replace")
-SIEVE = ("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace")
+SIEVE = (
+    *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
+    *("VQ-VAE + replace by error", "VQ-VAE + replace by task gradient"),
+    *("VQ-VAE, SGD", "VQ-VAE, Adagrad", "VQ-VAE, row-wise Adam"),
+    *("VQ-VAE + batch norm", "VQ-VAE + layer norm", "FSQ", "LFQ", "BSQ"),
+)
 RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
 LOW_RATE = 3e-4  # the paper's of encoder and decoder
 

@@ -93,6 +93,8 @@ class Ema(Update):
         codes, z_e = here.quantized.codes, z_e.detach()
         frozen = not any(p.requires_grad for p in self.quantizer.codebook.parameters())
         waits = frozen or not self.quantizer.training
+        if not waits:
+            self._start()
         if self.transport is None or waits:
             self._descend_network(here.g_phi, here.g_theta)
         else:
@@ -114,7 +116,6 @@ class Ema(Update):
     @torch.no_grad()
     def _carry(self, transport: Transport, ahead: Ahead) -> tuple[Tensor, Tensor]:
         """Take codewords and averages along; the codes and embeddings that are averaged then."""
-        self._start()
         z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
         codes = ahead.here.quantized.codes
         shift = self.quantizer.transported(transport, codes, z_here, z_ahead - z_here)
@@ -124,7 +125,6 @@ class Ema(Update):
 
     @torch.no_grad()
     def _average(self, batch: Batch, codes: Tensor, z_e: Tensor) -> None:
-        self._start()
         table = self.quantizer.table()
         rows = self.quantizer.rows(codes).flatten()
         counts = torch.bincount(rows, minlength=len(table)).to(table.dtype)

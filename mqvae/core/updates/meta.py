@@ -115,7 +115,10 @@ class Meta(Update):
             above: A second batch (x, y) for the upper level; None uses the same on both, as the
                 paper does.
         """
-        with fresh_casts(), Snapshot([self.network, self.loss, self.upper_loss], x.device) as snapshot:
+        with (
+            fresh_casts(),
+            Snapshot([self.network, self.loss, self.upper_loss], x.device) as snapshot,
+        ):
             lower = self._batch(x, y, parts)
             return self._meta_step(lower, self._upper(lower, above), snapshot)
 
