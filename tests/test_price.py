@@ -90,7 +90,7 @@ def passes(kind: type, **options) -> tuple[int, ...]:
 PRICES = {
     "Joint": (Joint, {}, (1, 1, 1, 1, 1, 1)),
     "Ema": (Ema, {}, (1, 1, 1, 1, 1, 1)),
-    "Ema(transport)": (Ema, {"transport": Transport()}, (2, 1, 1, 1, 1, 2)),
+    "Ema(transport)": (Ema, {"transport": Transport()}, (2, 1, 1, 1, 1, 1)),
     "Synchronous": (Synchronous, {}, (1, 1, 1, 1, 1, 1)),
     "Alternated": (Alternated, {}, (1, 1, 1, 1, 1, 2)),
     "Alternated(nu=1)": (Alternated, {"nu": 1.0}, (1, 1, 2, 2, 1, 2)),
@@ -108,7 +108,7 @@ PRICES = {
     "Meta(Transported), kept": (
         Meta,
         {"hypergradient": Transported(), "look_ahead": Kept()},
-        (2, 1, 1, 1, 1, 2),
+        (2, 1, 1, 1, 1, 1),
     ),
     "Meta(FiniteDifference), kept": (Meta, {"look_ahead": Kept()}, (3, 2, 2, 2, 1, 2)),
     "Meta(FiniteDifference), undone": (Meta, {}, (3, 3, 3, 3, 2, 3)),

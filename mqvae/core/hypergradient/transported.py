@@ -24,6 +24,8 @@ class Transported(HypergradientRule):
 
         C ← C + T(Δ),   Δ = z_e(φ') − z_e(φ);      then   g_C(φ', C)   by the upper optimizer
 
+    with the codes of before the step, unless the batch above is another.
+
     AdamW divides the scale of its gradient away, so that Eq. 13's indirect term does no more than
     tilt a step whose length the codebook's rate decides. Here that term is applied as Newton's step
     instead, and unused codewords go with it (`Transport`): the optimizer has nothing left to
@@ -50,8 +52,13 @@ class Transported(HypergradientRule):
         lower, upper, here = ahead.lower, ahead.upper, ahead.here
         quantizer = selecting(lower.network)
         z_here, z_ahead = ends(lower, here, ahead.phi)
-        z_above = z_ahead if upper is lower else embedded(upper, ahead.phi)
         codes = here.quantized.codes
         shift = ahead.xi * quantizer.transported(self.transport, codes, z_here, z_ahead - z_here)
         table = quantizer.translated(shift)
-        return Hypergradient(codebook_gradient(upper, z_above, table=table), shift=shift)
+        if upper is lower:
+            # They moved together: a second search, most of a step where codes are many, would find
+            # the same.
+            direct = codebook_gradient(upper, z_ahead, codes, table)
+        else:
+            direct = codebook_gradient(upper, embedded(upper, ahead.phi), table=table)
+        return Hypergradient(direct, shift=shift)

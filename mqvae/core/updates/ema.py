@@ -31,10 +31,12 @@ class Ema(Update):
     An average lags behind embeddings that move. With a transport it does not: what is remembered is
     carried along by the step of the encoder before the embeddings after that step come in,
 
-        m_k ← m_k + N_k T_k;    N_k ← γ N_k + (1 − γ) n_k';    m_k ← γ m_k + (1 − γ) Σ z_e(φ')
+        m_k ← m_k + N_k T_k;    N_k ← γ N_k + (1 − γ) n_k;    m_k ← γ m_k + (1 − γ) Σ z_e(φ')
 
-    with T_k as in `Transport`, at the price of one forward pass of the encoder and one search. Its
-    memory γ then matters little, and there is no rate at all.
+    with T_k as in `Transport`, at the price of one forward pass of the encoder. Codes are those of
+    before the step: codewords and embeddings move together, and a second search, most of a step
+    where codes are many, would find the same. The memory γ then matters little, and there is no
+    rate at all.
 
     Args:
         network: The network that is trained; its codebook must be a plain table.
@@ -99,7 +101,7 @@ class Ema(Update):
             self._descend_network(here.g_phi, here.g_theta)
         else:
             ahead = ahead_of(Kept(), self.lower, batch, batch, here, 1.0)
-            codes, z_e = self._carry(self.transport, ahead)
+            z_e = self._carry(self.transport, ahead)
         if not waits:
             self._average(batch, codes, z_e)
         self._after_step(z_e, codes, here.task_gradient)
@@ -114,14 +116,14 @@ class Ema(Update):
             self._started.fill_(True)
 
     @torch.no_grad()
-    def _carry(self, transport: Transport, ahead: Ahead) -> tuple[Tensor, Tensor]:
-        """Take codewords and averages along; the codes and embeddings that are averaged then."""
+    def _carry(self, transport: Transport, ahead: Ahead) -> Tensor:
+        """Take codewords and averages along with the embeddings; returns where those are then."""
         z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
         codes = ahead.here.quantized.codes
         shift = self.quantizer.transported(transport, codes, z_here, z_ahead - z_here)
         self._sums.addcmul_(self._sizes[:, None], shift)
         self.quantizer.translate(shift)
-        return self.quantizer.nearest_codes(z_ahead, self.quantizer.table()), z_ahead
+        return z_ahead
 
     @torch.no_grad()
     def _average(self, batch: Batch, codes: Tensor, z_e: Tensor) -> None:
