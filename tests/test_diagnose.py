@@ -283,8 +283,12 @@ def test_every_command_can_be_typed(made, usual):
     network, _ = said_of(
         made, usual, unquantized=mse(1.0), now=mse(1.0), refitted=mse(1.0), alignment=0.0
     )
-    commands = [c for said in (bits, network) for f in said.values() for c in f.commands]
-    assert len({command.split(" --out ")[0] for command in commands}) >= 6
+    codebook, _ = said_of(made, usual, refitted=mse(0.1), now=mse(1.0), drift=1.0, speed=0.1)
+    every = (bits, network, codebook)
+    commands = [c for said in every for f in said.values() for c in f.commands]
+    tried = " ".join(commands)
+    for option in ("Ema", "LeastRecentlyUsed", "num_codes", "groups", "codebook_lr", "steps"):
+        assert option in tried
     for command in commands:
         program, train, *arguments = shlex.split(command)
         assert (program, train) == ("mqvae", "train")

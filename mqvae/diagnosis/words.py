@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mqvae.core.codebook import Table
+from mqvae.core.distance import Euclidean
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.updates import Ema
 from mqvae.diagnosis.motion import Motion
@@ -14,6 +15,7 @@ from mqvae.settings import Settings
 MATTERS = 0.05  # a share of the figure, or of the codewords, below which nothing is made of it
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings
 COMMON = 0.3  # coherence of the drift from which a codeword can follow it
+REPLACED = ("--quantizer.replacement", "LeastRecentlyUsed")
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,23 @@ class Tried:
         free = isinstance(self.quantizer.codebook_map, Table)
         if self.quantizer.replacement is not None or not free:
             return ()
-        return (self.command("replace", "--quantizer.replacement", "LeastRecentlyUsed"),)
+        return (self.command("replace", *REPLACED),)
+
+    def averaged(self) -> tuple[str, ...]:
+        """Codewords as averages over few steps, which follow without a rate, and are kept alive."""
+        free = isinstance(self.quantizer.codebook_map, Table)
+        if not free or not isinstance(self.quantizer.distance, Euclidean):
+            return ()
+        alive = [] if self.quantizer.replacement else [*REPLACED]
+        rule = ["--update", "Ema", "--update.decay", "0.9"]
+        return (self.command("averaged", *rule, *alive),)
 
     def rate(self, factor: float) -> tuple[str, ...]:
-        """Another rate of the codebook; a shorter memory where it has none."""
-        if self.averages:
-            return (self.command("ema", "--update.decay", "0.9"),) if factor > 1 else ()
-        rate = f"{self.settings.optimizer.codebook_lr * factor:.1g}"
+        """Another rate of the codebook, where it has one."""
+        if self.averages or "codebook" in self.settings.freeze:
+            return ()
+        rates = self.settings.optimizer
+        rate = f"{(rates.codebook_lr or rates.network_lr) * factor:.1g}"
         return (self.command(f"codebook-lr-{rate}", "--optimizer.codebook_lr", rate),)
 
 
@@ -198,7 +210,7 @@ def _codebook(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     commands = tried.alive() if dead >= MATTERS else ()
     if measured.of_refit >= MATTERS:
         words += "codewords do not lie where the embeddings are."
-        commands = tried.alive()
+        commands = tried.alive() + tried.averaged()
         if measured.motion.speed < measured.motion.drift:
             commands += tried.rate(3.0)
     elif closer < 2 * MATTERS:
