@@ -43,6 +43,7 @@ class Measured:
         error: Quantization error on the training images, mean (z_e − z_q)².
         error_refitted: With the refitted codebook.
         converged: Whether k-means came to rest.
+        rate: The share of the settings' rates at which they move.
         motion: How embeddings and codewords move.
         test_images: How many.
         train_images: How many the codebook was refitted to.
@@ -69,6 +70,7 @@ class Measured:
     error: float
     error_refitted: float
     converged: bool
+    rate: float
     motion: Motion
     test_images: int
     train_images: int
@@ -137,7 +139,7 @@ def findings(
         _choice(measured, tried, limits=first == "choice"),
         _bits(measured, tried, limits=first == "bits"),
         *([_network(measured, tried)] if first == "network" else []),
-        *_motion(measured.motion, measured.dead, tried),
+        *_motion(measured, tried),
         _gradients(measured.motion, tried),
     ]
     return tuple(sorted(found, key=lambda finding: not finding.limits))
@@ -286,15 +288,17 @@ def _wider(tried: Tried) -> Iterator[str]:
         yield tried.command("wider", "--network.width", str(2 * width))
 
 
-def _motion(moved: Motion, dead: int, tried: Tried) -> Iterator[Finding]:
+def _motion(measured: Measured, tried: Tried) -> Iterator[Finding]:
+    moved = measured.motion
     if not moved.drift:
         yield Finding("motion", False, "The embeddings stand still: the encoder is not trained.")
         return
     ratio = moved.speed / moved.drift
     words = (
-        f"In a step at the full rate an embedding moves by {moved.drift:.2g}, its codeword by "
-        f"{moved.speed:.2g}, {ratio:.2g} times as far, at a distance of {moved.distance:.2g} from "
-        f"each other. Embeddings of one code have {moved.coherence:.0%} of that drift in common."
+        f"In a step at {measured.rate:.0%} of the settings' rates an embedding moves by "
+        f"{moved.drift:.2g}, its codeword by {moved.speed:.2g}, {ratio:.2g} times as far, at a "
+        f"distance of {moved.distance:.2g} from each other. Embeddings of one code have "
+        f"{moved.coherence:.0%} of that drift in common."
     )
     commands: tuple[str, ...] = ()
     if ratio < SLOW and moved.coherence >= COMMON:
@@ -302,11 +306,11 @@ def _motion(moved: Motion, dead: int, tried: Tried) -> Iterator[Finding]:
         commands = tried.rate(min(1 / ratio if ratio else 30.0, 30.0))
     elif ratio < SLOW:
         words += " The codeword is slower, but there is little that it could follow."
-    elif ratio > FAST:
+    elif ratio > FAST and not tried.averages:  # which do not move by a rate
         words += " The codeword moves by more than what it follows: its rate is noise."
         commands = tried.rate(max(3 / ratio, 1 / 30))
     left = moved.speed_of_unused
-    if dead and left is not None and left < SLOW * moved.drift:
+    if measured.dead and left is not None and left < SLOW * moved.drift:
         words += " Codewords that are not chosen are left behind altogether."
         commands += tried.alive()
     yield Finding("motion", False, words, tuple(dict.fromkeys(commands)))
