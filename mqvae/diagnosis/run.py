@@ -17,10 +17,11 @@ from mqvae.diagnosis.subject import quantizer_of
 from mqvae.diagnosis.words import Finding, Measured, findings
 from mqvae.runs import Run
 from mqvae.settings import Settings
-from mqvae.trainer import Training, resume
+from mqvae.trainer import Training, resume, warmup_cosine
 from mqvae.trainer.start import set_training
 
 FILE = "diagnosis.json"
+LEAST_RATE = 0.01  # of the settings' rates, at which a run that is through is stepped
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def diagnose(
     """Measure what limits a run, on its test images and a sample of its training images.
 
     Nothing of the run changes: what is trained for some steps is a copy in memory, from the last
-    checkpoint and at the rates of the settings, which a run that is through has brought to zero.
+    checkpoint and at its rates. A run that is through has brought these to zero: then at a
+    hundredth of those of its settings, because at full rates it would leave where it has settled.
 
     Args:
         folder: The run's folder; if several processes trained it, one measures.
@@ -132,6 +134,7 @@ def _measured(training: Training, images: int, searched: int, steps: int) -> Mea
         error=refit.error_before,
         error_refitted=refit.error_after,
         converged=refit.converged,
+        rate=_rate(training),
         motion=_motion(training, steps),
         test_images=len(splits.test),
         train_images=refit.images,
@@ -139,12 +142,20 @@ def _measured(training: Training, images: int, searched: int, steps: int) -> Mea
     )
 
 
+def _rate(training: Training) -> float:
+    """The share of the settings' rates that steps are taken at, of both levels alike."""
+    settings = training.settings
+    factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
+    return max(factor(training.step), LEAST_RATE)
+
+
 def _motion(training: Training, steps: int) -> Motion:
-    """Steps of the run's own rule on the batches that come next, at the rates of its settings."""
+    """Steps of the run's own rule on the batches that come next."""
     parts = training.parts
+    share = _rate(training)
     for optimizer in parts.levels.values():
         for group in optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", group["lr"])
+            group["lr"] = share * group.get("initial_lr", group["lr"])
     set_training(parts.network, training.settings.freeze)
     parts.task.train()
 

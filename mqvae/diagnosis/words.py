@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mqvae.core.codebook import Table
+from mqvae.core.distance import Euclidean
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.updates import Ema
 from mqvae.diagnosis.motion import Motion
@@ -14,6 +15,7 @@ from mqvae.settings import Settings
 MATTERS = 0.05  # a share of the figure, or of the codewords, below which nothing is made of it
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings
 COMMON = 0.3  # coherence of the drift from which a codeword can follow it
+REPLACED = ("--quantizer.replacement", "LeastRecentlyUsed")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Measured:
         error: Quantization error on the training images, mean (z_e − z_q)².
         error_refitted: With the refitted codebook.
         converged: Whether k-means came to rest.
+        rate: The share of the settings' rates at which they move.
         motion: How embeddings and codewords move.
         test_images: How many.
         train_images: How many the codebook was refitted to.
@@ -67,6 +70,7 @@ class Measured:
     error: float
     error_refitted: float
     converged: bool
+    rate: float
     motion: Motion
     test_images: int
     train_images: int
@@ -135,7 +139,7 @@ def findings(
         _choice(measured, tried, limits=first == "choice"),
         _bits(measured, tried, limits=first == "bits"),
         *([_network(measured, tried)] if first == "network" else []),
-        *_motion(measured.motion, measured.dead, tried),
+        *_motion(measured, tried),
         _gradients(measured.motion, tried),
     ]
     return tuple(sorted(found, key=lambda finding: not finding.limits))
@@ -171,13 +175,23 @@ class Tried:
         free = isinstance(self.quantizer.codebook_map, Table)
         if self.quantizer.replacement is not None or not free:
             return ()
-        return (self.command("replace", "--quantizer.replacement", "LeastRecentlyUsed"),)
+        return (self.command("replace", *REPLACED),)
+
+    def averaged(self) -> tuple[str, ...]:
+        """Codewords as averages over few steps, which follow without a rate, and are kept alive."""
+        free = isinstance(self.quantizer.codebook_map, Table)
+        if not free or not isinstance(self.quantizer.distance, Euclidean):
+            return ()
+        alive = [] if self.quantizer.replacement else [*REPLACED]
+        rule = ["--update", "Ema", "--update.decay", "0.9"]
+        return (self.command("averaged", *rule, *alive),)
 
     def rate(self, factor: float) -> tuple[str, ...]:
-        """Another rate of the codebook; a shorter memory where it has none."""
-        if self.averages:
-            return (self.command("ema", "--update.decay", "0.9"),) if factor > 1 else ()
-        rate = f"{self.settings.optimizer.codebook_lr * factor:.1g}"
+        """Another rate of the codebook, where it has one."""
+        if self.averages or "codebook" in self.settings.freeze:
+            return ()
+        rates = self.settings.optimizer
+        rate = f"{(rates.codebook_lr or rates.network_lr) * factor:.1g}"
         return (self.command(f"codebook-lr-{rate}", "--optimizer.codebook_lr", rate),)
 
 
@@ -198,7 +212,7 @@ def _codebook(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     commands = tried.alive() if dead >= MATTERS else ()
     if measured.of_refit >= MATTERS:
         words += "codewords do not lie where the embeddings are."
-        commands = tried.alive()
+        commands = tried.alive() + tried.averaged()
         if measured.motion.speed < measured.motion.drift:
             commands += tried.rate(3.0)
     elif closer < 2 * MATTERS:
@@ -274,15 +288,17 @@ def _wider(tried: Tried) -> Iterator[str]:
         yield tried.command("wider", "--network.width", str(2 * width))
 
 
-def _motion(moved: Motion, dead: int, tried: Tried) -> Iterator[Finding]:
+def _motion(measured: Measured, tried: Tried) -> Iterator[Finding]:
+    moved = measured.motion
     if not moved.drift:
         yield Finding("motion", False, "The embeddings stand still: the encoder is not trained.")
         return
     ratio = moved.speed / moved.drift
     words = (
-        f"In a step at the full rate an embedding moves by {moved.drift:.2g}, its codeword by "
-        f"{moved.speed:.2g}, {ratio:.2g} times as far, at a distance of {moved.distance:.2g} from "
-        f"each other. Embeddings of one code have {moved.coherence:.0%} of that drift in common."
+        f"In a step at {measured.rate:.0%} of the settings' rates an embedding moves by "
+        f"{moved.drift:.2g}, its codeword by {moved.speed:.2g}, {ratio:.2g} times as far, at a "
+        f"distance of {moved.distance:.2g} from each other. Embeddings of one code have "
+        f"{moved.coherence:.0%} of that drift in common."
     )
     commands: tuple[str, ...] = ()
     if ratio < SLOW and moved.coherence >= COMMON:
@@ -290,11 +306,11 @@ def _motion(moved: Motion, dead: int, tried: Tried) -> Iterator[Finding]:
         commands = tried.rate(min(1 / ratio if ratio else 30.0, 30.0))
     elif ratio < SLOW:
         words += " The codeword is slower, but there is little that it could follow."
-    elif ratio > FAST:
+    elif ratio > FAST and not tried.averages:  # which do not move by a rate
         words += " The codeword moves by more than what it follows: its rate is noise."
         commands = tried.rate(max(3 / ratio, 1 / 30))
     left = moved.speed_of_unused
-    if dead and left is not None and left < SLOW * moved.drift:
+    if measured.dead and left is not None and left < SLOW * moved.drift:
         words += " Codewords that are not chosen are left behind altogether."
         commands += tried.alive()
     yield Finding("motion", False, words, tuple(dict.fromkeys(commands)))
