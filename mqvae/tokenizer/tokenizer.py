@@ -1,0 +1,485 @@
+"""A trained run as an object that encodes and decodes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import NoQuantizer
+from mqvae.data import Images, Reading, fitting, in_order, load_all
+from mqvae.progress import watched
+from mqvae.runs import Checkpoint, Run
+from mqvae.settings import Settings
+from mqvae.tasks import Task
+from mqvae.tokenizer.codes import Codes, Size, SizedCodes
+from mqvae.tokenizer.inputs import Pictures, tensors_of
+from mqvae.trainer import inputs_of, load_split
+
+BATCH_SIZE = 256
+
+
+class Tokenizer:
+    """A trained network with the preprocessing of its run.
+
+    Args:
+        folder: Where it comes from: its run, or what `save_pretrained` wrote.
+        settings: The run's settings.
+        network: The trained network.
+        task: What it was trained for.
+        step: The number of updates it has had.
+        model: Fingerprint of its weights.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_run("runs/first")
+        >>> codes = tokenizer.encode(images)       # PIL images, files, arrays, tensors → (B, h, w)
+        >>> images = tokenizer.decode(codes)       # (B, C, H, W)
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Settings,
+        network: VQNetwork,
+        task: Task,
+        step: int,
+        model: str,
+    ) -> None:
+        self.folder = Path(folder)
+        self.settings = settings
+        self.network = network.eval()
+        self.task = task.eval()
+        self.step = step
+        self.model = model
+        self.device = next(network.parameters()).device
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | Path,
+        *,
+        checkpoint: str = "last",
+        device: torch.device | str | None = None,
+    ) -> "Tokenizer":
+        """Load a run.
+
+        Args:
+            folder: The run's folder.
+            checkpoint: "last" or "best".
+            device: Where to put it; a GPU if there is one.
+
+        Raises:
+            ValueError: if it is not a run, or its checkpoint is missing or damaged.
+        """
+        run = Run(folder)
+        settings = Settings.of_run(run)
+        return cls._of(run.folder, settings, run.load(checkpoint, training=False), device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: torch.device | str | None = None,
+    ) -> "Tokenizer":
+        """Load what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            name: A folder, or a repository on the Hugging Face Hub as in "somebody/tokenizer".
+            revision: Branch, tag or commit of the repository.
+            token: What the Hub knows one by; the one that `hf auth login` kept if not given.
+            cache_dir: Where what is downloaded is kept.
+            local_files_only: Take what was downloaded before, and ask nobody.
+            device: Where to put it; a GPU if there is one.
+
+        Raises:
+            ValueError: if there is no such folder or repository, or it holds no tokenizer.
+        """
+        from mqvae.tokenizer.sharing import downloaded, read
+
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = downloaded(
+                str(name),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        return cls._of(folder, *read(folder), device)
+
+    @classmethod
+    def _of(
+        cls,
+        folder: Path,
+        settings: Settings,
+        saved: Checkpoint,
+        device: torch.device | str | None,
+    ) -> "Tokenizer":
+        components = settings.components()
+        network = components.network.build(inputs_of(settings.data), components.quantizer)
+        saved.give_weights(network, folder)
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        task = components.task.to(device)
+        return cls(folder, settings, network.to(device), task, saved.state["step"], saved.digest)
+
+    def __repr__(self) -> str:
+        data, quantizer = self.settings.data, self.network.quantizer
+        return (
+            f"Tokenizer({str(self.folder)!r}: {data.channels} × {data.side} × {data.side} pixels, "
+            f"{type(quantizer).__name__}({quantizer.extra_repr()}), step {self.step:,})"
+        )
+
+    @property
+    def run(self) -> Run:
+        """The run that it comes from.
+
+        Raises:
+            ValueError: if it was not made by `from_run`.
+        """
+        return Run(self.folder)
+
+    # -- sharing -----------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `from_pretrained` reads: weights, config.json, and a model card of the run.
+
+        The card, README.md, has the figures of summary.json or evaluation.json if they were taken
+        at this step, and reconstructions.png. A tokenizer that was not made by `from_run` hands
+        its card on as it is.
+
+        Args:
+            folder: Where the files go, over those of these names.
+        """
+        from mqvae.tokenizer.sharing import write
+
+        write(self, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Tokenizer by mqvae",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Put what `save_pretrained` writes on the Hugging Face Hub; arguments as of its mixins.
+
+        Args:
+            repo_id: The repository, as in "me/tokenizer"; it is made if it is not there.
+            commit_message: What the commit says.
+            private: Whether a new repository is.
+            token: What the Hub knows one by; the one that `hf auth login` kept if not given.
+            branch: Where the commit goes, if not to "main".
+            create_pr: Make a pull request of it.
+
+        Returns:
+            The address of the commit.
+        """
+        from mqvae.tokenizer.sharing import uploaded
+
+        return uploaded(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+        )
+
+    # -- images to codes and back ------------------------------------------------------------------
+
+    @cached_property
+    @torch.no_grad()
+    def code_shape(self) -> tuple[int, ...]:
+        """Of the codes of an image of the run: (h, w), or (h, w, G) with more than one group."""
+        side = self.settings.data.side or 1
+        return tuple(self._one(self.settings.data.channels or 1, side, side).shape[1:])
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side that a code stands for; 1 where codes are on no grid."""
+        on_grid = len(self.code_shape) == (2 if self.network.quantizer.groups == 1 else 3)
+        return -(-(self.settings.data.side or 1) // self.code_shape[0]) if on_grid else 1
+
+    def _one(self, *shape: int) -> Tensor:
+        """Codes of a black image (C, H, W)."""
+        self._check_quantized()
+        weight = next(self.network.parameters())
+        return self.network.encode(torch.zeros(1, *shape, dtype=weight.dtype, device=self.device))
+
+    def _check_quantized(self) -> None:
+        if isinstance(self.network.quantizer, NoQuantizer):
+            raise ValueError("without quantization there are no codes to encode to.")
+
+    @torch.no_grad()
+    def encode(self, images: Pictures) -> SizedCodes:
+        """Codes of images.
+
+        Sides that are no multiple of the stride are filled up, on the right and below, with the
+        outermost pixels; `decode` cuts them back. The codes of an image do not depend on the others
+        of a list.
+
+        Args:
+            images: A PIL image, the path of an image file, an array (H, W), (H, W, C) or
+                (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of images, which may
+                have several sizes. Arrays and tensors are bytes, or floats in [0, 1].
+
+        Returns:
+            (B, h, w) int64, or (B, h, w, G) with more than one group, with `sizes` and a `mask`.
+
+        Raises:
+            ValueError: says what is expected if it gets something else, the network refuses the
+                images, or it does not quantize.
+        """
+        self._check_quantized()
+        given = tensors_of(images, self.settings.data.channels or 1)
+        sizes: list[Size] = [(image.shape[-2], image.shape[-1]) for image in given]
+        if isinstance(given, Tensor):
+            return SizedCodes(self._encode(given), sizes)
+        parts: dict[int, Tensor] = {}
+        for indices in _by_size(sizes):
+            codes = self._encode(torch.stack([given[i].to(self.device) for i in indices]))
+            parts |= zip(indices, codes, strict=True)
+        return SizedCodes(_together([parts[i] for i in range(len(sizes))], fill=-1), sizes)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """Codes of images of one size, (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        weight = next(self.network.parameters())
+        if (height, width) != (self.settings.data.side,) * 2:
+            x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        parts = x.split(fitting(BATCH_SIZE, (x.shape[1], x.shape[2], x.shape[3])))
+        return torch.cat([self.network.encode(p.to(self.device, weight.dtype)) for p in parts])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor | np.ndarray) -> Tensor:
+        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
+
+        Images are as they come; clamp them to [0, 1] to show them. They have the size of those that
+        the codes were made of; of several sizes, zeros stand beyond the smaller ones, and
+        `codes.sizes` says where. Codes that know no sizes give whole images.
+
+        Args:
+            codes: As `encode` gives them, on any device.
+
+        Raises:
+            ValueError: if the codes do not fit the codebook.
+        """
+        if isinstance(codes, np.ndarray):
+            codes = torch.from_numpy(codes)
+        sizes = codes.sizes if isinstance(codes, SizedCodes) else ()
+        codes = codes.as_subclass(Tensor).to(self.device)
+        groups = self.network.quantizer.groups
+        if self.network.channel_axis == 1 and codes.ndim != (4 if groups > 1 else 3):
+            shape = "(B, h, w)" if groups == 1 else f"(B, h, w, {groups})"
+            raise ValueError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
+        if len(set(sizes)) < 2:
+            return _cut(self.network.decode(codes), sizes[:1])
+        parts: dict[int, Tensor] = {}
+        for indices in _by_size(sizes):
+            height, width = (-(-side // self.stride) for side in sizes[indices[0]])
+            output = self.network.decode(codes[indices, :height, :width])
+            parts |= zip(indices, _cut(output, [sizes[indices[0]]]), strict=True)
+        return _together([parts[i] for i in range(len(sizes))], fill=0)
+
+    def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
+        """An image file, a folder, shards, or a split of the run's dataset.
+
+        Args:
+            what: A path, or "train" or "test".
+            fit: Resize, crop and convert files to what the run was trained on.
+            on_error: "stop" at an image that cannot be read, or "skip" it.
+
+        Raises:
+            ValueError: if it is none of these, or the images do not fit the run.
+        """
+        data, path = self.settings.data, Path(what)
+        if not path.exists() and path.suffix != ".tar":
+            if what in ("train", "test"):
+                skip: Any = on_error
+                return load_split(replace(data, on_error=skip), what)
+            raise ValueError(
+                f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
+                "or 'test' for that split of the run's dataset."
+            )
+        reading = Reading(memory=data.memory, workers=data.workers, on_error=on_error)
+        if fit:
+            return load_all(path, replace(reading, side=data.side, channels=data.channels))
+        try:
+            images = load_all(path, reading)
+        except ValueError as error:
+            text, advice, _ = str(error).partition("; give a side")
+            if not advice:
+                raise
+            raise ValueError(f"{text}; --fit resizes and crops to {data.side}.") from error
+        if images.shape[0] != data.channels:
+            raise ValueError(
+                f"{what} has images of {images.shape[0]} channels, the run was trained on "
+                f"{data.channels}: --fit converts them."
+            )
+        try:
+            with torch.no_grad():
+                self._one(*images.shape)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error} --fit resizes them to {data.side}.") from None
+        return images
+
+    def encode_images(self, images: Images) -> Codes:
+        """Codes of many images, with what is needed to decode them."""
+        batches = in_order(images, BATCH_SIZE, device=self.device)
+        total = -(-len(images) // BATCH_SIZE)
+        parts = [self.encode(x).cpu().numpy() for x, _ in watched(batches, total, "encoding")]
+        channels, side, _ = images.shape
+        return self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
+
+    def as_file(
+        self, codes: np.ndarray, side: int, channels: int, *, names: tuple[str, ...] = ()
+    ) -> Codes:
+        """Codes of this tokenizer with what is needed to decode them.
+
+        Args:
+            codes: (n, h, w), or (n, h, w, G) with more than one group.
+            side: Side of their images in pixels.
+            channels: Channels of their images.
+            names: A name for each; numbers if not given.
+        """
+        digits = len(str(len(codes) - 1))
+        return Codes(
+            codes=codes,
+            num_codes=self.network.quantizer.num_codes,
+            side=side,
+            channels=channels,
+            names=names or tuple(f"{i:0{digits}d}" for i in range(len(codes))),
+            model=self.model,
+        )
+
+    def check_codes(self, codes: Codes) -> None:
+        """Refuse codes that this network did not make or cannot decode.
+
+        Raises:
+            ValueError: if count, range or shape do not fit, or another network made them.
+        """
+        quantizer = self.network.quantizer
+        array = codes.codes
+        ndim = 3 if quantizer.groups == 1 else 4
+        if codes.num_codes != quantizer.num_codes:
+            raise ValueError(
+                f"the codes index {codes.num_codes} codewords, the run has "
+                f"{quantizer.num_codes}: they belong to another run."
+            )
+        if array.ndim != ndim or (ndim == 4 and array.shape[-1] != quantizer.groups):
+            shape = "(n, h, w)" if ndim == 3 else f"(n, h, w, {quantizer.groups})"
+            raise ValueError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
+        if codes.channels != self.settings.data.channels:
+            raise ValueError(
+                f"the codes are of images with {codes.channels} channels, the run has "
+                f"{self.settings.data.channels}."
+            )
+        if len(codes.names) != len(array):
+            raise ValueError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
+        if not array.size or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"codes must be whole numbers, and some, got {array.size} of {array.dtype}."
+            )
+        if not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
+            raise ValueError(
+                f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
+                f"{int(array.max())}."
+            )
+        # Asked of the decoder, whose work the codes that are there bound; `side` may say anything.
+        output = self.decode(torch.from_numpy(array[:1].astype(np.int64)))
+        image = self.task.images(output)[0]  # (C, H, W)
+        if image.shape != (codes.channels, codes.side, codes.side):
+            raise ValueError(
+                f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
+                f"{image.shape[1]} × {image.shape[2]}, the file says {codes.side} × {codes.side}."
+            )
+        if codes.model != self.model:
+            raise ValueError(
+                "these codes were made with other weights: decode them with the run and the "
+                "checkpoint that encoded them."
+            )
+
+    def decode_to_files(
+        self, codes: Codes, folder: str | Path, *, paths: Sequence[Path] | None = None
+    ) -> int:
+        """Write the images of codes as PNG files; returns how many.
+
+        Args:
+            codes: What to decode.
+            folder: Where the files go.
+            paths: One for each, in the folder; made of the names if not given.
+
+        Raises:
+            ValueError: for what `check_codes` refuses; nothing is written then.
+        """
+        from PIL import Image
+
+        self.check_codes(codes)
+        folder = Path(folder)
+        names = _png_names(codes.names) if paths is None else paths
+        array = torch.from_numpy(codes.codes.astype(np.int64))
+        done = 0
+        parts = array.split(BATCH_SIZE)
+        for part in watched(parts, len(parts), "decoding"):
+            pixels = (self.task.images(self.decode(part)) * 255).round().byte().cpu()
+            for picture in pixels:
+                path = folder / names[done]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                plane: Any = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+                Image.fromarray(plane.numpy()).save(path)
+                done += 1
+        return done
+
+
+def _png_names(names: tuple[str, ...]) -> list[Path]:
+    """A file name of its own for every image, inside the folder it will be put in."""
+    if all(Path(name).name for name in names):
+        for paths in (
+            [Path(name).with_suffix(".png") for name in names],
+            [Path(f"{name}.png") for name in names],  # a.jpg beside a.png
+        ):
+            inside = not any(p.is_absolute() or ".." in p.parts for p in paths)
+            if inside and len(set(paths)) == len(names):
+                return paths
+    return [Path(f"{i:06d}.png") for i in range(len(names))]
+
+
+def _by_size(sizes: Sequence[Size]) -> Iterable[list[int]]:
+    """The indices of each size."""
+    found: dict[Size, list[int]] = {}
+    for index, size in enumerate(sizes):
+        found.setdefault(size, []).append(index)
+    return found.values()
+
+
+def _cut(output: Tensor, sizes: Sequence[Size]) -> Tensor:
+    """Images (B, C, H, W) without what is beyond a size; anything else as it is."""
+    if not sizes or output.ndim != 4:
+        return output
+    height, width = sizes[0]
+    return output[:, :, :height, :width]
+
+
+def _together(parts: Sequence[Tensor], *, fill: int) -> Tensor:
+    """Tensors of several sizes as one, each at the start of its row."""
+    largest = [max(sides) for sides in zip(*[part.shape for part in parts], strict=True)]
+    result = parts[0].new_full((len(parts), *largest), fill)
+    for row, part in zip(result, parts, strict=True):
+        row[tuple(slice(side) for side in part.shape)] = part
+    return result
