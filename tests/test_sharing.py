@@ -263,7 +263,7 @@ def test_what_was_shared_is_shared_again_with_its_card(tokenizer, runs, tmp_path
     names = [p.name for p in sorted((tmp_path / "a").iterdir())]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    with pytest.raises(ValueError, match="is not a run: it has no config.yaml"):
+    with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
         _ = found.run
     # Another run's takes its place whole.
     bare = shutil.copytree(runs("groups"), tmp_path / "bare")
