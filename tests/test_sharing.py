@@ -1,7 +1,9 @@
 """mqvae.tokenizer: what it takes for images, sizes cut back, and the folder to share."""
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,17 +36,18 @@ KINDS = {
     "groups": {"quantizer": {"init_args": {"groups": 2}}},
     "gan": {
         "data": {"channels": 3},
-        "network": {"class_path": "mqvae.VQGAN", "init_args": {"multipliers": [1, 1]}},
+        "network": {
+            "class_path": "mqvae.VQGAN",
+            "init_args": {
+                "width": 8,
+                "multipliers": [1, 1],
+                "residual_blocks": 1,
+                "z_channels": 8,
+                "attention_at": [],
+            },
+        },
     },
 }
-VQGAN = {"width": 8, "residual_blocks": 1, "z_channels": 8, "attention_at": []}
-
-
-def settings_of(kind):
-    config = load_preset("digits-tiny", SMALL, KINDS[kind])
-    if kind == "gan":
-        config["network"]["init_args"] = {**VQGAN, "multipliers": [1, 1]}
-    return Settings.of(config)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def runs(tmp_path_factory):
     def run(kind):
         if kind not in made:
             made[kind] = tmp_path_factory.mktemp("runs") / kind
-            begin(settings_of(kind), made[kind]).fit()
+            begin(Settings.of(load_preset("digits-tiny", SMALL, KINDS[kind])), made[kind]).fit()
         return made[kind]
 
     return run
@@ -366,26 +369,14 @@ def test_names_that_are_none(runs):
 # -- the Hub, which is not asked -------------------------------------------------------------------
 
 
-def test_from_the_hub(tokenizer, tmp_path, monkeypatch):
-    tokenizer.save_pretrained(tmp_path / "shared")
-    asked = []
-
-    def snapshot_download(name, **options):
-        asked.append((name, options["revision"], options["local_files_only"]))
-        return str(tmp_path / "shared")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = Tokenizer.from_pretrained("me/mine", revision="v1", local_files_only=True)
-    assert found.model == tokenizer.model
-    assert asked == [("me/mine", "v1", True)]
-
-
 def test_what_the_hub_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="no folder me/mine, nor could it be had from the"):
         Tokenizer.from_pretrained("me/mine", cache_dir=tmp_path, local_files_only=True)
 
 
-def test_to_the_hub(tokenizer, monkeypatch):
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """What was sent to a hub that is a folder here."""
     there = {}
 
     class Api:
@@ -394,14 +385,24 @@ def test_to_the_hub(tokenizer, monkeypatch):
 
         def create_repo(self, repo_id, **options):
             there["repository"] = repo_id, options
-            return SimpleNamespace(repo_id=f"me/{repo_id}")
+            return SimpleNamespace(repo_id=f"me/{Path(repo_id).name}")
 
         def upload_folder(self, *, repo_id, folder_path, **options):
+            shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
             there["files"] = {p.name for p in Path(folder_path).iterdir()}
             there["options"] = options
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
+    def snapshot_download(name, **options):
+        there["asked"] = name, options["revision"], options["local_files_only"]
+        return str(tmp_path / "hub" / name)
+
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return there
+
+
+def test_to_the_hub_and_back(tokenizer, there):
     assert tokenizer.push_to_hub("mine", private=True) == "https://hub/me/mine/commit/1"
     assert there["repository"] == ("mine", {"private": True, "exist_ok": True})
     assert there["files"] == {
@@ -411,13 +412,36 @@ def test_to_the_hub(tokenizer, monkeypatch):
         "reconstructions.png",
     }
     assert there["options"]["revision"] is None
+    found = Tokenizer.from_pretrained("me/mine", revision="v1", local_files_only=True)
+    assert found.model == tokenizer.model
+    assert there["asked"] == ("me/mine", "v1", True)
 
 
 def test_without_huggingface_hub(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install 'mqvae\[hub\]'"):
         tokenizer.push_to_hub("mine")
     with pytest.raises(ValueError, match=r"pip install 'mqvae\[hub\]'"):
         Tokenizer.from_pretrained("me/mine")
     tokenizer.save_pretrained(tmp_path)
     Tokenizer.from_pretrained(tmp_path)
+
+
+# -- its page --------------------------------------------------------------------------------------
+
+
+def test_the_page_runs(there, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text.partition("## Export")[0], re.DOTALL)
+    assert len(blocks) == 5
+    config = load_preset("digits-tiny", {"steps": 1, "trainer": {"accelerator": "cpu"}})
+    begin(Settings.of(config), tmp_path / "runs" / "first").fit()
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        Image.new("RGB", (16, 16), (9 * i, 99, 0)).save(tmp_path / "photos" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "docs/tokenizer.md", "exec"), names)
+    assert names["there"].model == names["same"].model
+    assert [tuple(image.shape) for image in names["each"]] == [(1, 16, 16), (1, 8, 32)]
