@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Size = tuple[int, int]
-"""Height and width of an image."""
+from mqvae.tokenizer.sizes import Size
 
 
 class SizedCodes(Tensor):

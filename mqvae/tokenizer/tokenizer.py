@@ -1,6 +1,6 @@
 """A trained run as an object that encodes and decodes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from mqvae.progress import watched
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings
 from mqvae.tasks import Task
-from mqvae.tokenizer.codes import Codes, Size, SizedCodes
+from mqvae.tokenizer.codes import Codes, SizedCodes
 from mqvae.tokenizer.inputs import Pictures, tensors_of
+from mqvae.tokenizer.sizes import Size, by_size, cut, together
 from mqvae.trainer import inputs_of, load_split
 
 BATCH_SIZE = 256
@@ -252,10 +253,10 @@ class Tokenizer:
         if isinstance(given, Tensor):
             return SizedCodes(self._encode(given), sizes)
         parts: dict[int, Tensor] = {}
-        for indices in _by_size(sizes):
+        for indices in by_size(sizes):
             codes = self._encode(torch.stack([given[i].to(self.device) for i in indices]))
             parts |= zip(indices, codes, strict=True)
-        return SizedCodes(_together([parts[i] for i in range(len(sizes))], fill=-1), sizes)
+        return SizedCodes(together([parts[i] for i in range(len(sizes))], fill=-1), sizes)
 
     def _encode(self, x: Tensor) -> Tensor:
         """Codes of images of one size, (B, C, H, W)."""
@@ -289,13 +290,13 @@ class Tokenizer:
             shape = "(B, h, w)" if groups == 1 else f"(B, h, w, {groups})"
             raise ValueError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
         if len(set(sizes)) < 2:
-            return _cut(self.network.decode(codes), sizes[:1])
+            return cut(self.network.decode(codes), sizes[:1])
         parts: dict[int, Tensor] = {}
-        for indices in _by_size(sizes):
+        for indices in by_size(sizes):
             height, width = (-(-side // self.stride) for side in sizes[indices[0]])
             output = self.network.decode(codes[indices, :height, :width])
-            parts |= zip(indices, _cut(output, [sizes[indices[0]]]), strict=True)
-        return _together([parts[i] for i in range(len(sizes))], fill=0)
+            parts |= zip(indices, cut(output, [sizes[indices[0]]]), strict=True)
+        return together([parts[i] for i in range(len(sizes))], fill=0)
 
     def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
         """An image file, a folder, shards, or a split of the run's dataset.
@@ -458,28 +459,3 @@ def _png_names(names: tuple[str, ...]) -> list[Path]:
             if inside and len(set(paths)) == len(names):
                 return paths
     return [Path(f"{i:06d}.png") for i in range(len(names))]
-
-
-def _by_size(sizes: Sequence[Size]) -> Iterable[list[int]]:
-    """The indices of each size."""
-    found: dict[Size, list[int]] = {}
-    for index, size in enumerate(sizes):
-        found.setdefault(size, []).append(index)
-    return found.values()
-
-
-def _cut(output: Tensor, sizes: Sequence[Size]) -> Tensor:
-    """Images (B, C, H, W) without what is beyond a size; anything else as it is."""
-    if not sizes or output.ndim != 4:
-        return output
-    height, width = sizes[0]
-    return output[:, :, :height, :width]
-
-
-def _together(parts: Sequence[Tensor], *, fill: int) -> Tensor:
-    """Tensors of several sizes as one, each at the start of its row."""
-    largest = [max(sides) for sides in zip(*[part.shape for part in parts], strict=True)]
-    result = parts[0].new_full((len(parts), *largest), fill)
-    for row, part in zip(result, parts, strict=True):
-        row[tuple(slice(side) for side in part.shape)] = part
-    return result
