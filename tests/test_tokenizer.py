@@ -12,11 +12,11 @@ from PIL import Image
 
 import mqvae
 from mqvae import NoQuantizer
-from mqvae import tokenizer as module
 from mqvae.data import load
 from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Codes, Tokenizer
+from mqvae.tokenizer import tokenizer as module
 from mqvae.trainer import begin
 
 SMALL = {

@@ -17,6 +17,7 @@ COMMANDS = {
     "diagnose": "what limits a run, and what to try",
     "encode": "images to codes",
     "decode": "codes back to images",
+    "export": "encoder and decoder as programs: torch.export and ONNX",
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
     "data": "real photographs, cut to train on",
     "weights": "the trained networks that some figures are taken with",
@@ -195,6 +196,12 @@ def _decode(arguments: list[str]) -> int:
     from mqvae.cli.codes import decode
 
     return decode(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from mqvae.cli.export import export
+
+    return export(arguments)
 
 
 def _import(arguments: list[str]) -> int:

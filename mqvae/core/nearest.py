@@ -31,14 +31,13 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
             f"and {tuple(codebook.shape)}: reshape them, or build the quantizer with dim=D."
         )
     z_e, codebook = z_e.detach(), codebook.detach()
+    if torch.compiler.is_exporting():
+        return _at_once(z_e, codebook)
     with torch.autocast(z_e.device.type, enabled=False), torch.no_grad():
         # Half precision cannot rank neighbours that float32 tells apart.
         dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
         codebook = codebook.to(dtype)
-        # Distances do not feel an offset that all share, but the scores' rounding would: take off
-        # the median of some codewords, which one that drifted far away does not pull along.
-        few = codebook[:: max(1, len(codebook) // 64)]
-        centre = few.sort(0).values[len(few) // 2]  # (D,)
+        centre = _centre(codebook)
         dim = max(1, codebook.shape[1])
         columns = min(_blocks(len(codebook)), _blocks(min(2**14, CODEWORDS // dim)))
         rows = max(1, SCORES.get(z_e.device.type, SCORES_ELSEWHERE) // max(columns, dim))
@@ -63,6 +62,25 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
                     found[here] = index
                     best[here] = torch.minimum(lowest, best[here])
     return codes
+
+
+def _at_once(z_e: Tensor, codebook: Tensor) -> Tensor:
+    """The same in one piece: an exported program knows no loops over sizes of its inputs."""
+    dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
+    centre = _centre(codebook.to(dtype))
+    words = codebook.to(dtype) - centre
+    half_norms = words.square().sum(1) / 2
+    return torch.addmm(half_norms, z_e.to(dtype) - centre, words.T, alpha=-1).argmin(1)
+
+
+def _centre(codebook: Tensor) -> Tensor:
+    """The median of some codewords, (D,).
+
+    Distances do not feel an offset that all share, but the scores' rounding would: this one is
+    taken off, which no codeword that drifted far away pulls along.
+    """
+    few = codebook[:: max(1, len(codebook) // 64)]
+    return few.sort(0).values[len(few) // 2]
 
 
 def _blocks(number: int) -> int:

@@ -28,11 +28,7 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
         offset: Where the square lies along the longer side, 0 to 1; 0.5 is the centre.
     """
     with Image.open(file) as opened:
-        image = _eight_bits(ImageOps.exif_transpose(opened))
-        if image.mode in ("P", "PA"):
-            # Straight to RGB, Pillow warns about palettes with transparency.
-            image = image.convert("RGBA")
-        image = image.convert("L" if channels == 1 else "RGB")
+        image = upright(opened, channels)
         width, height = image.size
         if (width, height) != (side, side):
             # Resizing the square is resizing the shorter side, then cropping, but never
@@ -41,7 +37,22 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
             left, top = (width - short) * offset, (height - short) * offset
             box = (left, top, left + short, top + short)
             image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
+        return numbers(image)
+
+
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """The first frame in grey or colour of 8 bits, as its orientation says; no transparency."""
+    image = _eight_bits(ImageOps.exif_transpose(image))
+    if image.mode in ("P", "PA"):
+        # Straight to RGB, Pillow warns about palettes with transparency.
+        image = image.convert("RGBA")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def numbers(image: Image.Image) -> np.ndarray:
+    """(C, H, W) uint8 of a grey or colour image of 8 bits."""
+    width, height = image.size
+    return np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
 
 
 def guarded(function: Callable[[], T], where: Callable[[], str]) -> T:

@@ -110,6 +110,8 @@ class Quantizer(nn.Module, ABC):
                 f"codes must end in a dimension of {self.groups} groups, got {tuple(codes.shape)}."
             )
         codes = codes.long()
+        if torch.compiler.is_exporting():  # a program has no errors of its own
+            return codes
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
             raise ValueError(
                 f"codes must lie in 0 … {self.num_codes - 1}, got "

@@ -1,107 +1,36 @@
 """A trained run as an object that encodes and decodes."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
-from mqvae.data import Images, Reading, in_order, load_all
+from mqvae.data import Images, Reading, fitting, in_order, load_all
 from mqvae.progress import watched
-from mqvae.runs import Run
+from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings
 from mqvae.tasks import Task
+from mqvae.tokenizer.codes import Codes, SizedCodes
+from mqvae.tokenizer.inputs import Pictures, tensors_of
+from mqvae.tokenizer.sizes import Size, by_size, cut, together
 from mqvae.trainer import inputs_of, load_split
 
 BATCH_SIZE = 256
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Codes of images, with what is needed to decode them.
-
-    Attributes:
-        codes: (n, h, w), or (n, h, w, G) with more than one group.
-        num_codes: K of the codebook they index.
-        side: Side of the images in pixels.
-        channels: Channels of the images.
-        names: A name for every image.
-        model: Fingerprint of the weights that made them.
-    """
-
-    codes: np.ndarray
-    num_codes: int
-    side: int
-    channels: int
-    names: tuple[str, ...]
-    model: str
-
-    def save(self, path: str | Path) -> None:
-        """Write a .npz file whole or not at all; readable by numpy alone, without pickle."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        small = np.uint16 if self.num_codes <= 2**16 else np.int32
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                codes=self.codes.astype(small),
-                num_codes=self.num_codes,
-                side=self.side,
-                channels=self.channels,
-                names=np.array(self.names, dtype=str),
-                model=self.model,
-            )
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Codes":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: if the file is not one of codes.
-        """
-        if not Path(path).is_file():
-            raise ValueError(f"there is no file {path}.")
-        try:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("no .npz file")
-            with np.load(path, allow_pickle=False) as file:
-                return cls(
-                    codes=file["codes"],
-                    num_codes=int(file["num_codes"]),
-                    side=int(file["side"]),
-                    channels=int(file["channels"]),
-                    names=tuple(str(n) for n in file["names"]),
-                    model=str(file["model"]),
-                )
-        except (
-            AttributeError,
-            EOFError,
-            KeyError,
-            NotImplementedError,
-            TypeError,
-            ValueError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise ValueError(
-                f"{path} does not hold codes ({error}): pass a file that `mqvae encode` wrote."
-            ) from error
 
 
 class Tokenizer:
     """A trained network with the preprocessing of its run.
 
     Args:
-        run: The run it comes from.
+        folder: Where it comes from: its run, or what `save_pretrained` wrote.
         settings: The run's settings.
         network: The trained network.
         task: What it was trained for.
@@ -110,14 +39,20 @@ class Tokenizer:
 
     Example:
         >>> tokenizer = Tokenizer.from_run("runs/first")
-        >>> codes = tokenizer.encode(images)       # (B, C, H, W) in [0, 1] → (B, h, w)
-        >>> images = tokenizer.decode(codes)
+        >>> codes = tokenizer.encode(images)       # PIL images, files, arrays, tensors → (B, h, w)
+        >>> images = tokenizer.decode(codes)       # (B, C, H, W)
     """
 
     def __init__(
-        self, run: Run, settings: Settings, network: VQNetwork, task: Task, step: int, model: str
+        self,
+        folder: str | Path,
+        settings: Settings,
+        network: VQNetwork,
+        task: Task,
+        step: int,
+        model: str,
     ) -> None:
-        self.run = run
+        self.folder = Path(folder)
         self.settings = settings
         self.network = network.eval()
         self.task = task.eval()
@@ -145,45 +80,223 @@ class Tokenizer:
         """
         run = Run(folder)
         settings = Settings.of_run(run)
-        saved = run.load(checkpoint, training=False)
+        return cls._of(run.folder, settings, run.load(checkpoint, training=False), device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: torch.device | str | None = None,
+    ) -> "Tokenizer":
+        """Load what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            name: A folder, or a repository on the Hugging Face Hub as in "somebody/tokenizer".
+            revision: Branch, tag or commit of the repository.
+            token: What the Hub knows one by; the one that `hf auth login` kept if not given.
+            cache_dir: Where what is downloaded is kept.
+            local_files_only: Take what was downloaded before, and ask nobody.
+            device: Where to put it; a GPU if there is one.
+
+        Raises:
+            ValueError: if there is no such folder or repository, or it holds no tokenizer.
+        """
+        from mqvae.tokenizer.sharing import downloaded, read
+
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = downloaded(
+                str(name),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        return cls._of(folder, *read(folder), device)
+
+    @classmethod
+    def _of(
+        cls,
+        folder: Path,
+        settings: Settings,
+        saved: Checkpoint,
+        device: torch.device | str | None,
+    ) -> "Tokenizer":
         components = settings.components()
         network = components.network.build(inputs_of(settings.data), components.quantizer)
         saved.give_weights(network, folder)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         task = components.task.to(device)
-        return cls(run, settings, network.to(device), task, saved.state["step"], saved.digest)
+        return cls(folder, settings, network.to(device), task, saved.state["step"], saved.digest)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Codes of images.
+    def __repr__(self) -> str:
+        data, quantizer = self.settings.data, self.network.quantizer
+        return (
+            f"Tokenizer({str(self.folder)!r}: {data.channels} × {data.side} × {data.side} pixels, "
+            f"{type(quantizer).__name__}({quantizer.extra_repr()}), step {self.step:,})"
+        )
 
-        Args:
-            images: (B, C, H, W) in [0, 1].
-
-        Returns:
-            (B, h, w) int64, or (B, h, w, G) with more than one group.
+    @property
+    def run(self) -> Run:
+        """The run that it comes from.
 
         Raises:
-            ValueError: if channels or sides do not fit the network, or it does not quantize.
+            ValueError: if it was not made by `from_run`.
         """
-        if isinstance(self.network.quantizer, NoQuantizer):
-            raise ValueError("without quantization there are no codes to encode to.")
-        return self.network.encode(images.to(self.device))
+        return Run(self.folder)
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
+    # -- sharing -----------------------------------------------------------------------------------
 
-        Images are as they come; clamp them to [0, 1] to show them.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `from_pretrained` reads: weights, config.json, and a model card of the run.
+
+        The card, README.md, has the figures of summary.json or evaluation.json if they were taken
+        at this step, and reconstructions.png. A tokenizer that was not made by `from_run` hands
+        its card on as it is.
 
         Args:
-            codes: As `encode` gives them.
+            folder: Where the files go, over those of these names.
+        """
+        from mqvae.tokenizer.sharing import write
+
+        write(self, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Tokenizer by mqvae",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Put what `save_pretrained` writes on the Hugging Face Hub; arguments as of its mixins.
+
+        Args:
+            repo_id: The repository, as in "me/tokenizer"; it is made if it is not there.
+            commit_message: What the commit says.
+            private: Whether a new repository is.
+            token: What the Hub knows one by; the one that `hf auth login` kept if not given.
+            branch: Where the commit goes, if not to "main".
+            create_pr: Make a pull request of it.
+
+        Returns:
+            The address of the commit.
+        """
+        from mqvae.tokenizer.sharing import uploaded
+
+        return uploaded(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+        )
+
+    # -- images to codes and back ------------------------------------------------------------------
+
+    @cached_property
+    @torch.no_grad()
+    def code_shape(self) -> tuple[int, ...]:
+        """Of the codes of an image of the run: (h, w), or (h, w, G) with more than one group."""
+        side = self.settings.data.side or 1
+        return tuple(self._one(self.settings.data.channels or 1, side, side).shape[1:])
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side that a code stands for; 1 where codes are on no grid."""
+        on_grid = len(self.code_shape) == (2 if self.network.quantizer.groups == 1 else 3)
+        return -(-(self.settings.data.side or 1) // self.code_shape[0]) if on_grid else 1
+
+    def _one(self, *shape: int) -> Tensor:
+        """Codes of a black image (C, H, W)."""
+        self._check_quantized()
+        weight = next(self.network.parameters())
+        return self.network.encode(torch.zeros(1, *shape, dtype=weight.dtype, device=self.device))
+
+    def _check_quantized(self) -> None:
+        if isinstance(self.network.quantizer, NoQuantizer):
+            raise ValueError("without quantization there are no codes to encode to.")
+
+    @torch.no_grad()
+    def encode(self, images: Pictures) -> SizedCodes:
+        """Codes of images.
+
+        Sides that are no multiple of the stride are filled up, on the right and below, with the
+        outermost pixels; `decode` cuts them back. The codes of an image do not depend on the others
+        of a list.
+
+        Args:
+            images: A PIL image, the path of an image file, an array (H, W), (H, W, C) or
+                (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of images, which may
+                have several sizes. Arrays and tensors are bytes, or floats in [0, 1].
+
+        Returns:
+            (B, h, w) int64, or (B, h, w, G) with more than one group, with `sizes` and a `mask`.
+
+        Raises:
+            ValueError: says what is expected if it gets something else, the network refuses the
+                images, or it does not quantize.
+        """
+        self._check_quantized()
+        given = tensors_of(images, self.settings.data.channels or 1)
+        sizes: list[Size] = [(image.shape[-2], image.shape[-1]) for image in given]
+        if isinstance(given, Tensor):
+            return SizedCodes(self._encode(given), sizes)
+        parts: dict[int, Tensor] = {}
+        for indices in by_size(sizes):
+            codes = self._encode(torch.stack([given[i].to(self.device) for i in indices]))
+            parts |= zip(indices, codes, strict=True)
+        return SizedCodes(together([parts[i] for i in range(len(sizes))], fill=-1), sizes)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """Codes of images of one size, (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        weight = next(self.network.parameters())
+        if (height, width) != (self.settings.data.side,) * 2:
+            x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        parts = x.split(fitting(BATCH_SIZE, (x.shape[1], x.shape[2], x.shape[3])))
+        return torch.cat([self.network.encode(p.to(self.device, weight.dtype)) for p in parts])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor | np.ndarray) -> Tensor:
+        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
+
+        Images are as they come; clamp them to [0, 1] to show them. They have the size of those that
+        the codes were made of; of several sizes, zeros stand beyond the smaller ones, and
+        `codes.sizes` says where. Codes that know no sizes give whole images.
+
+        Args:
+            codes: As `encode` gives them, on any device.
 
         Raises:
             ValueError: if the codes do not fit the codebook.
         """
-        return self.network.decode(codes.to(self.device))
+        if isinstance(codes, np.ndarray):
+            codes = torch.from_numpy(codes)
+        sizes = codes.sizes if isinstance(codes, SizedCodes) else ()
+        codes = codes.as_subclass(Tensor).to(self.device)
+        groups = self.network.quantizer.groups
+        if self.network.channel_axis == 1 and codes.ndim != (4 if groups > 1 else 3):
+            shape = "(B, h, w)" if groups == 1 else f"(B, h, w, {groups})"
+            raise ValueError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
+        if len(set(sizes)) < 2:
+            return cut(self.network.decode(codes), sizes[:1])
+        parts: dict[int, Tensor] = {}
+        for indices in by_size(sizes):
+            height, width = (-(-side // self.stride) for side in sizes[indices[0]])
+            output = self.network.decode(codes[indices, :height, :width])
+            parts |= zip(indices, cut(output, [sizes[indices[0]]]), strict=True)
+        return together([parts[i] for i in range(len(sizes))], fill=0)
 
     def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
         """An image file, a folder, shards, or a split of the run's dataset.
@@ -221,7 +334,8 @@ class Tokenizer:
                 f"{data.channels}: --fit converts them."
             )
         try:
-            self.encode(torch.zeros(1, *images.shape))
+            with torch.no_grad():
+                self._one(*images.shape)
         except ValueError as error:
             raise ValueError(f"{what}: {error} --fit resizes them to {data.side}.") from None
         return images

@@ -1,0 +1,45 @@
+"""`mqvae export`."""
+
+from pathlib import Path
+
+from mqvae.cli.parser import parser_of
+from mqvae.cli.train import quiet
+
+
+def export(arguments: list[str]) -> int:
+    parser = parser_of(
+        "export",
+        "A run's encoder and decoder as programs that run without mqvae: encoder.pt2 and "
+        "decoder.pt2 for torch.export, encoder.onnx and decoder.onnx.",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--out", metavar="DIR", help="folder of the files (default: RUN/export)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files at --out")
+    parser.add_argument(
+        "--formats",
+        default="pt2,onnx",
+        metavar="NAME,…",
+        help="pt2, onnx, or both (default: pt2,onnx)",
+    )
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    options = parser.parse_args(arguments)
+    out = Path(options.run, "export") if options.out is None else Path(options.out)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out takes a folder.")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    from mqvae.tokenizer import Tokenizer
+    from mqvae.tokenizer.export import export
+
+    quiet()
+    # Programs keep the device they were made on, and every machine has a CPU.
+    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint, device="cpu")
+    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
+    written = export(tokenizer, out, formats=formats)
+    codes = " × ".join(map(str, tokenizer.code_shape))
+    print(
+        f"images (B, {tokenizer.settings.data.channels}, H, W) in [0, 1], sides multiples of "
+        f"{tokenizer.stride} → {codes} codes for {tokenizer.settings.data.side} pixels → images"
+    )
+    print("\n".join(f"written: {path} ({path.stat().st_size:,} bytes)" for path in written))
+    return 0

@@ -1,0 +1,152 @@
+"""The model card of a tokenizer, made of its run."""
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from PIL import Image
+
+if TYPE_CHECKING:
+    from mqvae.tokenizer.tokenizer import Tokenizer
+
+CARD, GRID = "README.md", "reconstructions.png"
+GAP = 2  # pixels between originals and reconstructions, as there are between images
+SMALL = 64  # height of a strip below which it is enlarged
+
+HEAD = {
+    "library_name": "mqvae",
+    "tags": ["image-tokenizer", "mqvae", "vector-quantization"],
+}
+
+
+def card_of(tokenizer: "Tokenizer") -> dict[str, bytes]:
+    """The files of the card: README.md, and reconstructions.png if the run has pictures."""
+    measured = _measured(tokenizer)
+    grid = _grid(tokenizer.run.folder, measured)
+    settings = tokenizer.settings
+    parts = [
+        f"---\n{yaml.safe_dump(HEAD, sort_keys=False)}---\n",
+        f"# {settings.name} on {Path(settings.data.name).name}\n",
+        _summary(tokenizer),
+    ]
+    if grid:
+        parts.append(
+            f"![Test images above, their reconstructions below]({GRID})\n\n"
+            "Test images above, their reconstructions below.\n"
+        )
+    parts += [USE, _figures(tokenizer, measured), _data(tokenizer, measured), _settings(tokenizer)]
+    files = {CARD: "\n".join(parts).encode()}
+    return files | ({GRID: grid} if grid else {})
+
+
+USE = """## Use
+
+```python
+import mqvae
+
+tokenizer = mqvae.Tokenizer.from_pretrained("…")  # this repository or a folder of it
+codes = tokenizer.encode(images)  # PIL images, paths, arrays, tensors, or a list of them
+images = tokenizer.decode(codes)  # (B, C, H, W), at the images' own size
+```
+"""
+
+
+def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
+    """The newest figures that were taken at the tokenizer's step; none if there are none."""
+    for file in ("evaluation.json", "summary.json"):
+        path = tokenizer.run.folder / file
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}") from error
+            if content.get("step", content.get("steps")) == tokenizer.step:
+                return content
+    return {}
+
+
+def _summary(tokenizer: "Tokenizer") -> str:
+    data, quantizer = tokenizer.settings.data, tokenizer.network.quantizer
+    shape = " × ".join(map(str, tokenizer.code_shape))
+    parameters = sum(p.numel() for p in tokenizer.network.parameters())
+    return (
+        f"An image tokenizer: {data.side} × {data.side} pixels of {_colours(data.channels)} become "
+        f"{shape} codes of {quantizer.num_codes:,}. {parameters:,} parameters, trained by "
+        "[mqvae](https://pypi.org/project/mqvae/).\n"
+    )
+
+
+def _figures(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
+    described: dict[str, Any] = measured.get("figures", {})
+    if not described:
+        return f"## Figures\n\nNone were taken at step {tokenizer.step:,}.\n"
+    rows = ["## Figures\n", "| Figure | Value | Better | How it is taken |", "| - | - | - | - |"]
+    for key, figure in described.items():
+        value = f"{measured[key]:.5g}"
+        if figure["unit"]:
+            value = f"{measured[key] / figure['scale']:.4g} {figure['unit']}"
+        better = figure["better"] or "-"
+        rows.append(f"| {figure['title']} | {value} | {better} | {figure['protocol']} |")
+    protocol = ", ".join(f"{k} {v}" for k, v in measured["protocol"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in measured["versions"].items())
+    rows.append(f"\nProtocol: {protocol}; on {measured['device']}, with {versions}.\n")
+    return "\n".join(rows)
+
+
+def _data(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
+    data = tokenizer.settings.data
+    source = f", from {measured['source']}" if "source" in measured else ""
+    return (
+        f"## Data\n\n{Path(data.name).name}{source}: {data.side} × {data.side} pixels, "
+        f"{_colours(data.channels)}, values in [0, 1]; batches of {data.batch_size}, "
+        f"{data.validation or 0:,} images held out for validation.\n"
+    )
+
+
+def _settings(tokenizer: "Tokenizer") -> str:
+    settings = tokenizer.settings
+    optimizer = settings.optimizer
+    rows = {
+        "Network": spelled(settings.network),
+        "Quantizer": spelled(settings.quantizer),
+        "Task": spelled(settings.task),
+        "Update rule": spelled(settings.update),
+        "Learning rates": f"{optimizer.network_lr:g}, of the codebook {optimizer.codebook_lr:g}",
+        "Updates": f"{tokenizer.step:,} of {settings.steps:,}",
+        "Seed": str(settings.seed),
+    }
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"## Settings\n\n| | |\n| - | - |\n{lines}\n\nAll of them: `settings` in config.json.\n"
+
+
+def spelled(value: Any) -> str:
+    """A component as its call is written, without what is left open."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return str(value)
+    given = [f"{k}={spelled(v)}" for k, v in value["init_args"].items() if v is not None]
+    return f"{value['class_path'].rpartition('.')[2]}({', '.join(given)})"
+
+
+def _colours(channels: int | None) -> str:
+    return "grey" if channels == 1 else "colour"
+
+
+def _grid(folder: Path, measured: dict[str, Any]) -> bytes | None:
+    """The run's strips of images below each other, the originals first."""
+    strips = [p for p in measured.get("pictures", []) if p["kind"] == "strip"]
+    files = [folder / p["file"] for p in sorted(strips, key=lambda p: not p["reference"])]
+    if not files or not all(file.is_file() for file in files):
+        return None
+    images = [Image.open(file) for file in files]
+    width, height = images[0].size
+    grid = Image.new(images[0].mode, (width, len(images) * (height + GAP) - GAP))
+    for row, image in enumerate(images):
+        grid.paste(image, (0, row * (height + GAP)))
+        image.close()
+    times = max(1, SMALL // height)
+    grid = grid.resize((times * grid.width, times * grid.height), Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    grid.save(content, "PNG")
+    return content.getvalue()

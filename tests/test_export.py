@@ -1,0 +1,140 @@
+"""`mqvae export`: programs that give what the tokenizer gives."""
+
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from mqvae.cli import main
+from mqvae.core.nearest import _at_once, nearest
+from mqvae.settings import Settings, load_preset
+from mqvae.tokenizer import Tokenizer
+from mqvae.tokenizer.export import export
+from mqvae.trainer import begin, inputs_of
+
+SMALL = {
+    "steps": 3,
+    "data": {"name": "digits", "side": 16, "channels": 1, "classes": 10, "batch_size": 100},
+    "network": {"init_args": {"width": 8, "residual_blocks": 1}},
+    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
+    "update": {"class_path": "mqvae.Joint"},
+    "optimizer": {"codebook_lr": 1e-3},
+    "trainer": {"accelerator": "cpu"},
+}
+COMPOSED = {
+    "quantizer": {
+        "init_args": {
+            "groups": 2,
+            "distance": {"class_path": "mqvae.Cosine"},
+            "codebook": {"class_path": "mqvae.HyperNetwork"},
+        }
+    },
+}
+
+
+def composed():
+    """A tokenizer whose codebook fits its embeddings, so that many codes are chosen."""
+    settings = Settings.of(load_preset("digits-tiny", SMALL, COMPOSED))
+    made = settings.components()
+    network = made.network.build(inputs_of(settings.data), made.quantizer)
+    network.initialize_codebook(torch.rand(32, 1, 16, 16))
+    return Tokenizer("nowhere", settings, network, made.task, 0, "")
+
+
+def images_of(tokenizer):
+    """Of the run's size, of another, and one alone."""
+    return [torch.rand(3, 1, 16, 16), torch.rand(2, 1, 24, 8), torch.rand(1, 1, 8, 16)]
+
+
+def test_programs_give_what_the_tokenizer_gives(tmp_path):
+    tokenizer = composed()
+    written = export(tokenizer, tmp_path / "out", formats=["pt2"])
+    assert [path.name for path in written] == ["encoder.pt2", "decoder.pt2"]
+    encoder, decoder = (torch.export.load(path).module() for path in written)
+    for x in images_of(tokenizer):
+        codes = tokenizer.encode(x)
+        assert len(codes.unique()) > 2
+        assert torch.equal(encoder(x), codes)
+        plain = codes + 0
+        assert torch.allclose(decoder(plain), tokenizer.decode(plain), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (500, 130, 6), (70, 1000, 3)])
+def test_the_nearest_in_one_piece(shape):
+    rows, codewords, dim = shape
+    z_e, codebook = torch.randn(rows, dim) + 100, torch.randn(codewords, dim) + 100
+    codebook[-1] = codebook[0]  # a tie goes to the lowest
+    assert torch.equal(_at_once(z_e, codebook), nearest(z_e, codebook))
+
+
+def test_formats_that_there_are_not(tmp_path):
+    for formats, got in ((["pt2", "tflite"], "got pt2, tflite"), ([], "got none")):
+        with pytest.raises(ValueError, match=f"formats are pt2 and onnx, {got}"):
+            export(None, tmp_path, formats=formats)
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"ONNX needs onnx.*: pip install 'mqvae\[onnx\]'"):
+        export(None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("there") / "runs" / "first"
+    begin(Settings.of(load_preset("digits-tiny", SMALL)), folder).fit()
+    return folder
+
+
+def page(number):
+    """A block of the documentation's part on exports."""
+    text = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text.partition("## Export")[2], re.DOTALL)
+    assert len(blocks) == 2
+    return compile(blocks[number], "docs/tokenizer.md", "exec")
+
+
+def test_the_command(run, capsys, monkeypatch):
+    assert main(["export", str(run), "--formats", "pt2"]) == 0
+    said = capsys.readouterr().out
+    assert "sides multiples of 4 → 4 × 4 codes for 16 pixels" in said
+    assert f"written: {run / 'export' / 'decoder.pt2'} (" in said
+    assert sorted(p.name for p in (run / "export").iterdir()) == ["decoder.pt2", "encoder.pt2"]
+    assert main(["export", str(run), "--formats", "pt2"]) == 2
+    assert "export exists already: choose another --out, or add --overwrite" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.chdir(run.parent.parent)
+    names = {}
+    exec(page(0), names)
+    assert names["images"].shape == (2, 1, 16, 24)
+
+
+needed = ("onnx", "onnxruntime", "onnxscript")
+absent = [name for name in needed if find_spec(name) is None]
+
+
+@pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)}: pip install 'mqvae[onnx]'")
+@pytest.mark.filterwarnings("default")  # they are other packages' own
+def test_onnxruntime_gives_what_the_tokenizer_gives(run, monkeypatch):
+    import onnxruntime
+
+    assert main(["export", str(run), "--formats", "onnx", "--overwrite"]) == 0
+    monkeypatch.chdir(run.parent.parent)
+    exec(page(1), {})
+    tokenizer = Tokenizer.from_run(run, device="cpu")
+
+    def program(name: str):
+        return onnxruntime.InferenceSession(run / "export" / name)
+
+    encoder, decoder = program("encoder.onnx"), program("decoder.onnx")
+    for x in images_of(tokenizer):
+        codes = tokenizer.encode(x)
+        (found,) = encoder.run(["codes"], {"images": x.numpy()})
+        assert torch.equal(torch.from_numpy(found), codes)
+        (found,) = decoder.run(["images"], {"codes": codes.numpy()})
+        assert torch.allclose(torch.from_numpy(found), tokenizer.decode(codes), atol=1e-5)

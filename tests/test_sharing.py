@@ -1,0 +1,447 @@
+"""mqvae.tokenizer: what it takes for images, sizes cut back, and the folder to share."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import mqvae
+from mqvae.settings import Settings, load_preset
+from mqvae.tokenizer import SizedCodes, Tokenizer
+from mqvae.trainer import begin
+
+SMALL = {
+    "name": "small",
+    "steps": 3,
+    "data": {"name": "digits", "side": 8, "batch_size": 100},
+    "network": {"width": 8, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
+    "update": {"class_path": "mqvae.Joint"},
+    "optimizer": {"codebook_lr": 1e-3},
+    "trainer": {"accelerator": "cpu"},
+}
+KINDS = {
+    "grey": {},
+    "colour": {"data": {"channels": 3}},
+    "groups": {"quantizer": {"init_args": {"groups": 2}}},
+    "gan": {
+        "data": {"channels": 3},
+        "network": {
+            "class_path": "mqvae.VQGAN",
+            "init_args": {
+                "width": 8,
+                "multipliers": [1, 1],
+                "residual_blocks": 1,
+                "z_channels": 8,
+                "attention_at": [],
+            },
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    made = {}
+
+    def run(kind):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("runs") / kind
+            begin(Settings.of(load_preset("digits-tiny", SMALL, KINDS[kind])), made[kind]).fit()
+        return made[kind]
+
+    return run
+
+
+@pytest.fixture
+def tokenizer(runs):
+    return Tokenizer.from_run(runs("grey"), device="cpu")
+
+
+@pytest.fixture
+def colour(runs):
+    return Tokenizer.from_run(runs("colour"), device="cpu")
+
+
+@pytest.fixture
+def bytes_():
+    """Three images of colour as bytes, (3, 8, 8, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+
+
+# -- what it takes ---------------------------------------------------------------------------------
+
+
+def test_every_form_of_an_image_has_the_same_codes(colour, bytes_, tmp_path):
+    tensor = torch.from_numpy(bytes_).permute(0, 3, 1, 2) / 255
+    pictures = [Image.fromarray(image) for image in bytes_]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    codes = colour.encode(tensor)
+    assert codes.shape == (3, 2, 2) and codes.dtype == torch.int64
+    assert len(codes.unique()) > 2
+    for same in (
+        bytes_,
+        bytes_ / np.float32(255),
+        bytes_ / 255,  # float64
+        bytes_[:, ::-1, :, ::-1][:, ::-1, :, ::-1],  # a view
+        tensor.double(),
+        (tensor * 255).round().byte(),
+        pictures,
+        paths,
+        tuple(map(str, paths)),
+        list(bytes_),
+        list(tensor),
+        [pictures[0], bytes_[1], tensor[2].double()],
+        [str(paths[0]), tensor[1:2], bytes_[2] / 255],
+    ):
+        assert torch.equal(colour.encode(same), codes)
+    for one in (pictures[0], bytes_[0], tensor[0], paths[0], str(paths[0])):
+        assert torch.equal(colour.encode(one), codes[:1])
+
+
+def test_pictures_become_grey_or_colour(tokenizer, colour, bytes_):
+    picture = Image.fromarray(bytes_[0])
+    grey = picture.convert("L")
+    assert torch.equal(tokenizer.encode(picture), tokenizer.encode(grey))
+    assert torch.equal(tokenizer.encode(np.asarray(grey)), tokenizer.encode(grey))
+    assert torch.equal(colour.encode(grey), colour.encode(grey.convert("RGB")))
+    palette = picture.convert("P")
+    assert torch.equal(colour.encode(palette), colour.encode(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "expected a PIL image, .* got NoneType"),
+        (3, "got int"),
+        ((x for x in []), "got generator"),
+        ({}, "got dict"),
+        ([], "there are no images: expected a PIL image"),
+        ([torch.zeros(1, 8, 8), None], "got NoneType"),
+        ([torch.zeros(2, 1, 8, 8)], "entry 0 of the list holds 2 images"),
+        (torch.zeros(8, 8), r"a tensor of images is \(C, H, W\) or .* C = 1, .* got \(8, 8\)"),
+        (torch.zeros(3, 8, 8), r"C = 1, the channels that .* got \(3, 8, 8\)"),
+        (torch.zeros(0, 1, 8, 8), r"got \(0, 1, 8, 8\)"),
+        (np.zeros((1, 8, 8)), r"an array of images is \(H, W, C\) or .* got \(1, 8, 8\)"),
+        (np.zeros((2, 3, 1, 8, 8)), r"got \(2, 3, 1, 8, 8\)"),
+        (np.zeros((8, 8), dtype=int), r"are bytes \(uint8, 0 … 255\) or floats .* int64"),
+        (np.zeros((8, 8), dtype=np.uint16), "an array of uint16"),
+        (torch.zeros(1, 8, 8, dtype=torch.bool), "or floats .* torch.bool"),
+        (torch.full((1, 8, 8), 255.0), r"floats in \[0, 1\], got floats from 255 to 255: scale"),
+        (torch.linspace(-1, 1, 64).view(1, 8, 8), "got floats from -1 to 1: scale"),
+        (torch.full((1, 8, 8), torch.nan), "got floats from nan to nan"),
+    ],
+)
+def test_it_says_what_it_expects(tokenizer, given, said):
+    with pytest.raises(ValueError, match=said):
+        tokenizer.encode(given)
+
+
+def test_files_that_are_no_images(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.png does not exist"):
+        tokenizer.encode(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="is a folder: pass a list of files"):
+        tokenizer.encode(tmp_path)
+    (tmp_path / "a.png").write_text("a")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: expected an image"):
+        tokenizer.encode([tmp_path / "a.png"])
+
+
+def test_a_decoders_output_may_be_encoded_again(tokenizer):
+    images = tokenizer.decode(tokenizer.encode(torch.rand(2, 1, 8, 8)))
+    tokenizer.encode(images - images.min() - 0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((2, 2), r"decodes codes \(B, h, w\), got \(2, 2\)"), ((1, 2, 2, 2), r"got \(1, 2, 2, 2\)")],
+)
+def test_codes_of_another_shape(tokenizer, shape, said):
+    with pytest.raises(ValueError, match=said):
+        tokenizer.decode(torch.zeros(shape, dtype=torch.int64))
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["grey", "groups", "gan"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 4), (9, 14), (3, 1)])
+def test_any_size_comes_back(runs, kind, height, width):
+    tokenizer = Tokenizer.from_run(runs(kind), device="cpu")
+    stride = {"grey": 4, "groups": 4, "gan": 2}[kind]
+    assert tokenizer.stride == stride
+    channels = tokenizer.settings.data.channels
+    x = torch.rand(2, channels, height, width)
+    codes = tokenizer.encode(x)
+    assert codes.shape[:3] == (2, -(-height // stride), -(-width // stride))
+    assert codes.sizes == ((height, width),) * 2 and codes.mask.all()
+    images = tokenizer.decode(codes)
+    assert images.shape == x.shape
+    # Filled up with the outermost pixels, then cut.
+    rows = torch.arange(-(-height // stride) * stride).clamp(max=height - 1)
+    columns = torch.arange(-(-width // stride) * stride).clamp(max=width - 1)
+    filled = x[:, :, rows][:, :, :, columns]
+    with torch.no_grad():
+        whole = tokenizer.network(filled)
+    assert torch.equal(codes, whole.quantized.codes)
+    assert torch.equal(images, whole.output[:, :, :height, :width])
+    # Plain codes know no size.
+    assert torch.equal(tokenizer.decode(codes + 0), whole.output)
+    assert torch.equal(tokenizer.decode(codes.numpy().astype(np.uint16)), whole.output)
+
+
+@pytest.mark.parametrize("kind", ["grey", "groups"])
+def test_images_of_several_sizes(runs, kind):
+    tokenizer = Tokenizer.from_run(runs(kind), device="cpu")
+    sizes = ((8, 8), (5, 13), (8, 8), (9, 2))
+    given = [torch.rand(1, *size) for size in sizes]
+    codes = tokenizer.encode(given)
+    assert codes.sizes == sizes and codes.shape[:3] == (4, 3, 4)
+    images = tokenizer.decode(codes)
+    assert images.shape == (4, 1, 9, 13)
+    for i, (x, (height, width)) in enumerate(zip(given, sizes)):
+        alone = tokenizer.encode(x)
+        own = (i, slice(alone.shape[1]), slice(alone.shape[2]))
+        assert torch.equal(codes[own], alone[0])
+        assert codes.mask[own].all() and codes.mask[i].sum() == alone.numel()
+        assert torch.allclose(images[i, :, :height, :width], tokenizer.decode(alone)[0], atol=1e-6)
+        assert not images[i, :, height:].any() and not images[i, :, :, width:].any()
+    with pytest.raises(ValueError, match="codes must lie in 0 … 19, got -1"):
+        tokenizer.decode(codes + 0)
+
+
+def test_sized_codes_are_a_tensor():
+    codes = SizedCodes(torch.arange(8).view(2, 2, 2), [(7, 8), (8, 8)])
+    for same in (codes.to("cpu", torch.int32), codes.cpu(), codes.clone(), codes.detach()):
+        assert isinstance(same, SizedCodes) and same.sizes == ((7, 8), (8, 8))
+    for plain in (codes[:1], codes + 1, codes.flatten(), torch.stack([codes, codes]), codes.mask):
+        assert type(plain) is torch.Tensor
+    assert torch.equal(codes, torch.arange(8).view(2, 2, 2))
+    with pytest.raises(ValueError, match="codes of 2 images, but 1 sizes"):
+        SizedCodes(torch.zeros(2, 1, 1), [(4, 4)])
+
+
+# -- a folder to share -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["grey", "groups", "gan"])
+def test_it_comes_back_the_same(runs, kind, tmp_path):
+    tokenizer = Tokenizer.from_run(runs(kind), device="cpu")
+    tokenizer.save_pretrained(tmp_path / "shared")
+    assert sorted(p.name for p in (tmp_path / "shared").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "reconstructions.png",
+    ]
+    found = mqvae.Tokenizer.from_pretrained(tmp_path / "shared", device="cpu")
+    assert (found.step, found.code_shape) == (3, tokenizer.code_shape)
+    # The fingerprint too: codes of the run are codes of what is shared.
+    assert found.model == tokenizer.model
+    images = torch.rand(5, tokenizer.settings.data.channels, 8, 8)
+    codes = tokenizer.encode(images)
+    assert torch.equal(found.encode(images), codes)
+    assert torch.equal(found.decode(codes), tokenizer.decode(codes))
+    found.check_codes(tokenizer.encode_images(tokenizer.find_images("test")))
+
+
+def test_what_was_shared_is_shared_again_with_its_card(tokenizer, runs, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("my own words")
+    found = Tokenizer.from_pretrained(str(tmp_path / "a"))
+    found.save_pretrained(tmp_path / "b")
+    found.save_pretrained(tmp_path / "a")  # onto itself
+    names = [p.name for p in sorted((tmp_path / "a").iterdir())]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
+        _ = found.run
+    # Another run's takes its place whole.
+    bare = shutil.copytree(runs("groups"), tmp_path / "bare")
+    (bare / "summary.json").unlink()
+    Tokenizer.from_run(bare).save_pretrained(tmp_path / "a")
+    assert "None were taken at step 3" in (tmp_path / "a" / "README.md").read_text()
+    assert not (tmp_path / "a" / "reconstructions.png").exists()
+
+
+def test_the_card_says_what_the_run_does(runs, tmp_path):
+    run = shutil.copytree(runs("grey"), tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {"name": "/home/me/pictures", "root": "/home/me"}
+    config["from"] = {"run": "/home/me/runs/other"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    Tokenizer.from_run(run, device="cpu").save_pretrained(tmp_path / "shared")
+    card = ModelCard.load(tmp_path / "shared" / "README.md")
+    assert card.data.library_name == "mqvae" and "vector-quantization" in card.data.tags
+    summary = json.loads((run / "summary.json").read_text())
+    for text in (
+        "# small on pictures\n",
+        "8 × 8 pixels of grey become 2 × 2 codes of 20.",
+        f"| MSE | {summary['mse']:.5g} | lower | mean over all numbers, images in [0, 1]",
+        f"| Usage | {100 * summary['usage']:.4g} % | higher |",
+        "split test, images 297",
+        f"on {summary['device']}, with mqvae {mqvae.__version__}, torch {torch.__version__}",
+        "| Network | VQVAE(width=8, residual_blocks=1) |",
+        "| Update rule | Joint(",
+        "| Updates | 3 of 3 |",
+        "(reconstructions.png)",
+    ):
+        assert text in card.content, text
+    with Image.open(tmp_path / "shared" / "reconstructions.png") as grid:
+        strip = Image.open(run / "samples" / "originals.png")
+        width, height = strip.size
+        assert grid.size == (8 * width, 8 * (2 * height + 2))  # enlarged to 64 pixels a row
+        first = grid.resize((width, 2 * height + 2), Image.Resampling.NEAREST)
+        assert first.crop((0, 0, width, height)).tobytes() == strip.tobytes()
+    # Nothing says where things were on this machine.
+    for name in ("config.json", "README.md"):
+        assert "/home/me" not in (tmp_path / "shared" / name).read_text()
+    assert Tokenizer.from_pretrained(tmp_path / "shared").settings.data.name == "pictures"
+
+
+def test_figures_of_another_step_are_left_out(runs, tmp_path):
+    run = shutil.copytree(runs("grey"), tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    evaluation = {**summary, "mse": 0.4321, "step": 3}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    (run / "summary.json").write_text(json.dumps({**summary, "mse": 0.1234}))
+
+    def card():
+        Tokenizer.from_run(run, device="cpu").save_pretrained(tmp_path / "shared")
+        return (tmp_path / "shared" / "README.md").read_text()
+
+    assert "| MSE | 0.4321 |" in card()
+    (run / "evaluation.json").write_text(json.dumps({**evaluation, "step": 2}))
+    assert "| MSE | 0.1234 |" in card()
+    (run / "summary.json").write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json is damaged"):
+        card()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: (f / "config.json").unlink(), "holds no config.json of a tokenizer: pass a"),
+        (lambda f: (f / "config.json").write_text("{}"), "holds no config.json of a tokenizer"),
+        (lambda f: (f / "model.safetensors").unlink(), "holds no tokenizer that can be read"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\1" * 20), "no tokenizer that can be"),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace('"width": 8', '"width": 10')
+            ),
+            "does not fit",
+        ),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace("mqvae.VQVAE", "subprocess.Popen")
+            ),
+            "holds no tokenizer that can be read",
+        ),
+    ],
+)
+def test_folders_that_hold_no_tokenizer(tokenizer, tmp_path, change, said):
+    tokenizer.save_pretrained(tmp_path / "shared")
+    change(tmp_path / "shared")
+    with pytest.raises(ValueError, match=said):
+        Tokenizer.from_pretrained(tmp_path / "shared")
+
+
+def test_names_that_are_none(runs):
+    with pytest.raises(ValueError, match=r"it is a run: Tokenizer\.from_run"):
+        Tokenizer.from_pretrained(runs("grey"))
+    for name in ("./nowhere", "/nowhere/at/all", "nowhere", "a b/c"):
+        with pytest.raises(ValueError, match=r"there is no folder .*: pass one that"):
+            Tokenizer.from_pretrained(name)
+
+
+# -- the Hub, which is not asked -------------------------------------------------------------------
+
+
+def test_what_the_hub_does_not_have(tmp_path):
+    with pytest.raises(ValueError, match="no folder me/mine, nor could it be had from the"):
+        Tokenizer.from_pretrained("me/mine", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """What was sent to a hub that is a folder here."""
+    there = {}
+
+    class Api:
+        def __init__(self, token):
+            there["token"] = token
+
+        def create_repo(self, repo_id, **options):
+            there["repository"] = repo_id, options
+            return SimpleNamespace(repo_id=f"me/{Path(repo_id).name}")
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
+            there["files"] = {p.name for p in Path(folder_path).iterdir()}
+            there["options"] = options
+            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def snapshot_download(name, **options):
+        there["asked"] = name, options["revision"], options["local_files_only"]
+        return str(tmp_path / "hub" / name)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return there
+
+
+def test_to_the_hub_and_back(tokenizer, there):
+    assert tokenizer.push_to_hub("mine", private=True) == "https://hub/me/mine/commit/1"
+    assert there["repository"] == ("mine", {"private": True, "exist_ok": True})
+    assert there["files"] == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "reconstructions.png",
+    }
+    assert there["options"]["revision"] is None
+    found = Tokenizer.from_pretrained("me/mine", revision="v1", local_files_only=True)
+    assert found.model == tokenizer.model
+    assert there["asked"] == ("me/mine", "v1", True)
+
+
+def test_without_huggingface_hub(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install 'mqvae\[hub\]'"):
+        tokenizer.push_to_hub("mine")
+    with pytest.raises(ValueError, match=r"pip install 'mqvae\[hub\]'"):
+        Tokenizer.from_pretrained("me/mine")
+    tokenizer.save_pretrained(tmp_path)
+    Tokenizer.from_pretrained(tmp_path)
+
+
+# -- its page --------------------------------------------------------------------------------------
+
+
+def test_the_page_runs(there, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text.partition("## Export")[0], re.DOTALL)
+    assert len(blocks) == 5
+    config = load_preset("digits-tiny", {"steps": 1, "trainer": {"accelerator": "cpu"}})
+    begin(Settings.of(config), tmp_path / "runs" / "first").fit()
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        Image.new("RGB", (16, 16), (9 * i, 99, 0)).save(tmp_path / "photos" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "docs/tokenizer.md", "exec"), names)
+    assert names["there"].model == names["same"].model
+    assert [tuple(image.shape) for image in names["each"]] == [(1, 16, 16), (1, 8, 32)]
