@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mqvae.cli.parser import parser_of, text_of
 from mqvae.cli.train import print_figures, quiet, train
+from mqvae.extras import ExtraMissing
 from mqvae.spelling import nearest
 
 COMMANDS = {
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(rest) or 0
     except SystemExit as leaving:
         return int(leaving.code or 0)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ExtraMissing) as error:
         if debug:
             traceback.print_exc()
         # What does not fit does not fit in any process of a machine: the first one says it.

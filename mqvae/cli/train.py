@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqvae.cli.parser import parser_of
+from mqvae.cli.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
     from mqvae.settings import Settings
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def train(arguments: list[str]) -> int:
     quiet()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    uncompiled_optimizers()
     training = _training(arguments)
     first, folder = training.processes.first, training.run.folder
     go_on = f"mqvae train --resume {shlex.quote(str(folder))}"

@@ -48,13 +48,12 @@ class Processes:
             self._meet(options.accelerator, here, machines)
 
     def _meet(self, accelerator: str, here: int, machines: int) -> None:
-        from lightning.fabric import Fabric
-        from lightning.fabric.strategies.ddp import DDPStrategy
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
 
         # It announces each process; what there is to say the run says itself.
-        for name in ("lightning.fabric", "lightning.pytorch"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
         cuda = accelerator in ("auto", "cuda") and torch.cuda.is_available()
         # Figures are summed where they are kept, which is not always on the device.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -166,7 +165,7 @@ def _speak_of_lost_children() -> None:
                     flush=True,
                 )
 
-    logger = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    logger = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
     logger.addHandler(Said())
     logger.setLevel(logging.INFO)
     logger.propagate = False
