@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
     "reproduce": "the paper's tables and figures, run again",
+    "doctor": "what is here, what is missing, and how to get it",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
 }
 
@@ -237,6 +238,12 @@ def _reproduce(arguments: list[str]) -> int:
     from mqvae.cli.reproduce import reproduce
 
     return reproduce(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from mqvae.cli.doctor import doctor
+
+    return doctor(arguments)
 
 
 def _bench(arguments: list[str]) -> int:

@@ -293,4 +293,5 @@ _FILE_LOADERS: dict[str, FileLoader] = {
     "imagenet": load_imagenet,
     "photos": load_photos,
 }
+DOWNLOADED = tuple(name for name in _LOADERS if name != "digits")
 DATASETS = (*_LOADERS, *_FILE_LOADERS)
