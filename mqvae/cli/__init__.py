@@ -26,6 +26,7 @@ COMMANDS = {
     "reproduce": "the paper's tables and figures, run again",
     "doctor": "what is here, what is missing, and how to get it",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
+    "completion": "what bash and zsh complete commands and options with",
 }
 
 USAGE = """usage: mqvae COMMAND …
@@ -244,6 +245,12 @@ def _doctor(arguments: list[str]) -> int:
     from mqvae.cli.doctor import doctor
 
     return doctor(arguments)
+
+
+def _completion(arguments: list[str]) -> int:
+    from mqvae.cli.completion import completion
+
+    return completion(arguments)
 
 
 def _bench(arguments: list[str]) -> int:
