@@ -33,6 +33,8 @@ EXTRAS: Mapping[str, Extra] = {
     "report": Extra(("matplotlib",), "the plots of reports, of reproduce and of bench"),
     "svhn": Extra(("scipy",), "the data set svhn"),
     "tensorboard": Extra(("tensorboard",), "TensorBoard's curves beside metrics.csv"),
+    "trackio": Extra(("trackio",), "--trainer.loggers trackio"),
+    "wandb": Extra(("wandb",), "--trainer.loggers wandb"),
 }
 
 

@@ -42,7 +42,14 @@ def train(arguments: list[str]) -> int:
     summary, code = to_the_end(training.fit, training.settings.steps, go_on, speaks=first)
     if first and summary is not None:
         print_figures(summary, summary["figures"])
-        print(f"run: {folder}\nnext: mqvae report {shlex.quote(str(folder))} --out report.html")
+        if training.settings.trainer.fast_dev_run:
+            print("fast_dev_run: everything works; these figures mean nothing")
+            return code
+        again = shlex.join(["mqvae", "train", f"{folder}/config.yaml", "--out", f"{folder}-again"])
+        print(
+            f"run: {folder}\nagain: {again}\n"
+            f"next: mqvae report {shlex.quote(str(folder))} --out report.html"
+        )
     return code
 
 
@@ -81,6 +88,8 @@ def _training(arguments: list[str]) -> "Training":
     from mqvae.trainer import begin, restarted, resume
 
     settings, out, overwrite = from_arguments(arguments)
+    if settings.trainer.fast_dev_run and out is None:
+        out, overwrite = Path("runs") / "fast_dev_run", True
     out = out or Path("runs") / _run_name(settings)
     if restarted() and (out / "checkpoints").is_dir():
         return resume(Run(out))

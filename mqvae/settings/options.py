@@ -129,6 +129,10 @@ class Trainer:
         parts: Parts that a process takes its batch in, to hold the graph of one at a time.
         average: Decay of an exponential average of the weights, which is then what is measured
             and used; 0 for none.
+        loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
+            tensorboard,wandb; TensorBoard, where it is installed, if not given; [] for none.
+        fast_dev_run: Two updates, few images to measure on, no loggers: whether it works at
+            all. Without --out, in runs/fast_dev_run, which is replaced.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -138,6 +142,8 @@ class Trainer:
     checkpoint_every: Number | None = None
     parts: Number = 1
     average: Decay = 0.0
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    fast_dev_run: bool = False
 
 
 LEVELS = ("network", "codebook")
