@@ -53,7 +53,7 @@ def options_of(command: str) -> list[str]:
     with contextlib.redirect_stdout(shown):
         main([command, "--help"])
     found = re.findall(r"^ +(?:-\w, )?(--[\w.-]+)", shown.getvalue(), re.MULTILINE)
-    further = ["--resume", "--debug"] if command == "train" else ["--debug"]
+    further = ["--resume", "--sweep", "--debug"] if command == "train" else ["--debug"]
     return [*dict.fromkeys([*found, *further])]
 
 

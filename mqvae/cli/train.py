@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqvae.cli.parser import parser_of
+from mqvae.cli.sweep import sweep
 from mqvae.cli.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> int:
+    if "--sweep" in arguments:
+        return sweep(arguments, train)
     quiet()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     uncompiled_optimizers()

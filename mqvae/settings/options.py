@@ -179,7 +179,8 @@ def settings_parser() -> ArgumentParser:
         formatter_class=_Help,
         description="Train a network. Options change what the preset says; `--update NAME` takes "
         "a rule and `--update.OPTION` its arguments, and so for every component. "
-        "`mqvae train --resume RUN` goes on where RUN stopped. "
+        "`mqvae train --resume RUN` goes on where RUN stopped. `mqvae train PRESET --sweep "
+        "seed=0,1 optimizer.codebook_lr=3e-3,1e-2` trains every combination. "
         f"Presets: {', '.join(preset_names())}.",
         exit_on_error=False,
         allow_abbrev=False,
