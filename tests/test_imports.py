@@ -18,7 +18,7 @@ ROOT = Path(mqvae.__file__).parent
 ORDER = [
     {"core"},
     {"networks"},
-    {"data", "metrics", "progress", "runs", "settings", "spelling", "tasks", "weights"},
+    {"data", "extras", "metrics", "progress", "runs", "settings", "spelling", "tasks", "weights"},
     {"trainer"},
     {"classifier", "diagnosis", "importing", "pieces", "prior", "report", "tokenizer"},
     {"bench"},
@@ -33,6 +33,7 @@ NOT_FOR_CORE = [
     "huggingface_hub",
     "jsonargparse",
     "lightning",
+    "lightning_fabric",
     "matplotlib",
     "pytorch_lightning",
     "rich",

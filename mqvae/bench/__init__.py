@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.bench.table import Table, hardware
+from mqvae.extras import require
 
 SECTIONS = {
     "step": "what a step of each method costs, relative to the VQ-VAE's",
@@ -58,7 +59,9 @@ def measure(
     Raises:
         ValueError: if there is no such section or preset, or nothing in it holds `only`, or it is
             one whole.
+        ExtraMissing: if matplotlib, which draws the plots, is not installed.
     """
+    require("matplotlib")  # before measuring, not after
     if preset is not None and section not in OF_A_PRESET:
         raise ValueError(
             f"the section '{section}' has sizes of its own: leave out --preset, which is for "

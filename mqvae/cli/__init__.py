@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mqvae.cli.parser import parser_of, text_of
 from mqvae.cli.train import print_figures, quiet, train
+from mqvae.extras import ExtraMissing
 from mqvae.spelling import nearest
 
 COMMANDS = {
@@ -25,7 +26,9 @@ COMMANDS = {
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
     "reproduce": "the paper's tables and figures, run again",
+    "doctor": "what is here, what is missing, and how to get it",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
+    "completion": "what bash and zsh complete commands and options with",
 }
 
 USAGE = """usage: mqvae COMMAND …
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(rest) or 0
     except SystemExit as leaving:
         return int(leaving.code or 0)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ExtraMissing) as error:
         if debug:
             traceback.print_exc()
         # What does not fit does not fit in any process of a machine: the first one says it.
@@ -250,6 +253,18 @@ def _reproduce(arguments: list[str]) -> int:
     from mqvae.cli.reproduce import reproduce
 
     return reproduce(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from mqvae.cli.doctor import doctor
+
+    return doctor(arguments)
+
+
+def _completion(arguments: list[str]) -> int:
+    from mqvae.cli.completion import completion
+
+    return completion(arguments)
 
 
 def _bench(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mqvae.cli.parser import parser_of
 from mqvae.cli.train import quiet
+from mqvae.extras import require
 
 
 def reproduce(arguments: list[str]) -> int:
@@ -64,6 +65,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
     from mqvae.paper.work import Place
     from mqvae.trainer import Interrupted, TrainingFailed
 
+    require("matplotlib")  # before training, not after
     quiet()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     chosen, scale = experiments(options.names), load_scale(options.scale)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqvae.cli.parser import parser_of
+from mqvae.cli.sweep import sweep
+from mqvae.cli.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
     from mqvae.settings import Settings
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> int:
+    if "--sweep" in arguments:
+        return sweep(arguments, train)
     quiet()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    uncompiled_optimizers()
     training = _training(arguments)
     first, folder = training.processes.first, training.run.folder
     go_on = f"mqvae train --resume {shlex.quote(str(folder))}"
@@ -40,7 +45,14 @@ def train(arguments: list[str]) -> int:
     summary, code = to_the_end(training.fit, training.settings.steps, go_on, speaks=first)
     if first and summary is not None:
         print_figures(summary, summary["figures"])
-        print(f"run: {folder}\nnext: mqvae report {shlex.quote(str(folder))} --out report.html")
+        if training.settings.trainer.fast_dev_run:
+            print("fast_dev_run: everything works; these figures mean nothing")
+            return code
+        again = shlex.join(["mqvae", "train", f"{folder}/config.yaml", "--out", f"{folder}-again"])
+        print(
+            f"run: {folder}\nagain: {again}\n"
+            f"next: mqvae report {shlex.quote(str(folder))} --out report.html"
+        )
     return code
 
 
@@ -79,6 +91,8 @@ def _training(arguments: list[str]) -> "Training":
     from mqvae.trainer import begin, restarted, resume
 
     settings, out, overwrite = from_arguments(arguments)
+    if settings.trainer.fast_dev_run and out is None:
+        out, overwrite = Path("runs") / "fast_dev_run", True
     out = out or Path("runs") / _run_name(settings)
     if restarted() and (out / "checkpoints").is_dir():
         return resume(Run(out))

@@ -253,6 +253,16 @@ def gradient(
     return [next(found) if t.requires_grad else None for t in tensors]
 
 
+def pulled_back(values: Tensor, through: Tensor, tensors: Sequence[Tensor]) -> Gradients:
+    """What values become on their way back from `through` to tensors, as constants.
+
+    By a scalar's gradient: handed a cotangent, torch imports half a second of other packages.
+    """
+    with torch.enable_grad():
+        product = (through * values.detach().to(through.dtype)).sum()
+    return gradient(product, tensors)
+
+
 @torch.no_grad()
 def moved(tensors: Sequence[Tensor], directions: Gradients, scale: Tensor | float) -> list[Tensor]:
     """tensors + scale · directions, as new leaves; a tensor without a direction stays itself."""

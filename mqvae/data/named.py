@@ -19,9 +19,11 @@ from mqvae.data.imagenet import load_imagenet
 from mqvae.data.images import Images, InMemory, check_options, conform
 from mqvae.data.photos import load_photos
 from mqvae.data.places import Absent, search
+from mqvae.extras import require
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_DIGITS = Path(__file__).with_name("digits.npz")
 
 Loader = Callable[[str, Path | None, bool], InMemory]  # split, root, download
 # The same without download; images are brought to a side and channels as they are decoded, one
@@ -184,19 +186,22 @@ def _mending(folder: Path, root: Path | None, advice: str) -> str:
 
 
 def _digits(split: str, root: Path | None, download: bool) -> InMemory:
-    """scikit-learn's 8×8 digits; inside the package, so there is no root and no download."""
-    import sklearn
-    import sklearn.datasets
+    """scikit-learn's 8×8 digits; inside the package, so there is no root and no download.
 
-    data = sklearn.datasets.load_digits()
+    Source:
+        E. Alpaydin and C. Kaynak 1998, "Optical recognition of handwritten digits", UCI Machine
+        Learning Repository, licence CC BY 4.0: its test part, all of what scikit-learn ships.
+    """
+    with np.load(_DIGITS) as file:
+        images, labels = file["images"], file["labels"]
     part = slice(0, 1500) if split == "train" else slice(1500, None)
-    pixels = np.rint(data.images[part] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0..16
+    pixels = np.rint(images[part] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0..16
     return InMemory(
         name="digits",
         split=split,
         pixels=torch.from_numpy(pixels).unsqueeze(1),  # (N, 1, 8, 8)
-        labels=torch.from_numpy(data.target[part].astype(np.int64)),
-        source=f"scikit-learn {sklearn.__version__}, load_digits",
+        labels=torch.from_numpy(labels[part].astype(np.int64)),
+        source="the digits of UCI, as scikit-learn has them",
     )
 
 
@@ -228,6 +233,7 @@ def _cifar(name: str, split: str, root: Path | None, download: bool) -> InMemory
 
 
 def _svhn(split: str, root: Path | None, download: bool) -> InMemory:
+    require("scipy")
     from torchvision.datasets import SVHN
 
     _, file, md5 = SVHN.split_list[split]
@@ -287,4 +293,5 @@ _FILE_LOADERS: dict[str, FileLoader] = {
     "imagenet": load_imagenet,
     "photos": load_photos,
 }
+DOWNLOADED = tuple(name for name in _LOADERS if name != "digits")
 DATASETS = (*_LOADERS, *_FILE_LOADERS)

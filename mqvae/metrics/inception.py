@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import Images
+from mqvae.extras import require
 from mqvae.metrics.score import ScoreFigure
 from mqvae.tasks import Figure
 from mqvae.weights import Weights, read
@@ -48,7 +49,9 @@ def inception(weights: Weights, features: str) -> Any:
 
     Raises:
         ValueError: if the weights do not fit.
+        ExtraMissing: if torch-fidelity is not installed.
     """
+    require("torch_fidelity")
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     # It reads its weights from a file by itself; a file in memory holds what was checked.

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 
 from mqvae.data import Images
+from mqvae.extras import ExtraMissing
 from mqvae.metrics.frechet import Fid, FrechetVgg16
 from mqvae.metrics.image_figure import ImageFigure
 from mqvae.metrics.inception import InceptionScore
@@ -54,6 +55,7 @@ def further_figures(
 
     Raises:
         ValueError: if there is no such figure, or it cannot be had of these images.
+        ExtraMissing: if it needs a package that is not installed.
         WeightsNotFound: if it needs weights that are not on this machine.
     """
     makes_images = type(task).images is not Task.images
@@ -73,7 +75,7 @@ def further_figures(
             continue
         try:
             figures[name] = makers[name](images, device)
-        except (ValueError, WeightsNotFound) as error:
+        except (ValueError, ExtraMissing, WeightsNotFound) as error:
             if name in names:
                 raise
             left_out(f"{name} is left out: {error}")

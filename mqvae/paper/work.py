@@ -285,7 +285,8 @@ def _first(images: "Images", count: int) -> "Images":
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:
     del config["name"], config["data"]["root"]
-    del config["trainer"]["accelerator"], config["trainer"]["devices"]
+    for name in ("accelerator", "devices", "loggers"):
+        del config["trainer"][name]
     return {"kind": "run", **config}
 
 

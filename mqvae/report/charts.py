@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from markupsafe import Markup
 
+from mqvae.extras import require
 from mqvae.report.words import scientific
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def drawing(draw: Callable[[Axes], None], *, name: str, alt: str, width: int = W
         alt: the chart in words.
         width: of the drawing.
     """
+    require("matplotlib")
     from matplotlib import rc_context, style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -132,6 +132,10 @@ class Trainer:
         parts: Parts that a process takes its batch in, to hold the graph of one at a time.
         average: Decay of an exponential average of the weights, which is then what is measured
             and used; 0 for none.
+        loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
+            tensorboard,wandb; TensorBoard, where it is installed, if not given; [] for none.
+        fast_dev_run: Two updates, few images to measure on, no loggers: whether it works at
+            all. Without --out, in runs/fast_dev_run, which is replaced.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -141,6 +145,8 @@ class Trainer:
     checkpoint_every: Number | None = None
     parts: Number = 1
     average: Decay = 0.0
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    fast_dev_run: bool = False
 
 
 LEVELS = ("network", "codebook")
@@ -176,7 +182,8 @@ def settings_parser() -> ArgumentParser:
         formatter_class=_Help,
         description="Train a network. Options change what the preset says; `--update NAME` takes "
         "a rule and `--update.OPTION` its arguments, and so for every component. "
-        "`mqvae train --resume RUN` goes on where RUN stopped. "
+        "`mqvae train --resume RUN` goes on where RUN stopped. `mqvae train PRESET --sweep "
+        "seed=0,1 optimizer.codebook_lr=3e-3,1e-2` trains every combination. "
         f"Presets: {', '.join(preset_names())}.",
         exit_on_error=False,
         allow_abbrev=False,

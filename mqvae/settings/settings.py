@@ -246,11 +246,11 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rewritten(arguments: list[str]) -> Iterator[str]:
-    """What is typed as jsonargparse knows it: `--from RUN`, `--freeze encoder,codebook`."""
+    """What is typed as jsonargparse knows it: `--from RUN`, lists as in `encoder,codebook`."""
     rest = iter(arguments)
     for argument in rest:
         option, _, value = argument.partition("=")
-        if option in ("--from", "--from.parts", "--freeze", "--config"):
+        if option in ("--from", "--from.parts", "--freeze", "--trainer.loggers", "--config"):
             given = value if "=" in argument else next(rest, None)
             if given is None:
                 yield argument

@@ -4,10 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mqvae.data import DATASETS, Images, InMemory, hold_out, load, usual_count
+import torch
+
+from mqvae.data import DATASETS, Images, InMemory, Part, hold_out, load, usual_count
 from mqvae.data.images import nothing_to_cut
 from mqvae.networks.architecture import Inputs
 from mqvae.settings import Data, Settings
+
+FAST_IMAGES = 64  # of trainer.fast_dev_run
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
     count = usual_count(train) if data.validation is None else data.validation
     data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
     train, validation = hold_out(train, count, seed=settings.seed)
+    if settings.trainer.fast_dev_run:
+        validation, test = (
+            Part(images, torch.arange(min(len(images), FAST_IMAGES)))
+            for images in (validation, test)
+        )
     return Splits(train, validation, test), replace(settings, data=data, start=start)
 
 

@@ -1,8 +1,7 @@
-"""What a run says on its way: metrics.csv, TensorBoard, warnings."""
+"""What a run says on its way: metrics.csv, loggers, warnings."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from mqvae.core.distributed import (
 from mqvae.core.updates import Step
 from mqvae.runs import Run
 from mqvae.trainer.assembly import Parts
+from mqvae.trainer.loggers import Logger, opened
 from mqvae.trainer.processes import Processes
 
 COLLAPSE_USAGE = 0.01
@@ -28,12 +28,13 @@ NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
 class Log:
-    """Rows of metrics.csv and their like in TensorBoard, written by the first process.
+    """Rows of metrics.csv, and their like for loggers, written by the first process.
 
     Args:
         parts: What is trained.
         processes: Who trains it.
         every: Steps between two rows.
+        loggers: Names of those that take the rows as well.
 
     Attributes:
         counts: How often this process has seen each code since the last row, (G, K).
@@ -44,10 +45,14 @@ class Log:
         warnings: What has been warned of.
     """
 
-    def __init__(self, parts: Parts, processes: Processes, every: int) -> None:
+    def __init__(
+        self, parts: Parts, processes: Processes, every: int, loggers: Sequence[str] = ()
+    ) -> None:
         self._parts = parts
         self._processes = processes
         self._every = every
+        self._names = loggers
+        self._loggers: list[Logger] = []
         self.collapsed_steps = 0
         self.troubled_rows: dict[str, int] = {}
         self.skipped: set[str] = set()
@@ -59,14 +64,12 @@ class Log:
         """Begin or go on after a step."""
         self._run = run
         if self._processes.first:
-            from torch.utils.tensorboard import SummaryWriter
-
             run.start_metrics(after_step=step, further=self._parts.task.logs)
-            self._writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+            self._loggers = opened(self._names, run, step)
 
     def close(self) -> None:
-        if self._processes.first:
-            self._writer.close()
+        for logger in self._loggers:
+            logger.close()
 
     def count(self, result: Step) -> None:
         """Count the codes of a step."""
@@ -127,9 +130,9 @@ class Log:
             row[name] = None if value is None else value.item()
         if self._processes.first:
             self._run.log(row)
-            for name, number in row.items():
-                if number is not None and name != "step":
-                    self._writer.add_scalar(name, number, step)
+            figures = {k: v for k, v in row.items() if v is not None and k != "step"}
+            for logger in self._loggers:
+                logger.log(figures, step)
         self._look_for_collapse(counts, used, step)
         self._look_for_troubles(players, step)
         self._look_for_waiting(took, waited, step)

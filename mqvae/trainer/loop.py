@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
 from mqvae.trainer.checkpoints import capture, not_finite, restore
 from mqvae.trainer.images import Splits, load_splits
+from mqvae.trainer.loggers import chosen
 from mqvae.trainer.logs import Log
 from mqvae.trainer.memory import noticing_shortage
 from mqvae.trainer.processes import Processes, is_first
@@ -29,6 +31,7 @@ from mqvae.trainer.start import set_training, start_from
 from mqvae.trainer.stopping import Interrupted, NotFinite, Signals
 
 VALIDATION_BATCH = 250
+FAST_STEPS = 2  # of trainer.fast_dev_run
 
 
 def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "Training":
@@ -41,9 +44,13 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
 
     Raises:
         ValueError: if parts do not fit each other, the images or this machine, or `out` is in use.
+        ExtraMissing: if a logger that is asked for is not installed.
     """
+    chosen(settings.trainer)  # what is missing is said before anything is made
     if is_first():
         Run.require_free(out, overwrite=overwrite)
+    if settings.trainer.fast_dev_run:
+        settings = replace(settings, steps=min(settings.steps, FAST_STEPS))
     processes = Processes(settings.trainer)
     with processes.noticing_losses():
         splits, settings = load_splits(settings)
@@ -115,7 +122,7 @@ class Training:
         options, steps = settings.trainer, settings.steps
         self.log_every = options.log_every or max(1, min(100, steps // 50))
         self.checkpoint_every = options.checkpoint_every or max(1, min(1000, steps // 5))
-        self.log = Log(parts, processes, self.log_every)
+        self.log = Log(parts, processes, self.log_every, chosen(options))
         self.step = 0
         self.seconds = 0.0
         self.waited = 0.0

@@ -48,13 +48,13 @@ class Processes:
             self._meet(options.accelerator, here, machines)
 
     def _meet(self, accelerator: str, here: int, machines: int) -> None:
-        from lightning.fabric import Fabric
-        from lightning.fabric.strategies.ddp import DDPStrategy
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        with _hidden("torchmetrics"):
+            from lightning_fabric import Fabric
+            from lightning_fabric.strategies.ddp import DDPStrategy
+            from lightning_fabric.utilities.exceptions import MisconfigurationException
 
         # It announces each process; what there is to say the run says itself.
-        for name in ("lightning.fabric", "lightning.pytorch"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
         cuda = accelerator in ("auto", "cuda") and torch.cuda.is_available()
         # Figures are summed where they are kept, which is not always on the device.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -109,6 +109,23 @@ class Processes:
             raise ProcessLost(
                 f"another of the {self.count} processes has ended, so process {self.rank} ends too."
             ) from error
+
+
+@contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Inside, a package that is not imported yet cannot be.
+
+    Fabric imports torchmetrics to compare its version, and with it torchvision's models and torch's
+    compiler: three seconds for a version that nothing here asks for.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def _device(accelerator: str) -> torch.device:
@@ -166,7 +183,7 @@ def _speak_of_lost_children() -> None:
                     flush=True,
                 )
 
-    logger = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    logger = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
     logger.addHandler(Said())
     logger.setLevel(logging.INFO)
     logger.propagate = False

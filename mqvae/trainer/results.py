@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 
 from mqvae import __version__
 from mqvae.metrics import Evaluation
@@ -51,13 +52,10 @@ def _write_picture(run: Run, picture: Picture) -> dict[str, Any]:
     """The picture as a file of the run; returns what it is."""
     (run.folder / "samples").mkdir(exist_ok=True)
     if isinstance(picture, Strip):
-        from torchvision.transforms.functional import to_pil_image
-        from torchvision.utils import make_grid
-
         file = f"samples/{picture.name}.png"
-        images = picture.images.cpu()
-        strip = make_grid(images, nrow=len(images), padding=GAP)[:, GAP:-GAP, GAP:-GAP]
-        to_pil_image(strip).save(run.folder / file)
+        pixels = (picture.images.cpu().clamp(0, 1) * 255).byte().expand(-1, 3, -1, -1)
+        strip = torch.cat([*torch.nn.functional.pad(pixels, (0, GAP))], dim=-1)[..., :-GAP]
+        Image.fromarray(strip.permute(1, 2, 0).numpy()).save(run.folder / file)  # (H, W, 3)
         kind = {"kind": "strip", "reference": picture.reference}
     else:
         file = f"samples/{picture.name}.csv"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
+from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient, pulled_back
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.hypergradient.ahead import Ahead
@@ -178,7 +178,9 @@ def scatter(batch: Batch, codes: Tensor, values: Tensor) -> Tensor:
     codebook = quantizer.table().detach().requires_grad_()
     with torch.enable_grad():
         z_q = quantizer.lookup(codes, codebook)
-    return torch.autograd.grad(z_q, codebook, values.to(z_q.dtype))[0]
+    [summed] = pulled_back(values, z_q, [codebook])
+    assert summed is not None
+    return summed
 
 
 def frozen(tensors: list[Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights
+from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights, pulled_back
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
@@ -147,8 +147,7 @@ class Update(ABC):
         if parameters:
             with torch.enable_grad():
                 table = selecting(self.network).table()
-            found = torch.autograd.grad(table, parameters, gradient_of_table, allow_unused=True)
-            apply(self.upper, parameters, list(found))
+            apply(self.upper, parameters, pulled_back(gradient_of_table, table, parameters))
 
     def _descend_network(self, g_phi: Gradients, g_theta: Gradients) -> None:
         apply(self.lower, self.network.network_parameters(), [*g_phi, *g_theta])

@@ -1,0 +1,61 @@
+"""`mqvae completion`."""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable
+
+from mqvae.cli.parser import parser_of
+
+# zsh runs bash's completions. What is no option is a file or a folder: runs, images, YAML.
+SCRIPT = """\
+# mqvae completion, for bash and zsh: eval "$(mqvae completion)", or a file that the shell reads.
+if [ -n "${{ZSH_VERSION-}}" ]; then
+  autoload -U +X compinit && compinit -u
+  autoload -U +X bashcompinit && bashcompinit
+fi
+_mqvae() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" words=
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    words="{commands}"
+  else
+    case "${{COMP_WORDS[1]}}:$word" in
+{cases}
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _mqvae mqvae
+"""
+
+
+def completion(arguments: list[str]) -> int:
+    parser_of(
+        "completion",
+        "Prints what bash and zsh need to complete commands, presets and options: put "
+        '`eval "$(mqvae completion)"` into ~/.bashrc or ~/.zshrc, or, for a shell that starts at '
+        "once, its output into a file that they read.",
+    ).parse_args(arguments)
+    from mqvae.cli import COMMANDS
+    from mqvae.settings import preset_names
+
+    cases = [_case(f"{name}:-*", options_of(name)) for name in COMMANDS]
+    cases.append(_case("train:*", preset_names()))
+    print(SCRIPT.format(commands=" ".join(COMMANDS), cases="\n".join(cases)), end="")
+    return 0
+
+
+def options_of(command: str) -> list[str]:
+    """The options of a command, as its help has them."""
+    from mqvae.cli import main
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        main([command, "--help"])
+    found = re.findall(r"^ +(?:-\w, )?(--[\w.-]+)", shown.getvalue(), re.MULTILINE)
+    further = ["--resume", "--sweep", "--debug"] if command == "train" else ["--debug"]
+    return [*dict.fromkeys([*found, *further])]
+
+
+def _case(pattern: str, words: Iterable[str]) -> str:
+    return f'      {pattern}) words="{" ".join(words)}" ;;'

@@ -1,0 +1,58 @@
+"""What only some users need, by the names that pip knows: `pip install 'mqvae[NAME]'`."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class ExtraMissing(ImportError):
+    """A package that an extra brings is not installed; the message names the extra."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Packages that come together.
+
+    Attributes:
+        modules: What they are imported as.
+        enables: What they are for, in words that follow "for".
+    """
+
+    modules: tuple[str, ...]
+    enables: str
+
+    @property
+    def missing(self) -> list[str]:
+        """The modules that are not there. Nothing is imported to know it."""
+        return [name for name in self.modules if importlib.util.find_spec(name) is None]
+
+
+EXTRAS: Mapping[str, Extra] = {
+    "fid": Extra(("torch_fidelity",), "FID and the inception score"),
+    "hub": Extra(("huggingface_hub",), "tokenizers on the Hugging Face Hub"),
+    "onnx": Extra(
+        ("onnx", "onnxruntime", "onnxscript"), "the ONNX files of mqvae export, and running them"
+    ),
+    "report": Extra(("matplotlib",), "the plots of reports, of reproduce and of bench"),
+    "svhn": Extra(("scipy",), "the data set svhn"),
+    "tensorboard": Extra(("tensorboard",), "TensorBoard's curves beside metrics.csv"),
+    "trackio": Extra(("trackio",), "--trainer.loggers trackio"),
+    "wandb": Extra(("wandb",), "--trainer.loggers wandb"),
+}
+
+
+def require(module: str) -> None:
+    """Say what to install where a package that an extra brings is not there.
+
+    Args:
+        module: What the package is imported as; one of those in `EXTRAS`.
+
+    Raises:
+        ExtraMissing: if it is not there.
+    """
+    name, extra = next((name, each) for name, each in EXTRAS.items() if module in each.modules)
+    if importlib.util.find_spec(module) is None:
+        raise ExtraMissing(
+            f"the package {module.replace('_', '-')} is not installed. It is for {extra.enables}: "
+            f"pip install 'mqvae[{name}]'."
+        )
