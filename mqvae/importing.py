@@ -159,6 +159,7 @@ def _delta(found: Imported, near: type[Distance], *, data: str, root: str | None
                 "residual_blocks": network.residual_blocks,
                 "attention_at": list(network.attention_at),
                 "z_channels": network.z_channels,
+                "group_channels": network.group_channels,
                 "signed": True,
             },
         },

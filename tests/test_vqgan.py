@@ -118,7 +118,16 @@ def test_other_sizes_are_counted_too(blocks):
 
 def test_groups_of_any_width():
     found = {width: group_norm(width).num_groups for width in (1, 7, 8, 32, 40, 48, 128, 512, 37)}
-    assert found == {1: 1, 7: 7, 8: 8, 32: 32, 40: 20, 48: 24, 128: 32, 512: 32, 37: 1}
+    assert found == {1: 1, 7: 1, 8: 2, 32: 8, 40: 10, 48: 12, 128: 32, 512: 32, 37: 1}
+    assert group_norm(32, 1).num_groups == 32
+
+
+@pytest.mark.parametrize("width", [8, 32, 64, 128])
+def test_a_norm_leaves_channels_their_means(width):
+    """What is bright and what is dark, which a group of a single channel would lose."""
+    x = torch.randn(2, width, 6, 6) + torch.randn(2, width, 1, 1)
+    means = group_norm(width)(x).mean((2, 3))
+    assert means.std() > 0.3
 
 
 @pytest.mark.parametrize(

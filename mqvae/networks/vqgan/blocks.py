@@ -33,9 +33,13 @@ def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(again, x, *weights, use_reentrant=False)
 
 
-def group_norm(width: int) -> nn.GroupNorm:
-    """In 32 groups; in as many as divide a width that 32 does not."""
-    groups = next(g for g in range(min(GROUPS, width), 0, -1) if width % g == 0)
+def group_norm(width: int, least: int = 4) -> nn.GroupNorm:
+    """In 32 groups, or in fewer, that divide the width, so that each has some channels.
+
+    A group of one channel would lose its mean: no image could be brighter than another.
+    """
+    most = max(1, min(GROUPS, width // least))
+    groups = next(g for g in range(most, 0, -1) if width % g == 0)
     return nn.GroupNorm(groups, width, eps=1e-6)
 
 
@@ -46,13 +50,14 @@ class Residual(nn.Module):
         channels: Channels that come in.
         width: Channels that go out.
         dropout: Share of numbers dropped.
+        least: Channels of a norm's group, at least.
     """
 
-    def __init__(self, channels: int, width: int, dropout: float) -> None:
+    def __init__(self, channels: int, width: int, dropout: float, least: int = 4) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels)
+        self.norm1 = group_norm(channels, least)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm2 = group_norm(width)
+        self.norm2 = group_norm(width, least)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
@@ -68,11 +73,12 @@ class Attention(nn.Module):
 
     Args:
         width: Channels C.
+        least: As in `Residual`.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, least: int = 4) -> None:
         super().__init__()
-        self.norm = group_norm(width)
+        self.norm = group_norm(width, least)
         self.query = nn.Conv2d(width, width, 1)
         self.key = nn.Conv2d(width, width, 1)
         self.value = nn.Conv2d(width, width, 1)
@@ -121,6 +127,7 @@ class Level(nn.Module):
         attention: Attention after each of them.
         resample: The way to the next resolution.
         dropout: As in `Residual`.
+        least: As in `Residual`.
         through: How blocks are gone through.
     """
 
@@ -133,14 +140,17 @@ class Level(nn.Module):
         attention: bool,
         resample: nn.Module,
         dropout: float,
+        least: int,
         through: Through,
     ) -> None:
         super().__init__()
         self.through = through
         self.residual = nn.ModuleList(
-            Residual(width if i else channels, width, dropout) for i in range(blocks)
+            Residual(width if i else channels, width, dropout, least) for i in range(blocks)
         )
-        self.attention = nn.ModuleList(Attention(width) for _ in range(blocks if attention else 0))
+        self.attention = nn.ModuleList(
+            Attention(width, least) for _ in range(blocks if attention else 0)
+        )
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,12 +167,15 @@ class Middle(nn.Sequential):
     Args:
         width: Channels.
         dropout: As in `Residual`.
+        least: As in `Residual`.
         through: How blocks are gone through.
     """
 
-    def __init__(self, width: int, *, dropout: float, through: Through) -> None:
+    def __init__(self, width: int, *, dropout: float, least: int, through: Through) -> None:
         super().__init__(
-            Residual(width, width, dropout), Attention(width), Residual(width, width, dropout)
+            Residual(width, width, dropout, least),
+            Attention(width, least),
+            Residual(width, width, dropout, least),
         )
         self.through = through
 

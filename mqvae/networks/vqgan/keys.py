@@ -183,6 +183,7 @@ def _sizes(form: Form, tensors: Mapping[str, Tensor], side: int) -> VQGAN:
         residual_blocks=_count(f"{form.levels}0.{form.residual}.", tensors),
         attention_at=tuple(side // 2**level for level in range(levels) if attends[level]),
         z_channels=_shape("encoder.conv_out.weight", tensors, 4)[0],
+        group_channels=1,  # theirs are 32 groups whatever the width
     )
 
 

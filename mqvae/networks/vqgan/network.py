@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +12,6 @@ from mqvae.networks.vqgan.blocks import (
     Downsample,
     Level,
     Middle,
-    Through,
     Upsample,
     checkpointed,
     directly,
@@ -44,6 +44,8 @@ class VQGAN(Architecture):
         signed: The network works on [−1, 1], as the original: images, which are in [0, 1], are
             scaled on the way in and on the way out. In the first convolution this could not be
             done exactly, its zeros at the borders are other ones then.
+        group_channels: Channels that each group of the group norms has at least; there are 32
+            groups where the width allows, as in the original.
         checkpointing: Keep only the inputs of the blocks, and compute what is in them again for
             the gradient: less memory, about one pass forward more.
 
@@ -62,10 +64,11 @@ class VQGAN(Architecture):
     z_channels: int = 256
     dropout: float = 0.0
     signed: bool = True
+    group_channels: int = 4
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("width", "residual_blocks", "z_channels"):
+        for name in ("width", "residual_blocks", "z_channels", "group_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -87,9 +90,10 @@ class VQGAN(Architecture):
         return [self.width * m for m in self.multipliers]
 
     @property
-    def through(self) -> Through:
-        """How blocks are gone through."""
-        return checkpointed if self.checkpointing else directly
+    def of_blocks(self) -> dict[str, Any]:
+        """What all blocks are given."""
+        through = checkpointed if self.checkpointing else directly
+        return {"dropout": self.dropout, "least": self.group_channels, "through": through}
 
     def attends(self, side: int) -> list[bool]:
         """Which levels have attention, for images of this side."""
@@ -117,8 +121,8 @@ class VQGANEncoder(nn.Module):
         self.first = nn.Conv2d(inputs.channels, sizes.width, 3, padding=1)
         self.levels = nn.Sequential(*_down(sizes, inputs.side))
         width = sizes.widths[-1]
-        self.middle = Middle(width, dropout=sizes.dropout, through=sizes.through)
-        self.norm = group_norm(width)
+        self.middle = Middle(width, **sizes.of_blocks)
+        self.norm = group_norm(width, sizes.group_channels)
         self.out = nn.Conv2d(width, sizes.z_channels, 3, padding=1)
         self.to_codes = nn.Conv2d(sizes.z_channels, dim, 1)
 
@@ -153,9 +157,9 @@ class VQGANDecoder(nn.Module):
         width = sizes.widths[-1]
         self.from_codes = nn.Conv2d(dim, sizes.z_channels, 1)
         self.first = nn.Conv2d(sizes.z_channels, width, 3, padding=1)
-        self.middle = Middle(width, dropout=sizes.dropout, through=sizes.through)
+        self.middle = Middle(width, **sizes.of_blocks)
         self.levels = nn.Sequential(*_up(sizes, inputs.side))
-        self.norm = group_norm(sizes.widths[0])
+        self.norm = group_norm(sizes.widths[0], sizes.group_channels)
         self.last_layer = nn.Conv2d(sizes.widths[0], inputs.channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -175,8 +179,7 @@ def _down(sizes: VQGAN, side: int) -> Iterator[Level]:
             blocks=sizes.residual_blocks,
             attention=attention,
             resample=nn.Identity() if i == last else Downsample(width),
-            dropout=sizes.dropout,
-            through=sizes.through,
+            **sizes.of_blocks,
         )
         channels = width
 
@@ -192,7 +195,6 @@ def _up(sizes: VQGAN, side: int) -> Iterator[Level]:
             blocks=sizes.residual_blocks + 1,
             attention=sizes.attends(side)[i],
             resample=Upsample(width) if i else nn.Identity(),
-            dropout=sizes.dropout,
-            through=sizes.through,
+            **sizes.of_blocks,
         )
         channels = width
