@@ -84,7 +84,7 @@ def table(
         cells = {}
         for column in columns:
             values = _values(made, column)
-            if values:
+            if len(values) == len(made):  # not measured of some seeds alone
                 published = _published(number, comparison, method, column)
                 cells[column.key] = Cell(values, published)
         rows.append(_row(protocol, method, made, cells, results))
