@@ -19,6 +19,7 @@ from mqvae.settings import Settings, load_preset
 from mqvae.trainer import Interrupted, TrainingFailed, begin
 
 JOINT = {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.1}}
+RECOMMENDED = load_preset("recommended")
 METHODS: dict[str, dict[str, Any]] = {
     "vqvae": {
         "name": "VQ-VAE (paper)",
@@ -27,7 +28,13 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "vqvae-codebook-rate": {"name": "VQ-VAE, C at 6e-2", "update": JOINT},
     "mqvae": {"name": "MQ-VAE"},
-    "recommended": {"name": "recommended", "update": load_preset("recommended")["update"]},
+    "recommended": {
+        "name": "recommended",
+        "update": RECOMMENDED["update"],
+        "quantizer": {
+            "init_args": {"replacement": RECOMMENDED["quantizer"]["init_args"]["replacement"]}
+        },
+    },
 }
 
 
