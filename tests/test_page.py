@@ -228,7 +228,7 @@ def figures(page: Page) -> list[str]:
 
 
 def test_every_figure_is_on_every_page(page: Page, reader: Reader) -> None:
-    words = markdown(page, "pictures")
+    words = markdown(page)
     terminal = "".join(text(each, width=80) for s in page.sections for each in s.tables)
     assert len(figures(page)) > 300
     for figure in figures(page):
@@ -238,7 +238,7 @@ def test_every_figure_is_on_every_page(page: Page, reader: Reader) -> None:
 
 
 def test_every_sentence_is_on_both_pages(page: Page, reader: Reader) -> None:
-    words = markdown(page, "pictures").replace("\\", "")
+    words = markdown(page).replace("\\", "")
     sentences = [*page.headline, *page.conditions.values(), *page.commands]
     for section in page.sections:
         sentences += [section.title, section.claim, *section.verdict, *section.missing]
@@ -279,7 +279,7 @@ def test_examples(module) -> None:
 def test_hostile_text_stays_text(source: str, reader: Reader, page: Page) -> None:
     assert "<script>alert" not in source and "<i>ends" not in source
     assert "<script>alert(1)</script>" in reader.text
-    words = markdown(page, "p")
+    words = markdown(page)
     assert "| &lt;script>alert(1)&lt;/script> |" in words
     assert "| a\\|b\\_c\\_d |" in words
     assert "| \\*nothing\\* |" in words
@@ -287,7 +287,7 @@ def test_hostile_text_stays_text(source: str, reader: Reader, page: Page) -> Non
 
 
 def test_markdown_tables_have_equally_many_cells(page: Page) -> None:
-    blocks = re.findall(r"(?:^\|.*\|\n)+", markdown(page, "p"), re.M)
+    blocks = re.findall(r"(?:^\|.*\|\n)+", markdown(page), re.M)
     assert len(blocks) == 3
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
@@ -317,8 +317,8 @@ def test_files_are_drawings_that_stand_alone(page: Page) -> None:
         assert "http" not in drawing.replace("http://www.w3.org/2000/svg", "")
     for label in METHODS[:6]:
         assert f">{label}</text>" in drawings["figure-4-updates.svg"]
-    words = markdown(page, "pictures")
-    assert set(re.findall(r"\]\(pictures/([^)]+)\)", words)) == found.keys()
+    words = markdown(page)
+    assert set(re.findall(r"\]\(reproduction/([^)]+)\)", words)) == found.keys()
     assert found["figure-5-images-1.png"] == page.sections[2].images[0].png
 
 
@@ -353,7 +353,7 @@ def test_names_of_files_are_checked() -> None:
 
 def test_an_empty_page_and_a_debug_one() -> None:
     empty = Page("debug", (), {}, ())
-    assert "the figures mean nothing" in markdown(empty, "p")
+    assert "the figures mean nothing" in markdown(empty)
     assert "the figures mean nothing" in Reader(html(empty)).text
     assert files(empty) == {}
 

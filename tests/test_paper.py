@@ -310,8 +310,8 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
     markdown = (out / "reproduction.md").read_text()
     names = {path.stem for path in (out / "results").iterdir()}
     for experiment in EXPERIMENTS.values():
-        assert experiment.title in said
-        assert experiment.title in markdown
+        assert (experiment.title in said) == experiment.of_paper
+        assert (experiment.title in markdown) == experiment.of_paper
     for name in names:
         content = json.loads((out / "results" / f"{name}.json").read_text())
         if content["asks"]["kind"] == "run":
@@ -374,5 +374,7 @@ def test_the_published_page_is_made_of_the_published_results(tmp_path):
     docs = Path(__file__).parent.parent / "docs"
     arguments = ["reproduce", "all", "--scale", "cpu", "--published", "--out", str(tmp_path)]
     assert main(arguments) == 0
-    for path in [docs / "reproduction.md", *(docs / "reproduction").iterdir()]:
-        assert (tmp_path / path.relative_to(docs)).read_bytes() == path.read_bytes(), path
+    assert main([arguments[0], "codebooks", *arguments[2:]]) == 0
+    for name in ("reproduction", "codebooks"):
+        for path in [docs / f"{name}.md", *(docs / name).iterdir()]:
+            assert (tmp_path / path.relative_to(docs)).read_bytes() == path.read_bytes(), path

@@ -206,7 +206,8 @@ def test_the_config_of_a_run_of_0_1_0(tmp_path):
         },
     }
     settings = Settings.of(old)
-    assert settings.network["init_args"] == {"width": 64, "residual_blocks": 2}
+    sizes = {"width": 64, "residual_blocks": 2, "normalization": None}
+    assert settings.network["init_args"] == sizes
     assert (settings.data.validation, settings.task["class_path"]) == (None, "mqvae.Reconstruction")
     # A run is gone on with on the images that it began with.
     run = Run.create(tmp_path / "run", old)

@@ -157,7 +157,8 @@ def test_meta_at_xi_zero_is_alternated(rule, family):
     assert_same(weights(network), weights(twin))
 
 
-@every_rule
+# Transported keeps the codes that DirectOnly looks up anew.
+@pytest.mark.parametrize("rule", [r for name, r in RULES.items() if name != "Transported"])
 @pytest.mark.parametrize("look", [Kept(), Undone(optimizer_step=True)], ids=["kept", "undone"])
 def test_meta_at_xi_zero_has_no_indirect_term(rule, look):
     problem = make("convolutional")
