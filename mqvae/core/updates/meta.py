@@ -141,7 +141,8 @@ class Meta(Update):
         if kept:
             snapshot.retake()
         hyper = self.hypergradient(ahead)
-        hyper = Hypergradient(*mean_across_processes(hyper.terms()), shift=hyper.shift)
+        direct, *indirect = mean_across_processes(hyper.terms())
+        hyper = Hypergradient(direct, indirect[0] if indirect else None, hyper.shift)
         self._translate_codebook(hyper.shift)
         self._descend_codebook(hyper.total())
         if not kept:
