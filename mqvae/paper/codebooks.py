@@ -10,6 +10,7 @@ from mqvae.paper.runner import Work
 from mqvae.paper.sections import Line, Plot, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
 
+TASK = "reconstruction"
 DATASET = ("fashion-mnist",)
 BOUND = "No quantization"
 RECOMMENDED = "EMA + replace"  # what the preset of that name is
@@ -24,6 +25,7 @@ SIEVE = (
     *("VQ-VAE, SGD", "VQ-VAE, Adagrad", "VQ-VAE, row-wise Adam"),
     *("VQ-VAE + batch norm", "VQ-VAE + layer norm", "FSQ", "LFQ", "BSQ"),
 )
+COSTING = ("VQ-VAE", *(name for name in (*FINAL, *SIEVE) if name != "VQ-VAE"))
 RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
 SAME = 0.02  # ratios this near 1 are no difference, where seeds differ by 5%
 LOW_RATE = 3e-4  # the paper's of encoder and decoder
@@ -40,29 +42,23 @@ class Rules(Experiment):
     def _finals(self, study: Study) -> Iterator[Comparison]:
         for dataset in study.datasets(DATASET):
             for size in (None, *study.scale.sizes):
-                yield study.comparison("reconstruction", dataset, FINAL, size)
+                yield study.comparison(TASK, dataset, FINAL, size)
 
     def _sieve(self, study: Study) -> Iterator[Comparison]:
         for dataset in study.datasets(DATASET):
-            yield Comparison(study.scale, "reconstruction", dataset, SIEVE, 1)
-
-    def _costs(self, study: Study) -> Costs:
-        methods = ("VQ-VAE", *(name for name in (*FINAL, *SIEVE) if name != "VQ-VAE"))
-        return Costs(study.scale.name, "reconstruction", methods)
+            yield Comparison(study.scale, TASK, dataset, SIEVE, 1)
 
     def wants(self, study: Study) -> Iterator[Work]:
-        content = study.results.get(self._costs(study))
-        costs = {} if content is None else content["costs"]
+        costs = study.costs(TASK, COSTING)
         for comparison in (*self._finals(study), *self._sieve(study)):
             yield from comparison.wanted(study.results, costs)
             if comparison.size is None:
                 for method in (each for each in comparison.methods if each in RATED):
                     yield comparison.run(method, LOW_RATE, 0)
-        yield self._costs(study)
+        yield Costs(study.scale.name, TASK, COSTING)
 
     def section(self, study: Study) -> Section:
-        content = study.results.get(self._costs(study))
-        costs = {} if content is None else content["costs"]
+        costs = study.costs(TASK, COSTING)
         tables, said, plots = [], [], []
         for comparison in (*self._finals(study), *self._sieve(study)):
             made = table(comparison, None, study.results, costs)

@@ -44,9 +44,9 @@ class Study:
         """Methods on one data set; `size` is that of the codebook, if not the scale's."""
         return Comparison(self.scale, task, dataset, tuple(methods), self.seeds, size)
 
-    def costs(self, task: str) -> Mapping[str, float]:
+    def costs(self, task: str, methods: tuple[str, ...] | None = None) -> Mapping[str, float]:
         """What a step of each method costs, VQ-VAE's being 1; empty if it was not measured."""
-        content = self.results.get(Costs(self.scale.name, task))
+        content = self.results.get(Costs(self.scale.name, task, methods))
         return {} if content is None else content["costs"]
 
 
