@@ -19,6 +19,7 @@ from mqvae.paper.rows import judgement, table, verdicts
 from mqvae.paper.runner import carry_out
 from mqvae.paper.scales import SCALES, load_scale
 from mqvae.paper.work import FURTHER, Place, Run
+from mqvae.settings import Settings, load_preset
 
 DEBUG = load_scale("debug")
 RUN = Run("debug", "reconstruction", "digits", "VQ-VAE", 6e-2, 20, 0)
@@ -95,6 +96,15 @@ def test_every_method_has_settings():
         run = Run("cpu", task, "fashion-mnist", method, 1e-2, 100, 0)
         assert run.config()["name"] == method
     assert [load_scale(name).name for name in SCALES] == list(SCALES)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"), [("VQ-GAN", {"class_path": "mqvae.Joint"}), ("MQ-GAN, amortized", {})]
+)
+def test_photos_64_is_a_run_of_table_8(method, rule):
+    preset = Settings.of(load_preset("photos-64", {"update": rule} if rule else {})).config()
+    config = Run("cpu", "adversarial", "photos", method, 6e-3, 700, 0).config()
+    assert config | {"name": ""} == preset | {"name": ""}
 
 
 def test_a_result_is_found_by_its_configuration(tmp_path):
