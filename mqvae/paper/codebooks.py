@@ -54,7 +54,8 @@ class Rules(Experiment):
             yield from comparison.wanted(study.results, costs)
             if comparison.size is None:
                 for method in (each for each in comparison.methods if each in RATED):
-                    yield comparison.run(method, LOW_RATE, 0)
+                    for rate in (LOW_RATE, *comparison.grid(method)):
+                        yield comparison.run(method, rate, 0)
         yield Costs(study.scale.name, TASK, COSTING)
 
     def section(self, study: Study) -> Section:

@@ -1,7 +1,9 @@
 """Methods beside each other: which runs that takes in each protocol."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mqvae.paper.methods import META_RATE, METHODS
 from mqvae.paper.results import Results
@@ -56,19 +58,30 @@ class Comparison:
     def best_rate(self, method: str, results: Results) -> float | None:
         """The rate whose first seed is best on validation images.
 
+        From the paper's on, to whichever side is better, until both are worse.
+
         Raises:
-            LookupError: if not all of the grid has been run, or none of it has worked.
+            LookupError: if that has not been run yet, or none of it has worked.
         """
-        found: dict[float | None, float] = {}
-        for rate in self.grid(method):
-            content = results.get(self.run(method, rate, 0))
-            if content is None:
-                raise LookupError(f"{method}: no result at {rate}")
-            if "failed" not in content:
-                found[rate] = content["validation"]
-        if not found:
+        best, missing = self._walk(method, results)
+        if missing:
+            raise LookupError(f"{method}: no result at {missing[0].rate}")
+        if "failed" in (results.get(self.run(method, best, 0)) or {}):
             raise LookupError(f"{method}: no rate worked")
-        return min(found, key=lambda rate: found[rate])
+        return best
+
+    def _walk(self, method: str, results: Results) -> tuple[float | None, Sequence[Run]]:
+        """The best rate so far, and what must be run before that is certain."""
+        grid = self.grid(method)
+        at = grid.index(self.paper_rate(method))
+        while True:
+            near = {rate: self.run(method, rate, 0) for rate in grid[max(at - 1, 0) : at + 2]}
+            contents = {rate: results.get(run) for rate, run in near.items()}
+            missing = [near[rate] for rate, content in contents.items() if content is None]
+            best = grid[at] if missing else min(near, key=lambda rate: _loss(contents[rate]))
+            if best == grid[at]:
+                return best, missing
+            at = grid.index(best)
 
     def runs(
         self, protocol: Protocol, method: str, results: Results, costs: Mapping[str, float]
@@ -97,10 +110,10 @@ class Comparison:
                     continue
                 yield protocol, method, replace(first, final=False)
 
-    def choices(self) -> Iterator[Run]:
-        """The runs that the matched protocol chooses from."""
+    def choices(self, results: Results) -> Iterator[Run]:
+        """The runs that the matched protocol chooses from, as far as they can be told."""
         for method in self.methods:
-            yield from (self.run(method, rate, 0) for rate in self.grid(method))
+            yield from self._walk(method, results)[1]
 
     def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run]:
         """All of its runs that can be told from what is there, the first seeds first."""
@@ -112,10 +125,15 @@ class Comparison:
         rows = [self.runs("paper", method, results, costs) for method in self.methods]
         for seed in range(self.seeds):
             yield from (row[seed] for row in rows)
-        yield from self.choices()
+        yield from self.choices(results)
         for protocol in ("matched", "time"):
             for method in self.methods:
                 try:
                     yield from self.runs(protocol, method, results, costs)
                 except LookupError:
                     continue
+
+
+def _loss(content: Mapping[str, Any] | None) -> float:
+    """On validation images, of a run that has a result."""
+    return math.inf if content is None or "failed" in content else float(content["validation"])

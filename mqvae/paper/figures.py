@@ -254,7 +254,9 @@ class SamplesOfPriors(Experiment):
 
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(self.datasets):
-            yield from study.comparison("reconstruction", dataset, self.methods).choices()
+            yield from study.comparison("reconstruction", dataset, self.methods).choices(
+                study.results
+            )
             for _, curve in self._curves(study, dataset):
                 yield curve.run
                 # A run is trained by itself, not by all that is made of it at once.
@@ -314,7 +316,9 @@ class Bounds(Experiment):
         for dataset in study.datasets(FASHION):
             comparison = study.comparison("reconstruction", dataset, ("No quantization",))
             yield comparison.run("No quantization", None, 0)
-            yield from study.comparison("reconstruction", dataset, self.methods).choices()
+            yield from study.comparison("reconstruction", dataset, self.methods).choices(
+                study.results
+            )
         for _, run in self._runs(study):
             yield run
             if study.results.get(run) is not None:

@@ -150,9 +150,10 @@ def conditions(study: Study) -> Iterator[tuple[str, str]]:
         )
     yield (
         "Matched rates",
-        "chosen from "
+        "of "
         + ", ".join(f"{rate:g}" for rate in scale.rates)
-        + (" and the paper's protocol's own, by the first seed's loss on validation images"),
+        + " and that of the paper's protocol: from this one on to whichever side is better, until "
+        "both neighbours are worse, by the first seed's loss on validation images",
     )
     yield "Seeds", str(study.seeds)
     contents = list(study.results.contents())
