@@ -36,6 +36,7 @@ class Scale:
         settings: By task, what is laid over a method's preset.
         dataset: Taken in place of every other one; None for the paper's own.
         steps_of: Updates of some data sets, where they are not the task's.
+        side_of: Side of the images of some data sets, where the task gives none; else their own.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Scale:
     settings: Mapping[str, Mapping[str, Any]]
     dataset: str | None = None
     steps_of: Mapping[str, int] = field(default_factory=dict)
+    side_of: Mapping[str, int] = field(default_factory=dict)
 
     def steps(self, task: str, dataset: str = "") -> int:
         """Updates of a run."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mqvae.data import Images
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
+WITHOUT_CLASSES = ("celeba-hq", "photos")
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
@@ -123,7 +124,7 @@ class Run:
 
     def classifier(self) -> "Run | None":
         """What the class score is taken with: the same images classified without quantization."""
-        if self.task != "reconstruction":
+        if self.task != "reconstruction" or self.dataset in WITHOUT_CLASSES:
             return None
         steps = load_scale(self.scale).steps("classification")
         return Run(
@@ -315,7 +316,10 @@ def _base(scale: str, task: str, dataset: str, method: str) -> dict[str, Any]:
     arguments = sizes.get("quantizer", {}).get("init_args", {})
     for name in arguments.keys() - takes.keys():  # without quantization there is no number of codes
         del arguments[name]
-    return Settings.of(load_preset(preset, sizes, {"data": {"name": dataset}})).config()
+    data: dict[str, Any] = {"name": dataset}
+    if dataset in load_scale(scale).side_of:
+        data["side"] = load_scale(scale).side_of[dataset]
+    return Settings.of(load_preset(preset, {"data": data}, sizes)).config()
 
 
 def _curve(folder: Path, *, norms: bool) -> dict[str, list[float | None]]:
