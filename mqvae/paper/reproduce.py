@@ -7,15 +7,14 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from mqvae.paper.bounds import Bounds, Settled
 from mqvae.paper.codebooks import Rules
 from mqvae.paper.figures import (
-    Bounds,
     CostOfAStep,
     GradientDynamics,
     QualityByTime,
     ReconstructionsOfGans,
     SamplesOfPriors,
-    Settled,
 )
 from mqvae.paper.methods import paper_value
 from mqvae.paper.results import Results

@@ -1,0 +1,149 @@
+"""How much a codebook could win, and how long a run must be; not in the paper."""
+
+from collections.abc import Iterator, Mapping
+
+from mqvae.paper.figures import FASHION
+from mqvae.paper.further import Diagnosis
+from mqvae.paper.rows import IN_WORDS
+from mqvae.paper.runner import Work
+from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
+from mqvae.paper.study import Experiment, Study
+from mqvae.paper.work import Run
+
+
+class Bounds(Experiment):
+    """How much any codebook rule could win; not in the paper."""
+
+    name = "bounds"
+    title = "How much a codebook could win"
+    claim = "Nothing: these diagnoses are ours. They train nothing."
+    methods = ("VQ-VAE", "MQ-VAE", "VQ-VAE + replace", "MQ-VAE + replace")
+
+    def _runs(self, study: Study) -> Iterator[tuple[Protocol, Run]]:
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, self.methods)
+            for protocol, _, run in comparison.first_runs(study.results):
+                yield protocol, run
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, ("No quantization",))
+            yield comparison.run("No quantization", None, 0)
+            yield from study.comparison("reconstruction", dataset, self.methods).choices(
+                study.results
+            )
+        for _, run in self._runs(study):
+            yield run
+            if study.results.get(run) is not None:
+                yield Diagnosis(run)
+
+    def section(self, study: Study) -> Section:
+        columns = [
+            Column("mse", "MSE (e-3)", "lower", 1e-3, "as trained, all test images"),
+            Column("refit", "Refitted", "lower", 1e-3, "the codebook by k-means to convergence"),
+            Column("before", "MSE, some", "lower", 1e-3, "as trained, on the images of the next"),
+            Column("nearest", "Best of 4", "lower", 1e-3, "of the 4 nearest codes, by task loss"),
+        ]
+        rows, gains = [], []
+        for protocol, run in self._runs(study):
+            content = study.results.get(Diagnosis(run))
+            if content is None:
+                continue
+            refit, nearest = content["refit"], content["nearest"]
+            values = {
+                "mse": refit["before"],
+                "refit": refit["after"],
+                "before": nearest["before"],
+                "nearest": nearest["after"],
+            }
+            cells = {key: Cell((value / 1e-3,)) for key, value in values.items()}
+            runs = (study.results.name(Diagnosis(run)),)
+            rows.append(Row(run.method, protocol, cells, run.rate, run.steps, runs=runs))
+            gains.append(
+                (
+                    f"{run.method}, {IN_WORDS[protocol].lower()}",
+                    refit["after"] / refit["before"] - 1,
+                    nearest["after"] / nearest["before"] - 1,
+                )
+            )
+        said = [
+            f"{label}: refitting the codebook changes the MSE by {_percent(refit)}, the best of "
+            f"the 4 nearest codes by {_percent(nearest)}."
+            for label, refit, nearest in gains
+        ]
+        for dataset in study.datasets(FASHION):
+            comparison = study.comparison("reconstruction", dataset, ("No quantization",))
+            bound = study.results.get(comparison.run("No quantization", None, 0))
+            if bound and "figures" in bound:
+                said.insert(0, f"Without quantization the MSE is {bound['figures']['mse']:.2e}.")
+        tables = [Table("Seed 0, the network as trained", columns, rows)] if rows else []
+        missing = [] if rows else ["The diagnoses: not run."]
+        return Section(self.name, self.title, self.claim, said, tables, missing=missing)
+
+
+class Settled(Experiment):
+    """Whether a scale's length is enough; not in the paper."""
+
+    name = "scale"
+    title = "How long a run must be"
+    claim = (
+        "Nothing: the number of its updates is not told. Each point is a run of its own, whose "
+        "rates rise and fall over its whole length."
+    )
+    rates: Mapping[str, float | None] = {
+        "No quantization": None,
+        "VQ-VAE": 6e-2,
+        "VQ-VAE + replace": 2e-2,
+        "MQ-VAE": 6e-2,
+    }
+
+    def _runs(self, study: Study, method: str) -> list[Run]:
+        dataset = study.datasets(FASHION)[0]
+        comparison = study.comparison("reconstruction", dataset, (method,))
+        rate = self.rates[method]
+        return [comparison.run(method, rate, 0, steps=steps) for steps in study.scale.lengths]
+
+    def wants(self, study: Study) -> Iterator[Work]:
+        if study.datasets(FASHION):
+            for method in self.rates:
+                yield from self._runs(study, method)
+
+    def section(self, study: Study) -> Section:
+        lines: list[Line] = []
+        orders: dict[int, dict[str, float]] = {}
+        for method in self.rates if study.datasets(FASHION) else ():
+            found = []
+            for run in self._runs(study, method):
+                content = study.results.get(run)
+                if content is not None and "figures" in content:
+                    found.append((run.steps, content["figures"]["mse"]))
+                    orders.setdefault(run.steps, {})[method] = content["figures"]["mse"]
+            if found:
+                lines.append(Line(method, [s for s, _ in found], [m for _, m in found]))
+        if not lines:
+            return Section(self.name, self.title, self.claim, missing=["The lengths: not run."])
+        said = [
+            f"After {steps:,} updates, in order: "
+            + ", ".join(f"{m} {mse / 1e-3:.2f}" for m, mse in sorted(o.items(), key=_second))
+            + " (MSE e-3)."
+            for steps, o in sorted(orders.items())
+        ]
+        plot = Plot(
+            "scale",
+            "Test MSE by the length of a run, seed 0",
+            "updates",
+            "MSE",
+            lines,
+            log_x=True,
+            log_y=True,
+        )
+        return Section(self.name, self.title, self.claim, said, (), [plot])
+
+
+def _percent(change: float) -> str:
+    shown = f"{100 * change:+.1f}%"
+    return "0.0%" if shown in ("+0.0%", "-0.0%") else shown
+
+
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]
