@@ -76,7 +76,7 @@ TABLE: dict[str, Method] = {
         "no loss: an average of z_e after a step by task and commitment",
         {"transport": Transport()},
     ),
-    "`Unquantized`": Method(Unquantized, "task", "task", ""),
+    "`Unquantized`": Method(Unquantized, "task", "task", "nothing"),
     "`Synchronous`": Method(Synchronous, *_BELOW, "task, codebook"),
     "`Alternated`": Method(Alternated, *_UNDER_NEW_C, "codebook"),
     "`Alternated(nu=1)`": Method(
@@ -290,7 +290,7 @@ class Measured:
             # It moves with no loss there at all.
             by = f" after a step by {' and '.join(found)}" if found else ""
             return f"no loss: an average of z_e{by}"
-        return ", ".join(found)
+        return ", ".join(found) or "nothing"
 
     def word(self, part: str, loss: str) -> str | None:
         nothing, alone = self.step(), self.step(loss)
