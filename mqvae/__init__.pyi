@@ -54,6 +54,7 @@ from .core.updates import MetaNetwork as MetaNetwork
 from .core.updates import Step as Step
 from .core.updates import Synchronous as Synchronous
 from .core.updates import Undone as Undone
+from .core.updates import Unquantized as Unquantized
 from .core.updates import Update as Update
 from .networks.architecture import Architecture as Architecture
 from .networks.discriminator import PatchDiscriminator as PatchDiscriminator

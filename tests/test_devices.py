@@ -51,7 +51,10 @@ CASES = {
     "mq-vae-unrolled": {},
     "mq-vae-dagger": {},
     "mq-vae-double-dagger": {"optimizer": {"network_lr": 1e-4}},
+    "warm-start": {},
+    "warm-start-gradual": {},
 }
+REPEATED = {"warm-start": 2}  # of four updates without quantization the last ends in k-means
 
 
 def settings(name):
@@ -152,7 +155,7 @@ def test_codebooks_are_the_same_to_the_bit_in_both_processes(pair):
     books = [json.loads((pair / f"books-{rank}.json").read_text()) for rank in range(2)]
     assert books[0] == books[1]
     for name, found in books[0].items():
-        assert len(set(found)) == 20, name  # each step changes it
+        assert len(set(found)) == 20 - REPEATED.get(name, 0), name
 
 
 # -- the command, and what is lost -----------------------------------------------------------------

@@ -36,6 +36,7 @@ from mqvae import (
     Transport,
     Transported,
     Undone,
+    Unquantized,
     Unrolled,
     Update,
     VectorQuantizer,
@@ -75,6 +76,7 @@ TABLE: dict[str, Method] = {
         "no loss: an average of z_e after a step by task and commitment",
         {"transport": Transport()},
     ),
+    "`Unquantized`": Method(Unquantized, "task", "task", "nothing"),
     "`Synchronous`": Method(Synchronous, *_BELOW, "task, codebook"),
     "`Alternated`": Method(Alternated, *_UNDER_NEW_C, "codebook"),
     "`Alternated(nu=1)`": Method(
@@ -223,6 +225,8 @@ def update_of(problem: Problem, rule: type[Update], present: frozenset, **option
         lower = AdamW(network.network_parameters(), lr=0.1, eps=0.1, weight_decay=0.0)
     else:
         lower = SGD(network.network_parameters(), lr=0.1)
+    if rule is Unquantized:
+        return Unquantized(network, loss, lower=lower)
     options["commitment_weight"] = 0.3 * ("commitment" in present)
     if rule is not Ema:
         parameters = list(network.codebook_parameters())
@@ -286,7 +290,7 @@ class Measured:
             # It moves with no loss there at all.
             by = f" after a step by {' and '.join(found)}" if found else ""
             return f"no loss: an average of z_e{by}"
-        return ", ".join(found)
+        return ", ".join(found) or "nothing"
 
     def word(self, part: str, loss: str) -> str | None:
         nothing, alone = self.step(), self.step(loss)

@@ -41,6 +41,7 @@ from mqvae import (
     Transport,
     Transported,
     Undone,
+    Unquantized,
     Unrolled,
     VectorQuantizer,
     VQNetwork,
@@ -107,6 +108,25 @@ def rule(kind: type, quantizer: str = "table", *, parts: int = 1, frozen: bool =
             del levels["upper"]
         update = kind(network, squared_error, **levels, **options)
         return Case(network, update, lambda x: update.step(x, x, parts=parts))
+
+    return build
+
+
+def warm(kind: type = Joint, share: float = 0.4, **options):
+    """A step without quantization, and one in which a share of the samples is not quantized."""
+
+    def build() -> Case:
+        network = make_with("convolutional", QUANTIZERS["table"]).network
+        levels = optimizers(network)
+        network.quantizer.unquantized = share
+        before = Unquantized(network, squared_error, lower=levels["lower"])
+        update = kind(network, squared_error, **levels, **options)
+
+        def step(x: Tensor) -> Any:
+            before.step(x, x)
+            return update.step(x, x)
+
+        return Case(network, update, step)
 
     return build
 
@@ -178,6 +198,10 @@ CASES = {
     "MetaNetwork": rule(MetaNetwork),
     "MetaBoth": rule(MetaBoth),
     "MetaBoth, exact": rule(MetaBoth, hypergradient=EXACT),
+    "Warm": warm(),
+    "Warm, nu": warm(Synchronous, nu=0.7),
+    "Warm, exact": warm(Meta, hypergradient=EXACT),
+    "Warm, unrolled": warm(Meta, hypergradient=Unrolled(2)),
     "Generic": generic(),
     "Generic, kept": generic(look_ahead=Kept()),
     "Generic, optimizer's step": generic(look_ahead=OPTIMIZER_STEP, derivative=Central()),
@@ -188,8 +212,8 @@ CASES = {
 class Watched(Replacement):
     """Replaces, and remembers how many rows, and how many by embeddings of this process."""
 
-    def __init__(self, placed: Placement | None) -> None:
-        self.policy = LeastRecentlyUsed(2, placed)
+    def __init__(self, placed: Placement | None, draws: int) -> None:
+        self.policy = LeastRecentlyUsed(2, placed, draws)
         self.replaced = 0
         self.own = 0
 
@@ -207,13 +231,17 @@ def replacing(
     groups: int = 1,
     shared: bool = False,
     placed: Placement | None = None,
+    draws: int = 1,
     **options,
 ):
     """A codebook with many more codewords than a batch has embeddings."""
 
     def quantizer(codes: int, dim: int) -> VectorQuantizer:
         return VectorQuantizer(
-            200, dim, groups=groups, shared_codebook=shared, replacement=Watched(placed)
+            *(200, dim),
+            groups=groups,
+            shared_codebook=shared,
+            replacement=Watched(placed, draws),
         )
 
     def build() -> Case:
@@ -245,6 +273,8 @@ REPLACING_CASES = {
     "Joint, by error, shared groups": replacing(Joint, groups=2, shared=True, placed=ByError()),
     "Joint, by task gradient": replacing(Joint, placed=ByTaskGradient()),
     "Meta, by task gradient, groups": replacing(Meta, groups=3, placed=ByTaskGradient()),
+    "Joint, best of 3": replacing(Joint, draws=3),
+    "Meta, kept, best of 3": replacing(Meta, look_ahead=Kept(), groups=3, draws=3),
 }
 INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 

@@ -93,7 +93,8 @@ class GumbelQuantizer(Quantizer):
             log_q = logits.log_softmax(-1)
             divergence = (log_q.exp() * (log_q + math.log(self.num_codes))).sum(-1).mean()
         zero = logits.new_zeros(())
-        return Quantized(z_q.to(z_e.dtype), codes, zero, zero, self.kl_weight * divergence)
+        z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
+        return Quantized(z_q, codes, zero, zero, self.kl_weight * divergence)
 
     @torch.no_grad()
     def encode(self, z_e: Tensor) -> Tensor:
@@ -137,6 +138,7 @@ class GumbelQuantizer(Quantizer):
         codes: Tensor,
         forget: Callable[[Tensor], None],
         task_gradient: Tensor | None = None,
+        loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if self.training:
             self.steps.add_(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mqvae.core.distributed import (
     from_first_process,
+    mean_across_processes,
     process_rank,
     sum_across_processes,
     sums_across_processes,
@@ -26,6 +27,8 @@ class Pool:
         rows: Number of rows of the table, in which the codebooks lie below each other.
         selected: Makes z_q, the codewords that `parts` chose, (N, G, d), as they are now.
         task_gradient: ∂L_task/∂ẑ of `parts`, (N, G, d); None from a rule that does not say it.
+        loss: L on this process's batch with rows of the table, (R,), set to codewords, (R, d); None
+            from a rule that does not say it.
     """
 
     parts: Tensor
@@ -33,6 +36,7 @@ class Pool:
     rows: int
     selected: Callable[[], Tensor]
     task_gradient: Tensor | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def draw(self, rows: Tensor, placed: "Placement | None" = None) -> Tensor:
         """A random embedding for each of some rows, (R,), of its own codebook: (R, d).
@@ -157,26 +161,49 @@ class LeastRecentlyUsed(Replacement):
 
     Processes count together and draw from the embeddings of all.
 
+    With several draws the batch's loss decides, L(φ', θ', C), when encoder, decoder and codebook
+    have stepped: under `Kept()` that is the look-ahead. Each step on which a codeword is replaced
+    then costs a forward pass of the encoder, and a search and one of the decoder for each draw.
+
     Args:
         after: Updates without use after which a codeword is replaced.
         placed: Which embeddings: `ByError()` or `ByTaskGradient()`; None draws from all alike.
+        draws: How often they are drawn for all codewords that are due; those stay with which the
+            loss is least.
 
     Raises:
-        ValueError: if `after` is not positive.
+        ValueError: if `after` or `draws` is not positive.
 
     Source: the paper's "+replace"; Dhariwal et al. 2020, Zeghidour et al. 2021.
     """
 
     after: int = 50
     placed: Placement | None = None
+    draws: int = 1
 
     def __post_init__(self) -> None:
         if self.after < 1:
             raise ValueError(f"after must be 1 or more updates, got {self.after}.")
+        if self.draws < 1:
+            raise ValueError(f"draws must be 1 or more, got {self.draws}.")
 
     def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """As `Replacement.__call__`.
+
+        Raises:
+            ValueError: if there are several draws, and the update rule did not hand over the loss.
+        """
         dead = (unused_steps >= self.after).nonzero().flatten()
-        return dead, pool.draw(dead, self.placed)
+        found = [pool.draw(dead, self.placed) for _ in range(self.draws if len(dead) else 1)]
+        if len(found) == 1:
+            return dead, found[0]
+        if pool.loss is None:
+            raise ValueError(
+                f"draws={self.draws} needs the loss, which this update rule does not hand over: "
+                "pass batch to `_after_step`, or leave draws out."
+            )
+        (losses,) = mean_across_processes([torch.stack([pool.loss(dead, new) for new in found])])
+        return dead, found[int(losses.argmin())]
 
 
 def count_uses(rows: Tensor, number: int, size: int) -> tuple[Tensor, Tensor]:

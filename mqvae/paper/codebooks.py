@@ -21,7 +21,9 @@ FINAL = (
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
 SIEVE = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
+    *("MQ-VAE, amortized + replace, best of 4",),
     *("VQ-VAE + replace by error", "VQ-VAE + replace by task gradient"),
+    *("VQ-VAE + warm start", "VQ-VAE + gradual warm start"),
     *("VQ-VAE, SGD", "VQ-VAE, Adagrad", "VQ-VAE, row-wise Adam"),
     *("VQ-VAE + batch norm", "VQ-VAE + layer norm", "FSQ", "LFQ", "BSQ"),
 )

@@ -120,6 +120,28 @@ class Start:
 
 
 @dataclass(frozen=True)
+class WarmStart:
+    """Quantization that sets in when there is something to quantize.
+
+    Args:
+        unquantized: Share of the updates that are made without quantization, by the task loss
+            alone; then the codebook is set by k-means, as at the start, and trained.
+        gradual: Share of the updates over which quantization sets in after that: the samples that
+            are not quantized fall from all to none.
+    """
+
+    unquantized: Share = 0.0
+    gradual: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.unquantized + self.gradual > 1:
+            raise ValueError(
+                "warm_start.unquantized and warm_start.gradual are shares of the same updates, 1 "
+                f"at most together; got {self.unquantized} and {self.gradual}."
+            )
+
+
+@dataclass(frozen=True)
 class Trainer:
     """The loop.
 
@@ -150,7 +172,12 @@ class Trainer:
 
 
 LEVELS = ("network", "codebook")
-GROUPS: Mapping[str, type[Any]] = {"data": Data, "optimizer": Optimizer, "trainer": Trainer}
+GROUPS: Mapping[str, type[Any]] = {
+    "data": Data,
+    "optimizer": Optimizer,
+    "warm_start": WarmStart,
+    "trainer": Trainer,
+}
 SLOTS: Mapping[str, tuple[type, Spec | None]] = {
     "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
     "quantizer": (Quantizer, None),

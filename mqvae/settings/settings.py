@@ -34,6 +34,7 @@ from mqvae.settings.options import (
     Spec,
     Start,
     Trainer,
+    WarmStart,
     settings_parser,
 )
 from mqvae.settings.presets import contents, layers, presets_in_words
@@ -78,6 +79,7 @@ class Settings:
     optimizer: Optimizer
     start: Start | None
     freeze: tuple[Part, ...]
+    warm_start: WarmStart
     trainer: Trainer
 
     @classmethod

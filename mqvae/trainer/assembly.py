@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.updates import Meta, Step, Update
+from mqvae.core.updates import Meta, Step, Unquantized, Update
 from mqvae.data import Batches, Images
 from mqvae.metrics import evaluating
 from mqvae.settings import Settings
@@ -35,6 +35,7 @@ class Parts:
         update: The rule by which a batch changes it.
         batches: The batches of this process.
         above: Those that the codebook is judged on; None where they are the same.
+        before: The rule before quantization sets in.
         levels: The optimizers of the rule, "lower" and "upper".
         players: What trains the task's own networks.
         schedules: Of all learning rates, by the optimizer's name.
@@ -49,6 +50,7 @@ class Parts:
     players: Mapping[str, Player]
     schedules: Mapping[str, LRScheduler]
     average: AveragedModel | None
+    before: Unquantized
     above: Batches | None = None
 
     @property
@@ -73,6 +75,7 @@ class Parts:
         above: tuple[Tensor, Tensor] | None = None,
         *,
         in_parts: int = 1,
+        quantized: bool = True,
     ) -> tuple[Step, Mapping[str, Tensor]]:
         """All that a batch changes: by the update rule, by the players, and the average.
 
@@ -81,12 +84,18 @@ class Parts:
             y: Labels.
             above: Images and labels that the codebook is judged on; None for the same.
             in_parts: Parts that the rule takes them in.
+            quantized: Whether quantization has set in.
 
         Returns:
             What the rule found, and what the players log.
         """
         target = self.task.target(x, y)
-        if above is None:
+        if not quantized:
+            result = self.before.step(x, target, parts=in_parts)
+            if "upper" in self.levels:
+                # Without gradients nothing is stepped, but a schedule wants its optimizer to be.
+                self.levels["upper"].step()
+        elif above is None:
             result = self.update.step(x, target, parts=in_parts)
         else:
             assert isinstance(self.update, Meta)
@@ -110,6 +119,12 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     Raises:
         ValueError: if parts do not fit each other or the images.
     """
+    start = settings.start
+    if settings.warm_start.unquantized and start is not None and "codebook" in start.parts:
+        raise ValueError(
+            "warm_start.unquantized ends in a codebook from k-means, which would replace that of "
+            f"{start.run}: leave it out, or take --from.parts encoder,decoder."
+        )
     torch.manual_seed(settings.seed)
     device = processes.device
     components = settings.components()
@@ -152,7 +167,10 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     decay = settings.trainer.average
     average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
     task.attend(network, x)  # after the average, a copy, is made
-    parts = Parts(network, task, update, batches, levels, players, schedules, average, above)
+    before = Unquantized(network, task, lower=levels["lower"])
+    parts = Parts(
+        network, task, update, batches, levels, players, schedules, average, before, above
+    )
     return parts, settings.resolved(network, update)
 
 
@@ -216,6 +234,8 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
     mine = order.tensor_split(batches.world_size)[batches.rank]
     pixels, _ = images.take(mine)
     network.initialize_codebook(pixels.to(batches.device) / 255)
+    if parts.average is not None:
+        parts.measured.quantizer.load_state_dict(network.quantizer.state_dict())
 
 
 def _trains(optimizer: Optimizer) -> bool:

@@ -107,6 +107,7 @@ class Log:
         [waited] = (t.item() for t in mean_across_processes([torch.tensor(waited)]))
         counts = sum_across_processes(self.counts).cpu()
         used = usage(counts).item()
+        quantized = bool(counts.any())  # before quantization sets in there are no codes
         means = mean_across_processes([logged[name].detach().float() for name in logged])
         players = {name: value.item() for name, value in zip(logged, means, strict=True)}
         levels = self._parts.levels
@@ -114,8 +115,8 @@ class Log:
             "step": step,
             "seconds": seconds,
             "data_wait": waited / took,
-            "perplexity": perplexity(counts).item(),
-            "usage": used,
+            "perplexity": perplexity(counts).item() if quantized else None,
+            "usage": used if quantized else None,
             **{
                 f"{of}_lr": levels[level].param_groups[0]["lr"]
                 for of, level in (("network", "lower"), ("codebook", "upper"))
@@ -133,7 +134,8 @@ class Log:
             figures = {k: v for k, v in row.items() if v is not None and k != "step"}
             for logger in self._loggers:
                 logger.log(figures, step)
-        self._look_for_collapse(counts, used, step)
+        if quantized:
+            self._look_for_collapse(counts, used, step)
         self._look_for_troubles(players, step)
         self._look_for_waiting(took, waited, step)
         self.counts = self._nothing()

@@ -27,6 +27,7 @@ from mqvae.trainer.logs import Log
 from mqvae.trainer.memory import noticing_shortage
 from mqvae.trainer.processes import Processes, is_first
 from mqvae.trainer.results import device_name, write_evaluation
+from mqvae.trainer.schedule import Onset
 from mqvae.trainer.start import set_training, start_from
 from mqvae.trainer.stopping import Interrupted, NotFinite, Signals
 
@@ -123,6 +124,8 @@ class Training:
         self.log_every = options.log_every or max(1, min(100, steps // 50))
         self.checkpoint_every = options.checkpoint_every or max(1, min(1000, steps // 5))
         self.log = Log(parts, processes, self.log_every, chosen(options))
+        warm = settings.warm_start
+        self._onset = Onset.of(steps, warm.unquantized, warm.gradual)
         self.step = 0
         self.seconds = 0.0
         self.waited = 0.0
@@ -187,8 +190,16 @@ class Training:
         x, y = parts.batches.next()
         above = parts.next_above()
         self.waited += time.perf_counter() - began
-        result, logged = parts.train(x, y, above, in_parts=self.settings.trainer.parts)
+        parts.network.quantizer.unquantized = self._onset.unquantized(self.step)
+        result, logged = parts.train(
+            *(x, y, above),
+            in_parts=self.settings.trainer.parts,
+            quantized=self.step >= self._onset.first,
+        )
         self.step += 1
+        if self.step == self._onset.first:
+            with torch.autocast(self.processes.device.type, enabled=False):
+                initialize_codebook(parts, self.splits.train, self.settings)
         at_checkpoint = self.step % self.checkpoint_every == 0 or self.step == steps
         at_log = self.step % self.log_every == 0 or self.step == steps
         losses: dict[str, float] = {}

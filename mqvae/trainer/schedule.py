@@ -1,7 +1,8 @@
-"""The learning rate over a run."""
+"""What changes over a run: the learning rate, and how much is quantized."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
 def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
@@ -14,3 +15,28 @@ def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - rise) / max(1, steps - rise))))
 
     return factor
+
+
+@dataclass(frozen=True)
+class Onset:
+    """When quantization sets in.
+
+    Attributes:
+        first: Updates without any.
+        whole: Updates until all samples are quantized.
+    """
+
+    first: int
+    whole: int
+
+    @classmethod
+    def of(cls, steps: int, unquantized: float, gradual: float) -> "Onset":
+        """From shares of the updates."""
+        first = round(steps * unquantized)
+        return cls(first, first + round(steps * gradual))
+
+    def unquantized(self, i: int) -> float:
+        """Share of the samples that are not quantized, after i updates."""
+        if i < self.first:
+            return 1.0
+        return max(0.0, (self.whole - i) / max(1, self.whole - self.first))

@@ -14,6 +14,7 @@ from mqvae.core.hypergradient.rule import (
     frozen,
     require_straight_through,
     scatter,
+    selecting,
     upper_gradients,
 )
 from mqvae.core.quantizer import CodebookQuantizer
@@ -65,4 +66,6 @@ class Exact(HypergradientRule):
             own=1,
         )
         change = change - 2 * lower.weights.commitment / delta.numel() * delta
+        # What the decoder gets of the others does not depend on C.
+        change = selecting(lower.network).of_quantized(change)
         return Hypergradient(direct, -ahead.xi * scatter(lower, here.quantized.codes, change))

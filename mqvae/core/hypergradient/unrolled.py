@@ -81,8 +81,9 @@ def _update_field(batch: Batch, phi: list[Tensor], theta: list[Tensor], table: T
     quantizer = selecting(batch.network)
     z_e = batch.embed(phi)
     z_q = quantizer.lookup(quantizer.nearest_codes(z_e, table), table)
-    to_z, *g_theta = gradient(batch.task(z_q, theta), [z_q, *theta], create_graph=True)
-    cotangent = 2 * batch.weights.commitment / z_e.numel() * (z_e - z_q)
+    z = quantizer.passed_on(z_e, z_q)
+    to_z, *g_theta = gradient(batch.task(z, theta), [z, *theta], create_graph=True)
+    cotangent = quantizer.of_quantized(2 * batch.weights.commitment / z_e.numel() * (z_e - z_q))
     if to_z is not None:
         cotangent = cotangent + to_z
     # Not through ẑ = z_e + sg(z_q − z_e): its second derivative would see z_e where z_q is meant.

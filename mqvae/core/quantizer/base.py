@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from mqvae.core.distributed import process_rank
 from mqvae.core.estimator import Estimator
 from mqvae.core.transport import Transport
 
@@ -39,11 +40,15 @@ class Quantizer(nn.Module, ABC):
         num_codes: Number K of values that one code can take.
         dim: Dimensions D of an embedding.
         groups: Number G of codes of one embedding.
+        unquantized: Share of a batch's samples whose embeddings the decoder gets as they are, in
+            training; who trains sets it, as a rate is set. Their commitment loss is zero, for they
+            stand for nothing. The codebook learns from them as from all others.
     """
 
     num_codes: int
     dim: int
     groups: int
+    unquantized: float = 0.0
 
     def forward(self, z_e: Tensor) -> Quantized:
         """Quantize embeddings.
@@ -84,6 +89,7 @@ class Quantizer(nn.Module, ABC):
         codes: Tensor,
         forget: Callable[[Tensor], None],
         task_gradient: Tensor | None = None,
+        loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """What a quantizer does when the optimizers have stepped; called by the update rules.
 
@@ -92,7 +98,31 @@ class Quantizer(nn.Module, ABC):
             codes: Their codes.
             forget: Makes the rule forget what it remembers of given rows of the table.
             task_gradient: ∂L_task/∂ẑ of this process's embeddings, (..., D), where it is known.
+            loss: L on this process's batch under a table, (rows, d), where it can be told.
         """
+
+    def passed_on(self, z_e: Tensor, z_q: Tensor) -> Tensor:
+        """z_q, with the embeddings themselves of samples that are not quantized, (B, ..., D)."""
+        here = self._unquantized(z_e)
+        return z_q if here is None else torch.where(here, z_e, z_q)
+
+    def of_quantized(self, values: Tensor) -> Tensor:
+        """Values of embeddings, (B, ..., D), zero for samples that are not quantized."""
+        here = self._unquantized(values)
+        return values if here is None else values.masked_fill(here, 0)
+
+    def _unquantized(self, z_e: Tensor) -> Tensor | None:
+        """Which samples are not quantized, (B, 1, ...); None where there are none.
+
+        They lie evenly in the batch of all processes, whose order is random already: nothing is
+        drawn, and all passes of a step agree.
+        """
+        if not (self.unquantized > 0 and self.training and z_e.ndim > 1):
+            return None
+        first = process_rank() * len(z_e)
+        places = torch.arange(first, first + len(z_e) + 1, dtype=torch.float64, device="cpu")
+        here = (places * self.unquantized).floor().diff() > 0
+        return here.to(z_e.device).view(-1, *[1] * (z_e.ndim - 1))
 
     def _check_width(self, z_e: Tensor) -> None:
         if z_e.ndim == 0 or z_e.shape[-1] != self.dim:
@@ -176,7 +206,17 @@ class CodebookQuantizer(Quantizer):
     def quantize(self, z_e: Tensor, table: Tensor | None = None) -> Quantized:
         """`forward` for placed embeddings, under the codebook's own table or another."""
         table = self.table() if table is None else table
-        return self.at_codes(z_e, self.nearest_codes(z_e, table), table)
+        quantized = self.at_codes(z_e, self.nearest_codes(z_e, table), table)
+        if self._unquantized(z_e) is None:
+            return quantized
+        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        with torch.autocast(z_e.device.type, enabled=False):
+            away = self.of_quantized(wide - self.lookup(quantized.codes, table).detach())
+            return replace(
+                quantized,
+                z_q=self.passed_on(z_e, quantized.z_q),
+                commitment_loss=away.square().mean(),
+            )
 
     def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
         """`quantize` with the codes given."""

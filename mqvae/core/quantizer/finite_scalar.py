@@ -83,6 +83,7 @@ class FiniteScalarQuantizer(Quantizer):
     def quantize(self, z_e: Tensor) -> Quantized:
         digits = self._digits(z_e)
         z_q = StraightThrough()(z_e, self._vectors(digits).to(z_e.dtype))
+        z_q = self.passed_on(z_e, z_q)
         zero = z_e.new_zeros((), dtype=torch.promote_types(z_e.dtype, torch.float32))
         return Quantized(z_q, (digits * self.places).sum(-1), zero, zero)
 

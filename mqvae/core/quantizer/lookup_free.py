@@ -95,10 +95,10 @@ class LookupFreeQuantizer(Quantizer):
         with torch.autocast(z_e.device.type, enabled=False):
             corner = self.corner.to(wide.dtype)
             z_q = torch.where(wide > 0, corner, -corner)
-            commitment = (wide - z_q).square().mean()
+            commitment = self.of_quantized(wide - z_q).square().mean()
             prior = self._prior(wide.reshape(-1, self.dim)) if self.training else 0.0
         zero = torch.zeros_like(commitment)
-        z_q = StraightThrough()(z_e, z_q.to(z_e.dtype))
+        z_q = self.passed_on(z_e, StraightThrough()(z_e, z_q.to(z_e.dtype)))
         return Quantized(z_q, self._codes(z_e), commitment, zero, prior)
 
     def _prior(self, z_e: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ class VectorQuantizer(CodebookQuantizer):
         codes: Tensor,
         forget: Callable[[Tensor], None],
         task_gradient: Tensor | None = None,
+        loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         trained = any(p.requires_grad for p in self.codebook.parameters())
         if self.replacement is None or not self.training or not trained:
@@ -200,12 +201,19 @@ class VectorQuantizer(CodebookQuantizer):
         parts = z_e.reshape(shape).to(weight.dtype)
         counts, sizes = count_uses(self.rows(codes).flatten(), len(weight), len(parts))
         unused.add_(1).masked_fill_(counts > 0, 0)
+
+        def judged(rows: Tensor, codewords: Tensor) -> Tensor:
+            assert loss is not None
+            changed = weight.index_copy(0, rows, codewords.to(weight.dtype))
+            return loss(self.distance.place(changed))
+
         pool = Pool(
             parts,
             sizes,
             len(weight),
             selected=lambda: self.lookup(codes, self.table()).reshape(shape),
             task_gradient=None if task_gradient is None else task_gradient.reshape(shape),
+            loss=None if loss is None else judged,
         )
         rows, codewords = self.replacement(unused, pool)
         if len(rows):

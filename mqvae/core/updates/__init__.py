@@ -7,6 +7,7 @@ from mqvae.core.updates.joint import Joint, Synchronous
 from mqvae.core.updates.lookahead import Kept, LookAhead, Undone
 from mqvae.core.updates.meta import Meta
 from mqvae.core.updates.meta_network import MetaBoth, MetaNetwork
+from mqvae.core.updates.unquantized import Unquantized
 from mqvae.core.updates.update import Step, Update
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Step",
     "Synchronous",
     "Undone",
+    "Unquantized",
     "Update",
 ]

@@ -64,12 +64,13 @@ class Alternated(Update):
         if self.nu > 0:
             quantized, task_gradient = batch.task_gradient(z_e)
             g_c = codebook_gradient(batch, z_e.detach(), quantized.codes)
-            g_c = g_c + self.nu * scatter(batch, quantized.codes, task_gradient)
+            reached = self.network.quantizer.of_quantized(task_gradient)
+            g_c = g_c + self.nu * scatter(batch, quantized.codes, reached)
         else:
             g_c = codebook_gradient(batch, z_e.detach())
         (g_c,) = mean_across_processes([g_c])
         self._descend_codebook(g_c)
         here = batch.lower_pass(z_e, for_real=True).everywhere()
         self._descend_network(here.g_phi, here.g_theta)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient)
+        self._after_step(z_e, here.quantized.codes, here.task_gradient, batch)
         return step_of(batch, here.task, here.quantized)

@@ -104,7 +104,7 @@ class Ema(Update):
             z_e = self._carry(self.transport, ahead)
         if not waits:
             self._average(batch, codes, z_e)
-        self._after_step(z_e, codes, here.task_gradient)
+        self._after_step(z_e, codes, here.task_gradient, batch)
         return step_of(batch, here.task, here.quantized)
 
     @torch.no_grad()

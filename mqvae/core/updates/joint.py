@@ -35,7 +35,7 @@ class Joint(Update):
         apply(self.upper, upper, found[len(lower) :])
         if task_gradient is None:  # of a frozen encoder
             task_gradient = torch.zeros_like(z_e)
-        self._after_step(z_e, quantized.codes, task_gradient)
+        self._after_step(z_e, quantized.codes, task_gradient, batch)
         return step_of(batch, task, quantized)
 
 
@@ -91,9 +91,10 @@ class Synchronous(Update):
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True)
         g_c = codebook_gradient(batch, z_e.detach(), here.quantized.codes)
-        g_c = g_c + self.nu * scatter(batch, here.quantized.codes, here.task_gradient)
+        reached = self.network.quantizer.of_quantized(here.task_gradient)
+        g_c = g_c + self.nu * scatter(batch, here.quantized.codes, reached)
         g_phi, g_theta, (g_c,) = averaged(here.g_phi, here.g_theta, [g_c])
         self._descend_network(g_phi, g_theta)
         self._descend_codebook(g_c)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient)
+        self._after_step(z_e, here.quantized.codes, here.task_gradient, batch)
         return step_of(batch, here.task, here.quantized)

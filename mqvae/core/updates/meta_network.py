@@ -82,7 +82,7 @@ class MetaNetwork(Update):
             answered = batch.embed(list(self.network.encoder_parameters()))
         (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])
         self._descend_codebook(g_c)
-        self._after_step(z_e, quantized.codes, task_gradient)
+        self._after_step(z_e, quantized.codes, task_gradient, batch)
         return step_of(batch, task, quantized)
 
 
@@ -146,7 +146,7 @@ class MetaBoth(Update):
         hyper = Hypergradient(*terms)
         self._descend_codebook(hyper.total())
         self._descend_network(g_phi, g_theta)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient)
+        self._after_step(z_e, here.quantized.codes, here.task_gradient, batch)
         return step_of(batch, here.task, here.quantized, hyper.norms())
 
 
