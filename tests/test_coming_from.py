@@ -1,6 +1,7 @@
 """What docs/from says of other libraries: the same codebook and inputs, there and here."""
 
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
@@ -27,8 +28,8 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.settings import Settings
-from mqvae.settings.presets import layers
+from mqvae.settings import Settings, load_preset
+from mqvae.settings.settings import from_arguments
 
 K, D = 24, 8
 LEARNED = {"learnable_codebook": True, "ema_update": False}
@@ -280,6 +281,20 @@ def test_their_settings_as_ours_describe_a_run(page, tmp_path):
     )
     file = tmp_path / "my.yaml"
     file.write_text(dedent(block))
-    settings = Settings.of(*layers(str(file)))
+    settings = Settings.of(load_preset(str(file)))
     settings.components()
     assert settings.task["class_path"] == "mqvae.Adversarial"
+
+
+def test_what_is_to_be_trained_can_be():
+    """All that the pages train, but for runs and files of the reader's, and sweeps."""
+    pages = [DOCS / f"{name}.md" for name in ("choosing", "collapse", "scaling")]
+    text = "\n".join(page.read_text() for page in [*pages, *(DOCS / "from").glob("*.md")])
+    text = re.sub(r"\\\n *", "", text)
+    pattern = r"(?:`|^ {4,})mqvae train ([a-z][\w/-]+(?: -[^`\n]*)?)"
+    commands = re.findall(pattern, text, re.MULTILINE)
+    commands = [re.split(r" {3,}| --sweep", command)[0] for command in commands]
+    commands = [command for command in commands if not command.startswith(("my", "runs/"))]
+    assert len(commands) > 10
+    for command in commands:
+        from_arguments(shlex.split(command))
