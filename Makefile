@@ -23,7 +23,7 @@ apt_install := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-instal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install data demo test lint format clean
+.PHONY: help install data demo test lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -59,9 +59,12 @@ format: install ## formats the code and mends what can be mended
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
+docs: install ## the documentation as a site, in site/; ARGS=serve shows it as it changes
+	$(python) -m mkdocs $(or $(ARGS),build)
+
 clean: ## removes caches and builds; runs and the environment stay
-	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
-	find $(wildcard mqvae tests examples benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist site .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find $(wildcard mqvae tests examples benchmarks docs) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose interpreter has gone is installed again, whatever its stamp says.
 ifeq ($(realpath $(python)),)

@@ -1,25 +1,67 @@
-"""What the documentation shows runs, and what it names exists."""
+"""What the documentation shows runs, what it names exists, and the site is built of it."""
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from mqvae.settings import preset_names
+import mqvae
+from mqvae.cli import COMMANDS, main
+from mqvae.cli.completion import options_of
+from mqvae.settings import from_arguments, preset_names
 
 ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
 def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/training.md"])
-def test_python_blocks_run(name):
-    found = blocks(name)
-    assert found
-    for block in found:
-        exec(compile(block, name, "exec"), {"__name__": "block"})
+def commands(name: str) -> list[str]:
+    """What a page types into a shell: `mqvae …`, without what stands beside it."""
+    text = re.sub(r"\s*\\\n\s+", " ", (ROOT / name).read_text())
+    fenced = re.findall(r"```(?:bash|console|sh|shell)\n(.*?)```", text, re.DOTALL)
+    lines = re.findall(r"^ {4}(mqvae .*)", text, re.MULTILINE)
+    lines += re.findall(r"^(?:\$ )?(mqvae .*)", "\n".join(fenced), re.MULTILINE)
+    typed = [part for line in lines for part in re.split(r" {2,}| #", line)[0].split(" && ")]
+    return [re.sub(r"\[(--[^]]*)\]", r"\1", line) for line in typed if line.startswith("mqvae ")]
+
+
+# -- Python ----------------------------------------------------------------------------------------
+
+# tests/test_sharing.py and tests/test_export.py run its blocks.
+ELSEWHERE = {"docs/tokenizer.md"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What pages say is there: a run, images of one's own, and their codes."""
+    folder = tmp_path_factory.mktemp("there")
+    (folder / "photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (9 * i, 99, 0)).save(folder / "photos" / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "digits-tiny", "--steps", "1", "--out", "runs/first"]) == 0
+        assert main(["encode", "runs/first", "photos", "--fit", "--out", "codes"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", [n for n in PAGES if blocks(n) and n not in ELSEWHERE])
+def test_python_blocks_run(name, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "block"}
+    for block in blocks(name):
+        exec(compile(block, name, "exec"), names)
 
 
 def test_the_library_examples_are_short():
@@ -27,10 +69,54 @@ def test_the_library_examples_are_short():
     assert len(blocks("CONTRIBUTING.md")[0].strip().splitlines()) <= 40
 
 
+# -- commands --------------------------------------------------------------------------------------
+
+MINE = """
+import mqvae
+
+class Mine(mqvae.VQVAE):
+    pass
+"""
+
+
+@cache
+def known(command):
+    return {*options_of(command), "--help"}
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if commands(name)])
+def test_commands_are_taken(name, tmp_path, monkeypatch):
+    (tmp_path / "my.yaml").write_text("base: fashion-mnist-demo\n")
+    (tmp_path / "my_module.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for line in commands(name):
+        command, *arguments = shlex.split(line)[1:]
+        assert command in COMMANDS, line
+        options = {a.partition("=")[0] for a in arguments if a.startswith("--")}
+        if command == "train" and not options & {"--resume", "--help"}:
+            preset, *rest = ["my.yaml" if a.endswith(".yaml") else a for a in arguments]
+            # A sweep's values, NAME=A,B, are options of their own.
+            swept = [f"--{a.partition(',')[0]}" for a in rest if re.match(r"[a-z_.]+=", a)]
+            rest = [a for a in rest if a != "--sweep" and not re.match(r"[a-z_.]+=", a)]
+            from_arguments([preset, *rest, *swept])
+        else:
+            assert options <= known(command), line
+
+
+def test_commands_are_found():
+    found = commands("docs/training.md")
+    assert "mqvae train my.yaml --task Adversarial --task.perceptual_weight 0" in found
+    assert "mqvae decode runs/first codes/ --out images/" in commands("docs/data.md")
+    assert any(line.endswith("--optimizer.codebook_lr 10") for line in found)
+
+
 def test_commands_name_presets_that_exist():
     named = set()
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        named |= set(re.findall(r"mqvae train ([a-z][\w/-]+)(?![\w/.-])", path.read_text()))
+    for name in PAGES:
+        named |= set(
+            re.findall(r"mqvae train ([a-z][\w/-]+)(?![\w/.-])", (ROOT / name).read_text())
+        )
     named -= {"methods/NAME"}
     assert "digits-tiny" in named
     assert named <= set(preset_names()), named
@@ -41,3 +127,38 @@ def test_every_method_is_documented():
     for name in preset_names():
         if name.startswith("methods/"):
             assert f"`{name.removeprefix('methods/')}`" in text, name
+
+
+# -- the site --------------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_in_the_reference_once():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    named = re.findall(r"^::: mqvae\.(\w+)$", "\n".join(p.read_text() for p in pages), re.MULTILINE)
+    assert sorted(named) == sorted(mqvae.__all__)
+
+
+def test_the_site(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    pages = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("*.html")}
+    for name, text in pages.items():
+        # Links lead elsewhere; nothing that a page is made of comes from there.
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)[^>]*\b(?:src|href)=\"?(https?:[^\" >]+)", text
+        )
+        assert not loaded, (name, loaded)
+        assert 'class="arithmatex"' not in text, name
+    for command in COMMANDS:
+        assert f"usage: mqvae {command}" in pages["reference/commands.html"]
+    everything = "".join(text for name, text in pages.items() if name.startswith("reference/"))
+    for name in mqvae.__all__:
+        assert f'id="mqvae.{name}"' in everything

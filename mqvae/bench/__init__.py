@@ -28,7 +28,7 @@ OF_A_PRESET = ("memory", "processes")
 INTRODUCTION = """\
 # Performance
 
-Made by `mqvae bench`; the figures are in [performance/](performance). Contestants take turns within
+Made by `mqvae bench`; the figures are in `performance/`. Contestants take turns within
 one process, in an order drawn anew every round, after two rounds that do not count. A ratio is that
 of the medians; the quartiles are of the ratios within a round. *By operation count* takes encoder
 and decoder alike and a backward pass for two forward ones. What was tried and did not pay is in

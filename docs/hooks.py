@@ -1,0 +1,89 @@
+"""What the site adds to the pages: the commands' own help, mathematics, files from beside docs/."""
+
+import html
+import io
+import logging
+import os
+import posixpath
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from mqvae.cli import COMMANDS, main
+
+# Where a code host has them; links from docs/ to them hold on the site too.
+BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/*.md", "benchmarks/*.py", "examples/*"]
+
+log = logging.getLogger("mkdocs.hooks")  # a warning ends a strict build
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    root = Path(config.docs_dir).parent
+    for path in sorted(path for pattern in BESIDE for path in root.glob(pattern)):
+        if path.is_file():
+            name = path.relative_to(root).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    uri = page.file.src_uri
+    # Code hosts read Markdown inside of HTML unasked.
+    markdown = markdown.replace("<details>", '<details markdown="1">')
+    if uri == "reference/commands.md":
+        markdown += commands()
+    beside = page.file.generated_by is not None
+    home = posixpath.dirname(uri if beside else f"docs/{uri}")
+    return re.sub(
+        r"(?<=\]\()(?!\w+:)[^)\s#]+", lambda link: site_link(link[0], home, uri), markdown
+    )
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    pattern = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
+    return re.sub(pattern, lambda found: mathml(found[2], found[1], page), content, flags=re.S)
+
+
+def site_link(link: str, home: str, uri: str) -> str:
+    """A link of a page in the folder `home` of the repository, as it is where docs/ is the root."""
+    there = posixpath.normpath(posixpath.join(home, link)).removeprefix("docs/")
+    return posixpath.relpath(there, posixpath.dirname(uri) or ".")
+
+
+def mathml(tex: str, element: str, page: Page) -> str:
+    """MathML of what stands between dollars; browsers draw it without a script."""
+    display = "block" if element == "div" else "inline"
+    result = convert(html.unescape(tex).strip(), display=display)
+    if unknown := re.search(r"\\[A-Za-z]+", result):
+        log.warning("%s: latex2mathml does not know %s", page.file.src_uri, unknown[0])
+    return result
+
+
+def commands() -> str:
+    """What `mqvae --help` and `mqvae COMMAND --help` print."""
+    parts = ["", help_of([])]
+    for name, what in COMMANDS.items():
+        parts += [f"## mqvae {name}", f"{what[0].upper()}{what[1:]}.", help_of([name])]
+    return "\n\n".join(parts)
+
+
+def help_of(arguments: list[str]) -> str:
+    shown = io.StringIO()
+    with redirect_stdout(shown), patch.dict(os.environ, COLUMNS="80"):
+        main([*arguments, "--help"])
+    return f"```text\n{shown.getvalue().rstrip()}\n```"
+
+
+class Examples(griffe.Extension):
+    """griffe knows examples by the plural."""
+
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("Example:\n", "Examples:\n")
