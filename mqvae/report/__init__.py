@@ -1,5 +1,6 @@
-"""Runs -> one self-contained HTML page; reads files only, so it needs no torch."""
+"""Runs -> one self-contained HTML page; only the codebooks of finished runs need torch."""
 
 from mqvae.report.page import write_report
+from mqvae.report.watching import watch
 
-__all__ = ["write_report"]
+__all__ = ["watch", "write_report"]

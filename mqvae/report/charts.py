@@ -22,6 +22,7 @@ COLOURS = 8  # as many as style.css has
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 WIDE, NARROW = 420, 330  # widths of drawings, for two and for three beside each other
 DENSE = 80  # from this many points on, a line is smoothed
+MOST_POINTS = 6000  # of all curves of a chart together: many runs must not make a page heavy
 
 # matplotlib knows no CSS variables: it draws in colours found nowhere else (the first two are in
 # chart.mplstyle), which are then replaced, so that one drawing serves light and dark.
@@ -30,18 +31,27 @@ INK, RULE, RUN = "#fd0001", "#fd0002", "#fe00{:02x}"
 
 @dataclass(frozen=True)
 class Mark:
-    """A piece of line with its meaning, as a legend has it; `dashes` as SVG writes them."""
+    """A piece of line with its meaning, as a legend has it.
+
+    Attributes:
+        name: The meaning.
+        colour: As CSS has it.
+        dashes: As SVG writes them.
+        run: Whose line it is; None for a kind of line.
+    """
 
     name: str
     colour: str
     dashes: str
+    run: int | None = None
 
 
 def mark(name: str, run: int | None = None, *, kind: Literal["first", "second"] = "first") -> Mark:
     """The mark of a run, or that of a kind of line, whichever run it is of."""
     style = dash(run or 0, kind)
     dashes = "" if isinstance(style, str) else " ".join(f"{1.6 * part:g}" for part in style[1])
-    return Mark(name, "currentColor" if run is None else f"var(--run-{run % COLOURS})", dashes)
+    colour = "currentColor" if run is None else f"var(--run-{run % COLOURS})"
+    return Mark(name, colour, dashes, run)
 
 
 def dash(run: int, kind: str = "first") -> Any:
@@ -88,16 +98,22 @@ def curves(
         logarithmic = spans_decade(values) if log is None else log and bool((values > 0).any())
         if logarithmic:
             axes.set_yscale("log")
+        points = max(MOST_POINTS // max(len(lines), 1), 40)
         for line in lines:
             drawable = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
             y = np.where(drawable, line.y, np.nan)
             style, colour = dash(line.run, line.kind), RUN.format(line.run % COLOURS)
             if np.isfinite(y).sum() >= DENSE:
-                axes.plot(*envelope(line.x, y), color=colour, alpha=0.22, lw=0.8)
-                axes.plot(*thin(line.x, smooth(y)), color=colour, ls=style, lw=1.7)
+                raw = envelope(line.x, y, min(points, 300))
+                drawn = axes.plot(*raw, color=colour, alpha=0.22, lw=0.8)
+                drawn += axes.plot(
+                    *thin(line.x, smooth(y), min(points, 400)), color=colour, ls=style, lw=1.7
+                )
             else:
                 dot = "o" if len(y) == 1 else None
-                axes.plot(line.x, y, color=colour, ls=style, lw=1.7, marker=dot)
+                drawn = axes.plot(line.x, y, color=colour, ls=style, lw=1.7, marker=dot)
+            for each in drawn:
+                each.set_gid(f"run-{line.run}")
         if zero:
             axes.axhline(0, color=INK, lw=0.6, alpha=0.6)
         axes.set_xlabel(xlabel)
@@ -265,6 +281,7 @@ def _adopt(svg: str, *, name: str, alt: str) -> Markup:
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.S)
     body = body.replace("xlink:href", "href")
+    body = re.sub(r' id="run-(\d+)"', r' data-run="\1"', body)  # lets the page hide a run
     referenced = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in referenced else "", body)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)

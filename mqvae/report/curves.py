@@ -15,11 +15,19 @@ from mqvae.report.words import enumerate_words
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart under its title; where it is of one run, `mark` is that run's."""
+    """A chart under its title.
+
+    Attributes:
+        title: The title.
+        svg: The drawing.
+        mark: Of the run, where the chart is of one.
+        against: What x is, where the page lets one choose: "step" or "seconds".
+    """
 
     title: str
     svg: Markup
     mark: Mark | None = None
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,18 +44,10 @@ def training(runs: Sequence[Run]) -> Charts | None:
     shown = [i for i, run in enumerate(runs) if len(run.column("step"))]
     if not shown:
         return None
-    elapsed = np.concatenate([runs[i].column("seconds") for i in shown])
-    longest = float(elapsed[np.isfinite(elapsed)].max(initial=0.0))
-    unit, seconds = next(
-        (name, size)
-        for name, size, limit in (("hours", 3600, 7200), ("minutes", 60, 180), ("seconds", 1, -1))
-        if longest > limit
-    )
-    axes = (("step", 1, "updates", "updates"), ("seconds", seconds, "time", f"{unit} of training"))
     validated = [i for i in shown if np.isfinite(runs[i].column("validation")).any()]
     charts = []
     for key, quantity in (("task", "Task loss"), ("perplexity", "Perplexity of a batch")):
-        for column, size, against, xlabel in axes:
+        for column, size, against, xlabel in _axes(runs, shown):
             lines = [Line(runs[i].column(column) / size, runs[i].column(key), i) for i in shown]
             if key == "task":
                 lines += [_validation(runs[i], i, column, size) for i in validated]
@@ -59,7 +59,7 @@ def training(runs: Sequence[Run]) -> Charts | None:
                 alt=_describe(f"{title}.", runs, lines, "validation"),
                 log=None if key == "task" else False,
             )
-            charts.append(Chart(title, svg))
+            charts.append(Chart(title, svg, against=column))
     legend = [mark(runs[i].name, i) for i in shown]
     legend += [mark("validation", kind="second")] if validated else []
     return Charts(charts, legend, any(len(runs[i].column("step")) >= DENSE for i in shown))
@@ -70,24 +70,32 @@ def dynamics(runs: Sequence[Run]) -> Charts | None:
     shown = [i for i, run in enumerate(runs) if run.has_dynamics]
     if not shown:
         return None
-    norms, ratios, cosines = [], [], []
-    for i in shown:
-        steps, direct = runs[i].column("step"), runs[i].column("direct_norm")
-        indirect = runs[i].column("indirect_norm")
-        known = np.isfinite(direct) & (direct > 0)
-        ratio = np.divide(indirect, direct, out=np.full_like(direct, np.nan), where=known)
-        norms += [Line(steps, direct, i), Line(steps, indirect, i, "second")]
-        ratios.append(Line(steps, ratio, i))
-        cosines.append(Line(steps, runs[i].column("cosine"), i))
     charts = []
-    for title, name, lines, log, zero in (
-        ("Norms of the direct and the indirect part", "norms", norms, True, False),
-        ("Indirect over direct norm", "ratio", ratios, None, False),
-        ("Cosine between the two parts", "cosine", cosines, False, True),
-    ):
-        alt = _describe(f"{title}, against updates.", runs, lines, "indirect")
-        svg = curves(lines, name=name, xlabel="updates", alt=alt, log=log, zero=zero, width=NARROW)
-        charts.append(Chart(title, svg))
+    for column, size, against, xlabel in _axes(runs, shown):
+        norms, ratios, cosines = [], [], []
+        for i in shown:
+            x, direct = runs[i].column(column) / size, runs[i].column("direct_norm")
+            indirect = runs[i].column("indirect_norm")
+            known = np.isfinite(direct) & (direct > 0)
+            ratio = np.divide(indirect, direct, out=np.full_like(direct, np.nan), where=known)
+            norms += [Line(x, direct, i), Line(x, indirect, i, "second")]
+            ratios.append(Line(x, ratio, i))
+            cosines.append(Line(x, runs[i].column("cosine"), i))
+        for title, name, lines, log, zero in (
+            ("Norms of the direct and the indirect part", "norms", norms, True, False),
+            ("Indirect over direct norm", "ratio", ratios, None, False),
+            ("Cosine between the two parts", "cosine", cosines, False, True),
+        ):
+            svg = curves(
+                lines,
+                name=f"{name}-{column}",
+                xlabel=xlabel,
+                alt=_describe(f"{title}, against {against}.", runs, lines, "indirect"),
+                log=log,
+                zero=zero,
+                width=NARROW,
+            )
+            charts.append(Chart(title, svg, against=column))
     kinds = [mark("direct part"), mark("indirect part", kind="second")]
     return Charts(charts, [mark(runs[i].name, i) for i in shown] + kinds)
 
@@ -97,7 +105,7 @@ def codes(runs: Sequence[Run]) -> Charts | None:
     shares = {
         i: np.concatenate(run.counts) / sum(group.sum() for group in run.counts)
         for i, run in enumerate(runs)
-        if any(group.any() for group in run.counts)
+        if any(group.any() and len(group) > 1 for group in run.counts)  # without quantization, one
     }
     if not shares:
         return None
@@ -105,7 +113,10 @@ def codes(runs: Sequence[Run]) -> Charts | None:
     charts = []
     for i, share in shares.items():
         used, total = runs[i].codes_used
-        title = f"{used:,} of {total:,} codes used, perplexity {runs[i].perplexity:,.1f}"
+        title = (
+            f"{used:,} of {total:,} codes used, {total - used:,} dead, "
+            f"perplexity {runs[i].perplexity:,.1f}"
+        )
         svg = ranks(
             share,
             run=i,
@@ -117,6 +128,18 @@ def codes(runs: Sequence[Run]) -> Charts | None:
         )
         charts.append(Chart(title, svg, mark(runs[i].name, i)))
     return Charts(charts)
+
+
+def _axes(runs: Sequence[Run], shown: Sequence[int]) -> tuple[tuple[str, float, str, str], ...]:
+    """What curves are drawn against: column, size of a unit, name, label."""
+    elapsed = np.concatenate([runs[i].column("seconds") for i in shown])
+    longest = float(elapsed[np.isfinite(elapsed)].max(initial=0.0))
+    unit, size = next(
+        (name, size)
+        for name, size, limit in (("hours", 3600, 7200), ("minutes", 60, 180), ("seconds", 1, -1))
+        if longest > limit
+    )
+    return ("step", 1, "updates", "updates"), ("seconds", size, "time", f"{unit} of training")
 
 
 def _validation(run: Run, index: int, column: str, size: float) -> Line:

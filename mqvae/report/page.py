@@ -12,25 +12,38 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mqvae.report.charts import mark
+from mqvae.report.codebook import decoded
 from mqvae.report.curves import codes, dynamics, training
 from mqvae.report.limits import limits
-from mqvae.report.pictures import matrices, samples
+from mqvae.report.pictures import codebooks, matrices, samples
 from mqvae.report.run import Run, read_runs
-from mqvae.report.tables import comparisons, details, figures, results, settings, written
+from mqvae.report.tables import (
+    comparisons,
+    details,
+    figures,
+    results,
+    settings,
+    sought,
+    written,
+)
 from mqvae.report.words import count, enumerate_words
 
 
-def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path], out: Path, *, title: str | None = None, reload: float | None = None
+) -> Path:
     """Runs -> one self-contained HTML page.
 
-    The page has the results with the cost of a step beside them, curves, pictures, code usage and
-    settings. It loads nothing from elsewhere, and the same runs give the same bytes. A run that is
-    still training is shown as far as it got.
+    The page has the results with the cost of a step beside them, curves, pictures, codebooks, code
+    usage and settings. It loads nothing from elsewhere, and the same runs give the same bytes. A
+    run that is still training is shown as far as it got. What takes a run's weights is computed
+    once and kept in the run, in `codebook.npz`.
 
     Args:
         runs: folders that `mqvae train` wrote; cost and first figure are compared to the first.
         out: the page to write, whole or not at all; folders above it are made.
         title: heading of the page; None names the dataset.
+        reload: seconds after which the page loads itself again; None if it does not.
 
     Returns:
         `out`.
@@ -45,7 +58,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: expected the name of a file, such as report.html")
-    page = render(read_runs(runs), title=title, folder=out.parent)
+    page = render(read_runs(runs), title=title, folder=out.parent, reload=reload)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -56,14 +69,23 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     return out
 
 
-def render(runs: Sequence[Run], *, title: str | None = None, folder: Path = Path()) -> str:
+def render(
+    runs: Sequence[Run],
+    *,
+    title: str | None = None,
+    folder: Path = Path(),
+    reload: float | None = None,
+) -> str:
     """The page as text.
 
     Args:
         runs: the runs, in the order of their rows.
         title: heading of the page; None names the dataset.
         folder: where the page will lie; commands name the runs from there.
+        reload: seconds after which the page loads itself again; None if it does not.
     """
+    weights = [decoded(run) for run in runs]
+    found = settings(runs)
     datasets = list(dict.fromkeys(run.dataset for run in runs))
     return (
         environment("mqvae.report")
@@ -79,12 +101,15 @@ def render(runs: Sequence[Run], *, title: str | None = None, folder: Path = Path
             figures=[figure for figure in figures(runs).values() if figure.protocol],
             training=training(runs),
             dynamics=dynamics(runs),
-            samples=samples(runs, details(runs)),
+            samples=samples(runs, details(runs), weights),
+            codebooks=codebooks(runs, weights),
             matrices=matrices(runs),
             promised=any(run.pictures is None or run.pictures for run in runs),
             codes=codes(runs),
             limits=limits(runs),
-            settings=settings(runs),
+            settings=found,
+            sought=sought(runs, found),
+            reload=reload,
             origins=_origins(runs),
             commands=_commands(runs, folder),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +11,37 @@ import numpy as np
 from PIL import Image
 
 from mqvae.report.charts import Mark, mark
+from mqvae.report.codebook import Decoded
 from mqvae.report.files import read_matrix
 from mqvae.report.run import Picture, Run
-from mqvae.report.strips import Strip, data_uri, encode_strips, read_strip
+from mqvae.report.strips import Strip, data_uri, encode, encode_strips, read_strip
 from mqvae.report.words import enumerate_words, inside
 
 WRITTEN = 20  # classes up to which a matrix is a table of numbers
+CODEBOOK = 400  # CSS pixels that a picture of codewords is wide at least
+CODES = "Codes"  # what a row shows that is in the colours of codes
 SHADE = (76, 132, 204)  # seen on light and on dark pages
 
 
 @dataclass(frozen=True)
 class Row:
-    """A strip with its label; where there is none, `shows` says why."""
+    """A strip with its label; where there is none, `shows` says why.
+
+    Attributes:
+        label: What or whose it is.
+        detail: Small print under the label.
+        shows: What it shows.
+        strip: The images.
+        run: Whose they are; None for references.
+        group: Number of the references whose columns it has; None where there are none.
+    """
 
     label: str
     detail: str
     shows: str
     strip: Strip | None
+    run: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,9 +61,41 @@ class Samples:
     exact: bool
 
     @property
+    def coded(self) -> bool:
+        """Whether there are codes among them."""
+        return any(row.shows == CODES for row, _ in self.rows)
+
+    @property
     def scale(self) -> float:
         """CSS pixels per image pixel at most."""
         return max(row.strip.scale for row, _ in self.rows if row.strip)
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The codewords of one run, decoded: what they show, the picture, its size in pixels."""
+
+    mark: Mark
+    words: str
+    uri: str
+    size: tuple[int, int]
+
+    @property
+    def width(self) -> int:
+        """In CSS pixels: small ones are enlarged."""
+        return self.size[0] * math.ceil(CODEBOOK / self.size[0])
+
+    @property
+    def height(self) -> int:
+        return self.size[1] * math.ceil(CODEBOOK / self.size[0])
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """Those there are, and sentences about the others."""
+
+    shown: Sequence[Codebook]
+    missing: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -64,12 +111,15 @@ class Matrix:
     uri: str
 
 
-def samples(runs: Sequence[Run], details: Sequence[str]) -> Samples | None:
+def samples(
+    runs: Sequence[Run], details: Sequence[str], decoded: Sequence[Decoded]
+) -> Samples | None:
     """References on top, and under them what each run made of them, in the same columns.
 
     Args:
         runs: The runs.
         details: What stands under their names.
+        decoded: What their weights show.
 
     Returns:
         None if no run has a strip.
@@ -78,31 +128,61 @@ def samples(runs: Sequence[Run], details: Sequence[str]) -> Samples | None:
     strips = {each.file: read_strip(each.file) for own in listed for each in own}
     groups = _groups(listed, strips)
     rows: list[Row] = []
-    for members in groups:
+    for number, members in enumerate(groups):
         names = enumerate_words([runs[i].name for i in sorted(members)])
         of = f"of {names}" if len(groups) > 1 else ""
         references = [each for each in listed[members[0]] if each.reference]
-        rows += [Row(p.title, of, p.title, strip) for p in references if (strip := strips[p.file])]
+        found = [(p.title, strip) for p in references if (strip := strips[p.file])]
+        group = number if found else None
+        rows += [Row(title, of, title, strip, group=group) for title, strip in found]
         for i in sorted(members):
             own = [each for each in listed[i] if not each.reference]
             for p in own:
                 detail = details[i] if len(own) == 1 else p.title
                 shows = p.title if strips[p.file] else "no samples yet"
-                rows.append(Row(runs[i].name, detail, shows, strips[p.file]))
+                rows.append(Row(runs[i].name, detail, shows, strips[p.file], i, group))
+            if codes := decoded[i].codes:
+                detail = f"{decoded[i].different:,} different codes"
+                rows.append(Row(runs[i].name, detail, CODES, codes, i, group))
             if not own:
                 shows = "no samples yet" if runs[i].pictures is None else "nothing to show"
-                rows.append(Row(runs[i].name, details[i], shows, None))
+                rows.append(Row(runs[i].name, details[i], shows, None, i))
     shown = [row for row in rows if row.strip]
     if not shown:
         return None
-    uris, exact = encode_strips([row.strip for row in rows if row.strip])
+    # Areas of one colour: small as they are, and blurred by what makes photographs small.
+    uris, exact = encode_strips([r.strip for r in rows if r.strip and r.shows != CODES])
     encoded = iter(uris)
     first, *others = dict.fromkeys(row.shows for row in shown)
     return Samples(
         title=enumerate_words([first, *map(inside, others)]),
-        rows=[(row, next(encoded) if row.strip else "") for row in rows],
+        rows=[(row, _uri(row, encoded)) for row in rows],
         aligned=any(each.reference and strips[each.file] for own in listed for each in own),
         exact=exact,
+    )
+
+
+def _uri(row: Row, encoded: Iterator[str]) -> str:
+    if row.strip is None:
+        return ""
+    return data_uri(row.strip.image()) if row.shows == CODES else next(encoded)
+
+
+def codebooks(runs: Sequence[Run], decoded: Sequence[Decoded]) -> Codebooks:
+    """The codewords of all runs, and in words why others have none."""
+    shown = [i for i, each in enumerate(decoded) if each.codewords is not None]
+    images = [Image.fromarray(each.codewords) for each in decoded if each.codewords is not None]
+    uris, _ = encode(images)
+    missing: dict[str, list[str]] = {}
+    for run, each in zip(runs, decoded, strict=True):
+        if each.codewords is None:
+            missing.setdefault(each.words, []).append(run.name)
+    return Codebooks(
+        [
+            Codebook(mark(runs[i].name, i), decoded[i].words, uri, image.size)
+            for i, uri, image in zip(shown, uris, images, strict=True)
+        ],
+        [f"{enumerate_words(names)}: {words}" for words, names in missing.items()],
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 GAP = 2  # pixels between the tiles of a strip in a run folder
 TILE = 56  # CSS pixels that a tile has at least
 LARGE = 128  # CSS pixels that a tile has at most, when its image is larger
-BUDGET = 1_500_000  # characters for all strips of a page
+BUDGET = 1_500_000  # characters for all strips of a page, and again for all codebooks
 
 # Tried in this order until the strips fit: first unchanged, then ever smaller.
 ENCODINGS = ((None, 1.0), (90, 1.0), (80, 1.0), (80, 0.5), (70, 0.25))
@@ -43,6 +43,16 @@ class Strip:
         """Width and height on the page, in CSS pixels."""
         pixels = len(self.tiles) * (self.side + self.gap) - self.gap
         return round(self.scale * pixels), round(self.scale * self.side)
+
+    @property
+    def tile(self) -> float:
+        """Width of a tile on the page, in CSS pixels."""
+        return self.scale * self.side
+
+    @property
+    def period(self) -> float:
+        """From a tile to the next, in CSS pixels."""
+        return self.scale * (self.side + self.gap)
 
     @property
     def gap(self) -> int:
@@ -86,13 +96,17 @@ def read_strip(file: Path) -> Strip | None:
 
 
 def encode_strips(strips: Sequence[Strip]) -> tuple[list[str], bool]:
-    """Data URIs of strips, and whether they are still what the runs wrote, pixel for pixel.
+    """Data URIs of strips, and whether they are still what the runs wrote, pixel for pixel."""
+    return encode([strip.image() for strip in strips])
 
-    Lossless when all of them fit into `BUDGET`; otherwise WebP, coarser until they do.
+
+def encode(images: Sequence[Image.Image]) -> tuple[list[str], bool]:
+    """Data URIs of images, and whether they are lossless.
+
+    They are when all of them fit into `BUDGET`; otherwise WebP, coarser until they do.
     """
-    if not strips:
+    if not images:
         return [], True
-    images = [strip.image() for strip in strips]
     for quality, zoom in ENCODINGS:
         uris = [data_uri(image, quality, zoom) for image in images]
         if sum(map(len, uris)) <= BUDGET:

@@ -22,6 +22,14 @@ class Column:
     best: frozenset[int] = frozenset()
     ratios: Sequence[str] = field(default=())
     """Beside the cells, in small print."""
+    values: Sequence[float | None] = field(default=())
+    """What the cells say, to sort by."""
+
+    @property
+    def order(self) -> list[str]:
+        """The values as a script reads them; nothing where there is none."""
+        known = [None if v is None or math.isnan(v) else float(v) for v in self.values]
+        return ["" if v is None else str(v).replace("inf", "Infinity") for v in known]
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,14 @@ def results(runs: Sequence[Run]) -> list[Column]:
     """What the runs measured, and beside it what a step costs."""
     columns = [_column(runs, key, figure) for key, figure in figures(runs).items()]
     seconds = [run.number("seconds_per_step") for run in runs]
+    times = [run.seconds for run in runs]
     cost = aligned([None if s is None else 1e3 * s for s in seconds], most=2)
     ratios = ["" if s is None or not seconds[0] else f"{s / seconds[0]:.2f}×" for s in seconds]
     return [
         *columns,
-        Column("Cost of a step", cost, unit="ms", ratios=ratios),
-        Column("Training time", [duration(run.seconds) for run in runs]),
-        Column("Updates", [_updates(run) for run in runs]),
+        Column("Cost of a step", cost, unit="ms", ratios=ratios, values=seconds),
+        Column("Training time", [duration(s) for s in times], values=times),
+        Column("Updates", [_updates(run) for run in runs], values=[run.steps for run in runs]),
     ]
 
 
@@ -65,18 +74,18 @@ def details(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The others by name: their first figure and cost of a step against the first run's."""
+def comparisons(runs: Sequence[Run]) -> list[tuple[int, str]]:
+    """The others by number: their first figure and cost of a step against the first run's."""
     key, figure = next(iter(figures(runs).items()), ("", Figure("")))
     reference, cost = runs[0].number(key), runs[0].number("seconds_per_step")
     found = []
-    for run in runs[1:]:
+    for i, run in enumerate(runs[1:], start=1):
         value, seconds = run.number(key), run.number("seconds_per_step")
         if value is not None and reference is not None:
             verdict = _compare(figure, value, reference)
             if seconds is not None and cost:
                 verdict += f", at {seconds / cost:.2f} times the cost of a step"
-            found.append((run.name, verdict))
+            found.append((i, verdict))
     return found
 
 
@@ -104,7 +113,7 @@ def _column(runs: Sequence[Run], key: str, figure: Figure) -> Column:
     shown = aligned(values, digits=4 if figure.unit == "dB" else 3)
     unit = figure.unit or ("" if figure.scale == 1 else f"×{scientific(figure.scale)}")
     winners = best(values, shown, figure.better)
-    return Column(figure.title, shown, figure.better, unit, winners)
+    return Column(figure.title, shown, figure.better, unit, winners, values=raw)
 
 
 def best(
@@ -135,6 +144,17 @@ def settings(runs: Sequence[Run]) -> Settings:
     rows = {key: [each.get(key, "-") for each in flat] for each in flat for key in each}
     shared = {key: values[0] for key, values in rows.items() if len(set(values)) == 1}
     return Settings({key: row for key, row in rows.items() if key not in shared}, shared)
+
+
+def sought(runs: Sequence[Run], settings: Settings) -> list[tuple[str, str]]:
+    """What runs are found by: words of them, and the settings in which they differ."""
+    return [
+        (
+            " ".join([run.name, *run.rule, run.path.name]).lower(),
+            "".join(f"{key}={row[i]}|" for key, row in settings.differing.items()).lower(),
+        )
+        for i, run in enumerate(runs)
+    ]
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,220 @@
+"""What only a run's weights can show: its codewords decoded, and the codes of its images.
+
+All else on the page is read from files. Here the last checkpoint of a finished run is loaded once;
+what it gave is kept in the run, in `codebook.npz`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mqvae.report.run import Run
+from mqvae.report.strips import Strip, read_strip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mqvae.tokenizer import Tokenizer
+
+KEPT = "codebook.npz"
+VERSION = "1"  # of what is drawn: another one is not taken from `KEPT`
+MOST = 1024  # codewords in a picture
+PIXELS = 2**24  # decoded for it at most: a network for large images shows fewer codewords
+BATCH = 2**20  # pixels decoded at once
+FAINT = 70  # of 255: how opaque a codeword is that was never chosen
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the weights of a run show.
+
+    Attributes:
+        words: What the picture of the codewords is, or why there is none.
+        codewords: They are decoded, in rows; bytes (H, W, grey or colour, and opacity).
+        codes: The run's sample images in the colours of their codes.
+        different: How many codes these images have.
+    """
+
+    words: str
+    codewords: np.ndarray | None = None
+    codes: Strip | None = None
+    different: int = 0
+
+
+def decoded(run: Run) -> Decoded:
+    """Decode the codebook of a run, or take what was kept of it; says why where that cannot be."""
+    last = run.path / "checkpoints" / "last" / "state.json"
+    if not run.finished:
+        return Decoded("decoded when the run has finished.")
+    if not last.is_file():
+        return Decoded("has no checkpoint to decode its codebook with.")
+    strips = [each for each in run.pictures or () if each.kind == "strip"]
+    originals = next((each.file for each in strips if each.reference), None)
+    try:
+        made_of = _fingerprint([last, run.path / "code_counts.csv", originals])
+        found = _kept(run.path / KEPT, made_of)
+        if found is None:
+            found = _decode(run, originals)
+            _keep(run.path / KEPT, made_of, found)
+    except Exception as error:  # the network is anybody's, and the rest of the page is there
+        return Decoded(f"could not be decoded: {error}")
+    return found
+
+
+def _decode(run: Run, originals: Path | None) -> Decoded:
+    import torch
+
+    from mqvae.core.quantizer import NoQuantizer
+    from mqvae.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_run(run.path)
+    if isinstance(tokenizer.network.quantizer, NoQuantizer):
+        return Decoded("does not quantize: it has no codebook.")
+    strip = read_strip(originals) if originals else None
+    with torch.no_grad():
+        codes, different = _codes(tokenizer, strip) if strip else (None, 0)
+        try:
+            codewords, words = _codewords(tokenizer, run.counts)
+        except ValueError as error:
+            codewords, words = None, f"cannot be shown: {error}"
+    return Decoded(words, codewords, codes, different)
+
+
+def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
+    """Every codeword on the whole of the decoder's map, and of the image the middle.
+
+    Of a codeword's own group that is: the other groups, or stages, have their most used codeword.
+    """
+    import torch
+
+    quantizer, side = tokenizer.network.quantizer, tokenizer.settings.data.side or 1
+    groups, total = quantizer.groups, quantizer.num_codes
+    if known := [len(group) for group in counts] == [total] * groups:
+        order = [np.argsort(-group, kind="stable") for group in counts]
+    else:
+        order = [np.arange(total)] * groups
+    shown = min(total, max(min(MOST, PIXELS // side**2) // groups, 64))
+    usual = torch.tensor([int(each[0]) for each in order])
+    blocks, dead = [], 0
+    for group, codes in enumerate(order):
+        chosen = usual.repeat(shown, 1)  # (shown, G)
+        chosen[:, group] = torch.from_numpy(codes[:shown].copy())
+        tiles = np.concatenate(
+            [_middle(tokenizer, part) for part in chosen.split(max(BATCH // side**2, 1))]
+        )
+        opacity = np.full((*tiles.shape[:3], 1), 255, np.uint8)
+        if known:
+            unused = counts[group][codes[:shown]] == 0
+            opacity[unused] = FAINT
+            dead += int(unused.sum())
+        blocks.append(_in_rows(np.concatenate([tiles, opacity], -1), gap=1))
+    what = "codewords" if total == shown else f"of {total:,} codewords"
+    words = f"{shown:,} {what}{' in each group' if groups > 1 else ''}"
+    words += ", the most used first, row by row" if known else ", in the order of their numbers"
+    if dead:
+        words += f"; faint: {dead:,} that were never chosen"
+    if groups > 1:
+        words += "; a block for each group, the others at their most used codeword"
+    return _in_rows(np.stack(blocks), gap=8), f"{words}."
+
+
+def _middle(tokenizer: Tokenizer, codes: Tensor) -> np.ndarray:
+    """Codes (N, G) alone in their maps, decoded: what two positions or 16 pixels show, bytes."""
+    shape = tokenizer.code_shape
+    grid = shape if tokenizer.network.quantizer.groups == 1 else shape[:-1]
+    whole = codes.view(len(codes), *[1] * len(grid), -1).expand(-1, *grid, -1)
+    images = tokenizer.task.images(
+        tokenizer.decode(whole[..., 0] if len(grid) == len(shape) else whole)
+    )  # (N, C, H, W)
+    stride, side = tokenizer.stride, images.shape[-1]
+    size = side if stride == 1 else min(side, max(stride, min(2 * stride, 16)))
+    start = (side - size) // 2
+    middle = images[:, :, start : start + size, start : start + size]
+    return (255 * middle).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _in_rows(tiles: np.ndarray, *, gap: int) -> np.ndarray:
+    """Tiles (N, H, W, C) in as many rows as columns, some pixels apart."""
+    count = len(tiles)
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    tiles = np.pad(tiles, ((0, rows * columns - count), (0, gap), (0, gap), (0, 0)))
+    _, height, width, channels = tiles.shape
+    sheet = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return sheet.reshape(rows * height, columns * width, channels)[:-gap, :-gap]
+
+
+def _codes(tokenizer: Tokenizer, strip: Strip) -> tuple[Strip, int]:
+    """Images in the colours of their codes, and how many codes they have.
+
+    Colours are the first three principal directions of the codewords chosen: near codewords have
+    near colours, whatever their numbers.
+    """
+    import torch
+
+    tiles = strip.tiles[..., :1] if tokenizer.settings.data.channels == 1 else strip.tiles
+    codes = tokenizer.encode(tiles).as_subclass(torch.Tensor)  # (N, h, w) or (N, h, w, G)
+    chosen = tokenizer.network.quantizer.decode(codes).double().cpu().numpy()  # (N, h, w, D)
+    _, height, width, dim = chosen.shape
+    flat = chosen.reshape(-1, dim)
+    flat = flat - flat.mean(0)
+    directions = np.linalg.eigh(flat.T @ flat)[1][:, : -min(dim, 3) - 1 : -1]  # (D, 3)
+    directions *= np.where(directions.sum(0) < 0, -1, 1)  # an eigenvector has no sign of its own
+    places = flat @ directions
+    low, high = np.percentile(places, (2, 98), axis=0)
+    shares = np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
+    colours = np.full((len(flat), 3), 128, np.uint8)
+    colours[:, : shares.shape[1]] = 30 + 200 * shares
+    maps = colours.reshape(-1, height, width, 3)
+    pixel = np.arange(strip.side)
+    enlarged = maps[:, pixel * height // strip.side][:, :, pixel * width // strip.side]
+    groups = codes.cpu().numpy().reshape(-1, tokenizer.network.quantizer.groups)
+    return Strip(enlarged), len(np.unique(groups, axis=0))
+
+
+def _fingerprint(files: Sequence[Path | None]) -> str:
+    """Of what the pictures are made of; state.json has that of the weights."""
+    found = hashlib.sha256(VERSION.encode())
+    for file in files:
+        content = file.read_bytes() if file is not None and file.is_file() else b""
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()
+
+
+def _kept(file: Path, made_of: str) -> Decoded | None:
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            if str(kept["made_of"]) != made_of:
+                return None
+            codes = Strip(kept["codes"]) if "codes" in kept else None
+            different = int(kept["different"])
+            return Decoded(str(kept["words"]), kept.get("codewords"), codes, different)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(file: Path, made_of: str, found: Decoded) -> None:
+    """Keep pictures in the run, whole or not at all; a run that cannot be written to is fine."""
+    arrays: dict[str, Any] = {"made_of": made_of, "words": found.words}
+    arrays["different"] = found.different
+    if found.codewords is not None:
+        arrays["codewords"] = found.codewords
+    if found.codes is not None:
+        arrays["codes"] = found.codes.tiles
+    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp.npz")
+    try:
+        np.savez_compressed(partial, **arrays)
+        os.replace(partial, file)
+    except OSError:
+        pass
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""The page of runs in training, written again while they go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mqvae.report.page import write_report
+
+FILES = ("metrics.csv", "summary.json", "evaluation.json", "diagnosis.json")
+
+
+def watch(
+    runs: Sequence[Path], out: Path, *, title: str | None = None, seconds: float = 10
+) -> Path:
+    """Write the page whenever a run has more to show, until all have finished or Ctrl-C.
+
+    Until then the page loads itself again; the last one that is written does not.
+
+    Args:
+        runs: As `write_report` takes them.
+        out: The page.
+        title: Its heading.
+        seconds: Between looks at the runs, and between two loads of the page.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: as `write_report` does.
+    """
+    seen: object = None
+    try:
+        while not all((run / "summary.json").is_file() for run in runs):
+            now = [_state(run / name) for run in runs for name in FILES]
+            if now != seen:
+                write_report(runs, out, title=title, reload=seconds)
+                seen = now
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+    return write_report(runs, out, title=title)
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """Changes when the file does."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,188 @@
+"""What a report shows of a run's weights: codewords decoded, codes over images, kept in the run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mqvae.report.codebook as module
+from mqvae.report import write_report
+from mqvae.report.codebook import FAINT, KEPT, Decoded, decoded
+from mqvae.report.pictures import codebooks, samples
+from mqvae.report.run import read_run
+from mqvae.settings import Settings, load_preset
+from mqvae.tokenizer import Tokenizer
+from mqvae.trainer import begin
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "steps": 2,
+    "data": {"name": "digits", "side": 8, "batch_size": 100},
+    "network": {"width": 8, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
+    "update": {"class_path": "mqvae.Joint"},
+    "optimizer": {"codebook_lr": 1e-3},
+    "trainer": {"accelerator": "cpu"},
+}
+STAGE = {"class_path": "mqvae.VectorQuantizer", "init_args": {"num_codes": 12, "dim": 4}}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "groups": {"quantizer": {"init_args": {"groups": 2}}},
+    "shared": {"quantizer": {"init_args": {"groups": 2, "shared_codebook": True}}},
+    "residual": {
+        "quantizer": {
+            "class_path": "mqvae.ResidualQuantizer",
+            "init_args": {"stages": [STAGE, STAGE]},
+        }
+    },
+    "gumbel": {
+        "quantizer": {
+            "class_path": "mqvae.GumbelQuantizer",
+            "init_args": {"num_codes": 20, "dim": 4},
+        }
+    },
+    "levels": {
+        "quantizer": {
+            "class_path": "mqvae.FiniteScalarQuantizer",
+            "init_args": {"levels": [5, 4]},
+        }
+    },
+    "colour": {"data": {"channels": 3, "side": 12}},
+    "none": {"quantizer": {"class_path": "mqvae.NoQuantizer", "init_args": {"dim": 4}}},
+    "classes": {
+        "network": {"class_path": "mqvae.ResNet18", "init_args": {"base_width": 4}},
+        "task": {"class_path": "mqvae.Classification"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    made: dict[str, Path] = {}
+
+    def run(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("runs") / kind
+            begin(Settings.of(load_preset("digits-tiny", SMALL, KINDS[kind])), made[kind]).fit()
+        return made[kind]
+
+    return run
+
+
+SHOWN = {"plain": 20, "groups": 40, "shared": 40, "residual": 24, "gumbel": 20, "levels": 20}
+
+
+@pytest.mark.parametrize("kind", [*SHOWN, "colour"])
+def test_every_kind_of_codebook_has_pictures(runs, kind):
+    found = decoded(read_run(runs(kind)))
+    assert found.codewords is not None, found.words
+    assert found.codes is not None
+    opaque = (found.codewords[..., -1] > 0).sum()
+    assert opaque == 8 * 8 * SHOWN.get(kind, 20)
+    assert found.codewords.shape[-1] == (4 if kind == "colour" else 2)
+    assert ("in each group" in found.words) == (kind in ("groups", "shared", "residual"))
+    assert found.different >= (1 if kind == "levels" else 2)
+
+
+def test_a_codeword_is_what_the_decoder_makes_of_a_map_of_it(runs):
+    run = read_run(runs("plain"))
+    found = decoded(run)
+    tokenizer = Tokenizer.from_run(run.path, device="cpu")
+    order = np.argsort(-run.counts[0], kind="stable")
+    for place in (0, 7, 19):
+        code = int(order[place])
+        image = tokenizer.decode(torch.full((1, *tokenizer.code_shape), code)).clamp(0, 1)
+        expected = (255 * image[0, 0]).round().byte().numpy()  # two codes a side: all of it
+        top, left = 9 * (place // 5), 9 * (place % 5)
+        shown = found.codewords[top : top + 8, left : left + 8]
+        assert np.abs(shown[..., 0].astype(int) - expected).max() <= 1
+        used = run.counts[0][code] > 0
+        assert (shown[..., 1] == (255 if used else FAINT)).all()
+
+
+def test_equal_codes_have_equal_colours_and_near_ones_near_colours(runs):
+    run = read_run(runs("plain"))
+    strip = decoded(run).codes
+    tokenizer = Tokenizer.from_run(run.path, device="cpu")
+    originals = samples([run], [""], [Decoded("")]).rows[0][0].strip.tiles
+    codes = tokenizer.encode(originals[..., :1]).numpy()  # (N, 2, 2)
+    colours = strip.tiles[:, ::4, ::4]
+    assert strip.tiles.shape == (*originals.shape[:3], 3)
+    for code in np.unique(codes):
+        assert len(np.unique(colours[codes == code], axis=0)) == 1
+    assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("none", "does not quantize"), ("classes", "cannot be shown.*Classification")],
+)
+def test_a_run_without_a_codebook_to_show_says_so(runs, kind, words, tmp_path):
+    page = write_report([runs("plain"), runs(kind)], tmp_path / "r.html").read_text()
+    assert re.search(f"<li>small \\({kind}\\): .*{words}", page)
+    assert page.count('class="codebook"') == 1
+
+
+def test_pictures_are_kept_in_the_run_until_it_changes(runs, tmp_path, monkeypatch):
+    run = runs("plain")
+    (run / KEPT).unlink(missing_ok=True)
+    first = write_report([run], tmp_path / "a.html").read_bytes()
+    assert (run / KEPT).is_file()
+    monkeypatch.setattr(module, "_decode", None)
+    assert write_report([run], tmp_path / "b.html").read_bytes() == first
+    counts = (run / "code_counts.csv").read_text()
+    (run / "code_counts.csv").write_text(counts + "\n")
+    assert "could not be decoded" in decoded(read_run(run)).words  # it was tried again
+    (run / "code_counts.csv").write_text(counts)
+    (run / KEPT).write_bytes(b"PK damaged")
+    assert "could not be decoded" in decoded(read_run(run)).words
+
+
+def test_a_run_that_cannot_be_written_to_has_its_pictures(runs, monkeypatch):
+    run = runs("groups")
+    (run / KEPT).unlink(missing_ok=True)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert decoded(read_run(run)).codewords is not None
+    assert not list(run.glob("*codebook*"))
+
+
+def test_a_large_codebook_is_shown_in_part(runs, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 64)
+    monkeypatch.setattr(module, "_kept", lambda *_: None)
+    monkeypatch.setattr(module, "_keep", lambda *_: None)
+    assert decoded(read_run(runs("plain"))).words.startswith("20 codewords, the most used first")
+    tokenizer = Tokenizer.from_run(runs("plain"), device="cpu")
+    sheet, words = module._codewords(tokenizer, [])
+    assert "in the order of their numbers" in words and sheet[..., 1].min() in (0, 255)
+
+
+def test_damage_is_a_sentence_and_the_rest_is_there(runs, tmp_path):
+    run = shutil.copytree(runs("plain"), tmp_path / "run")
+    (run / KEPT).unlink(missing_ok=True)
+    weights = run / "checkpoints" / "last" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    page = write_report([run], tmp_path / "r.html").read_text()
+    assert "small: could not be decoded: the checkpoint" in page
+    assert "Originals and reconstructions" in page
+    shutil.rmtree(run / "checkpoints")
+    assert "has no checkpoint" in decoded(read_run(run)).words
+    (run / "summary.json").unlink()
+    assert decoded(read_run(run)).words == "decoded when the run has finished."
+
+
+def test_runs_of_one_reason_share_a_sentence(runs):
+    run = read_run(runs("plain"))
+    found = codebooks([run, run], [Decoded("does not."), Decoded("does not.")])
+    assert found.missing == ["small and small: does not."]
+    assert not found.shown
