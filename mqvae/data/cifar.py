@@ -7,7 +7,7 @@ import numpy as np
 from mqvae.data.places import Absent
 
 FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
-FILES = {
+FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar10": {
         "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         "test": ("test_batch.bin",),
