@@ -1,10 +1,12 @@
-"""A folder of a hundred thousand images, or a million: listed, listed again, trained on.
+"""A folder of a hundred thousand images, or a million: listed, trained on, encoded.
 
-    python benchmarks/large_folder.py [--images 100000 --batches 50 --folder FOLDER]
+    python benchmarks/large_folder.py [--images 100000 --steps 100 --encode 20000 --folder FOLDER]
 
 Makes a folder of links to a few hundred small images (none are made where it is there already), and
 says how long the first and the second listing take, and how much memory this process holds after
-each and after many batches. The list is kept in a cache of its own beside the images.
+each; then while a small network is trained on them, and while it encodes them into pieces, which it
+does of all there are, or of as many of the pieces as hold `--encode` images. The list is kept in a
+cache of its own.
 """
 
 import argparse
@@ -17,7 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mqvae.data import Batches, load
+from mqvae.data import Reading, load, load_all
+from mqvae.pieces import Pieces
+from mqvae.settings import Settings, load_preset
+from mqvae.tokenizer import Tokenizer
+from mqvae.trainer import begin
 
 
 def make(folder: Path, count: int) -> None:
@@ -45,12 +51,53 @@ def held() -> str:
     return f"{pages * resource.getpagesize() / 2**20:.0f} MiB held, {most / 2**10:.0f} at most"
 
 
+def train(images: Path, run: Path, options: argparse.Namespace) -> None:
+    """Steps of a small network, none of which takes long enough to hide what data costs."""
+    size = {
+        "steps": options.steps,
+        "data": {"name": str(images), "side": 64, "channels": 3, "batch_size": 64},
+        "network": {"width": 8},
+        "quantizer": {"init_args": {"num_codes": 64, "dim": 8}},
+        "trainer": {"accelerator": "cpu"},
+    }
+    size["data"] |= {"memory": False, "workers": options.workers}
+    training = begin(Settings.of(load_preset("fashion-mnist-demo", size)), run)
+    print(f"ready to train: {held()}", flush=True)
+    began = time.perf_counter()
+    try:
+        for step in range(1, options.steps + 1):
+            x, y = training.parts.batches.next()
+            training.parts.train(x, y)
+            if step % max(1, options.steps // 4) == 0:
+                rate = 64 * step / (time.perf_counter() - began)
+                print(f"{step} steps of 64: {rate:.0f} images/s, {held()}", flush=True)
+    finally:
+        training.parts.close()
+
+
+def encode(images: Path, scratch: Path, options: argparse.Namespace) -> None:
+    """Pieces, one after another."""
+    tokenizer = Tokenizer.from_run(scratch / "run", device="cpu")
+    reading = Reading(side=64, channels=3, memory=False, workers=options.workers)
+    pieces = Pieces(scratch / "codes", tokenizer, load_all(images, reading))
+    pieces.begin(going_on=pieces.check(overwrite=False))
+    count = len(pieces.index["pieces"])
+    some = range(count) if options.encode is None else range(-(-options.encode // pieces.size))
+    print(f"ready to encode: {held()}", flush=True)
+    for rank in some[:count]:
+        began = time.perf_counter()
+        written = pieces.encode(rank=rank, world_size=count)
+        rate = written / (time.perf_counter() - began)
+        print(f"piece {rank + 1} of {count}: {rate:.0f} images/s, {held()}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--batches", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--encode", type=int)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -72,15 +119,9 @@ def main() -> None:
                 workers=options.workers,
             )
             print(f"{what}: {time.perf_counter() - began:.2f} s, {held()}")
-        batches = Batches(images, 64, seed=0)
-        batches.next()
-        for _ in range(4):
-            began = time.perf_counter()
-            for _ in range(options.batches):
-                batches.next()
-            rate = 64 * options.batches / (time.perf_counter() - began)
-            print(f"{options.batches} batches of 64: {rate:.0f} images/s, {held()}")
-        batches.close()
+        del images
+        train(base / "images", Path(scratch) / "run", options)
+        encode(base / "images", Path(scratch), options)
 
 
 if __name__ == "__main__":

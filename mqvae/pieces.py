@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mqvae.data import Images, Part, in_order
+from mqvae.data import Images, fitting, these
 from mqvae.progress import watched
 from mqvae.runs import write_whole
 from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
 
-PIECE = 10_000  # images
+PIECE = 10_000  # images of 64 × 64; fewer of larger ones
 INDEX = "index.json"
 
 
@@ -32,19 +32,24 @@ class Pieces:
         folder: The folder.
         tokenizer: What encodes.
         images: What is encoded.
-        size: Images in a piece.
+        size: Images in a piece; `PIECE` of 64 × 64, or as many as have the pixels, if not given.
 
     Raises:
         ValueError: if the folder holds something else; `overwrite` in `begin` replaces other codes.
     """
 
     def __init__(
-        self, folder: str | Path, tokenizer: Tokenizer, images: Images, *, size: int = PIECE
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        images: Images,
+        *,
+        size: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.tokenizer = tokenizer
         self.images = images
-        self.size = size
+        self.size = size = size or fitting(PIECE, images.shape)
         channels, side, _ = images.shape
         count = -(-len(images) // size)
         self.index: dict[str, Any] = {
@@ -128,11 +133,14 @@ class Pieces:
         return range(number * self.size, min((number + 1) * self.size, len(self.images)))
 
     def _batches(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
-        for number in numbers:
-            mine = self._range(number)
-            part = Part(self.images, torch.arange(mine.start, mine.stop))
-            for x, _ in in_order(part, BATCH_SIZE, device=self.tokenizer.device):
-                yield number, x
+        # One after another without a pause between pieces; none has images of two.
+        parts = [
+            (number, part)
+            for number in numbers
+            for part in _indices(self._range(number)).split(BATCH_SIZE)
+        ]
+        taken = these(self.images, (part for _, part in parts), device=self.tokenizer.device)
+        return ((number, x) for (number, _), (x, _) in zip(parts, taken, strict=True))
 
     def _is_there(self, number: int) -> bool:
         path = self.folder / self.index["pieces"][number]
@@ -208,6 +216,10 @@ def decode_pieces(tokenizer: Tokenizer, codes: str | Path, folder: str | Path) -
 def _png(name: str, number: int) -> Path:
     path = Path(name if name.endswith(".png") else f"{name}.png")
     return Path(f"{number:08d}.png") if path.is_absolute() or ".." in path.parts else path
+
+
+def _indices(mine: range) -> Tensor:
+    return torch.arange(mine.start, mine.stop)
 
 
 def _read(folder: Path) -> Mapping[str, Any] | None:

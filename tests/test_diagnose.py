@@ -346,11 +346,35 @@ class Played(mqvae.Reconstruction):
         return {"own": Player(torch.optim.SGD(self.own.parameters(), lr=0.1))}
 
 
-def test_a_task_with_players_is_refused(tmp_path):
+def test_a_task_with_players(tmp_path):
     delta = {"task": {"class_path": f"{__name__}.Played"}}
     begin(Settings.of(load_preset("digits-tiny", SMALL, delta)), tmp_path / "run")
-    with pytest.raises(ValueError, match="a Played task trains networks of its own"):
-        diagnose(tmp_path / "run")
+    found = diagnose(tmp_path / "run", images=400, steps=2).measured
+    assert (found.figure, found.searched_images) == ("mse", 8)
+
+
+def test_a_gan_is_measured_by_its_reconstruction(tmp_path):
+    sizes = {"perceptual_weight": 0.0, "discriminator_layers": 1, "discriminator_width": 4}
+    delta = {
+        "data": {"side": 16, "batch_size": 20},
+        "network": {"class_path": "mqvae.VQVAE", "init_args": {"width": 4, "residual_blocks": 1}},
+        "task": {"class_path": "mqvae.Adversarial", "init_args": sizes},
+        "trainer": {"fast_dev_run": True},
+    }
+    run = trained(tmp_path / "run", delta)
+    before = (run / "checkpoints" / "last" / "model.safetensors").read_bytes()
+    measured = diagnose(run, images=100, steps=1, searched=4).measured
+    assert (run / "checkpoints" / "last" / "model.safetensors").read_bytes() == before
+    assert (
+        set(measured.now)
+        == set(measured.unquantized)
+        == set(measured.refitted)
+        == {
+            "mse",
+            "psnr",
+        }
+    )
+    assert measured.figure == "mse"
 
 
 def test_the_command_and_the_report(made, tmp_path, capsys):

@@ -108,6 +108,23 @@ def test_colour():
     assert figures == pytest.approx(by_hand(network, images, 9), rel=1e-5)
 
 
+def test_large_images_need_the_gradients_of_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(metrics, "BATCH_SIZE", 12)
+    images = pictures(30, side=32)
+    network = network_for(images).eval()
+    taken = []
+
+    def note(_, inputs):
+        if torch.is_grad_enabled():
+            taken.append(len(inputs[0]))
+
+    expected = by_hand(network, images, 12)
+    network.decoder.register_forward_pre_hook(note)
+    figures = evaluate(network, Reconstruction(), images).figures
+    assert figures == pytest.approx(expected, rel=1e-5)
+    assert taken == [3] * 16  # of two batches of 12, at z_e and at z_q
+
+
 def test_the_network_comes_back_as_it_was():
     images = pictures(40)
     network = batch_norm_network(images)

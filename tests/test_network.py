@@ -171,6 +171,19 @@ def test_initializing_takes_the_codebook_from_the_embeddings(layout, groups):
     assert network(x).quantized.codebook_loss < 0.7 * before
 
 
+def test_inputs_to_initialize_from_may_come_in_batches():
+    network, x = feature_maps("one")
+    other = copy.deepcopy(network.eval())
+    network.initialize_codebook(x, generator=torch.Generator().manual_seed(0))
+    taken = []
+    other.encoder.register_forward_pre_hook(lambda _, inputs: taken.append(len(inputs[0])))
+    parts = (part for part in x.split(2))
+    other.initialize_codebook(parts, generator=torch.Generator().manual_seed(0))
+    assert len(taken) > 1 and max(taken) == 2
+    found, expected = other.quantizer.codebook.weight, network.quantizer.codebook.weight
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_an_encoder_that_raises_while_initializing_leaves_no_trace():
     class Raises(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -595,6 +595,31 @@ def test_pieces_are_kept_after_a_kill_and_shared_by_processes(run, tokenizer, tm
     assert encoded(Pieces(folder, tokenizer, images, size=9)) == 0
 
 
+def test_a_piece_of_large_images_has_fewer(tokenizer):
+    for side, size in ((8, 10_000), (256, 625)):
+        pixels, labels = torch.zeros(2, 1, side, side, dtype=torch.uint8), torch.zeros(2).long()
+        images = InMemory("made", "test", pixels, labels, "")
+        assert Pieces("none", tokenizer, images).size == size
+
+
+def test_files_are_read_once_and_a_broken_one_stops_and_is_gone_on_from(run, tokenizer, tmp_path):
+    folder = photos(tmp_path / "photos", 20)
+    images = tokenizer.find_images(str(folder))
+    assert isinstance(images, Stored)  # though they would fit in memory
+    whole = tokenizer.encode_images(images)
+    content = (folder / "bee" / "013.png").read_bytes()
+    damage(folder, 13)
+    out = tmp_path / "codes"
+    with pytest.raises(ValueError, match=r"bee/013\.png cannot be read"):
+        encoded(Pieces(out, tokenizer, images, size=5))
+    there = len(list(out.glob("*.npz")))
+    assert 0 < there < 4
+    (folder / "bee" / "013.png").write_bytes(content)
+    assert encoded(Pieces(out, tokenizer, images, size=5)) == 5 * (4 - there)
+    codes = np.concatenate([piece.codes for piece in pieces_of(out)])
+    assert np.array_equal(codes, whole.codes)
+
+
 def test_other_codes_are_not_gone_on_with(run, tokenizer, tmp_path):
     images = tokenizer.find_images(str(run / "photos"))
     folder = tmp_path / "codes"

@@ -108,6 +108,20 @@ def test_pictures_are_the_reconstruction_clamped_and_rounded(runs, kind, tmp_pat
         assert torch.equal(pixels.movedim(-1, 0), image)
 
 
+def test_no_more_images_are_decoded_at_once_than_memory_holds(tokenizer, monkeypatch):
+    codes = torch.randint(0, 20, (9, 12, 12))  # images of 48 × 48, that the run has not seen
+    whole = tokenizer.decode(codes)
+    monkeypatch.setattr(module, "BATCH_SIZE", 2)  # 3 of 48 × 48 have the pixels, but no more than 2
+    taken = []
+    tokenizer.network.decoder.register_forward_pre_hook(lambda _, z: taken.append(len(z[0])))
+    assert torch.allclose(tokenizer.decode(codes), whole, atol=1e-6)
+    assert taken == [2, 2, 2, 2, 1]
+    taken.clear()
+    large = torch.randint(0, 20, (3, 24, 24))  # of 96 × 96
+    assert tokenizer.decode(large).shape == (3, 1, 96, 96)
+    assert taken == [1, 1, 1]
+
+
 def test_outputs_beyond_the_range_are_clamped(tokenizer, tmp_path):
     codes = tokenizer.encode_images(tokenizer.find_images("test"))
     last = tokenizer.network.decoder.layers[-1]
@@ -424,7 +438,7 @@ def test_an_image_that_cannot_be_read(tokenizer, tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     for fit in (False, True):
         with pytest.raises(ValueError, match=r"b\.png cannot be read") as raised:
-            tokenizer.find_images(str(tmp_path), fit=fit)
+            tokenizer.encode_images(tokenizer.find_images(str(tmp_path), fit=fit))
         assert "--fit" not in str(raised.value)
 
 

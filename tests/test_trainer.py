@@ -28,6 +28,7 @@ from mqvae.trainer import (
     NotFinite,
     OutOfMemory,
     Training,
+    assembly,
     begin,
     logs,
     loop,
@@ -568,6 +569,22 @@ def test_a_step_that_does_not_fit_in_memory(tmp_path, monkeypatch, fails):
     ) in said
     assert all_finite(Run(tmp_path / "run")) == 5
     assert is_out_of_memory(raised.value.__cause__)
+
+
+def test_the_codebook_is_initialized_from_batches_without_graphs(tmp_path, monkeypatch):
+    training = begin(settings(), tmp_path / "run")
+    network, taken, found = training.parts.network.eval(), [], []
+    network.encoder.register_forward_pre_hook(
+        lambda _, x: taken.append((len(x[0]), torch.is_grad_enabled()))
+    )
+    for size in (512, 25):
+        monkeypatch.setattr(assembly, "INITIALIZATION_BATCH", size)
+        torch.manual_seed(0)
+        assembly.initialize_codebook(training.parts, training.splits.train, training.settings)
+        found.append(network.quantizer.codebook.weight.clone())
+    # 16 embeddings for each of 16 codes, 4 of an image; first, for their number, one image.
+    assert taken == [(n, False) for n in (1, 64, 1, 25, 25, 14)]
+    assert torch.allclose(*found, atol=1e-6)
 
 
 def test_an_initialization_that_does_not_fit_in_memory(tmp_path, monkeypatch):

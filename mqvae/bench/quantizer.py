@@ -22,7 +22,6 @@ SHAPES = {
     (65536, 262144, 16): 2,
 }
 TRAINING_AT_MOST, EVAL_AT_MOST = 2.0, 1.5  # times the matrix product, at the first three
-MEMORY_AT_MOST = 64.0  # MiB beyond inputs and outputs
 PRODUCT_WHOLE = 4 * 2**30  # bytes of scores that the bare product holds at once
 PRODUCT_AT_ONCE = 2**20  # scores of the bare product where N × K of them do not fit
 

@@ -26,9 +26,8 @@ def diagnose(arguments: list[str]) -> int:
     parser.add_argument(
         "--searched",
         type=int,
-        default=200,
         metavar="N",
-        help="test images whose codes are chosen by the task's loss, 200 if not given",
+        help="test images whose codes are chosen by the task's loss; 200 if not given, 8 of a GAN",
     )
     parser.add_argument(
         "--steps",

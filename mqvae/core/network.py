@@ -1,6 +1,6 @@
 """Encoder, quantizer, decoder: y = G_θ(h_C(F_φ(x))), Eq. 1."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -101,19 +101,24 @@ class VQNetwork(nn.Module):
         return self.decoder(self.channels_back(self.quantizer.decode(codes)))
 
     @torch.no_grad()
-    def initialize_codebook(self, x: Tensor, *, generator: torch.Generator | None = None) -> None:
+    def initialize_codebook(
+        self, x: Tensor | Iterable[Tensor], *, generator: torch.Generator | None = None
+    ) -> None:
         """Set the codebook to the k-means centres of the embeddings of `x`.
 
         Leaves everything but the codebook as it was, batch-norm statistics included. Several
         processes pool their embeddings and end with the same codebook.
 
         Args:
-            x: Inputs; some ten embeddings per codeword are plenty.
+            x: Inputs, or batches of them; some ten embeddings per codeword are plenty.
             generator: Source of k-means' randomness; the global one if None.
         """
-        with RandomState(x.device).replayed():
-            z_e = self.channels_last(call(self.encoder, None, x))
-        pooled = from_all_processes(z_e.flatten(0, -2))
+        found = []
+        for batch in [x] if isinstance(x, Tensor) else x:
+            with RandomState(batch.device).replayed():
+                z_e = self.channels_last(call(self.encoder, None, batch))
+            found.append(z_e.flatten(0, -2))
+        pooled = from_all_processes(torch.cat(found))
         self.quantizer.initialize(pooled, generator=generator)
         for tensor in [*self.quantizer.parameters(), *self.quantizer.buffers()]:
             tensor.copy_(from_first_process(tensor))

@@ -1,6 +1,6 @@
 """A name, a folder or shards -> batches."""
 
-from mqvae.data.batches import Batches, fitting, in_order
+from mqvae.data.batches import Batches, fitting, in_order, these
 from mqvae.data.files import Reading
 from mqvae.data.folder import image_files, load_all, load_files
 from mqvae.data.images import Images, InMemory, Part
@@ -28,5 +28,6 @@ __all__ = [
     "load",
     "load_all",
     "load_files",
+    "these",
     "usual_count",
 ]

@@ -1,6 +1,6 @@
 """Batches from images: shuffled and endless to train, in order to evaluate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -187,13 +187,18 @@ class Batches:
         return self._order[1:]
 
 
-def fitting(most: int, shape: tuple[int, int, int]) -> int:
-    """As many images of a shape as have the pixels of `most` of 64 × 64; no more, and one at least.
+def fitting(most: int, shape: Sequence[int], *, side: int = 64) -> int:
+    """As many images as have the pixels of `most` of side × side; no more, and one at least.
 
-    Small images are measured in large batches, which at 256 × 256 no memory would hold.
+    Small images are taken in large batches, which at 256 × 256 no memory would hold.
+
+    Args:
+        most: At most so many.
+        shape: Of an image, (C, H, W).
+        side: The smaller, the less memory it takes.
     """
     _, height, width = shape
-    return max(1, min(most, most * 64 * 64 // (height * width)))
+    return max(1, min(most, most * side * side // (height * width)))
 
 
 def in_order(
@@ -215,6 +220,13 @@ def in_order(
     if batch_size < 1:
         raise ValueError(f"batch_size is out of range: expected at least 1, got {batch_size}")
     parts = torch.split(torch.arange(len(images), device="cpu"), batch_size)[rank::world_size]
+    return these(images, parts, device=device)
+
+
+def these(
+    images: Images, parts: Iterable[Tensor], *, device: str | torch.device = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch for each of some indices (n,), in order; as `in_order` gives them."""
     where = torch.device(device)
     taken = ahead(partial(_gather, images, device=where), parts, images.ahead)
     return (_deliver(x, y, where) for x, y in taken)

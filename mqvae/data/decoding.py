@@ -1,6 +1,7 @@
 """One image file -> bytes."""
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import IO, TypeVar
 
 import numpy as np
@@ -27,6 +28,10 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
         channels: 1 or 3.
         offset: Where the square lies along the longer side, 0 to 1; 0.5 is the centre.
     """
+    if isinstance(file, str):
+        # Read at once: Pillow's many small reads are a sixth of the time of a small image.
+        with open(file, "rb", buffering=0) as there:
+            file = BytesIO(there.read())
     with Image.open(file) as opened:
         image = upright(opened, channels)
         width, height = image.size

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mqvae.data.celeba_hq import load_celeba_hq
+from mqvae.data.cifar import binary_folder, read_binary
 from mqvae.data.files import Reading
 from mqvae.data.folder import load_folder, load_shards
 from mqvae.data.idx import read_idx
@@ -214,6 +215,10 @@ def _cifar(name: str, split: str, root: Path | None, download: bool) -> InMemory
         # Also right if the folder named is the one inside the archive.
         if folder.name == kind.base_folder and not (folder / kind.base_folder).is_dir():
             folder = folder.parent
+        binary = binary_folder(name, folder)
+        if binary and not (folder / kind.base_folder).is_dir():
+            found = read_binary(name, split, binary, _mending(folder, root, ""))
+            return InMemory(name, split, *map(torch.from_numpy, found), f"files in {binary}")
         meta = (kind.meta["filename"], kind.meta["md5"])
         files = {
             folder / kind.base_folder / file: md5
@@ -227,7 +232,7 @@ def _cifar(name: str, split: str, root: Path | None, download: bool) -> InMemory
             name, split, torch.from_numpy(pixels), torch.tensor(data.targets), f"files in {folder}"
         )
 
-    advice = f"Its archive is {kind.filename}, to be unpacked there."
+    advice = f"Its archive is {kind.filename}, or the binary version, to be unpacked there."
     fetch = functools.partial(kind, download=True) if download else None
     return search(name, read, root=root, download=fetch, advice=advice)
 

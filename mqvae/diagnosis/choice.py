@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
-from mqvae.data import Images, in_order
+from mqvae.data import Images, fitting, in_order
 from mqvae.diagnosis.subject import quantizer_of, sample
 from mqvae.metrics import evaluating
 from mqvae.progress import watched
@@ -92,8 +92,9 @@ def best_of_nearest(
     changed = 0
     chosen: list[Tensor] = []
     with evaluating(network, task):
-        batches = in_order(drawn, BATCH_SIZE, device=device)
-        number = -(-len(drawn) // BATCH_SIZE)
+        size = fitting(BATCH_SIZE, drawn.shape)
+        batches = in_order(drawn, size, device=device)
+        number = -(-len(drawn) // size)
         for x, y in watched(batches, number, "choosing codes"):
             target = task.target(x, y)
             search = Search(network, task, network.embed(x), target, candidates)

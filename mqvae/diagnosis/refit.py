@@ -11,7 +11,7 @@ from mqvae.core.initialization import group_means
 from mqvae.core.nearest import nearest
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
-from mqvae.data import Images, in_order
+from mqvae.data import Images, fitting, in_order
 from mqvae.diagnosis.subject import quantizer_of, sample
 from mqvae.metrics import Evaluation, evaluate, evaluating
 from mqvae.progress import watched
@@ -109,8 +109,9 @@ def refitted(
         for samples, book in zip(quantizer.by_codebook(z_e), books, strict=True)
     ]
     codebook = torch.cat([fit.centres for fit in fits])
-    other = copy.deepcopy(network)
-    set_codebook(quantizer_of(other), codebook)
+    refit = copy.deepcopy(quantizer)
+    set_codebook(refit, codebook)
+    other = VQNetwork(network.encoder, refit, network.decoder, channel_axis=network.channel_axis)
     # Of every codebook as many numbers.
     return Refit(
         before=before,
@@ -132,8 +133,9 @@ def embeddings(network: VQNetwork, images: Images, device: torch.device | str) -
     Raises:
         ValueError: if one is not finite.
     """
-    batches = in_order(images, BATCH_SIZE, device=device)
-    total = -(-len(images) // BATCH_SIZE)
+    size = fitting(BATCH_SIZE, images.shape)
+    batches = in_order(images, size, device=device)
+    total = -(-len(images) // size)
     with evaluating(network):
         parts = [
             network.embed(x).flatten(0, -2) for x, _ in watched(batches, total, "taking embeddings")

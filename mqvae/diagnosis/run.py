@@ -21,6 +21,7 @@ from mqvae.trainer import Training, resume, warmup_cosine
 from mqvae.trainer.start import set_training
 
 FILE = "diagnosis.json"
+SEARCHED, SEARCHED_DEAR = 200, 8
 LEAST_RATE = 0.01  # of the settings' rates, at which a run that is through is stepped
 
 
@@ -49,7 +50,7 @@ def diagnose(
     folder: str | Path,
     *,
     images: int = 10_000,
-    searched: int = 200,
+    searched: int | None = None,
     steps: int = 8,
     accelerator: str | None = None,
 ) -> Diagnosis:
@@ -62,16 +63,17 @@ def diagnose(
     Args:
         folder: The run's folder; if several processes trained it, one measures.
         images: Training images that the codebook is refitted to.
-        searched: Test images whose codes are chosen by the task's loss.
+        searched: Test images whose codes are chosen by the task's loss; 200 if not given, 8 of a
+            task with networks of its own, whose loss is dear.
         steps: Steps in which motion is measured.
         accelerator: Another than the run's.
 
     Raises:
         ValueError: if it is no run, is damaged, has another quantizer than a `VectorQuantizer` or
-            a task with networks of its own, or a number is not positive.
+            a loss that is no mean over images, or a number is not positive.
     """
     for name, number in (("images", images), ("searched", searched), ("steps", steps)):
-        if number < 1:
+        if number is not None and number < 1:
             raise ValueError(f"{name} must be 1 or more, got {number}.")
     run = Run(folder)
     settings = Settings.of_run(run)
@@ -82,12 +84,8 @@ def diagnose(
     try:
         training = resume(run, trainer=trainer)
         quantizer = quantizer_of(training.parts.network)
-        if training.parts.players:
-            name = type(training.parts.task).__name__
-            raise ValueError(
-                f"a {name} task trains networks of its own beside the run's, whose loss is no "
-                "mean over images: diagnose a run of Reconstruction or Classification."
-            )
+        if searched is None:
+            searched = SEARCHED_DEAR if training.parts.players else SEARCHED
         measured = _measured(training, images, searched, steps)
     finally:
         random.restore()
@@ -109,18 +107,18 @@ def _measured(training: Training, images: int, searched: int, steps: int) -> Mea
     refit = refitted(network, task, splits.train, splits.test, device=device, count=images)
     choice = best_of_nearest(network, task, splits.test, device=device, count=searched)
     quantizer = quantizer_of(network)
-    figure = next(
-        (name for name, each in task.figures.items() if each.better == "lower"),
-        next(iter(task.figures)),
-    )
+    # What a GAN is trained for, as far as a mean over images says it; else the task's first.
+    figures = {name: each for name, each in task.figures.items() if name in bound}
+    lower = [name for name, each in figures.items() if each.better == "lower"]
+    figure = "perceptual_loss" if "perceptual_loss" in figures else next(iter([*lower, *figures]))
     return Measured(
         figure=figure,
-        titles={name: each.title for name, each in task.figures.items()},
-        scales={name: each.scale for name, each in task.figures.items()},
-        units={name: each.unit for name, each in task.figures.items()},
-        now={name: refit.before.figures[name] for name in task.figures},
+        titles={name: each.title for name, each in figures.items()},
+        scales={name: each.scale for name, each in figures.items()},
+        units={name: each.unit for name, each in figures.items()},
+        now={name: refit.before.figures[name] for name in figures},
         unquantized=bound,
-        refitted={name: refit.after.figures[name] for name in task.figures},
+        refitted={name: refit.after.figures[name] for name in figures},
         nearest=choice.before,
         chosen=choice.after,
         changed=choice.changed,

@@ -1,5 +1,6 @@
 """The figures of a trained network, each with the protocol it was computed by."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def evaluate(
                 for figure in further.values():
                     figure.update(shown, x)
             if len(x) == batch_size or len(images) < batch_size:
-                gap = gradient_gap(network, task, x, target).item()
+                gap = _gradient_gap(network, task, x, target)
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
         pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
         x = pixels.to(device) / 255
@@ -152,6 +153,19 @@ def evaluate(
         code_counts=counts,
         pictures=tuple(pictures),
     )
+
+
+def _gradient_gap(network: VQNetwork, task: Task, x: Tensor, target: Tensor) -> float:
+    """The gap of a batch, with graphs of so many images only as memory holds.
+
+    In eval mode no image minds another, and the loss is their mean: the squares add up.
+    """
+    size = fitting(BATCH_SIZE, x.shape[1:], side=16)
+    found = [
+        gradient_gap(network, task, *part).item() * len(part[0]) / len(x)
+        for part in zip(x.split(size), target.split(size), strict=True)
+    ]
+    return math.hypot(*found)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
 """A trained run as an object that encodes and decodes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ from torch.nn import functional as F
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
-from mqvae.data import Images, Reading, fitting, in_order, load_all
+from mqvae.data import Images, fitting, in_order
 from mqvae.progress import watched
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings
@@ -21,7 +19,7 @@ from mqvae.tasks import Task
 from mqvae.tokenizer.codes import Codes, SizedCodes
 from mqvae.tokenizer.inputs import Pictures, tensors_of
 from mqvae.tokenizer.sizes import Size, by_size, cut, together
-from mqvae.trainer import inputs_of, load_split
+from mqvae.trainer import inputs_of
 
 BATCH_SIZE = 256
 
@@ -290,16 +288,27 @@ class Tokenizer:
             shape = "(B, h, w)" if groups == 1 else f"(B, h, w, {groups})"
             raise ValueError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
         if len(set(sizes)) < 2:
-            return cut(self.network.decode(codes), sizes[:1])
+            return cut(self._decode(codes), sizes[:1])
         parts: dict[int, Tensor] = {}
         for indices in by_size(sizes):
             height, width = (-(-side // self.stride) for side in sizes[indices[0]])
-            output = self.network.decode(codes[indices, :height, :width])
+            output = self._decode(codes[indices, :height, :width])
             parts |= zip(indices, cut(output, [sizes[indices[0]]]), strict=True)
         return together([parts[i] for i in range(len(sizes))], fill=0)
 
+    def _decode(self, codes: Tensor) -> Tensor:
+        """What the decoder makes of codes of one size, of so many at once as memory holds."""
+        data = self.settings.data
+        height = width = data.side or 1
+        if self.stride > 1 and codes.ndim > 2:
+            height, width = (self.stride * codes.shape[axis] for axis in (1, 2))
+        parts = codes.split(fitting(BATCH_SIZE, (data.channels or 1, height, width)))
+        return torch.cat([self.network.decode(part) for part in parts])
+
     def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
-        """An image file, a folder, shards, or a split of the run's dataset.
+        """An image file, a folder, shards, or a split of the run's dataset, to be encoded.
+
+        Files stay on the disk: each is wanted once.
 
         Args:
             what: A path, or "train" or "test".
@@ -309,36 +318,9 @@ class Tokenizer:
         Raises:
             ValueError: if it is none of these, or the images do not fit the run.
         """
-        data, path = self.settings.data, Path(what)
-        if not path.exists() and path.suffix != ".tar":
-            if what in ("train", "test"):
-                skip: Any = on_error
-                return load_split(replace(data, on_error=skip), what)
-            raise ValueError(
-                f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
-                "or 'test' for that split of the run's dataset."
-            )
-        reading = Reading(memory=data.memory, workers=data.workers, on_error=on_error)
-        if fit:
-            return load_all(path, replace(reading, side=data.side, channels=data.channels))
-        try:
-            images = load_all(path, reading)
-        except ValueError as error:
-            text, advice, _ = str(error).partition("; give a side")
-            if not advice:
-                raise
-            raise ValueError(f"{text}; --fit resizes and crops to {data.side}.") from error
-        if images.shape[0] != data.channels:
-            raise ValueError(
-                f"{what} has images of {images.shape[0]} channels, the run was trained on "
-                f"{data.channels}: --fit converts them."
-            )
-        try:
-            with torch.no_grad():
-                self._one(*images.shape)
-        except ValueError as error:
-            raise ValueError(f"{what}: {error} --fit resizes them to {data.side}.") from None
-        return images
+        from mqvae.tokenizer.files import find_images
+
+        return find_images(self, what, fit=fit, on_error=on_error)
 
     def encode_images(self, images: Images) -> Codes:
         """Codes of many images, with what is needed to decode them."""
@@ -375,46 +357,9 @@ class Tokenizer:
         Raises:
             ValueError: if count, range or shape do not fit, or another network made them.
         """
-        quantizer = self.network.quantizer
-        array = codes.codes
-        ndim = 3 if quantizer.groups == 1 else 4
-        if codes.num_codes != quantizer.num_codes:
-            raise ValueError(
-                f"the codes index {codes.num_codes} codewords, the run has "
-                f"{quantizer.num_codes}: they belong to another run."
-            )
-        if array.ndim != ndim or (ndim == 4 and array.shape[-1] != quantizer.groups):
-            shape = "(n, h, w)" if ndim == 3 else f"(n, h, w, {quantizer.groups})"
-            raise ValueError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
-        if codes.channels != self.settings.data.channels:
-            raise ValueError(
-                f"the codes are of images with {codes.channels} channels, the run has "
-                f"{self.settings.data.channels}."
-            )
-        if len(codes.names) != len(array):
-            raise ValueError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
-        if not array.size or array.dtype.kind not in "iu":
-            raise ValueError(
-                f"codes must be whole numbers, and some, got {array.size} of {array.dtype}."
-            )
-        if not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
-            raise ValueError(
-                f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
-                f"{int(array.max())}."
-            )
-        # Asked of the decoder, whose work the codes that are there bound; `side` may say anything.
-        output = self.decode(torch.from_numpy(array[:1].astype(np.int64)))
-        image = self.task.images(output)[0]  # (C, H, W)
-        if image.shape != (codes.channels, codes.side, codes.side):
-            raise ValueError(
-                f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
-                f"{image.shape[1]} × {image.shape[2]}, the file says {codes.side} × {codes.side}."
-            )
-        if codes.model != self.model:
-            raise ValueError(
-                "these codes were made with other weights: decode them with the run and the "
-                "checkpoint that encoded them."
-            )
+        from mqvae.tokenizer.files import check_codes
+
+        check_codes(self, codes)
 
     def decode_to_files(
         self, codes: Codes, folder: str | Path, *, paths: Sequence[Path] | None = None
@@ -429,33 +374,6 @@ class Tokenizer:
         Raises:
             ValueError: for what `check_codes` refuses; nothing is written then.
         """
-        from PIL import Image
+        from mqvae.tokenizer.files import decode_to_files
 
-        self.check_codes(codes)
-        folder = Path(folder)
-        names = _png_names(codes.names) if paths is None else paths
-        array = torch.from_numpy(codes.codes.astype(np.int64))
-        done = 0
-        parts = array.split(BATCH_SIZE)
-        for part in watched(parts, len(parts), "decoding"):
-            pixels = (self.task.images(self.decode(part)) * 255).round().byte().cpu()
-            for picture in pixels:
-                path = folder / names[done]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                plane: Any = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
-                Image.fromarray(plane.numpy()).save(path)
-                done += 1
-        return done
-
-
-def _png_names(names: tuple[str, ...]) -> list[Path]:
-    """A file name of its own for every image, inside the folder it will be put in."""
-    if all(Path(name).name for name in names):
-        for paths in (
-            [Path(name).with_suffix(".png") for name in names],
-            [Path(f"{name}.png") for name in names],  # a.jpg beside a.png
-        ):
-            inside = not any(p.is_absolute() or ".." in p.parts for p in paths)
-            if inside and len(set(paths)) == len(names):
-                return paths
-    return [Path(f"{i:06d}.png") for i in range(len(names))]
+        return decode_to_files(self, codes, Path(folder), paths)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.updates import Meta, Step, Unquantized, Update
-from mqvae.data import Batches, Images
+from mqvae.data import Batches, Images, fitting, these
 from mqvae.metrics import evaluating
 from mqvae.settings import Settings
 from mqvae.tasks import Player, Task
@@ -23,6 +23,7 @@ from mqvae.trainer.start import freeze
 Weights = tuple[Tensor, ...] | list[Tensor]
 
 INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
+INITIALIZATION_BATCH = 512  # images that are embedded at once
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,9 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
         :wanted
     ]
     mine = order.tensor_split(batches.world_size)[batches.rank]
-    pixels, _ = images.take(mine)
-    network.initialize_codebook(pixels.to(batches.device) / 255)
+    parts_of_mine = mine.split(fitting(INITIALIZATION_BATCH, images.shape, side=32))
+    taken = these(images, parts_of_mine, device=batches.device)
+    network.initialize_codebook(x for x, _ in taken)
     if parts.average is not None:
         parts.measured.quantizer.load_state_dict(network.quantizer.state_dict())
 

@@ -1,0 +1,135 @@
+"""A tokenizer and files: images to encode, codes to check, pictures to write."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mqvae.data import Images, Reading, load_all
+from mqvae.progress import watched
+from mqvae.tokenizer.codes import Codes
+from mqvae.trainer import load_split
+
+if TYPE_CHECKING:
+    from mqvae.tokenizer.tokenizer import Tokenizer
+
+BATCH_SIZE = 256  # images that are held to be written
+
+
+def find_images(tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str) -> Images:
+    """`Tokenizer.find_images`."""
+    data, path = tokenizer.settings.data, Path(what)
+    if not path.exists() and path.suffix != ".tar":
+        if what in ("train", "test"):
+            skip: Any = on_error
+            return load_split(replace(data, memory=False, on_error=skip), what)
+        raise ValueError(
+            f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
+            "or 'test' for that split of the run's dataset."
+        )
+    reading = Reading(memory=False, workers=data.workers, on_error=on_error)
+    if fit:
+        return load_all(path, replace(reading, side=data.side, channels=data.channels))
+    try:
+        images = load_all(path, reading)
+    except ValueError as error:
+        text, advice, _ = str(error).partition("; give a side")
+        if not advice:
+            raise
+        raise ValueError(f"{text}; --fit resizes and crops to {data.side}.") from error
+    if images.shape[0] != data.channels:
+        raise ValueError(
+            f"{what} has images of {images.shape[0]} channels, the run was trained on "
+            f"{data.channels}: --fit converts them."
+        )
+    weight = next(tokenizer.network.parameters())
+    black = torch.zeros(1, *images.shape, dtype=weight.dtype, device=tokenizer.device)
+    try:
+        # Not by the tokenizer, which would fill sides up that codes in a file do not know of.
+        with torch.no_grad():
+            tokenizer.network.encode(black)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error} --fit resizes them to {data.side}.") from None
+    return images
+
+
+def check_codes(tokenizer: "Tokenizer", codes: Codes) -> None:
+    """`Tokenizer.check_codes`."""
+    quantizer = tokenizer.network.quantizer
+    array = codes.codes
+    ndim = 3 if quantizer.groups == 1 else 4
+    if codes.num_codes != quantizer.num_codes:
+        raise ValueError(
+            f"the codes index {codes.num_codes} codewords, the run has "
+            f"{quantizer.num_codes}: they belong to another run."
+        )
+    if array.ndim != ndim or (ndim == 4 and array.shape[-1] != quantizer.groups):
+        shape = "(n, h, w)" if ndim == 3 else f"(n, h, w, {quantizer.groups})"
+        raise ValueError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
+    if codes.channels != tokenizer.settings.data.channels:
+        raise ValueError(
+            f"the codes are of images with {codes.channels} channels, the run has "
+            f"{tokenizer.settings.data.channels}."
+        )
+    if len(codes.names) != len(array):
+        raise ValueError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
+    if not array.size or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"codes must be whole numbers, and some, got {array.size} of {array.dtype}."
+        )
+    if not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
+        raise ValueError(
+            f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
+            f"{int(array.max())}."
+        )
+    # Asked of the decoder, whose work the codes that are there bound; `side` may say anything.
+    output = tokenizer.decode(torch.from_numpy(array[:1].astype(np.int64)))
+    image = tokenizer.task.images(output)[0]  # (C, H, W)
+    if image.shape != (codes.channels, codes.side, codes.side):
+        raise ValueError(
+            f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
+            f"{image.shape[1]} × {image.shape[2]}, the file says {codes.side} × {codes.side}."
+        )
+    if codes.model != tokenizer.model:
+        raise ValueError(
+            "these codes were made with other weights: decode them with the run and the "
+            "checkpoint that encoded them."
+        )
+
+
+def decode_to_files(
+    tokenizer: "Tokenizer", codes: Codes, folder: Path, paths: Sequence[Path] | None
+) -> int:
+    """`Tokenizer.decode_to_files`."""
+    from PIL import Image
+
+    check_codes(tokenizer, codes)
+    names = _png_names(codes.names) if paths is None else paths
+    array = torch.from_numpy(codes.codes.astype(np.int64))
+    done = 0
+    parts = array.split(BATCH_SIZE)
+    for part in watched(parts, len(parts), "decoding"):
+        pixels = (tokenizer.task.images(tokenizer.decode(part)) * 255).round().byte().cpu()
+        for picture in pixels:
+            path = folder / names[done]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plane: Any = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+            Image.fromarray(plane.numpy()).save(path)
+            done += 1
+    return done
+
+
+def _png_names(names: tuple[str, ...]) -> list[Path]:
+    """A file name of its own for every image, inside the folder it will be put in."""
+    if all(Path(name).name for name in names):
+        for paths in (
+            [Path(name).with_suffix(".png") for name in names],
+            [Path(f"{name}.png") for name in names],  # a.jpg beside a.png
+        ):
+            inside = not any(p.is_absolute() or ".." in p.parts for p in paths)
+            if inside and len(set(paths)) == len(names):
+                return paths
+    return [Path(f"{i:06d}.png") for i in range(len(names))]
