@@ -60,6 +60,7 @@ OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
         Method("EMA, 0.9", "ema-short", None),
         Method("EMA + replace", "ema-replace", None),
         Method("EMA + transport", "ema-transport", None),
+        Method("EMA + transport + replace", "ema-transport-replace", None),
         Method("Transport", "transport"),
         Method("MQ-VAE, amortized + replace", "mq-vae-amortized-replace", "meta"),
         Method("MQ-VAE, amortized + replace, best of 4", "mq-vae-replace-draws", "meta"),
