@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -151,6 +151,13 @@ class Trainer:
 
 LEVELS = ("network", "codebook")
 GROUPS: Mapping[str, type[Any]] = {"data": Data, "optimizer": Optimizer, "trainer": Trainer}
+FLAGS = {
+    f"--{name}.{each.name}"
+    for name, group in GROUPS.items()
+    for each in fields(group)
+    if each.type is bool
+}
+"""Options that stand alone as well, without `true`."""
 SLOTS: Mapping[str, tuple[type, Spec | None]] = {
     "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
     "quantizer": (Quantizer, None),
