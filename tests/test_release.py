@@ -1,6 +1,7 @@
 """What a release and a shell are told."""
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -85,3 +86,20 @@ def test_a_shell_completes(script, typed, completed):
     )
     assert done.stderr == ""
     assert set(done.stdout.split()) == completed
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_takes_the_completions_of_bash(script, tmp_path):
+    done = subprocess.run(
+        ["zsh", "-f", "-c", f"source {script}; print $_comps[mqvae]; whence -w _mqvae"],
+        env={**os.environ, "ZDOTDIR": str(tmp_path)},  # where its cache goes
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "_bash_complete -o default -F _mqvae",
+        "_mqvae: function",
+    ]
