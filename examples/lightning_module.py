@@ -1,5 +1,7 @@
 """The same in a LightningModule: manual optimization, Lightning's own loop and optimizers."""
 
+import argparse
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from sklearn.datasets import load_digits
@@ -48,6 +50,9 @@ def train(module: Digits, x: Tensor, epochs: int, *, progress: bool = True) -> T
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=10)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     digits = torch.tensor(load_digits().images).float()[:, None] / 16
-    train(Digits(), digits, 10)
+    train(Digits(), digits, options.epochs)

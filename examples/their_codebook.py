@@ -1,5 +1,7 @@
 """A codebook of vector-quantize-pytorch in a model of one's own, learned by hypergradient."""
 
+import argparse
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -41,7 +43,10 @@ def train(model: Model, x: Tensor, steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args()
     torch.set_num_threads(1)  # so small a network is not worth two
     digits = torch.tensor(load_digits().images).float()[:, None] / 16
-    losses = train(Model(), digits, 300)
-    print("\n".join(f"step {n:4}: loss {losses[n]:.4f}" for n in range(0, 300, 50)))
+    losses = train(Model(), digits, options.steps)
+    print("\n".join(f"step {n:4}: loss {losses[n]:.4f}" for n in range(0, options.steps, 50)))

@@ -31,7 +31,8 @@ EXTRAS: Mapping[str, Extra] = {
     "fid": Extra(("torch_fidelity",), "FID and the inception score"),
     "hub": Extra(("huggingface_hub",), "tokenizers on the Hugging Face Hub"),
     "onnx": Extra(
-        ("onnx", "onnxruntime", "onnxscript"), "the ONNX files of mqvae export, and running them"
+        ("onnx", "onnxruntime", "onnxscript"),
+        "the ONNX files of mqvae export, which --formats pt2 does without, and running them",
     ),
     "report": Extra(("matplotlib",), "the plots of reports, of reproduce and of bench"),
     "svhn": Extra(("scipy",), "the data set svhn"),

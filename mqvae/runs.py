@@ -14,6 +14,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from mqvae.core.shown import html_table
+
 COLUMNS = (
     "step",
     "seconds",
@@ -102,6 +104,26 @@ class Run:
             raise ValueError(f"{self.folder / 'config.yaml'} is not valid YAML: {error}") from None
         if not isinstance(self.config, dict):
             raise ValueError(f"{self.folder / 'config.yaml'} holds no settings: it is damaged.")
+
+    def __repr__(self) -> str:
+        items = self._described()
+        what = ", ".join(f"{name} {text}" for name, text in items.items() if name != "folder")
+        return f"Run({str(self.folder)!r}: {what})"
+
+    def _repr_html_(self) -> str:
+        return html_table("Run", self._described())
+
+    def _described(self) -> dict[str, str]:
+        """What is trained, and what it is worth if it is finished."""
+        found = {"folder": str(self.folder)}
+        for name in ("name", "steps", "seed"):
+            found[name] = str(self.config.get(name))
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            figures = {name: f"{summary[name]:.4g}" for name in summary["figures"]}
+        except (OSError, ValueError, KeyError, TypeError):  # in training, or of another version
+            figures = {"figures": "none (yet)"}
+        return found | figures
 
     @classmethod
     def create(

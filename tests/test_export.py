@@ -10,6 +10,7 @@ import torch
 
 from mqvae.cli import main
 from mqvae.core.nearest import _at_once, nearest
+from mqvae.extras import ExtraMissing
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
 from mqvae.tokenizer.export import export
@@ -78,7 +79,7 @@ def test_formats_that_there_are_not(tmp_path):
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ValueError, match=r"ONNX needs onnx.*: pip install 'mqvae\[onnx\]'"):
+    with pytest.raises(ExtraMissing, match=r"onnx is not .*pt2 .*: pip install 'mqvae\[onnx\]'"):
         export(None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

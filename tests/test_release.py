@@ -1,8 +1,11 @@
 """What a release and a shell are told."""
 
+import fnmatch
+import os
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,26 @@ def test_the_public_gate_is_the_one_by_hand():
     assert {"make install", "make lint", "make test"} <= set(commands)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"install", "lint", "test"} <= set(targets)
+
+
+def test_the_wheel_carries_what_the_program_reads(tmp_path):
+    hatchling = pytest.importorskip("hatchling.builders.wheel")
+    [path] = hatchling.WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with zipfile.ZipFile(path) as wheel:
+        found = set(wheel.namelist())
+        wheel_size = sum(file.compress_size for file in wheel.infolist())
+    assert {name.partition("/")[0] for name in found} == {
+        "mqvae",
+        f"mqvae-{mqvae.__version__}.dist-info",
+    }
+    package = ROOT / "mqvae"
+    read = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert {str(p.relative_to(ROOT)) for p in read} <= found
+    kinds = ("py.typed", ".pyi", "presets/*.yaml", "presets/methods/*.yaml", "paper/values.csv")
+    kinds += ("paper/results/*", "report/templates/*", "paper/templates/*", "data/digits.npz")
+    for kind in kinds:
+        assert fnmatch.filter(found, f"mqvae/*{kind}"), kind
+    assert wheel_size < 4e6
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +86,20 @@ def test_a_shell_completes(script, typed, completed):
     )
     assert done.stderr == ""
     assert set(done.stdout.split()) == completed
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_takes_the_completions_of_bash(script, tmp_path):
+    done = subprocess.run(
+        ["zsh", "-f", "-c", f"source {script}; print $_comps[mqvae]; whence -w _mqvae"],
+        env={**os.environ, "ZDOTDIR": str(tmp_path)},  # where its cache goes
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "_bash_complete -o default -F _mqvae",
+        "_mqvae: function",
+    ]

@@ -172,6 +172,18 @@ def test_synchronous_is_backpropagation_with_the_codeword_added(kind, family):
     assert_moved_to(problem, before, expected)
 
 
+def test_synchronous_needs_no_gradient_of_the_encoder():
+    problem = make("convolutional", "three")
+    frozen = copy.deepcopy(problem)
+    frozen.network.encoder.requires_grad_(False)
+    before = weights(problem)
+    for each in (problem, frozen):
+        update_of(each, Synchronous, nu=NU).step(each.x, each.y)
+    for name, value in weights(problem).items():
+        expected = before[name] if name.startswith("encoder") else value
+        torch.testing.assert_close(weights(frozen)[name], expected, rtol=1e-12, atol=1e-14)
+
+
 def test_synchronous_without_nu_is_joint():
     problem = make("convolutional", "three")
     twin = copy.deepcopy(problem)

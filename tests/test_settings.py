@@ -1,6 +1,7 @@
 """mqvae.settings: presets, YAML files and the command line to objects and back."""
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -165,6 +166,18 @@ def test_layers_keep_what_belongs_to_the_same_class():
     # Another rule takes nothing from the old one's arguments.
     found = Settings.of(base, {"update": {"class_path": "mqvae.Joint"}}).update
     assert found["init_args"] == {"commitment_weight": 0.1, "codebook_weight": 1.0}
+    # Nor does another network or optimizer take what the usual one would have been given.
+    usual = {
+        "network": mqvae.VQGAN().width,
+        "optimizer": inspect.signature(torch.optim.Adagrad).parameters["eps"].default,
+    }
+    deltas = {
+        "network": {"class_path": "mqvae.VQGAN"},
+        "optimizer": {"codebook": {"class_path": "torch.optim.Adagrad"}},
+    }
+    settings = Settings.of(base, deltas)
+    assert settings.network["init_args"]["width"] == usual["network"] != mqvae.VQVAE().width
+    assert settings.optimizer.codebook["init_args"]["eps"] == usual["optimizer"] != 1e-8
     # Typed, what both rules have stays.
     typed = settings_of("digits-tiny", "--update.codebook_weight", "0.75", "--update", "Joint")
     assert typed.update["init_args"] == {"commitment_weight": 0.1, "codebook_weight": 0.75}

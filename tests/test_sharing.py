@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import mqvae
+from mqvae.extras import ExtraMissing
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import SizedCodes, Tokenizer
 from mqvae.trainer import begin
@@ -419,9 +420,9 @@ def test_to_the_hub_and_back(tokenizer, there):
 
 def test_without_huggingface_hub(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"pip install 'mqvae\[hub\]'"):
+    with pytest.raises(ExtraMissing, match=r"pip install 'mqvae\[hub\]'"):
         tokenizer.push_to_hub("mine")
-    with pytest.raises(ValueError, match=r"pip install 'mqvae\[hub\]'"):
+    with pytest.raises(ExtraMissing, match=r"pip install 'mqvae\[hub\]'"):
         Tokenizer.from_pretrained("me/mine")
     tokenizer.save_pretrained(tmp_path)
     Tokenizer.from_pretrained(tmp_path)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from mqvae.core.distributed import from_all_processes, from_first_process
 from mqvae.core.passes import RandomState, call
 from mqvae.core.quantizer import Quantized, Quantizer
+from mqvae.core.shown import Shown
 
 
-@dataclass(frozen=True)
-class NetworkOutput:
+@dataclass(frozen=True, repr=False)
+class NetworkOutput(Shown):
     """What a pass gives.
 
     Attributes:

@@ -218,8 +218,8 @@ def _cifar(name: str, split: str, root: Path | None, download: bool) -> InMemory
         binary = binary_folder(name, folder)
         if binary and not (folder / kind.base_folder).is_dir():
             found = read_binary(name, split, binary, _mending(folder, root, ""))
-            pixels, labels = map(torch.from_numpy, found)
-            return InMemory(name, split, pixels, labels, f"files in {binary}")
+            both = [torch.from_numpy(each) for each in found]
+            return InMemory(name, split, both[0], both[1], f"files in {binary}")
         meta = (kind.meta["filename"], kind.meta["md5"])
         files = {
             folder / kind.base_folder / file: md5

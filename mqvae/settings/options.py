@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -178,6 +178,13 @@ GROUPS: Mapping[str, type[Any]] = {
     "warm_start": WarmStart,
     "trainer": Trainer,
 }
+FLAGS = {
+    f"--{name}.{each.name}"
+    for name, group in GROUPS.items()
+    for each in fields(group)
+    if each.type is bool
+}
+"""Options that stand alone as well, without `true`."""
 SLOTS: Mapping[str, tuple[type, Spec | None]] = {
     "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
     "quantizer": (Quantizer, None),

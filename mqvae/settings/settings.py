@@ -3,6 +3,7 @@
 import json
 import re
 from argparse import ArgumentError
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial, reduce
@@ -25,6 +26,7 @@ from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
 from mqvae.settings.messages import explained
 from mqvae.settings.options import (
+    FLAGS,
     GROUPS,
     LEVELS,
     SLOTS,
@@ -248,12 +250,15 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rewritten(arguments: list[str]) -> Iterator[str]:
-    """What is typed as jsonargparse knows it: `--from RUN`, lists as in `encoder,codebook`."""
-    rest = iter(arguments)
-    for argument in rest:
+    """What is typed as jsonargparse knows it: flags, `--from RUN`, lists as `encoder,codebook`."""
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
         option, _, value = argument.partition("=")
-        if option in ("--from", "--from.parts", "--freeze", "--trainer.loggers", "--config"):
-            given = value if "=" in argument else next(rest, None)
+        if argument in FLAGS and not (rest and rest[0] in ("true", "false")):
+            yield f"{argument}=true"
+        elif option in ("--from", "--from.parts", "--freeze", "--trainer.loggers", "--config"):
+            given = value if "=" in argument else rest.popleft() if rest else None
             if given is None:
                 yield argument
             elif option == "--from":
@@ -275,7 +280,9 @@ def _parsed(arguments: list[str], dashes: str = "") -> tuple[Namespace, Namespac
     parser = settings_parser()
     try:
         given = parser.parse_args(arguments, defaults=False)
-        complete = parser.parse_object(given.clone())
+        # Another class than a slot's usual one would take that one's defaults where both have them.
+        emptied = Namespace({slot: None for slot in SLOTS if slot in given})
+        complete = parser.parse_object(given.clone(), namespace=emptied)
     except ArgumentError as error:
         known = [o for action in parser._actions for o in action.option_strings]
         raise ValueError(explained(str(error), known, dashes)) from error

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mqvae.core.network import VQNetwork
+from mqvae.extras import require
 from mqvae.tokenizer.tokenizer import Tokenizer
 
 FORMATS = ("pt2", "onnx")
@@ -59,19 +59,16 @@ def export(
         The files: encoder.pt2, decoder.pt2, encoder.onnx, decoder.onnx.
 
     Raises:
-        ValueError: if a format is another one, a package it needs is missing, or the network does
-            not quantize.
+        ValueError: if a format is another one, or the network does not quantize.
+        ExtraMissing: if a package that ONNX needs is not installed.
     """
     if not formats or not set(formats) <= set(FORMATS):
         raise ValueError(
             f"formats are {' and '.join(FORMATS)}, got {', '.join(formats) or 'none'}."
         )
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if "onnx" in formats and missing:
-        raise ValueError(
-            f"ONNX needs {' and '.join(missing)}: pip install 'mqvae[onnx]', or take the format "
-            "pt2 alone."
-        )
+    if "onnx" in formats:
+        require("onnx")
+        require("onnxscript")
     folder = Path(folder)
     programs = _programs(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)

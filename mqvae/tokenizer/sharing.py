@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mqvae import __version__
+from mqvae.extras import require
 from mqvae.runs import Checkpoint, write_whole
 from mqvae.settings import Settings
 from mqvae.tokenizer.card import CARD, GRID, card_of
@@ -81,6 +82,7 @@ def downloaded(
 
     Raises:
         ValueError: if they cannot be had.
+        ExtraMissing: if huggingface_hub is not installed.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise ValueError(
@@ -130,12 +132,9 @@ def uploaded(
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError:
-        raise ValueError(
-            "the Hugging Face Hub needs the package huggingface_hub: pip install 'mqvae[hub]'."
-        ) from None
+    require("huggingface_hub")
+    import huggingface_hub
+
     return huggingface_hub
 
 

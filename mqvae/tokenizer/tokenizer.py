@@ -1,5 +1,6 @@
 """A trained run as an object that encodes and decodes."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
+from mqvae.core.shown import html_table
 from mqvae.data import Images, fitting, in_order
 from mqvae.progress import watched
 from mqvae.runs import Checkpoint, Run
@@ -139,6 +141,20 @@ class Tokenizer:
             f"Tokenizer({str(self.folder)!r}: {data.channels} × {data.side} × {data.side} pixels, "
             f"{type(quantizer).__name__}({quantizer.extra_repr()}), step {self.step:,})"
         )
+
+    def _repr_html_(self) -> str:
+        data, quantizer = self.settings.data, self.network.quantizer
+        items = {
+            "from": str(self.folder),
+            "images": f"{data.channels} × {data.side} × {data.side} pixels",
+            "quantizer": f"{type(quantizer).__name__}({quantizer.extra_repr()})",
+            "parameters": f"{sum(p.numel() for p in self.network.parameters()):,}",
+            "step": f"{self.step:,}",
+        }
+        if not isinstance(quantizer, NoQuantizer):
+            bits = math.prod(self.code_shape) * math.log2(quantizer.num_codes)
+            items["codes"] = f"{' × '.join(map(str, self.code_shape))}, {bits:,.0f} bits an image"
+        return html_table("Tokenizer", items)
 
     @property
     def run(self) -> Run:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from mqvae.core.distributed import process_rank
 from mqvae.core.estimator import Estimator
+from mqvae.core.shown import Shown
 from mqvae.core.transport import Transport
 
 
-@dataclass(frozen=True)
-class Quantized:
+@dataclass(frozen=True, repr=False)
+class Quantized(Shown):
     """What a quantizer makes of embeddings z_e of shape (..., D).
 
     Attributes:

@@ -14,12 +14,13 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Derivative, ForwardMode, Hypergradient, OneSided
 from mqvae.core.hypergradient.derivative import along
 from mqvae.core.passes import Start, fresh_casts
+from mqvae.core.shown import Shown
 from mqvae.core.updates.lookahead import LookAhead, Undone
 from mqvae.core.updates.update import apply, check_holds
 
 
-@dataclass(frozen=True)
-class GenericStep:
+@dataclass(frozen=True, repr=False)
+class GenericStep(Shown):
     """What a step of `GenericMeta` reports.
 
     Attributes:

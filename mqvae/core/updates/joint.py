@@ -88,7 +88,8 @@ class Synchronous(Update):
         self.nu = nu
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
-        z_e = batch.embed_for_real()
+        # Of a frozen encoder z_e has no graph, without which there is no ∂L_task/∂ẑ.
+        z_e = batch.embed_for_real().requires_grad_()
         here = batch.lower_pass(z_e, for_real=True)
         g_c = codebook_gradient(batch, z_e.detach(), here.quantized.codes)
         reached = self.network.quantizer.of_quantized(here.task_gradient)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,10 +14,11 @@ from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.quantizer import Quantized
+from mqvae.core.shown import Shown
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Shown):
     """What a step reports.
 
     Attributes:
@@ -35,7 +36,7 @@ class Step:
     commitment: Tensor
     codebook: Tensor
     codes: Tensor
-    output: Tensor = field(repr=False)
+    output: Tensor
     direct_norm: Tensor | None = None
     indirect_norm: Tensor | None = None
     cosine: Tensor | None = None

@@ -1,0 +1,62 @@
+"""How what is returned looks in a terminal and in a notebook: what it is, not all its numbers."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+
+class Shown:
+    """A dataclass whose tensors are shown by shape; of a scalar its number, of codes their use."""
+
+    def __repr__(self) -> str:
+        items = ", ".join(f"{name}={text}" for name, text in _described(self).items())
+        return f"{type(self).__name__}({items})"
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, _described(self))
+
+
+def html_table(title: str, items: Mapping[str, str]) -> str:
+    """A table of names and what they are, as notebooks show objects."""
+    rows = "".join(
+        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
+        f'<td style="text-align:left">{escape(text)}</td></tr>'
+        for name, text in items.items()
+    )
+    return f'<table><caption style="text-align:left">{escape(title)}</caption>{rows}</table>'
+
+
+def _described(shown: Any) -> dict[str, str]:
+    values = {field.name: getattr(shown, field.name) for field in fields(shown)}
+    found = {name: _text(value) for name, value in values.items() if value is not None}
+    if "codes" in found:
+        found["codes"] += _use(values["codes"])
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, Tensor):
+        return repr(value)
+    try:
+        if value.ndim == 0:
+            return f"{value.item():.4g}"
+    except RuntimeError:  # it has no number yet: on "meta", or inside a transform of functions
+        pass
+    where = "" if value.device.type == "cpu" else f" {value.device}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{where}"
+
+
+def _use(codes: Tensor) -> str:
+    """How many different codes there are, and their perplexity; groups are not told apart."""
+    from mqvae.core.diagnostics import perplexity  # which knows networks, and they what is shown
+
+    try:
+        _, counts = codes.detach().unique(return_counts=True)
+        return f", {len(counts)} in use, perplexity {perplexity(counts[None]):.1f}"
+    except RuntimeError:
+        return ""
