@@ -25,6 +25,7 @@ class Comparison:
         methods: By their names in `METHODS`.
         seeds: How many each row has.
         size: Number of codes and their dimensions; None for the scale's.
+        protocols: In which they are compared.
     """
 
     scale: Scale
@@ -33,6 +34,7 @@ class Comparison:
     methods: Sequence[str]
     seeds: int
     size: tuple[int, int] | None = None
+    protocols: Sequence[Protocol] = ("paper", "matched", "time")
 
     def run(
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
@@ -122,11 +124,12 @@ class Comparison:
             yield classifier
             if results.get(classifier) is None:
                 return  # the figures of all others take it
-        rows = [self.runs("paper", method, results, costs) for method in self.methods]
-        for seed in range(self.seeds):
-            yield from (row[seed] for row in rows)
+        if "paper" in self.protocols:
+            rows = [self.runs("paper", method, results, costs) for method in self.methods]
+            for seed in range(self.seeds):
+                yield from (row[seed] for row in rows)
         yield from self.choices(results)
-        for protocol in ("matched", "time"):
+        for protocol in self.protocols:
             for method in self.methods:
                 try:
                     yield from self.runs(protocol, method, results, costs)

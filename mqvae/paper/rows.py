@@ -61,7 +61,7 @@ def table(
         costs: Of a step, by method, relative to VQ-VAE's.
     """
     found: list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]] = []
-    for protocol in ("paper", "matched", "time"):
+    for protocol in comparison.protocols:
         for method in comparison.methods:
             if made := _made(comparison, protocol, method, results, costs):
                 found.append((protocol, method, made))
@@ -100,7 +100,7 @@ def _made(
     costs: Mapping[str, float],
 ) -> list[tuple[Run, dict[str, Any]]]:
     """The runs of a row that there are, with their results."""
-    if protocol == "time" and METHODS[method].codebook_rate is None:
+    if protocol == "time" and METHODS[method].preset == "no-quantization":
         return []  # a bound, not a method
     try:
         runs = comparison.runs(protocol, method, results, costs)

@@ -34,15 +34,9 @@ class Study:
             return [self.scale.dataset]
         return [name for name in names if self.present is None or name in self.present]
 
-    def comparison(
-        self,
-        task: str,
-        dataset: str,
-        methods: Sequence[str],
-        size: tuple[int, int] | None = None,
-    ) -> Comparison:
-        """Methods on one data set; `size` is that of the codebook, if not the scale's."""
-        return Comparison(self.scale, task, dataset, tuple(methods), self.seeds, size)
+    def comparison(self, task: str, dataset: str, methods: Sequence[str]) -> Comparison:
+        """Methods on one data set."""
+        return Comparison(self.scale, task, dataset, tuple(methods), self.seeds)
 
     def costs(self, task: str, methods: tuple[str, ...] | None = None) -> Mapping[str, float]:
         """What a step of each method costs, VQ-VAE's being 1; empty if it was not measured."""
