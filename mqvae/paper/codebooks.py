@@ -131,10 +131,12 @@ def _mean(row: Row) -> str:
 
 
 def _said(ratios: Sequence[float]) -> str:
-    seeds = f"{len(ratios)} seed{'s' if len(ratios) > 1 else ''}"
+    mean = f"{statistics.fmean(ratios):.2f} of its MSE"
+    if len(ratios) == 1:
+        return f"{mean} (one seed), {_judged(ratios)}"
     return (
-        f"{statistics.fmean(ratios):.2f} of its MSE ({min(ratios):.2f} to {max(ratios):.2f} over "
-        f"{seeds}), {_judged(ratios)}"
+        f"{mean} ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds), "
+        f"{_judged(ratios)}"
     )
 
 
