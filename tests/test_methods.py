@@ -415,15 +415,15 @@ def test_quantizers_that_do_not_select_are_refused(rule, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["affine", "affine groups", "linear map", "hyper-network", "cosine", "residual"],
+    ["affine", "affine groups", "linear map", "hyper-network", "residual"],
 )
 def test_averages_of_anything_but_a_plain_table_are_refused(kind):
     with pytest.raises(ValueError, match="Ema sets codewords one by one") as e:
         put_together(Ema, kind)
-    assert "plain Table() with Euclidean() distance" in str(e.value)
+    assert "plain Table(), got" in str(e.value)
 
 
-@pytest.mark.parametrize("kind", ["table", "groups", "shared groups", "rotation"])
+@pytest.mark.parametrize("kind", ["table", "groups", "shared groups", "rotation", "cosine"])
 def test_averages_of_a_plain_table_are_not(kind):
     put_together(Ema, kind)
 

@@ -21,6 +21,7 @@ from mqvae import (
     MetaBoth,
     MetaNetwork,
     Synchronous,
+    Transport,
     Undone,
     Unrolled,
     VectorQuantizer,
@@ -289,6 +290,45 @@ def test_ema_is_descent_on_the_codebook_loss_at_a_rate_of_each_codeword(groups):
         expected = codebook - rate[:, None] * g_c
         torch.testing.assert_close(weight, expected.detach(), rtol=1e-11, atol=1e-13)
         assert (weight - codebook).norm() > 1e-3
+
+
+@pytest.mark.parametrize("transport", [None, Transport()], ids=["", "transport"])
+@pytest.mark.parametrize("kind", ["cosine", "cosine groups"])
+def test_on_the_sphere_codewords_are_the_directions_of_averages_of_unit_vectors(kind, transport):
+    problem = make_with("convolutional", QUANTIZERS[kind], beta=0.4)
+    quantizer = problem.network.quantizer
+    update = ema_of(problem, decay=0.8, epsilon=0.0, transport=transport)
+    table = reference.table_of(problem, reference.codebook_parameters(problem)).detach()
+    sums = table.clone()
+    sizes = torch.ones(len(table), dtype=table.dtype)
+    for _ in range(4):
+        problem.x = problem.y = torch.randn_like(problem.x)
+        phi, theta = reference.network_weights(problem)
+        u = reference.placed(problem, phi).detach()
+        rows = reference.rows_of(problem, u, table)
+        parts = u.reshape(-1, table.shape[1])
+        if transport is not None:
+            g_phi, _, _ = reference.gradients_at(problem, phi, theta, table)
+            phi = [p - LOWER * g for p, g in zip(phi, g_phi, strict=True)]
+            after = reference.placed(problem, phi).detach()
+            # Where nothing chose a codeword, the fit: tested by itself.
+            shift = quantizer.transported(
+                transport, quantizer.nearest_codes(u, table), u, after - u
+            )
+            for k in rows.unique():
+                mine = rows.flatten() == k
+                shift[k] = (after.reshape(parts.shape)[mine] - parts[mine]).mean(0)
+            sums += sizes[:, None] * shift
+            parts = after.reshape(parts.shape)
+        for k in range(len(table)):
+            mine = parts[rows.flatten() == k]
+            sums[k] = 0.8 * sums[k] + 0.2 * mine.sum(0)
+            sizes[k] = 0.8 * sizes[k] + 0.2 * len(mine)
+        update.step(problem.x, problem.y)
+        before, table = table, quantizer.table().detach()
+        directions = sums / sums.square().sum(1, keepdim=True).sqrt()
+        torch.testing.assert_close(table, directions, rtol=1e-11, atol=1e-13)
+        assert (table - before).norm() > 1e-3
 
 
 @pytest.mark.parametrize("how", ["eval", "frozen"])

@@ -23,6 +23,7 @@ SIEVE = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
     *("MQ-VAE, amortized + replace, best of 4",),
     *("VQ-VAE + replace by error", "VQ-VAE + replace by task gradient"),
+    *("VQ-VAE + cosine", "VQ-VAE + affine", "VQ-VAE + linear map", "VQ-VAE + rotation"),
     *("VQ-VAE + warm start", "VQ-VAE + gradual warm start"),
     *("VQ-VAE, SGD", "VQ-VAE, Adagrad", "VQ-VAE, row-wise Adam"),
     *("VQ-VAE + batch norm", "VQ-VAE + layer norm", "FSQ", "LFQ", "BSQ"),

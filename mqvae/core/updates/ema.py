@@ -6,7 +6,6 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss
 from mqvae.core.codebook import Table
-from mqvae.core.distance import Euclidean
 from mqvae.core.distributed import sums_across_processes
 from mqvae.core.hypergradient import Ahead
 from mqvae.core.hypergradient.rule import ends, scatter, selecting
@@ -38,6 +37,9 @@ class Ema(Update):
     where codes are many, would find the same. The memory γ then matters little, and there is no
     rate at all.
 
+    Under `Cosine()` the averages are of unit vectors, and a codeword is the direction of its own:
+    spherical k-means in place of k-means.
+
     Args:
         network: The network that is trained; its codebook must be a plain table.
         loss: L_task(output, target) → scalar, a mean over the batch.
@@ -49,7 +51,7 @@ class Ema(Update):
 
     Raises:
         ValueError: if `decay` is not in [0, 1), `epsilon` is negative, the codebook is no plain
-            Euclidean table, or for what `Update` refuses.
+            table, or for what `Update` refuses.
 
     Source: van den Oord et al. 2017, Appendix A.1.
     """
@@ -159,16 +161,12 @@ def plain_table(network: VQNetwork, rule: str) -> VectorQuantizer:
     """The network's quantizer, whose codewords are one parameter.
 
     Raises:
-        ValueError: if they are not, or are compared on a sphere.
+        ValueError: if they are not.
     """
     quantizer = selecting(network)
-    if not (
-        isinstance(quantizer, VectorQuantizer)
-        and isinstance(quantizer.codebook_map, Table)
-        and isinstance(quantizer.distance, Euclidean)
-    ):
+    if not (isinstance(quantizer, VectorQuantizer) and isinstance(quantizer.codebook_map, Table)):
         raise ValueError(
             f"{rule} sets codewords one by one: it needs a VectorQuantizer whose codebook is a "
-            f"plain Table() with Euclidean() distance, got {quantizer}."
+            f"plain Table(), got {quantizer}."
         )
     return quantizer
