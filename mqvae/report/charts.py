@@ -120,6 +120,8 @@ def curves(
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         y_ticks(axes, logarithmic)
+        if not logarithmic:
+            axes.yaxis.set_major_formatter(even(axes.get_yticks()))
 
     return drawing(draw, name=name, alt=alt, width=width)
 
@@ -213,6 +215,19 @@ def plain(value: float, _position: object = None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.10g}"
     return scientific(value)
+
+
+def even(ticks: Sequence[float]) -> Callable[..., str]:
+    """How to write the ticks of an axis: with equally many decimals.
+
+    >>> list(map(even([0.0, 0.05, 0.1]), [0.0, 0.05, 0.1])), even([-1.0, 0.0])(-1.0)
+    (['0.00', '0.05', '0.10'], '\N{MINUS SIGN}1')
+    """
+    known = [plain(float(tick)) for tick in ticks]
+    if any("10" in each and "·" in each for each in known):
+        return plain
+    decimals = max((len(each.partition(".")[2]) for each in known), default=0)
+    return lambda value, _position=None: f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percentage(value: float, _position: object = None) -> str:

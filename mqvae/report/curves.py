@@ -32,18 +32,24 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside each other, the legend of all of them, and whether raw values are faint."""
+    """Charts beside each other, the legend of all of them, and whether raw values are faint.
+
+    `title` says what the runs have in common, where a page has others.
+    """
 
     charts: Sequence[Chart]
     legend: Sequence[Mark] = ()
     smoothed: bool = False
+    title: str = ""
 
 
-def training(runs: Sequence[Run]) -> Charts | None:
-    """Loss and perplexity, against updates and against time; None if no run logged a step."""
+def training(runs: Sequence[Run]) -> list[Charts]:
+    """Loss and perplexity, against updates and against time, of runs that can be compared."""
     shown = [i for i, run in enumerate(runs) if len(run.column("step"))]
-    if not shown:
-        return None
+    return [_training(runs, members, title) for title, members in _comparable(runs, shown)]
+
+
+def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
     validated = [i for i in shown if np.isfinite(runs[i].column("validation")).any()]
     charts = []
     for key, quantity in (("task", "Task loss"), ("perplexity", "Perplexity of a batch")):
@@ -54,7 +60,7 @@ def training(runs: Sequence[Run]) -> Charts | None:
             title = f"{quantity} against {against}"
             svg = curves(
                 lines,
-                name=f"{key}-{column}",
+                name=f"{key}-{column}-{shown[0]}",
                 xlabel=xlabel,
                 alt=_describe(f"{title}.", runs, lines, "validation"),
                 log=None if key == "task" else False,
@@ -62,14 +68,17 @@ def training(runs: Sequence[Run]) -> Charts | None:
             charts.append(Chart(title, svg, against=column))
     legend = [mark(runs[i].name, i) for i in shown]
     legend += [mark("validation", kind="second")] if validated else []
-    return Charts(charts, legend, any(len(runs[i].column("step")) >= DENSE for i in shown))
+    smoothed = any(len(runs[i].column("step")) >= DENSE for i in shown)
+    return Charts(charts, legend, smoothed, kind)
 
 
-def dynamics(runs: Sequence[Run]) -> Charts | None:
-    """Norms, ratio and cosine of the two parts of the hypergradient; None if no run has any."""
+def dynamics(runs: Sequence[Run]) -> list[Charts]:
+    """Norms, ratio and cosine of the two parts of the hypergradient, of comparable runs."""
     shown = [i for i, run in enumerate(runs) if run.has_dynamics]
-    if not shown:
-        return None
+    return [_dynamics(runs, members, title) for title, members in _comparable(runs, shown)]
+
+
+def _dynamics(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
     charts = []
     for column, size, against, xlabel in _axes(runs, shown):
         norms, ratios, cosines = [], [], []
@@ -88,7 +97,7 @@ def dynamics(runs: Sequence[Run]) -> Charts | None:
         ):
             svg = curves(
                 lines,
-                name=f"{name}-{column}",
+                name=f"{name}-{column}-{shown[0]}",
                 xlabel=xlabel,
                 alt=_describe(f"{title}, against {against}.", runs, lines, "indirect"),
                 log=log,
@@ -97,7 +106,7 @@ def dynamics(runs: Sequence[Run]) -> Charts | None:
             )
             charts.append(Chart(title, svg, against=column))
     kinds = [mark("direct part"), mark("indirect part", kind="second")]
-    return Charts(charts, [mark(runs[i].name, i) for i in shown] + kinds)
+    return Charts(charts, [mark(runs[i].name, i) for i in shown] + kinds, title=kind)
 
 
 def codes(runs: Sequence[Run]) -> Charts | None:
@@ -128,6 +137,18 @@ def codes(runs: Sequence[Run]) -> Charts | None:
         )
         charts.append(Chart(title, svg, mark(runs[i].name, i)))
     return Charts(charts)
+
+
+def _comparable(runs: Sequence[Run], shown: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """Runs of one kind, and what kind; losses of others share no axis with theirs."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i in shown:
+        groups.setdefault(runs[i].kind, []).append(i)
+    several = len({run.kind for run in runs}) > 1
+    return [
+        (", ".join(filter(None, kind)) if several else "", members)
+        for kind, members in groups.items()
+    ]
 
 
 def _axes(runs: Sequence[Run], shown: Sequence[int]) -> tuple[tuple[str, float, str, str], ...]:

@@ -108,6 +108,7 @@ def render(
             codes=codes(runs),
             limits=limits(runs),
             settings=found,
+            example=next((f"{key}={row[0]}" for key, row in found.differing.items()), "seed=0"),
             sought=sought(runs, found),
             reload=reload,
             origins=_origins(runs),

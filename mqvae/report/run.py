@@ -105,6 +105,12 @@ class Run:
         return dataset_title(name or self.summary.get("dataset"))
 
     @property
+    def kind(self) -> tuple[str, str]:
+        """What it learned from what: runs of one kind have figures that can be compared."""
+        task = _class_name(_mapping(self.config.get("task")).get("class_path", ""))
+        return self.dataset, task
+
+    @property
     def rule(self) -> tuple[str, str]:
         """What the field calls the update rule, or else its class; then what further is known."""
         method = self.summary.get("method")
