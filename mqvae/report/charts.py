@@ -78,6 +78,8 @@ def curves(
     log: bool | None = None,
     zero: bool = False,
     width: int = WIDE,
+    averaged: bool = True,
+    percent: bool = False,
 ) -> Markup:
     """Curves over a shared axis; dense ones are smoothed, the raw values faint behind them.
 
@@ -89,6 +91,8 @@ def curves(
         log: logarithmic y; None means if the positive values span more than a decade.
         zero: mark y = 0.
         width: of the drawing, which the page scales; a smaller one has larger text.
+        averaged: dense ones are noisy, to be smoothed.
+        percent: y is a share.
     """
 
     def draw(axes: Axes) -> None:
@@ -103,7 +107,7 @@ def curves(
             drawable = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
             y = np.where(drawable, line.y, np.nan)
             style, colour = dash(line.run, line.kind), RUN.format(line.run % COLOURS)
-            if np.isfinite(y).sum() >= DENSE:
+            if averaged and np.isfinite(y).sum() >= DENSE:
                 raw = envelope(line.x, y, min(points, 300))
                 drawn = axes.plot(*raw, color=colour, alpha=0.22, lw=0.8)
                 drawn += axes.plot(
@@ -119,8 +123,8 @@ def curves(
         axes.set_xlabel(xlabel)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        y_ticks(axes, logarithmic)
-        if not logarithmic:
+        y_ticks(axes, logarithmic, percent=percent)
+        if not percent and not logarithmic:
             axes.yaxis.set_major_formatter(even(axes.get_yticks()))
 
     return drawing(draw, name=name, alt=alt, width=width)

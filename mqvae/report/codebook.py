@@ -91,7 +91,9 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
     strip = read_strip(originals) if originals else None
     with torch.no_grad():
         codes, coloured = _codes(tokenizer, strip) if strip else (None, None)
-        different = 0 if codes is None else len(np.unique(codes.reshape(-1, codes.shape[-1]), axis=0))
+        different = (
+            0 if codes is None else len(np.unique(codes.reshape(-1, codes.shape[-1]), axis=0))
+        )
         try:
             found = _codewords(tokenizer, run.counts)
         except ValueError as error:
@@ -103,7 +105,7 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
 
 def _places(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Codes (N, h, w, G) by their place in the picture, -1 where they are not in it."""
-    groups, shown = order.shape
+    shown = order.shape[1]
     found = np.full(codes.shape, -1, np.int32)
     for group, own in enumerate(order):
         where = np.full(max(int(codes.max()), int(own.max())) + 1, -1, np.int32)

@@ -147,7 +147,7 @@ def samples(
     groups = _groups(listed, strips)
     rows: list[Row] = []
     for number, members in enumerate(groups):
-        names = enumerate_words([runs[i].name for i in sorted(members)])
+        names = enumerate_words([runs[i].name for i in sorted(members) if listed[i]])
         of = f"of {names}" if len(groups) > 1 else ""
         references = [each for each in listed[members[0]] if each.reference]
         found = [(p.title, strip) for p in references if (strip := strips[p.file])]
@@ -162,7 +162,7 @@ def samples(
             if codes := decoded[i].codes:
                 detail = f"{decoded[i].different:,} different codes"
                 rows.append(Row(runs[i].name, detail, CODES, codes, i, group, decoded[i].places))
-            if not own:
+            if not own and not (listed[i] or runs[i].pictures):  # else it has others, below
                 shows = "no samples yet" if runs[i].pictures is None else "nothing to show"
                 rows.append(Row(runs[i].name, details[i], shows, None, i))
     shown = [row for row in rows if row.strip]

@@ -10,6 +10,8 @@ from typing import Any
 from mqvae.report.run import Figure, Run
 from mqvae.report.words import aligned, duration, scientific
 
+FEW = 3  # settings up to which those that differ have columns of the results
+
 
 @dataclass(frozen=True)
 class Column:
@@ -22,6 +24,8 @@ class Column:
     best: frozenset[int] = frozenset()
     ratios: Sequence[str] = field(default=())
     """Beside the cells, in small print."""
+    setting: bool = False
+    """It is one of what was set, not of what came out."""
     values: Sequence[float | None] = field(default=())
     """What the cells say, to sort by."""
 
@@ -49,6 +53,31 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
     return found
 
 
+def swept(settings: Settings) -> list[Column]:
+    """The settings that differ where there are few of them, to read and sort the results by."""
+    if len(settings.differing) > FEW:
+        return []
+    found = []
+    for key, row in settings.differing.items():
+        try:
+            values = [None if value == "-" else float(value) for value in row]
+        except ValueError:
+            continue
+        found.append(
+            Column(key.rpartition(".")[2].replace("_", " "), row, setting=True, values=values)
+        )
+    return found
+
+
+def one_rule(runs: Sequence[Run]) -> str:
+    """The update rule of all runs, in words; nothing where there are several, or one run."""
+    rules = {", ".join(filter(None, run.rule)) for run in runs if run.finished}
+    if len(runs) == 1 or len(rules) != 1:
+        return ""
+    updates = {written(run.config.get("update")) for run in runs}
+    return rules.pop() if len(updates) == 1 else ""
+
+
 def results(runs: Sequence[Run]) -> list[Column]:
     """What the runs measured, and beside it what a step costs."""
     columns = [_column(runs, key, figure) for key, figure in figures(runs).items()]
@@ -61,7 +90,13 @@ def results(runs: Sequence[Run]) -> list[Column]:
     ]
     return [
         *columns,
-        Column("Cost of a step", cost, unit="ms", ratios=ratios, values=seconds),
+        Column(
+            "Cost\N{NO-BREAK SPACE}of a\N{NO-BREAK SPACE}step",
+            cost,
+            unit="ms",
+            ratios=ratios,
+            values=seconds,
+        ),
         Column("Training time", [duration(s) for s in times], values=times),
         Column("Updates", [_updates(run) for run in runs], values=[run.steps for run in runs]),
     ]

@@ -134,6 +134,30 @@
     return update;
   });
 
+  // Pictures come in the order of the rows.
+  document.addEventListener("sorted", ({ detail }) => {
+    const boxes = all("#codebooks .charts, #usage .charts");
+    // Images of several data sets stay under their own originals.
+    if (all(".samples [data-original]").length < 2) boxes.push(...all(".samples"));
+    for (const box of boxes) for (const row of detail)
+      box.append(...[...box.children].filter((each) => each.dataset.run === row.dataset.run && row.dataset.run));
+  });
+
+  // Which line is whose: the others fade.
+  const light = (event) => {
+    const run = event.target.closest?.(".legend li, .sortable tr, .chart g[data-run]")?.dataset.run;
+    document.body.classList.toggle("lit", run !== undefined);
+    all(".chart g.on").forEach((each) => each.classList.remove("on"));
+    if (run !== undefined)
+      all(`.chart g[data-run="${run}"]`).forEach((each) => each.classList.add("on"));
+  };
+  document.addEventListener("pointerover", light);
+  for (const line of all(".chart g[data-run]")) {
+    const title = document.createElementNS(line.namespaceURI, "title");
+    title.textContent = one(`tr[data-run="${line.dataset.run}"] .name`)?.textContent.trim();
+    line.prepend(title);
+  }
+
   // What a reload would lose; a page in a folder may be unable to keep it, and works all the same.
   const key = `mqvae ${location.pathname}`;
   const heads = all("table.sortable th button");
