@@ -125,7 +125,7 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         y_ticks(axes, logarithmic, percent=percent)
         if not percent and not logarithmic:
-            axes.yaxis.set_major_formatter(even(axes.get_yticks()))
+            axes.yaxis.set_major_formatter(even(axes.get_yticks().tolist()))
 
     return drawing(draw, name=name, alt=alt, width=width)
 

@@ -140,12 +140,12 @@ def codes(runs: Sequence[Run]) -> Charts | None:
     if len(runs) > COLOURS:
         ordered = {i: np.sort(share[share > 0])[::-1] for i, share in shares.items()}
         lines = [Line(np.arange(1.0, len(y) + 1), y, i) for i, y in ordered.items()]
-        used = [f"{runs[i].name} {runs[i].codes_used[0]:,}" for i in shares]
+        told = [f"{runs[i].name} {runs[i].codes_used[0]:,}" for i in shares]
         svg = curves(
             lines,
             name="codes",
             xlabel="code, by rank",
-            alt=f"Share of every code, most frequent first. Codes used: {enumerate_words(used)}.",
+            alt=f"Share of every code, most frequent first. Codes used: {enumerate_words(told)}.",
             log=True,
             averaged=False,
             percent=True,

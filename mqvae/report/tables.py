@@ -59,6 +59,8 @@ def swept(settings: Settings) -> list[Column]:
         return []
     found = []
     for key, row in settings.differing.items():
+        if key == "steps":  # a column anyway
+            continue
         try:
             values = [None if value == "-" else float(value) for value in row]
         except ValueError:
