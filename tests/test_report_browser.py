@@ -182,7 +182,7 @@ def test_a_codeword_chosen_stands_out_in_codebook_and_images(opened, coded):
         slider.press("ArrowRight")
     told = slider.get_attribute("aria-valuetext")
     assert told.startswith("code 7, chosen 10 times (") and told.endswith(
-        "1 times in 1 of the 4 images"
+        "1 time in 1 of the 4 images"
     )
     # The third of three across: at the right, on top.
     inside, around = frame.bounding_box(), page.locator(".codebook img").bounding_box()

@@ -56,6 +56,7 @@
   split?.addEventListener("input", slide);
 
   // A codeword that is chosen stands out in the codebook and wherever the images have it.
+  const times = (n) => `${n.toLocaleString("en")} time${n === 1 ? "" : "s"}`;
   const numbers = (text) => text ? text.split(" ").map(Number) : [];
   const words = all("input.word");
   const tell = words.map((slider) => {
@@ -103,10 +104,10 @@
         text = `code ${order[place]}${groups > 1 ? ` of group ${group + 1}` : ""}`;
         if (chosen.length) {
           const share = 100 * chosen[place] / slider.dataset.choices;
-          text += chosen[place] ? `, chosen ${chosen[place].toLocaleString("en")} times ` +
+          text += chosen[place] ? `, chosen ${times(chosen[place])} ` +
             `(${share.toPrecision(2)}%)` : ", never chosen";
         }
-        if (map) text += `; ${found.length} times in ${among.size} of the ${images} images`;
+        if (map) text += `; ${times(found.length)} in ${among.size} of the ${images} images`;
       }
       slider.setAttribute("aria-valuetext", text);
       figure.querySelector(".told").textContent = text;
