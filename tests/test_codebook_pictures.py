@@ -163,8 +163,26 @@ def test_a_large_codebook_is_shown_in_part(runs, monkeypatch):
     monkeypatch.setattr(module, "_keep", lambda *_: None)
     assert decoded(read_run(runs("plain"))).words.startswith("20 codewords, the most used first")
     tokenizer = Tokenizer.from_run(runs("plain"), device="cpu")
-    sheet, words = module._codewords(tokenizer, [])
-    assert "in the order of their numbers" in words and sheet[..., 1].min() in (0, 255)
+    found = module._codewords(tokenizer, [])
+    assert "in the order of their numbers" in found.words
+    assert found.codewords[..., 1].min() in (0, 255) and found.chosen is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "groups"])
+def test_positions_of_images_know_their_codeword_in_the_picture(runs, kind):
+    run = read_run(runs(kind))
+    found = decoded(run)
+    tokenizer = Tokenizer.from_run(run.path, device="cpu")
+    originals = samples([run], [""], [Decoded("")]).rows[0][0].strip.tiles
+    codes = tokenizer.encode(originals[..., :1]).numpy().reshape(found.places.shape)
+    groups, shown = found.order.shape
+    for group in range(groups):
+        own = found.places[..., group]
+        assert (own // shown == group).all()
+        assert (found.order[group][own % shown] == codes[..., group]).all()
+    assert (found.chosen == [c[o] for c, o in zip(run.counts, found.order, strict=True)]).all()
+    assert (np.diff(found.chosen) <= 0).all()
+    assert (module._places(codes, found.order[:, :1]) >= -1).all()
 
 
 def test_damage_is_a_sentence_and_the_rest_is_there(runs, tmp_path):

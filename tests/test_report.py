@@ -209,7 +209,7 @@ class Page(HTMLParser):
     def table(self, start: str) -> list[dict[str, str]]:
         """Rows of the table whose caption starts so, cells by column heading."""
         head, *rows = next(rows for name, rows in self.tables.items() if name.startswith(start))
-        titles = [re.split(r" [↓↑×%]| ms| dB", title)[0] for title in head]
+        titles = [re.split(r" [↓↑×%]| ms| dB", " ".join(title.split()))[0] for title in head]
         cells = [[" ".join(cell.split()) for cell in row] for row in rows]
         return [dict(zip(titles, row, strict=True)) for row in cells]
 
@@ -277,7 +277,7 @@ def test_lead_and_title_name_data_updates_and_images(page: Page, tmp_path: Path)
 def test_settings_show_what_differs_and_fold_what_is_shared(page: Page) -> None:
     differing = {row.pop("Setting"): row for row in page.table("What differs")}
     assert list(differing["optimizer.codebook_lr"].values()) == ["0.0003", "0.06", "0.06"]
-    assert list(differing["update.init_args.xi"].values()) == ["-", "-", "1"]
+    assert list(differing["update.xi"].values()) == ["-", "-", "1"]
     shared = {row["Setting"]: row["Value"] for row in page.table("Shared")}
     assert shared["data.side"] == "28"
     assert shared["data.root"] == "none"
@@ -414,7 +414,7 @@ def test_evaluation_takes_precedence_and_brings_columns(three: list[Path], tmp_p
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     page = read([three[0], run], tmp_path / "r.html")
     first, second = page.table("Quality")
-    assert list(first)[6:9] == ["Gradient gap", "FID", "Cost of a step"]
+    assert list(first)[5:8] == ["Gradient gap", "FID", "Cost of a step"]
     assert (second["MSE"], second["PSNR"]) == ("7.00", "21.00")
     assert (second["FID"], first["FID"]) == ("31.5", "-")
     assert "FID: features of Inception." in page.text
@@ -435,7 +435,7 @@ def test_undescribed_numbers_are_columns_by_their_keys(tmp_path: Path) -> None:
     page = read(runs, tmp_path / "r.html")
     first, second = page.table("Quality")
     titles = ["mse", "psnr", "perplexity", "usage", "gradient gap", "my score"]
-    assert list(first)[2:8] == titles
+    assert list(first)[1:7] == titles
     assert (second["mse"], second["gradient gap"]) == ("0.00700", "0.000180")
     assert not page.best
     assert "b: mse 12.5% lower, at 1.00 times the cost of a step." in page.text
@@ -492,8 +492,8 @@ def test_another_task_has_its_own_columns_words_and_pictures(tmp_path: Path) -> 
         classify(tmp_path / "b", "B", 0.825, counts.T),
     ]
     page = read(runs, tmp_path / "r.html")
-    assert list(page.table("Quality")[0])[2:5] == ["Accuracy", "Entropy", "Cost of a step"]
-    assert [row["Update rule"] for row in page.table("Quality")] == ["VQ-C Joint"] * 2
+    assert list(page.table("Quality")[0])[1:4] == ["Accuracy", "Entropy", "Cost of a step"]
+    assert "Update rule of all: VQ-C, Joint." in page.text
     assert page.best == ["82.5"]
     assert "B: Accuracy 2.50 points higher (better), at 1.00 times" in page.text
     assert "Accuracy: share of images whose class is the likeliest." in page.text
@@ -563,7 +563,38 @@ def test_values_that_are_not_finite_are_shown_and_never_best(three: list[Path], 
 
 def test_more_runs_than_colours(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(i), f"Run {i}", rows=3) for i in range(9)]
-    assert len(read(runs, tmp_path / "r.html").table("Quality")) == 9
+    page = read(runs, tmp_path / "r.html")
+    assert len(page.table("Quality")) == 9
+    # One chart of code usage for all of them.
+    alts = [attributes["aria-label"] for tag, attributes in page.tags if "aria-label" in attributes]
+    assert sum("most frequent first. Codes used: Run 0" in alt for alt in alts) == 1
+
+
+def test_runs_of_a_sweep_are_called_by_what_differs_and_sorted_by_it(tmp_path: Path) -> None:
+    folders = ["seed=0,optimizer.codebook_lr=1e-3", "seed=0,optimizer.codebook_lr=6e-2"]
+    rates = (1e-3, 6e-2)
+    made = zip(folders, rates, strict=True)
+    runs = [make_run(tmp_path / f, "MQ-VAE", codebook_lr=rate, rows=3) for f, rate in made]
+    rows = read(runs, tmp_path / "r.html").table("Quality")
+    assert [row["Run"] for row in rows] == ["seed=0, codebook_lr=1e-3", "seed=0, codebook_lr=6e-2"]
+    assert [row["codebook lr"] for row in rows] == ["0.001", "0.06"]
+
+
+def test_runs_of_different_tasks_share_no_axis_and_no_verdict(tmp_path: Path) -> None:
+    counts = np.array([[8, 2], [1, 9]])
+    runs = [
+        make_run(tmp_path / "a", "A", rows=3),
+        make_run(tmp_path / "b", "B", rows=3, summary={"mse": 5e-3}),
+        classify(tmp_path / "c", "C", 0.8, counts),
+    ]
+    with (runs[2] / "config.yaml").open("a") as config:
+        config.write("task: {class_path: mqvae.Classification}\n")
+    page = read(runs, tmp_path / "r.html")
+    charts = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    losses = [alt for alt in charts if alt.startswith("Task loss against updates")]
+    assert len(losses) == 2 and "C" not in losses[0].split("Last")[1]
+    assert "B: MSE" in page.text and "C: MSE" not in page.text
+    assert "different tasks" in page.text
 
 
 def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_report import META, make_run
 
+from mqvae.report import page as module
 from mqvae.report import write_report
+from mqvae.report.codebook import Decoded
+from mqvae.report.strips import Strip
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -108,6 +112,8 @@ def test_what_is_filtered_out_leaves_all_of_the_page(opened, file):
     assert set(shown) == {"1"}
     box.fill("codebook_lr=0.06 Joint")
     assert names(page) == [NAMES[2]]
+    box.fill("codebook_lr=6e-2 data.side=28")  # a number however it is written; what all share
+    assert names(page) == NAMES[1:]
     box.fill("nothing like it")
     assert names(page) == []
     box.fill("")
@@ -145,6 +151,64 @@ def test_the_slider_uncovers_the_originals_from_the_keyboard(opened, file):
     assert pair.screenshot() == nothing
     slider.press("End")
     assert slider.input_value() == "100"
+
+
+@pytest.fixture
+def coded(runs, tmp_path, monkeypatch) -> Path:
+    """A page whose first run has six codewords, and images of two by two codes."""
+    places = np.zeros((4, 2, 2, 1), int)
+    places[0, 0, 1] = 2
+    found = Decoded(
+        "six codewords.",
+        codewords=np.full((17, 26, 2), 255, np.uint8),  # three across, two down, a pixel apart
+        codes=Strip(np.zeros((4, 28, 28, 3), np.uint8)),
+        different=2,
+        order=np.array([[9, 8, 7, 6, 5, 4]]),
+        chosen=np.array([[60, 30, 10, 0, 0, 0]]),
+        places=places,
+    )
+    monkeypatch.setattr(
+        module, "decoded", lambda run: found if run.path == runs[0] else Decoded("has none.")
+    )
+    return write_report(runs, tmp_path / "report.html")
+
+
+def test_a_codeword_chosen_stands_out_in_codebook_and_images(opened, coded):
+    page = opened(coded)
+    slider, frame = page.get_by_label("Codeword"), page.locator(".codebook span")
+    veils = page.locator(".samples .veil path")
+    assert slider.get_attribute("aria-valuetext") == "none chosen" and not frame.is_visible()
+    for _ in range(3):
+        slider.press("ArrowRight")
+    told = slider.get_attribute("aria-valuetext")
+    assert told.startswith("code 7, chosen 10 times (") and told.endswith(
+        "1 time in 1 of the 4 images"
+    )
+    # The third of three across: at the right, on top.
+    inside, around = frame.bounding_box(), page.locator(".codebook img").bounding_box()
+    assert abs(inside["x"] + inside["width"] - around["x"] - around["width"]) < 2
+    assert abs(inside["y"] - around["y"]) < 2
+    assert veils.count() == 2  # reconstructions and codes, of this run alone
+    assert all(each.get_attribute("d").count("M") == 2 for each in veils.all())
+    # A click on a codeword, and on a position of an image, chooses as well; again, and none is.
+    picture = page.locator(".codebook img")
+    picture.click(position={"x": 5, "y": around["height"] - 5})
+    assert slider.input_value() == "4" and "never chosen" in slider.get_attribute("aria-valuetext")
+    codes = page.locator("img[data-places]")
+    codes.click(position={"x": 3, "y": 3})
+    assert slider.input_value() == "1"
+    codes.click(position={"x": 3, "y": 3})
+    assert slider.input_value() == "0" and not frame.is_visible()
+
+
+def test_pictures_come_in_the_order_of_the_rows(opened, file):
+    page = opened(file)
+    page.get_by_role("columnheader", name="MSE").get_by_role("button").click()
+    kept = [NAMES[1], NAMES[0], NAMES[2]]
+    usage = page.locator("#usage figure h3").all_inner_texts()
+    assert [each.strip() for each in usage] == kept
+    rows = page.locator(".samples h3[data-run]").evaluate_all("all => all.map(e => e.dataset.run)")
+    assert rows == ["1", "0", "2"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -71,3 +71,12 @@ def test_a_run_that_has_just_begun_is_watched(tmp_path, monkeypatch):
 def test_what_is_no_run_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="is not a run"):
         watch([tmp_path / "nothing"], tmp_path / "r.html")
+
+
+def test_what_lies_beside_the_runs_is_passed_over(tmp_path, capsys):
+    run, out = make_run(tmp_path / "a", "A", rows=3), tmp_path / "report.html"
+    beside = tmp_path / "sweep.json"
+    beside.write_text("{}")
+    assert main(["report", str(run), str(beside), "--out", str(out)]) == 0
+    assert main(["report", str(beside), "--out", str(out)]) == 2
+    assert "sweep.json is not a run" in capsys.readouterr().err

@@ -248,7 +248,9 @@ def _report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from mqvae.report import watch, write_report
 
-    runs, out = [Path(run) for run in options.runs], Path(options.out)
+    given, out = [Path(run) for run in options.runs], Path(options.out)
+    # `runs/*` takes what lies beside the runs, too: a page, sweep.json.
+    runs = [run for run in given if not run.is_file()] or given
     if options.watch:
         print(f"{out}: written again until the runs have finished; Ctrl-C ends it", file=sys.stderr)
     print((watch if options.watch else write_report)(runs, out, title=options.title))

@@ -78,6 +78,8 @@ def curves(
     log: bool | None = None,
     zero: bool = False,
     width: int = WIDE,
+    averaged: bool = True,
+    percent: bool = False,
 ) -> Markup:
     """Curves over a shared axis; dense ones are smoothed, the raw values faint behind them.
 
@@ -89,6 +91,8 @@ def curves(
         log: logarithmic y; None means if the positive values span more than a decade.
         zero: mark y = 0.
         width: of the drawing, which the page scales; a smaller one has larger text.
+        averaged: dense ones are noisy, to be smoothed.
+        percent: y is a share.
     """
 
     def draw(axes: Axes) -> None:
@@ -103,7 +107,7 @@ def curves(
             drawable = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
             y = np.where(drawable, line.y, np.nan)
             style, colour = dash(line.run, line.kind), RUN.format(line.run % COLOURS)
-            if np.isfinite(y).sum() >= DENSE:
+            if averaged and np.isfinite(y).sum() >= DENSE:
                 raw = envelope(line.x, y, min(points, 300))
                 drawn = axes.plot(*raw, color=colour, alpha=0.22, lw=0.8)
                 drawn += axes.plot(
@@ -119,7 +123,9 @@ def curves(
         axes.set_xlabel(xlabel)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        y_ticks(axes, logarithmic)
+        y_ticks(axes, logarithmic, percent=percent)
+        if not percent and not logarithmic:
+            axes.yaxis.set_major_formatter(even(axes.get_yticks().tolist()))
 
     return drawing(draw, name=name, alt=alt, width=width)
 
@@ -213,6 +219,19 @@ def plain(value: float, _position: object = None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.10g}"
     return scientific(value)
+
+
+def even(ticks: Sequence[float]) -> Callable[..., str]:
+    """How to write the ticks of an axis: with equally many decimals.
+
+    >>> list(map(even([0.0, 0.05, 0.1]), [0.0, 0.05, 0.1])), even([-1.0, 0.0])(-1.0)
+    (['0.00', '0.05', '0.10'], '\N{MINUS SIGN}1')
+    """
+    known = [plain(float(tick)) for tick in ticks]
+    if any("10" in each and "·" in each for each in known):
+        return plain
+    decimals = max((len(each.partition(".")[2]) for each in known), default=0)
+    return lambda value, _position=None: f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percentage(value: float, _position: object = None) -> str:

@@ -11,7 +11,7 @@ import math
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from mqvae.tokenizer import Tokenizer
 
 KEPT = "codebook.npz"
-VERSION = "1"  # of what is drawn: another one is not taken from `KEPT`
+VERSION = "2"  # of what is drawn: another one is not taken from `KEPT`
+ARRAYS = ("codewords", "order", "chosen", "places")  # of what is drawn, kept by these names
 MOST = 1024  # codewords in a picture
 PIXELS = 2**24  # decoded for it at most: a network for large images shows fewer codewords
 BATCH = 2**20  # pixels decoded at once
+BESIDE, BETWEEN = 1, 8  # pixels between two codewords, and between the blocks of groups
 FAINT = 70  # of 255: how opaque a codeword is that was never chosen
 
 
@@ -42,12 +44,19 @@ class Decoded:
         codewords: They are decoded, in rows; bytes (H, W, grey or colour, and opacity).
         codes: The run's sample images in the colours of their codes.
         different: How many codes these images have.
+        order: The codes of the codewords shown (G, K), in the order of the picture.
+        chosen: How often the test set chose them (G, K); None where that was not counted.
+        places: Of each position of the sample images (N, h, w, G) the codeword in the picture,
+            group after group; -1 where it is not shown.
     """
 
     words: str
     codewords: np.ndarray | None = None
     codes: Strip | None = None
     different: int = 0
+    order: np.ndarray | None = None
+    chosen: np.ndarray | None = None
+    places: np.ndarray | None = None
 
 
 def decoded(run: Run) -> Decoded:
@@ -81,15 +90,31 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
         return Decoded("does not quantize: it has no codebook.")
     strip = read_strip(originals) if originals else None
     with torch.no_grad():
-        codes, different = _codes(tokenizer, strip) if strip else (None, 0)
+        codes, coloured = _codes(tokenizer, strip) if strip else (None, None)
+        different = (
+            0 if codes is None else len(np.unique(codes.reshape(-1, codes.shape[-1]), axis=0))
+        )
         try:
-            codewords, words = _codewords(tokenizer, run.counts)
+            found = _codewords(tokenizer, run.counts)
         except ValueError as error:
-            codewords, words = None, f"cannot be shown: {error}"
-    return Decoded(words, codewords, codes, different)
+            return Decoded(f"cannot be shown: {error}", codes=coloured, different=different)
+    assert found.order is not None
+    places = None if codes is None else _places(codes, found.order)
+    return replace(found, codes=coloured, different=different, places=places)
 
 
-def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
+def _places(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Codes (N, h, w, G) by their place in the picture, -1 where they are not in it."""
+    shown = order.shape[1]
+    found = np.full(codes.shape, -1, np.int32)
+    for group, own in enumerate(order):
+        where = np.full(max(int(codes.max()), int(own.max())) + 1, -1, np.int32)
+        where[own] = group * shown + np.arange(shown)
+        found[..., group] = where[codes[..., group]]
+    return found
+
+
+def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> Decoded:
     """Every codeword on the whole of the decoder's map, and of the image the middle.
 
     Of a codeword's own group that is: the other groups, or stages, have their most used codeword.
@@ -106,17 +131,17 @@ def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> tuple[np.n
     usual = torch.tensor([int(each[0]) for each in order])
     blocks, dead = [], 0
     for group, codes in enumerate(order):
-        chosen = usual.repeat(shown, 1)  # (shown, G)
-        chosen[:, group] = torch.from_numpy(codes[:shown].copy())
+        alone = usual.repeat(shown, 1)  # (shown, G)
+        alone[:, group] = torch.from_numpy(codes[:shown].copy())
         tiles = np.concatenate(
-            [_middle(tokenizer, part) for part in chosen.split(max(BATCH // side**2, 1))]
+            [_middle(tokenizer, part) for part in alone.split(max(BATCH // side**2, 1))]
         )
         opacity = np.full((*tiles.shape[:3], 1), 255, np.uint8)
         if known:
             unused = counts[group][codes[:shown]] == 0
             opacity[unused] = FAINT
             dead += int(unused.sum())
-        blocks.append(_in_rows(np.concatenate([tiles, opacity], -1), gap=1))
+        blocks.append(_in_rows(np.concatenate([tiles, opacity], -1), gap=BESIDE))
     what = "codewords" if total == shown else f"of {total:,} codewords"
     words = f"{shown:,} {what}{' in each group' if groups > 1 else ''}"
     words += ", the most used first, row by row" if known else ", in the order of their numbers"
@@ -124,7 +149,10 @@ def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> tuple[np.n
         words += f"; faint: {dead:,} that were never chosen"
     if groups > 1:
         words += "; a block for each group, the others at their most used codeword"
-    return _in_rows(np.stack(blocks), gap=8), f"{words}."
+    listed = np.stack([codes[:shown] for codes in order])
+    chosen = np.stack([counts[g][listed[g]] for g in range(groups)]) if known else None
+    picture = _in_rows(np.stack(blocks), gap=BETWEEN)
+    return Decoded(f"{words}.", picture, order=listed, chosen=chosen)
 
 
 def _middle(tokenizer: Tokenizer, codes: Tensor) -> np.ndarray:
@@ -153,8 +181,8 @@ def _in_rows(tiles: np.ndarray, *, gap: int) -> np.ndarray:
     return sheet.reshape(rows * height, columns * width, channels)[:-gap, :-gap]
 
 
-def _codes(tokenizer: Tokenizer, strip: Strip) -> tuple[Strip, int]:
-    """Images in the colours of their codes, and how many codes they have.
+def _codes(tokenizer: Tokenizer, strip: Strip) -> tuple[np.ndarray, Strip]:
+    """The codes of images (N, h, w, G), and the images in the colours of them.
 
     Colours are the first three principal directions of the codewords chosen: near codewords have
     near colours, whatever their numbers.
@@ -177,8 +205,8 @@ def _codes(tokenizer: Tokenizer, strip: Strip) -> tuple[Strip, int]:
     maps = colours.reshape(-1, height, width, 3)
     pixel = np.arange(strip.side)
     enlarged = maps[:, pixel * height // strip.side][:, :, pixel * width // strip.side]
-    groups = codes.cpu().numpy().reshape(-1, tokenizer.network.quantizer.groups)
-    return Strip(enlarged), len(np.unique(groups, axis=0))
+    groups = tokenizer.network.quantizer.groups
+    return codes.cpu().numpy().reshape(-1, height, width, groups), Strip(enlarged)
 
 
 def _fingerprint(files: Sequence[Path | None]) -> str:
@@ -196,8 +224,12 @@ def _kept(file: Path, made_of: str) -> Decoded | None:
             if str(kept["made_of"]) != made_of:
                 return None
             codes = Strip(kept["codes"]) if "codes" in kept else None
-            different = int(kept["different"])
-            return Decoded(str(kept["words"]), kept.get("codewords"), codes, different)
+            return Decoded(
+                str(kept["words"]),
+                codes=codes,
+                different=int(kept["different"]),
+                **{name: kept.get(name) for name in ARRAYS},
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -206,8 +238,7 @@ def _keep(file: Path, made_of: str, found: Decoded) -> None:
     """Keep pictures in the run, whole or not at all; a run that cannot be written to is fine."""
     arrays: dict[str, Any] = {"made_of": made_of, "words": found.words}
     arrays["different"] = found.different
-    if found.codewords is not None:
-        arrays["codewords"] = found.codewords
+    arrays |= {name: each for name in ARRAYS if (each := getattr(found, name)) is not None}
     if found.codes is not None:
         arrays["codes"] = found.codes.tiles
     partial = file.with_name(f".{file.name}.{os.getpid()}.tmp.npz")

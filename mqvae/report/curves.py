@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
 
-from mqvae.report.charts import DENSE, NARROW, Line, Mark, curves, mark, ranks
+from mqvae.report.charts import COLOURS, DENSE, NARROW, Line, Mark, curves, mark, ranks
 from mqvae.report.run import Run
 from mqvae.report.words import enumerate_words
 
@@ -32,63 +32,87 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside each other, the legend of all of them, and whether raw values are faint."""
+    """Charts beside each other, the legend of all of them, and whether raw values are faint.
+
+    `title` says what the runs have in common, where a page has others.
+    """
 
     charts: Sequence[Chart]
     legend: Sequence[Mark] = ()
     smoothed: bool = False
+    title: str = ""
 
 
-def training(runs: Sequence[Run]) -> Charts | None:
-    """Loss and perplexity, against updates and against time; None if no run logged a step."""
+def training(runs: Sequence[Run]) -> list[Charts]:
+    """Loss and perplexity, against updates and against time, of runs that can be compared."""
     shown = [i for i, run in enumerate(runs) if len(run.column("step"))]
-    if not shown:
-        return None
+    return [_training(runs, members, title) for title, members in _comparable(runs, shown)]
+
+
+def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
     validated = [i for i in shown if np.isfinite(runs[i].column("validation")).any()]
+    # Where dashes tell runs apart they cannot tell what is validation: that has its own chart.
+    many = len(runs) > COLOURS
+    drawn = {"task": "Task loss", "perplexity": "Perplexity of a batch"}
+    drawn |= {"validation": "Validation loss"} if many and validated else {}
     charts = []
-    for key, quantity in (("task", "Task loss"), ("perplexity", "Perplexity of a batch")):
+    for key, quantity in drawn.items():
         for column, size, against, xlabel in _axes(runs, shown):
             lines = [Line(runs[i].column(column) / size, runs[i].column(key), i) for i in shown]
-            if key == "task":
+            if key == "validation":
+                lines = [
+                    replace(_validation(runs[i], i, column, size), kind="first") for i in validated
+                ]
+            if key == "task" and not many:
                 lines += [_validation(runs[i], i, column, size) for i in validated]
             title = f"{quantity} against {against}"
             svg = curves(
                 lines,
-                name=f"{key}-{column}",
+                name=f"{key}-{column}-{shown[0]}",
                 xlabel=xlabel,
                 alt=_describe(f"{title}.", runs, lines, "validation"),
-                log=None if key == "task" else False,
+                log=False if key == "perplexity" else None,
             )
             charts.append(Chart(title, svg, against=column))
     legend = [mark(runs[i].name, i) for i in shown]
-    legend += [mark("validation", kind="second")] if validated else []
-    return Charts(charts, legend, any(len(runs[i].column("step")) >= DENSE for i in shown))
+    legend += [mark("validation", kind="second")] if validated and not many else []
+    smoothed = any(len(runs[i].column("step")) >= DENSE for i in shown)
+    return Charts(charts, legend, smoothed, kind)
 
 
-def dynamics(runs: Sequence[Run]) -> Charts | None:
-    """Norms, ratio and cosine of the two parts of the hypergradient; None if no run has any."""
+def dynamics(runs: Sequence[Run]) -> list[Charts]:
+    """Norms, ratio and cosine of the two parts of the hypergradient, of comparable runs."""
     shown = [i for i, run in enumerate(runs) if run.has_dynamics]
-    if not shown:
-        return None
-    charts = []
+    return [_dynamics(runs, members, title) for title, members in _comparable(runs, shown)]
+
+
+def _dynamics(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
+    charts, many = [], len(runs) > COLOURS
     for column, size, against, xlabel in _axes(runs, shown):
-        norms, ratios, cosines = [], [], []
+        directs, indirects, ratios, cosines = [], [], [], []
         for i in shown:
             x, direct = runs[i].column(column) / size, runs[i].column("direct_norm")
             indirect = runs[i].column("indirect_norm")
             known = np.isfinite(direct) & (direct > 0)
             ratio = np.divide(indirect, direct, out=np.full_like(direct, np.nan), where=known)
-            norms += [Line(x, direct, i), Line(x, indirect, i, "second")]
+            directs.append(Line(x, direct, i))
+            indirects.append(Line(x, indirect, i, "first" if many else "second"))
             ratios.append(Line(x, ratio, i))
             cosines.append(Line(x, runs[i].column("cosine"), i))
+        norms = {"Norms of the direct and the indirect part": [*directs, *indirects]}
+        if many:
+            norms = {"Norm of the direct part": directs, "Norm of the indirect part": indirects}
         for title, name, lines, log, zero in (
-            ("Norms of the direct and the indirect part", "norms", norms, True, False),
+            *(
+                (title, f"norms{n}", own, True, False)
+                for n, (title, own) in enumerate(norms.items())
+            ),
             ("Indirect over direct norm", "ratio", ratios, None, False),
             ("Cosine between the two parts", "cosine", cosines, False, True),
         ):
             svg = curves(
                 lines,
-                name=f"{name}-{column}",
+                name=f"{name}-{column}-{shown[0]}",
                 xlabel=xlabel,
                 alt=_describe(f"{title}, against {against}.", runs, lines, "indirect"),
                 log=log,
@@ -97,11 +121,15 @@ def dynamics(runs: Sequence[Run]) -> Charts | None:
             )
             charts.append(Chart(title, svg, against=column))
     kinds = [mark("direct part"), mark("indirect part", kind="second")]
-    return Charts(charts, [mark(runs[i].name, i) for i in shown] + kinds)
+    legend = [mark(runs[i].name, i) for i in shown] + ([] if many else kinds)
+    return Charts(charts, legend, title=kind)
 
 
 def codes(runs: Sequence[Run]) -> Charts | None:
-    """How often each code is chosen, one chart per run, same axes; None if none was counted."""
+    """How often each code is chosen, same axes for comparable runs; None if none was counted.
+
+    One chart per run, or all of them in one where there are more than colours.
+    """
     shares = {
         i: np.concatenate(run.counts) / sum(group.sum() for group in run.counts)
         for i, run in enumerate(runs)
@@ -109,10 +137,27 @@ def codes(runs: Sequence[Run]) -> Charts | None:
     }
     if not shares:
         return None
-    positive = np.concatenate([share[share > 0] for share in shares.values()])
+    if len(runs) > COLOURS:
+        ordered = {i: np.sort(share[share > 0])[::-1] for i, share in shares.items()}
+        lines = [Line(np.arange(1.0, len(y) + 1), y, i) for i, y in ordered.items()]
+        told = [f"{runs[i].name} {runs[i].codes_used[0]:,}" for i in shares]
+        svg = curves(
+            lines,
+            name="codes",
+            xlabel="code, by rank",
+            alt=f"Share of every code, most frequent first. Codes used: {enumerate_words(told)}.",
+            log=True,
+            averaged=False,
+            percent=True,
+        )
+        total = max(len(each) for each in shares.values())
+        title = f"Share of a code, of up to {total:,}"
+        return Charts([Chart(title, svg)], [mark(runs[i].name, i) for i in shares])
     charts = []
     for i, share in shares.items():
         used, total = runs[i].codes_used
+        peers = [each for j, each in shares.items() if runs[j].kind == runs[i].kind]
+        positive = np.concatenate([each[each > 0] for each in peers])
         title = (
             f"{used:,} of {total:,} codes used, {total - used:,} dead, "
             f"perplexity {runs[i].perplexity:,.1f}"
@@ -122,12 +167,24 @@ def codes(runs: Sequence[Run]) -> Charts | None:
             run=i,
             name=f"codes-{i}",
             alt=f"{runs[i].name}: share of every code, most frequent first; {title}.",
-            total=max(len(each) for each in shares.values()),
+            total=max(map(len, peers)),
             lowest=float(positive.min()),
             highest=float(positive.max()),
         )
         charts.append(Chart(title, svg, mark(runs[i].name, i)))
     return Charts(charts)
+
+
+def _comparable(runs: Sequence[Run], shown: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """Runs of one kind, and what kind; losses of others share no axis with theirs."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i in shown:
+        groups.setdefault(runs[i].kind, []).append(i)
+    several = len({run.kind for run in runs}) > 1
+    return [
+        (", ".join(filter(None, kind)) if several else "", members)
+        for kind, members in groups.items()
+    ]
 
 
 def _axes(runs: Sequence[Run], shown: Sequence[int]) -> tuple[tuple[str, float, str, str], ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mqvae.report.charts import mark
+from mqvae.report.charts import COLOURS, mark
 from mqvae.report.codebook import decoded
 from mqvae.report.curves import codes, dynamics, training
 from mqvae.report.limits import limits
@@ -21,9 +21,11 @@ from mqvae.report.tables import (
     comparisons,
     details,
     figures,
+    one_rule,
     results,
     settings,
     sought,
+    swept,
     written,
 )
 from mqvae.report.words import count, enumerate_words
@@ -95,7 +97,9 @@ def render(
             lead=_lead(runs, datasets),
             runs=runs,
             marks=[mark(run.name, i) for i, run in enumerate(runs)],
-            columns=results(runs),
+            columns=[*swept(found), *results(runs)],
+            rule=one_rule(runs),
+            many=len(runs) > COLOURS,
             comparisons=comparisons(runs),
             notes=_notes(runs),
             figures=[figure for figure in figures(runs).values() if figure.protocol],
@@ -108,6 +112,7 @@ def render(
             codes=codes(runs),
             limits=limits(runs),
             settings=found,
+            example=next((f"{key}={row[0]}" for key, row in found.differing.items()), "seed=0"),
             sought=sought(runs, found),
             reload=reload,
             origins=_origins(runs),
@@ -150,7 +155,8 @@ def _lead(runs: Sequence[Run], datasets: Sequence[str]) -> str:
         sentence += f" for {updates:,} updates{each}"
     sentence += f" on {enumerate_words(datasets)}"
     for images, split in tested if len(tested) == 1 else ():
-        sentence += f" and measured on {same}{images:,} {split} images"
+        done = "" if all(run.protocol for run in runs) else ", where finished,"
+        sentence += f" and{done} measured on {same}{images:,} {split} images"
     return f"{sentence}."
 
 
@@ -162,6 +168,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     described = {(key, protocol) for key, protocol in described if protocol}
     if len({run.dataset for run in runs}) > 1:
         notes.append("The runs were trained on different data: their rows cannot be compared.")
+    elif len({run.kind for run in runs}) > 1:
+        notes.append("The runs have different tasks: their rows cannot be compared.")
     elif len(protocols) > 1 or len({key for key, _ in described}) < len(described):
         notes.append("The runs were measured under different protocols (below): compare with care.")
     if len({run.steps for run in runs if run.finished}) > 1:

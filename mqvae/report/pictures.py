@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mqvae.report.charts import Mark, mark
-from mqvae.report.codebook import Decoded
+from mqvae.report.codebook import BESIDE, BETWEEN, Decoded
 from mqvae.report.files import read_matrix
 from mqvae.report.run import Picture, Run
 from mqvae.report.strips import Strip, data_uri, encode, encode_strips, read_strip
@@ -34,6 +34,7 @@ class Row:
         strip: The images.
         run: Whose they are; None for references.
         group: Number of the references whose columns it has; None where there are none.
+        places: Of codes, which codewords of the picture they are, (N, h, w, G).
     """
 
     label: str
@@ -42,6 +43,7 @@ class Row:
     strip: Strip | None
     run: int | None = None
     group: int | None = None
+    places: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,28 @@ class Samples:
 
 @dataclass(frozen=True)
 class Codebook:
-    """The codewords of one run, decoded: what they show, the picture, its size in pixels."""
+    """The codewords of one run, decoded.
+
+    Attributes:
+        mark: The run.
+        words: What they show.
+        uri: The picture.
+        size: Of the picture, in pixels.
+        order: The codes, group after group.
+        chosen: How often each was chosen; none where that was not counted.
+        groups: How many groups there are, a block of the picture each.
+        choices: What those of a group add up to, shown or not.
+    """
 
     mark: Mark
     words: str
     uri: str
     size: tuple[int, int]
+    order: Sequence[int] = ()
+    chosen: Sequence[int] = ()
+    groups: int = 1
+    choices: int = 0
+    gaps = (BESIDE, BETWEEN)
 
     @property
     def width(self) -> int:
@@ -129,7 +147,7 @@ def samples(
     groups = _groups(listed, strips)
     rows: list[Row] = []
     for number, members in enumerate(groups):
-        names = enumerate_words([runs[i].name for i in sorted(members)])
+        names = enumerate_words([runs[i].name for i in sorted(members) if listed[i]])
         of = f"of {names}" if len(groups) > 1 else ""
         references = [each for each in listed[members[0]] if each.reference]
         found = [(p.title, strip) for p in references if (strip := strips[p.file])]
@@ -143,8 +161,8 @@ def samples(
                 rows.append(Row(runs[i].name, detail, shows, strips[p.file], i, group))
             if codes := decoded[i].codes:
                 detail = f"{decoded[i].different:,} different codes"
-                rows.append(Row(runs[i].name, detail, CODES, codes, i, group))
-            if not own:
+                rows.append(Row(runs[i].name, detail, CODES, codes, i, group, decoded[i].places))
+            if not own and not (listed[i] or runs[i].pictures):  # else it has others, below
                 shows = "no samples yet" if runs[i].pictures is None else "nothing to show"
                 rows.append(Row(runs[i].name, details[i], shows, None, i))
     shown = [row for row in rows if row.strip]
@@ -179,10 +197,24 @@ def codebooks(runs: Sequence[Run], decoded: Sequence[Decoded]) -> Codebooks:
             missing.setdefault(each.words, []).append(run.name)
     return Codebooks(
         [
-            Codebook(mark(runs[i].name, i), decoded[i].words, uri, image.size)
+            _codebook(runs[i], i, decoded[i], uri, image.size)
             for i, uri, image in zip(shown, uris, images, strict=True)
         ],
         [f"{enumerate_words(names)}: {words}" for words, names in missing.items()],
+    )
+
+
+def _codebook(run: Run, index: int, found: Decoded, uri: str, size: tuple[int, int]) -> Codebook:
+    order = np.empty((1, 0), int) if found.order is None else found.order
+    return Codebook(
+        mark(run.name, index),
+        found.words,
+        uri,
+        size,
+        order=order.ravel().tolist(),
+        chosen=[] if found.chosen is None else found.chosen.ravel().tolist(),
+        groups=len(order),
+        choices=int(run.counts[0].sum()) if run.counts else 0,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -105,6 +106,12 @@ class Run:
         return dataset_title(name or self.summary.get("dataset"))
 
     @property
+    def kind(self) -> tuple[str, str]:
+        """What it learned from what: runs of one kind have figures that can be compared."""
+        task = _class_name(_mapping(self.config.get("task")).get("class_path", ""))
+        return self.dataset, task
+
+    @property
     def rule(self) -> tuple[str, str]:
         """What the field calls the update rule, or else its class; then what further is known."""
         method = self.summary.get("method")
@@ -169,6 +176,8 @@ def is_number(value: object) -> TypeGuard[float]:
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Read run folders; runs of the same name get their folder's name behind it.
 
+    Those of a sweep, whose folders say what differs, are called by that alone.
+
     Raises:
         ValueError: no paths, a path that is not a run, or a damaged file in one.
     """
@@ -176,12 +185,25 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         raise ValueError("no runs: expected at least one folder that `mqvae train` wrote, got none")
     runs = [read_run(Path(path)) for path in paths]
     names = [run.name for run in runs]
+    folders = [run.path.resolve().name for run in runs]
+    short = [_short(folder) for folder in folders]
+    if len(runs) > 1 and all(short) and len(set(names)) == 1 and len(set(short)) == len(short):
+        return [replace(run, name=name) for run, name in zip(runs, short, strict=True)]
     return [
-        replace(run, name=f"{run.name} ({run.path.resolve().name})")
-        if names.count(run.name) > 1
-        else run
-        for run in runs
+        replace(run, name=f"{run.name} ({folder})") if names.count(run.name) > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
     ]
+
+
+def _short(folder: str) -> str:
+    """What the folder of a sweep's run says, each setting by the end of its name; else nothing.
+
+    >>> _short("seed=0,optimizer.codebook_lr=1e-2"), _short("first")
+    ('seed=0, codebook_lr=1e-2', '')
+    """
+    if not re.fullmatch(r"[\w.]+=[^,=]+(,[\w.]+=[^,=]+)*", folder):
+        return ""
+    return ", ".join(re.sub(r"^(\w+\.)*", "", part) for part in folder.split(","))
 
 
 def read_run(path: Path) -> Run:

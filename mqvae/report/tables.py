@@ -10,6 +10,8 @@ from typing import Any
 from mqvae.report.run import Figure, Run
 from mqvae.report.words import aligned, duration, scientific
 
+FEW = 3  # settings up to which those that differ have columns of the results
+
 
 @dataclass(frozen=True)
 class Column:
@@ -22,6 +24,8 @@ class Column:
     best: frozenset[int] = frozenset()
     ratios: Sequence[str] = field(default=())
     """Beside the cells, in small print."""
+    setting: bool = False
+    """It is one of what was set, not of what came out."""
     values: Sequence[float | None] = field(default=())
     """What the cells say, to sort by."""
 
@@ -49,16 +53,52 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
     return found
 
 
+def swept(settings: Settings) -> list[Column]:
+    """The settings that differ where there are few of them, to read and sort the results by."""
+    if len(settings.differing) > FEW:
+        return []
+    found = []
+    for key, row in settings.differing.items():
+        if key == "steps":  # a column anyway
+            continue
+        try:
+            values = [None if value == "-" else float(value) for value in row]
+        except ValueError:
+            continue
+        found.append(
+            Column(key.rpartition(".")[2].replace("_", " "), row, setting=True, values=values)
+        )
+    return found
+
+
+def one_rule(runs: Sequence[Run]) -> str:
+    """The update rule of all runs, in words; nothing where there are several, or one run."""
+    rules = {", ".join(filter(None, run.rule)) for run in runs if run.finished}
+    if len(runs) == 1 or len(rules) != 1:
+        return ""
+    updates = {written(run.config.get("update")) for run in runs}
+    return rules.pop() if len(updates) == 1 else ""
+
+
 def results(runs: Sequence[Run]) -> list[Column]:
     """What the runs measured, and beside it what a step costs."""
     columns = [_column(runs, key, figure) for key, figure in figures(runs).items()]
     seconds = [run.number("seconds_per_step") for run in runs]
     times = [run.seconds for run in runs]
     cost = aligned([None if s is None else 1e3 * s for s in seconds], most=2)
-    ratios = ["" if s is None or not seconds[0] else f"{s / seconds[0]:.2f}×" for s in seconds]
+    ratios = [
+        "" if s is None or not seconds[0] or len(runs) == 1 else f"{s / seconds[0]:.2f}×"
+        for s in seconds
+    ]
     return [
         *columns,
-        Column("Cost of a step", cost, unit="ms", ratios=ratios, values=seconds),
+        Column(
+            "Cost\N{NO-BREAK SPACE}of a\N{NO-BREAK SPACE}step",
+            cost,
+            unit="ms",
+            ratios=ratios,
+            values=seconds,
+        ),
         Column("Training time", [duration(s) for s in times], values=times),
         Column("Updates", [_updates(run) for run in runs], values=[run.steps for run in runs]),
     ]
@@ -80,6 +120,8 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[int, str]]:
     reference, cost = runs[0].number(key), runs[0].number("seconds_per_step")
     found = []
     for i, run in enumerate(runs[1:], start=1):
+        if run.kind != runs[0].kind:
+            continue
         value, seconds = run.number(key), run.number("seconds_per_step")
         if value is not None and reference is not None:
             verdict = _compare(figure, value, reference)
@@ -112,7 +154,10 @@ def _column(runs: Sequence[Run], key: str, figure: Figure) -> Column:
     # A decibel is a logarithm: its fourth digit is a difference to be seen.
     shown = aligned(values, digits=4 if figure.unit == "dB" else 3)
     unit = figure.unit or ("" if figure.scale == 1 else f"×{scientific(figure.scale)}")
-    winners = best(values, shown, figure.better)
+    winners: frozenset[int] = frozenset()
+    for kind in {run.kind for run in runs}:
+        own = [v if run.kind == kind else None for v, run in zip(values, runs, strict=True)]
+        winners |= best(own, shown, figure.better)
     return Column(figure.title, shown, figure.better, unit, winners, values=raw)
 
 
@@ -158,14 +203,20 @@ def sought(runs: Sequence[Run], settings: Settings) -> list[tuple[str, str]]:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys and written values; an empty group has no line.
+    """Nested settings as options of `mqvae train` and written values; an empty group has no line.
 
     >>> flatten({"data": {"side": 28, "root": None}, "devices": [0, 1]})
     {'data.side': '28', 'data.root': 'none', 'devices': '0, 1'}
+    >>> flatten({"update": {"class_path": "mqvae.Meta", "init_args": {"xi": 1.0}}})
+    {'update': 'mqvae.Meta', 'update.xi': '1'}
     """
     flat: dict[str, str] = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if key == "class_path" and prefix:
+            flat[prefix.removesuffix(".")] = written(value)
+        elif key == "init_args" and isinstance(value, dict):
+            flat |= flatten(value, prefix)
+        elif isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = written(value)

@@ -18,7 +18,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const next = now === null ? first : now === first ? second : null;
       heads.forEach((each) => each.removeAttribute("aria-sort"));
       table.classList.toggle("sorted", next !== null);
-      if (next === null) { body.append(...original); return; }
+      const done = () => document.dispatchEvent(new CustomEvent("sorted", { detail: [...body.rows] }));
+      if (next === null) { body.append(...original); done(); return; }
       head.setAttribute("aria-sort", next);
       const sign = next === "ascending" ? 1 : -1;
       const compare = (a, b) => {
@@ -28,6 +29,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
         return sign * (numbers ? left - right : left.localeCompare(right));
       };
       body.append(...[...original].sort(compare));
+      done();
     });
   });
 }
