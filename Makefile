@@ -60,7 +60,7 @@ format: install ## formats the code and mends what can be mended
 	$(python) -m ruff format .
 
 docs: install ## the documentation as a site, in site/; ARGS=serve shows it as it changes
-	$(python) -m mkdocs $(or $(ARGS),build)
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs $(or $(ARGS),build)
 
 clean: ## removes caches and builds; runs and the environment stay
 	rm -rf build dist site .pytest_cache .hypothesis .ruff_cache .mypy_cache

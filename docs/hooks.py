@@ -61,9 +61,11 @@ def mathml(tex: str, element: str, page: Page) -> str:
     """MathML of what stands between dollars; browsers draw it without a script."""
     display = "block" if element == "div" else "inline"
     result = convert(html.unescape(tex).strip(), display=display)
+    # A bar of a norm would stretch to what its exponent needs.
+    result = result.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')
     if unknown := re.search(r"\\[A-Za-z]+", result):
         log.warning("%s: latex2mathml does not know %s", page.file.src_uri, unknown[0])
-    return result
+    return f"<div>{result}</div>" if element == "div" else result
 
 
 def commands() -> str:
