@@ -41,8 +41,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown += commands()
     beside = page.file.generated_by is not None
     home = posixpath.dirname(uri if beside else f"docs/{uri}")
-    return re.sub(
+    markdown = re.sub(
         r"(?<=\]\()(?!\w+:)[^)\s#]+", lambda link: site_link(link[0], home, uri), markdown
+    )
+    # On a code host a link is called by its file, here by its page.
+    return re.sub(
+        r"\[[\w/.-]+\.md\](?=\(([^)\s#]+))",
+        lambda link: f"[{title(link[1], uri, files) or link[0][1:-1]}]",
+        markdown,
     )
 
 
@@ -55,6 +61,15 @@ def site_link(link: str, home: str, uri: str) -> str:
     """A link of a page in the folder `home` of the repository, as it is where docs/ is the root."""
     there = posixpath.normpath(posixpath.join(home, link)).removeprefix("docs/")
     return posixpath.relpath(there, posixpath.dirname(uri) or ".")
+
+
+def title(link: str, uri: str, files: Files) -> str | None:
+    """What the page is called that `link` on the page `uri` leads to."""
+    there = files.get_file_from_path(
+        posixpath.normpath(posixpath.join(posixpath.dirname(uri), link))
+    )
+    heading = there and re.match(r"# ([^:\n]+)", there.content_string)
+    return f"*{heading[1]}*" if heading else None
 
 
 def mathml(tex: str, element: str, page: Page) -> str:
