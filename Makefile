@@ -103,7 +103,7 @@ $(installed): pyproject.toml constraints.txt
 	  "$$found" -m venv $$clear "$(VENV)"; \
 	fi; \
 	echo "Installing mqvae and its dependencies into $(VENV):" \
-	  "about 5.5 GB the first time, most of it PyTorch"; \
+	  "about 6.6 GB the first time, most of it PyTorch"; \
 	TMPDIR=$$(cd "$(VENV)" && mktemp -d "$$PWD/tmp.XXXXXX"); export TMPDIR; \
 	trap 'rm -rf "$$TMPDIR"' EXIT; \
 	$(python) -m pip install --progress-bar off -c constraints.txt -e '.[dev]' \

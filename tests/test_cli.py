@@ -134,8 +134,10 @@ BAD_INPUT = {
         [*TRAIN, "--out", "images", "--overwrite"],
         "images is not a run, so --overwrite leaves it alone",
     ),
-    "a file to overwrite": ([*TRAIN, "--out", "nine.png", "--overwrite"], "nine.png is not a run"),
+    "out is a file": ([*TRAIN, "--out", "nine.png"], "nine.png is a file: --out takes a folder"),
+    "a file to overwrite": ([*TRAIN, "--out", "nine.png", "--overwrite"], "nine.png is a file"),
     "out inside a file": ([*TRAIN, "--out", "nine.png/run"], "Not a directory"),
+    "a run for a preset": (["train", "./run"], "`mqvae train --resume ./run` goes on with it"),
     **{
         f"{name} of nothing": ([*arguments], "nowhere is not a run: there is no such folder")
         for name, arguments in {
@@ -147,12 +149,24 @@ BAD_INPUT = {
     },
     "resume no run": (["train", "--resume", "images"], "images is not a run: it has no config"),
     "evaluate no run": (["evaluate", "images"], "images is not a run: it has no config.yaml"),
+    "no processes": (["evaluate", "run", "--devices", "0"], "devices must be 1 or more, got 0."),
     # Images.
     "no such image": (
         ["encode", "run", "nowhere.png", "--out", "new.npz"],
         "there is no 'nowhere.png'",
     ),
-    "unreadable": (["encode", "run", "broken.png", "--out", "new.npz"], "broken.png cannot be"),
+    "unreadable": (
+        ["encode", "run", "broken.png", "--out", "new.npz"],
+        "got: none that is known; replace",
+    ),
+    "out in no folder": (
+        ["report", "run", "--out", "/proc/nowhere/report.html"],
+        "/proc/nowhere: No such file or directory. Check the path.",
+    ),
+    "out where none can write": (
+        ["report", "run", "--out", "/proc/report.html"],
+        "/proc/report.html: No such file or directory. Check the path.",
+    ),
     "channels of images": (
         ["encode", "run", "colour.png", "--out", "new.npz"],
         "colour.png has images of 3 channels, the run was trained on 1: --fit",
@@ -212,6 +226,7 @@ def test_debug_shows_the_traceback(there, capsys, arguments):
 YAML_FILES = {
     "missing": (None, "there is no file new.yaml"),
     "nothing": ("base: paper\nsteps:", "steps expects a value, got none"),
+    "base": ("base: digits-tyni", "new.yaml: there is no preset 'digits-tyni'. Did you mean"),
     "class": ("base: paper\nupdate: {class_path: mqvae.Mta}", "no choice 'Mta'. Did you mean 'Me"),
 }
 
