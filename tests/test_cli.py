@@ -1,5 +1,6 @@
 """mqvae.cli: what a person types, what comes back, and what bad input meets."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 from PIL import Image
 
 from mqvae.cli import main
+from mqvae.cli.parser import text_of
 from mqvae.runs import Run
 from mqvae.settings import preset_names
 from mqvae.tokenizer import Codes
@@ -159,14 +161,6 @@ BAD_INPUT = {
         ["encode", "run", "broken.png", "--out", "new.npz"],
         "got: none that is known; replace",
     ),
-    "out in no folder": (
-        ["report", "run", "--out", "/proc/nowhere/report.html"],
-        "/proc/nowhere: No such file or directory. Check the path.",
-    ),
-    "out where none can write": (
-        ["report", "run", "--out", "/proc/report.html"],
-        "/proc/report.html: No such file or directory. Check the path.",
-    ),
     "channels of images": (
         ["encode", "run", "colour.png", "--out", "new.npz"],
         "colour.png has images of 3 channels, the run was trained on 1: --fit",
@@ -205,6 +199,14 @@ def test_bad_input(there, capsys, arguments, said):
     is_clear(err)
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "written", ["r.html", ".r.html.12.tmp", "r.html.partial", "r.html.9.partial"]
+)
+def test_what_cannot_be_written_is_called_by_its_own_name(written):
+    error = PermissionError(errno.EACCES, "Permission denied", f"a.b/{written}")
+    assert text_of(error).startswith("a.b/r.html: Permission denied. Take another path")
 
 
 @pytest.mark.parametrize(
