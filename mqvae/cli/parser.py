@@ -54,5 +54,5 @@ def text_of(error: BaseException) -> str:
         # A file is written beside its place and moved there: that is the place to speak of.
         name = re.sub(r"(?:\.\d+)?\.(?:partial|tmp)$", "", str(error.filename))
         name = re.sub(r"(^|/)\.(?=[^/]+$)", r"\1", name) if name != error.filename else name
-        return f"{name}: {error.strerror}.{ADVICE.get(error.errno, '')}"
+        return f"{name}: {error.strerror}.{ADVICE.get(error.errno or 0, '')}"
     return str(error) or type(error).__name__
