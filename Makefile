@@ -60,7 +60,7 @@ format: install ## formats the code and mends what can be mended
 	$(python) -m ruff format .
 
 docs: install ## the documentation as a site, in site/; ARGS=serve shows it as it changes
-	$(python) -m mkdocs $(or $(ARGS),build)
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs $(or $(ARGS),build)
 
 clean: ## removes caches and builds; runs and the environment stay
 	rm -rf build dist site .pytest_cache .hypothesis .ruff_cache .mypy_cache
@@ -103,7 +103,7 @@ $(installed): pyproject.toml constraints.txt
 	  "$$found" -m venv $$clear "$(VENV)"; \
 	fi; \
 	echo "Installing mqvae and its dependencies into $(VENV):" \
-	  "about 5.5 GB the first time, most of it PyTorch"; \
+	  "about 6.6 GB the first time, most of it PyTorch"; \
 	TMPDIR=$$(cd "$(VENV)" && mktemp -d "$$PWD/tmp.XXXXXX"); export TMPDIR; \
 	trap 'rm -rf "$$TMPDIR"' EXIT; \
 	$(python) -m pip install --progress-bar off -c constraints.txt -e '.[dev]' \

@@ -41,8 +41,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown += commands()
     beside = page.file.generated_by is not None
     home = posixpath.dirname(uri if beside else f"docs/{uri}")
-    return re.sub(
+    markdown = re.sub(
         r"(?<=\]\()(?!\w+:)[^)\s#]+", lambda link: site_link(link[0], home, uri), markdown
+    )
+    # On a code host a link is called by its file, here by its page.
+    return re.sub(
+        r"\[[\w/.-]+\.md\](?=\(([^)\s#]+))",
+        lambda link: f"[{title(link[1], uri, files) or link[0][1:-1]}]",
+        markdown,
     )
 
 
@@ -57,13 +63,24 @@ def site_link(link: str, home: str, uri: str) -> str:
     return posixpath.relpath(there, posixpath.dirname(uri) or ".")
 
 
+def title(link: str, uri: str, files: Files) -> str | None:
+    """What the page is called that `link` on the page `uri` leads to."""
+    there = files.get_file_from_path(
+        posixpath.normpath(posixpath.join(posixpath.dirname(uri), link))
+    )
+    heading = there and re.match(r"# ([^:\n]+)", there.content_string)
+    return f"*{heading[1]}*" if heading else None
+
+
 def mathml(tex: str, element: str, page: Page) -> str:
     """MathML of what stands between dollars; browsers draw it without a script."""
     display = "block" if element == "div" else "inline"
     result = convert(html.unescape(tex).strip(), display=display)
+    # A bar of a norm would stretch to what its exponent needs.
+    result = result.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')
     if unknown := re.search(r"\\[A-Za-z]+", result):
         log.warning("%s: latex2mathml does not know %s", page.file.src_uri, unknown[0])
-    return result
+    return f"<div>{result}</div>" if element == "div" else result
 
 
 def commands() -> str:

@@ -71,7 +71,8 @@ class Checkpoint:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
             raise ValueError(
-                f"the checkpoint of {folder} does not fit its config.yaml: {error}"
+                f"the checkpoint of {folder} does not fit its config.yaml: {error}\n"
+                "Has config.yaml been changed? A run keeps the sizes it was trained with."
             ) from error
 
 
@@ -156,6 +157,8 @@ class Run:
         folder = Path(folder)
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file: --out takes a folder for the run.")
         if not overwrite:
             raise ValueError(
                 f"{folder} exists already: choose another --out, add --overwrite to replace "

@@ -1,5 +1,6 @@
 """mqvae.cli: what a person types, what comes back, and what bad input meets."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 from PIL import Image
 
 from mqvae.cli import main
+from mqvae.cli.parser import text_of
 from mqvae.runs import Run
 from mqvae.settings import preset_names
 from mqvae.tokenizer import Codes
@@ -134,8 +136,10 @@ BAD_INPUT = {
         [*TRAIN, "--out", "images", "--overwrite"],
         "images is not a run, so --overwrite leaves it alone",
     ),
-    "a file to overwrite": ([*TRAIN, "--out", "nine.png", "--overwrite"], "nine.png is not a run"),
+    "out is a file": ([*TRAIN, "--out", "nine.png"], "nine.png is a file: --out takes a folder"),
+    "a file to overwrite": ([*TRAIN, "--out", "nine.png", "--overwrite"], "nine.png is a file"),
     "out inside a file": ([*TRAIN, "--out", "nine.png/run"], "Not a directory"),
+    "a run for a preset": (["train", "./run"], "`mqvae train --resume ./run` goes on with it"),
     **{
         f"{name} of nothing": ([*arguments], "nowhere is not a run: there is no such folder")
         for name, arguments in {
@@ -147,12 +151,16 @@ BAD_INPUT = {
     },
     "resume no run": (["train", "--resume", "images"], "images is not a run: it has no config"),
     "evaluate no run": (["evaluate", "images"], "images is not a run: it has no config.yaml"),
+    "no processes": (["evaluate", "run", "--devices", "0"], "devices must be 1 or more, got 0."),
     # Images.
     "no such image": (
         ["encode", "run", "nowhere.png", "--out", "new.npz"],
         "there is no 'nowhere.png'",
     ),
-    "unreadable": (["encode", "run", "broken.png", "--out", "new.npz"], "broken.png cannot be"),
+    "unreadable": (
+        ["encode", "run", "broken.png", "--out", "new.npz"],
+        "got: none that is known; replace",
+    ),
     "channels of images": (
         ["encode", "run", "colour.png", "--out", "new.npz"],
         "colour.png has images of 3 channels, the run was trained on 1: --fit",
@@ -194,6 +202,14 @@ def test_bad_input(there, capsys, arguments, said):
 
 
 @pytest.mark.parametrize(
+    "written", ["r.html", ".r.html.12.tmp", "r.html.partial", "r.html.9.partial"]
+)
+def test_what_cannot_be_written_is_called_by_its_own_name(written):
+    error = PermissionError(errno.EACCES, "Permission denied", f"a.b/{written}")
+    assert text_of(error).startswith("a.b/r.html: Permission denied. Take another path")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         [*TRAIN, "--steps", "0"],
@@ -212,6 +228,7 @@ def test_debug_shows_the_traceback(there, capsys, arguments):
 YAML_FILES = {
     "missing": (None, "there is no file new.yaml"),
     "nothing": ("base: paper\nsteps:", "steps expects a value, got none"),
+    "base": ("base: digits-tyni", "new.yaml: there is no preset 'digits-tyni'. Did you mean"),
     "class": ("base: paper\nupdate: {class_path: mqvae.Mta}", "no choice 'Mta'. Did you mean 'Me"),
 }
 

@@ -156,6 +156,11 @@ def test_the_site(tmp_path):
         )
         assert not loaded, (name, loaded)
         assert 'class="arithmatex"' not in text, name
+        assert not re.search(r">[\w/]+\.md</a>", text), name
+        # Search from a disk: its index is a script, and a frame stands in for the worker.
+        assert "iframe-worker.js" in text
+    assert (tmp_path / "search" / "search_index.js").is_file()
+    assert (tmp_path / "math.woff").is_file()
     for command in COMMANDS:
         assert f"usage: mqvae {command}" in pages["reference/commands.html"]
     everything = "".join(text for name, text in pages.items() if name.startswith("reference/"))

@@ -42,7 +42,7 @@ commands:
 the traceback of an error.
 
 first steps:
-  mqvae train digits-tiny --out runs/first      seconds, on data that is already there
+  mqvae train digits-tiny --out runs/first    # seconds, on data that is already there
   mqvae train fashion-mnist-demo --update Joint --optimizer.codebook_lr 3e-4
   mqvae report runs/* --out report.html
 """
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program `mqvae`; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+        lines = [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
         print(USAGE.format(commands="\n".join(lines)), end="")
         return 0 if arguments else 2
     name, *rest = arguments
@@ -102,7 +102,7 @@ def _train(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     parser = parser_of("evaluate", "Measure a run on its test images; writes evaluation.json.")
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--split", default="test", choices=("test", "train"))
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     parser.add_argument(
@@ -239,8 +239,10 @@ def _sample(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> int:
     parser = parser_of("report", "Runs to one self-contained HTML page.")
-    parser.add_argument("runs", metavar="RUN", nargs="+")
-    parser.add_argument("--out", default="report.html", metavar="FILE.html")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, finished or not")
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE.html", help="report.html if not given"
+    )
     parser.add_argument("--title")
     parser.add_argument(
         "--watch", action="store_true", help="write the page again while the runs train"

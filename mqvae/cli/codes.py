@@ -10,7 +10,7 @@ from mqvae.cli.train import quiet
 
 def encode(arguments: list[str]) -> int:
     parser = parser_of("encode", "Images to codes.")
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "images",
         metavar="IMAGES",
@@ -95,7 +95,7 @@ def encode(arguments: list[str]) -> int:
 
 def decode(arguments: list[str]) -> int:
     parser = parser_of("decode", "Codes back to images, as PNG files.")
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("codes", metavar="CODES", help="a file or a folder that encode wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")

@@ -15,7 +15,7 @@ def diagnose(arguments: list[str]) -> int:
     parser = parser_of(
         "diagnose", "What limits a run, and what to try; writes diagnosis.json, for the report."
     )
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--images",
         type=int,

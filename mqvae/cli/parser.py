@@ -1,11 +1,19 @@
 """Options, and what is said of those that do not fit."""
 
 import argparse
+import errno
 import re
 from pathlib import Path
 from typing import NoReturn
 
 from mqvae.spelling import nearest
+
+ADVICE = {
+    errno.EACCES: " Take another path, or ask for the right to use this one.",
+    errno.ENOENT: " Check the path.",
+    errno.ENOSPC: " Make room, or take a path on another disk.",
+    errno.EROFS: " Take a path that can be written to.",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,5 +51,8 @@ def folder_for_images(path: str, *, overwrite: bool) -> Path:
 
 def text_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}."
+        # A file is written beside its place and moved there: that is the place to speak of.
+        name = re.sub(r"(?:\.\d+)?\.(?:partial|tmp)$", "", str(error.filename))
+        name = re.sub(r"(^|/)\.(?=[^/]+$)", r"\1", name) if name != error.filename else name
+        return f"{name}: {error.strerror}.{ADVICE.get(error.errno or 0, '')}"
     return str(error) or type(error).__name__

@@ -52,7 +52,7 @@ def _prior_parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "prior", "Train a PixelCNN over the codes of a run, to draw images from; in RUN/prior."
     )
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     meanings = {p.arg_name: p.description for p in parse(PriorSettings.__doc__ or "").params}
     for field in dataclasses.fields(PriorSettings):
         option, words = f"--{field.name}", meanings[field.name]
@@ -102,7 +102,7 @@ def sample(arguments: list[str]) -> int:
     parser = parser_of(
         "sample", "Draw images from a run's prior: PNG files, samples.png and codes.npz."
     )
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="how many (64)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")

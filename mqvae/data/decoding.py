@@ -5,7 +5,7 @@ from io import BytesIO
 from typing import IO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -77,8 +77,9 @@ def guarded(function: Callable[[], T], where: Callable[[], str]) -> T:
         raise FileNotFoundError(f"{where()} does not exist: expected an image") from None
     # Decoders meet damaged files with anything from SyntaxError to struct.error.
     except Exception as error:
+        got = "none that is known" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"{where()} cannot be read: expected an image, got: {error}; "
+            f"{where()} cannot be read: expected an image, got: {got}; "
             "replace the file or take it out"
         ) from error
 

@@ -60,8 +60,9 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: expected the name of a file, such as report.html")
-    page = render(read_runs(runs), title=title, folder=out.parent, reload=reload)
+    read = read_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
+    page = render(read, title=title, folder=out.parent, reload=reload)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")

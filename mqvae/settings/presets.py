@@ -42,9 +42,15 @@ def layers(name: str, *, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         settings = contents(PRESETS / f"{name}.yaml")
     elif path.suffix in (".yaml", ".yml") or (path.is_file() and "/" in name):
         settings = contents(path)
-    else:
+    elif (path / "config.yaml").is_file():
         raise ValueError(
-            f"there is no preset '{name}'.{nearest(name, preset_names())} "
+            f"{name} is a run: `mqvae train --resume {name}` goes on with it, `mqvae train "
+            f"{path / 'config.yaml'}` repeats it."
+        )
+    else:
+        led = f"{above[-1]}: " if above else ""
+        raise ValueError(
+            f"{led}there is no preset '{name}'.{nearest(name, preset_names())} "
             f"{presets_in_words()} A path to a YAML file would do too."
         )
     base = settings.pop("base", None)

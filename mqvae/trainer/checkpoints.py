@@ -76,7 +76,8 @@ def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes:
         raise ValueError(
             f"the checkpoint of {run.folder} does not fit its config.yaml, or is of "
             f"another version (mqvae {checkpoint.state.get('version')}, this is "
-            f"{__version__}): {error}"
+            f"{__version__}): {error}\n"
+            "Has config.yaml been changed? A run keeps the sizes it was trained with."
         ) from error
 
 

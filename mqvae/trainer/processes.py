@@ -31,10 +31,12 @@ class Processes:
         options: The run's `trainer` settings.
 
     Raises:
-        ValueError: if this machine has no such accelerator, or not as many.
+        ValueError: if this machine has no such accelerator, or not as many, or none are asked for.
     """
 
     def __init__(self, options: Trainer) -> None:
+        if options.devices < 1:
+            raise ValueError(f"devices must be 1 or more, got {options.devices}.")
         here, machines = options.devices, 1
         if dist.is_available() and dist.is_torchelastic_launched():
             here = int(os.environ["LOCAL_WORLD_SIZE"])
