@@ -300,12 +300,10 @@ def test_damaged_runs(there, capsys, damage, said, command):
 
 
 def test_a_fault_of_the_program_is_owned_up_to(capsys, monkeypatch):
-    import mqvae.cli
-
     def failing(arguments):
         raise ZeroDivisionError("0 / 0")
 
-    monkeypatch.setattr(mqvae.cli, "_report", failing)
+    monkeypatch.setattr("mqvae.cli.report.report", failing)
     assert main(["report", "x"]) == 1
     err = capsys.readouterr().err
     assert "unexpected ZeroDivisionError: 0 / 0" in err and "--debug" in err
