@@ -409,14 +409,21 @@ def program(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "rule"), [(signal.SIGINT, 130, "Meta"), (signal.SIGTERM, 143, "Joint")]
-)
-def test_signals(tmp_path, number, code, rule):
-    options = ["digits-tiny", *SMALL, "--steps", "120", "--data.batch_size", "32"]
-    options += ["--update", rule]
-    run, whole = tmp_path / "a run", tmp_path / "whole"
-    with program("train", *options, "--out", run) as process:
+SIGNALLED = [*SMALL, "--steps", "120", "--data.batch_size", "32", "--update", "Joint"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that no signal reached."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", "digits-tiny", *SIGNALLED, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(tmp_path, whole, number, code):
+    run = tmp_path / "a run"
+    with program("train", "digits-tiny", *SIGNALLED, "--out", run) as process:
         for line in process.stderr:
             if "12/120" in line:
                 process.send_signal(number)
@@ -430,7 +437,6 @@ def test_signals(tmp_path, number, code, rule):
     assert not (run / "summary.json").exists()
 
     assert main(["train", "--resume", str(run)]) == 0
-    assert main(["train", *options, "--out", str(whole)]) == 0
     for name in ("last", "best"):
         part = Path("checkpoints", name, "model.safetensors")
         assert (run / part).read_bytes() == (whole / part).read_bytes()
