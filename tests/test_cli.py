@@ -98,7 +98,7 @@ BAD_INPUT = {
         [*TRAIN, "--optimizer.netwrok_lr", "1"],
         "no option --optimizer.netwrok_lr. Did you mean '--optimizer.network_lr'?",
     ),
-    "data set": ([*TRAIN, "--data.name", "digts"], "did you mean 'digits'?"),
+    "data set": ([*TRAIN, "--data.name", "digts"], "Did you mean 'digits'?"),
     "rule": ([*UPDATE, "Mta"], "--update has no choice 'Mta'. Did you mean 'Meta'?"),
     "resume with options": (["train", "--resume", "run", "--steps", "5"], "leave out --steps 5"),
     "evaluate's option": (["evaluate", "run", "--splt", "test"], "Did you mean '--split'?"),
