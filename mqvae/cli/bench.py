@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mqvae.cli.parser import parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.terminal import quiet
 from mqvae.spelling import nearest
 
 

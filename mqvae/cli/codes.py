@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mqvae.cli.parser import folder_for, parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.terminal import quiet
 
 
 def encode(arguments: list[str]) -> int:

@@ -3,7 +3,7 @@
 import sys
 
 from mqvae.cli.parser import parser_of
-from mqvae.cli.train import print_figures, quiet
+from mqvae.cli.terminal import print_figures, quiet
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """`mqvae export`."""
 
 from mqvae.cli.parser import folder_for, parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.terminal import quiet
 
 
 def export(arguments: list[str]) -> int:

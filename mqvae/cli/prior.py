@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import folder_for, parser_of
-from mqvae.cli.train import print_figures, quiet, to_the_end
+from mqvae.cli.terminal import print_figures, quiet, to_the_end
 
 if TYPE_CHECKING:
     from torch import Tensor
