@@ -1,12 +1,12 @@
 """A run that classifies, as what a class score is taken with."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mqvae.metrics.score import Classifier
+from mqvae.runs import read_json
 from mqvae.settings import Data
 from mqvae.tasks import Classification
 from mqvae.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ def classifier_of(
                 f"measured has {expected}: train one on the same images."
             )
     try:
-        summary = json.loads((tokenizer.run.folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(tokenizer.run.folder / "summary.json")
     except FileNotFoundError:
         raise ValueError(
             f"the classifier {folder} is not finished: `mqvae train --resume {folder}` goes on."

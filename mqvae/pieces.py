@@ -1,7 +1,6 @@
 """Codes of any number of images: a folder of pieces, written in constant memory."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from mqvae.data import Images, fitting, these
 from mqvae.progress import watched
-from mqvae.runs import write_whole
+from mqvae.runs import read_json, write_json
 from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
 
 PIECE = 10_000  # images of 64 × 64; fewer of larger ones
@@ -163,7 +162,7 @@ class Pieces:
 
     def _write_index(self, *, complete: bool) -> None:
         content = {**self.index, "complete": complete}
-        write_whole(self.folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.folder / INDEX, content, indent=1)
 
 
 def without(codes: Codes, images: Images) -> Codes:
@@ -224,7 +223,7 @@ def _indices(mine: range) -> Tensor:
 
 def _read(folder: Path) -> Mapping[str, Any] | None:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         return index if {"pieces", "complete", "model"} <= index.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

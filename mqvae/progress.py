@@ -5,8 +5,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from mqvae.core.distributed import process_rank
 from mqvae.core.updates import Step
+from mqvae.data import Images, in_order
 
 T = TypeVar("T")
 
@@ -94,6 +98,20 @@ def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
             yield part
             rate = done / (time.perf_counter() - began)
             bar.update(task, completed=done, rate=f"{rate:.1f} batches/s")
+
+
+def watched_batches(
+    images: Images,
+    batch_size: int,
+    what: str,
+    *,
+    device: str | torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, as `in_order` gives them, watched."""
+    batches = in_order(images, batch_size, device=device, rank=rank, world_size=world_size)
+    return watched(batches, -(-len(images) // (batch_size * world_size)), what)
 
 
 def _bar(*fields: str, transient: bool = False) -> Any:

@@ -120,7 +120,7 @@ class Run:
         for name in ("name", "steps", "seed"):
             found[name] = str(self.config.get(name))
         try:
-            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            summary = read_json(self.folder / "summary.json")
             figures = {name: f"{summary[name]:.4g}" for name in summary["figures"]}
         except (OSError, ValueError, KeyError, TypeError):  # in training, or of another version
             figures = {"figures": "none (yet)"}
@@ -168,10 +168,6 @@ class Run:
             raise ValueError(
                 f"{folder} is not a run, so --overwrite leaves it alone: choose another --out."
             )
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file of the run whole or not at all."""
-        write_whole(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     # -- metrics.csv ---------------------------------------------------------------------------
 
@@ -264,7 +260,7 @@ class Run:
                 * (name == "best")
             )
         try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            state = read_json(folder / "state.json")
             digests = state.pop("sha256")
             if _sha256(json.dumps(state).encode()) != digests["state"]:
                 raise ValueError("state.json is not what was written")
@@ -300,6 +296,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     _flush(partial)
     os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, indent: int = 2) -> None:
+    """Write a JSON file whole or not at all."""
+    write_whole(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def beginning_with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch.utils.tensorboard  # its own imports warn
 
+# Laid over digits-tiny: a run that takes no time.
+SMALL = {
+    "name": "small",
+    "steps": 3,
+    "data": {"name": "digits", "side": 8, "batch_size": 100},
+    "network": {"width": 8, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
+    "update": {"class_path": "mqvae.Joint"},
+    "optimizer": {"codebook_lr": 1e-3},
+    "trainer": {"accelerator": "cpu"},
+}
+
 # The problems are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
 
@@ -16,3 +28,20 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run of digits-tiny under other settings; one for each name."""
+    from mqvae.settings import Settings, load_preset
+    from mqvae.trainer import begin
+
+    made = {}
+
+    def run(name, *deltas):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("runs") / name
+            begin(Settings.of(load_preset("digits-tiny", *deltas)), made[name]).fit()
+        return made[name]
+
+    return run

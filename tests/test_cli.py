@@ -100,7 +100,7 @@ BAD_INPUT = {
         [*TRAIN, "--optimizer.netwrok_lr", "1"],
         "no option --optimizer.netwrok_lr. Did you mean '--optimizer.network_lr'?",
     ),
-    "data set": ([*TRAIN, "--data.name", "digts"], "did you mean 'digits'?"),
+    "data set": ([*TRAIN, "--data.name", "digts"], "Did you mean 'digits'?"),
     "rule": ([*UPDATE, "Mta"], "--update has no choice 'Mta'. Did you mean 'Meta'?"),
     "resume with options": (["train", "--resume", "run", "--steps", "5"], "leave out --steps 5"),
     "evaluate's option": (["evaluate", "run", "--splt", "test"], "Did you mean '--split'?"),
@@ -317,12 +317,10 @@ def test_damaged_runs(there, capsys, damage, said, command):
 
 
 def test_a_fault_of_the_program_is_owned_up_to(capsys, monkeypatch):
-    import mqvae.cli
-
     def failing(arguments):
         raise ZeroDivisionError("0 / 0")
 
-    monkeypatch.setattr(mqvae.cli, "_report", failing)
+    monkeypatch.setattr("mqvae.cli.report.report", failing)
     assert main(["report", "x"]) == 1
     err = capsys.readouterr().err
     assert "unexpected ZeroDivisionError: 0 / 0" in err and "--debug" in err
@@ -428,14 +426,21 @@ def program(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "rule"), [(signal.SIGINT, 130, "Meta"), (signal.SIGTERM, 143, "Joint")]
-)
-def test_signals(tmp_path, number, code, rule):
-    options = ["digits-tiny", *SMALL, "--steps", "120", "--data.batch_size", "32"]
-    options += ["--update", rule]
-    run, whole = tmp_path / "a run", tmp_path / "whole"
-    with program("train", *options, "--out", run) as process:
+SIGNALLED = [*SMALL, "--steps", "120", "--data.batch_size", "32", "--update", "Joint"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that no signal reached."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", "digits-tiny", *SIGNALLED, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(tmp_path, whole, number, code):
+    run = tmp_path / "a run"
+    with program("train", "digits-tiny", *SIGNALLED, "--out", run) as process:
         for line in process.stderr:
             if "12/120" in line:
                 process.send_signal(number)
@@ -449,7 +454,6 @@ def test_signals(tmp_path, number, code, rule):
     assert not (run / "summary.json").exists()
 
     assert main(["train", "--resume", str(run)]) == 0
-    assert main(["train", *options, "--out", str(whole)]) == 0
     for name in ("last", "best"):
         part = Path("checkpoints", name, "model.safetensors")
         assert (run / part).read_bytes() == (whole / part).read_bytes()

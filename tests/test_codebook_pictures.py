@@ -5,32 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 
 import mqvae.report.codebook as module
 from mqvae.report import write_report
 from mqvae.report.codebook import FAINT, KEPT, Decoded, decoded
 from mqvae.report.pictures import codebooks, samples
 from mqvae.report.run import read_run
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import begin
 
-SMALL: dict[str, Any] = {
-    "name": "small",
-    "steps": 2,
-    "data": {"name": "digits", "side": 8, "batch_size": 100},
-    "network": {"width": 8, "residual_blocks": 1},
-    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
-    "update": {"class_path": "mqvae.Joint"},
-    "optimizer": {"codebook_lr": 1e-3},
-    "trainer": {"accelerator": "cpu"},
-}
 STAGE = {"class_path": "mqvae.VectorQuantizer", "init_args": {"num_codes": 12, "dim": 4}}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -64,16 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    made: dict[str, Path] = {}
-
-    def run(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("runs") / kind
-            begin(Settings.of(load_preset("digits-tiny", SMALL, KINDS[kind])), made[kind]).fit()
-        return made[kind]
-
-    return run
+def runs(trained):
+    return lambda kind: trained(kind, SMALL, KINDS[kind])
 
 
 SHOWN = {"plain": 20, "groups": 40, "shared": 40, "residual": 24, "gumbel": 20, "levels": 20}

@@ -24,7 +24,7 @@ SMALL = {
     "network": {"width": 8, "residual_blocks": 1},
     "quantizer": {"init_args": {"num_codes": 24, "dim": 8}},
     "optimizer": {"network_lr": 2e-3, "codebook_lr": 3e-3},
-    "trainer": {"accelerator": "cpu", "log_every": 10, "checkpoint_every": 10},
+    "trainer": {"accelerator": "cpu", "log_every": 10, "checkpoint_every": 10, "loggers": []},
 }
 REPLACE = {
     "quantizer": {
@@ -123,7 +123,11 @@ def pair(tmp_path_factory):
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=240)[1] for process in processes]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for ever would do so beside all that follows
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     return folder
 
@@ -163,7 +167,7 @@ def test_codebooks_are_the_same_to_the_bit_in_both_processes(pair):
 LONG = [
     *["digits-tiny", "--data.side", "8", "--network.width", "8", "--quantizer.num_codes", "24"],
     *["--trainer.accelerator", "cpu", "--trainer.checkpoint_every", "20"],
-    *["--data.batch_size", "48"],
+    *["--data.batch_size", "48", "--trainer.loggers", "[]"],
 ]
 
 
@@ -248,7 +252,7 @@ def test_torchrun_goes_on_where_a_process_was_lost(tmp_path):
             "--max-restarts",
             "1",
         ],
-        *["-m", "mqvae", "train", *LONG, "--steps", "150", "--out", str(folder)],
+        *["-m", "mqvae", "train", *LONG, "--steps", "100", "--out", str(folder)],
     )
     wait_for_step(folder, 20, process)
     os.kill(children(process)[-1], signal.SIGKILL)
@@ -256,5 +260,5 @@ def test_torchrun_goes_on_where_a_process_was_lost(tmp_path):
     assert process.returncode == 0, said
     assert "(from step" in said
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["steps"] == 150
+    assert summary["steps"] == 100
     assert summary["device"].startswith("2 × cpu")

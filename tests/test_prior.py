@@ -32,9 +32,8 @@ from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, 
 from mqvae.prior.distance import _KINDS, SampleDistance
 from mqvae.prior.settings import PriorConfig
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.trainer import Interrupted, NotFinite, begin
+from mqvae.trainer import Interrupted, NotFinite
 from mqvae.trainer.images import load_splits
 
 # A few steps: the codes of an encoder that has hardly begun differ, and depend on neighbours.
@@ -58,17 +57,8 @@ TINY = PriorSettings(steps=6, width=4, layers=2, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    made = {}
-
-    def run(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("runs") / kind
-            config = load_preset("digits-tiny", SMALL, KINDS[kind])
-            begin(Settings.of(config), made[kind]).fit()
-        return made[kind]
-
-    return run
+def runs(trained):
+    return lambda kind: trained(kind, SMALL, KINDS[kind])
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import SMALL
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -21,16 +22,6 @@ from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import SizedCodes, Tokenizer
 from mqvae.trainer import begin
 
-SMALL = {
-    "name": "small",
-    "steps": 3,
-    "data": {"name": "digits", "side": 8, "batch_size": 100},
-    "network": {"width": 8, "residual_blocks": 1},
-    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
-    "update": {"class_path": "mqvae.Joint"},
-    "optimizer": {"codebook_lr": 1e-3},
-    "trainer": {"accelerator": "cpu"},
-}
 KINDS = {
     "grey": {},
     "colour": {"data": {"channels": 3}},
@@ -52,16 +43,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    made = {}
-
-    def run(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("runs") / kind
-            begin(Settings.of(load_preset("digits-tiny", SMALL, KINDS[kind])), made[kind]).fit()
-        return made[kind]
-
-    return run
+def runs(trained):
+    return lambda kind: trained(kind, SMALL, KINDS[kind])
 
 
 @pytest.fixture

@@ -8,27 +8,16 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from PIL import Image
 
 import mqvae
 from mqvae import NoQuantizer
 from mqvae.data import load
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Codes, Tokenizer
 from mqvae.tokenizer import tokenizer as module
-from mqvae.trainer import begin
 
-SMALL = {
-    "name": "small",
-    "steps": 3,
-    "data": {"name": "digits", "side": 8, "batch_size": 100},
-    "network": {"width": 8, "residual_blocks": 1},
-    "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
-    "update": {"class_path": "mqvae.Joint"},
-    "optimizer": {"codebook_lr": 1e-3},
-    "trainer": {"accelerator": "cpu"},
-}
 KINDS = {
     "grey": {},
     "groups": {"quantizer": {"init_args": {"groups": 2}}},
@@ -39,17 +28,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    made = {}
-
-    def run(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("runs") / kind
-            config = load_preset("digits-tiny", SMALL, KINDS[kind])
-            begin(Settings.of(config), made[kind]).fit()
-        return made[kind]
-
-    return run
+def runs(trained):
+    return lambda kind: trained(kind, SMALL, KINDS[kind])
 
 
 @pytest.fixture

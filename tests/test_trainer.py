@@ -381,8 +381,7 @@ def same_run(folder, other):
 # In an epoch, between checkpoints and rows; at all of their ends; at the run's.
 @pytest.mark.parametrize(
     ("rule", "step"),
-    [(rule, step) for rule in ("joint", "meta") for step in (1, 7, 10, 12)]
-    + [("alternated", 7), ("meta-kept-exact", 7)],
+    [("joint", 1), ("joint", 10), ("joint", 12), *((rule, 7) for rule in RULES)],
 )
 def test_stopped_and_gone_on_with_is_as_if_never_stopped(
     finished, tmp_path, monkeypatch, rule, step

@@ -12,6 +12,7 @@ from typing import Any
 
 from mqvae.bench.table import Table, hardware
 from mqvae.extras import require
+from mqvae.runs import read_json
 
 SECTIONS = {
     "step": "what a step of each method costs, relative to the VQ-VAE's",
@@ -133,7 +134,7 @@ def page(folder: Path) -> str:
         path = folder / f"{section}.json"
         if not path.is_file():
             continue
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
         parts.append(
             f"## {section.capitalize()}: {words}\n\n"

@@ -21,7 +21,6 @@ class Table:
         title: One line.
         conditions: Sizes and settings, by name.
         rows: Cells by column; a column that a row lacks stays empty.
-        targets: What the project holds itself to, in words with the figure reached.
         notes: What a reader must know besides.
     """
 

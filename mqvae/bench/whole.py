@@ -13,9 +13,8 @@ import torch
 
 from mqvae.bench.table import Cell, Table
 from mqvae.core.updates import Step
-from mqvae.data import Images, Part
+from mqvae.data import first
 from mqvae.metrics import BATCH_SIZE, evaluate, evaluating
-from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Training, begin, load_split
@@ -32,7 +31,7 @@ def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
     """Both tables; `rounds` is how often the start is timed."""
     with tempfile.TemporaryDirectory() as folder:
         rows = loop_rows(Path(folder), device)
-        rows += rate_rows(Path(folder) / "Joint", device)
+        rows += rate_rows(Path(folder) / "Joint")
     starts = sorted(start_seconds(device) for _ in range(rounds or STARTS))
     rows.append(
         {
@@ -131,11 +130,10 @@ def timed_run(folder: Path, rule: str, device: str) -> tuple[Training, list[floa
     return training, begun[SETTLED:], ended[SETTLED:]
 
 
-def rate_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
+def rate_rows(folder: Path) -> list[dict[str, Cell]]:
     """Images per second of evaluation and encoding, beside bare passes of the network."""
     tokenizer = Tokenizer.from_run(str(folder))
-    settings = Settings.of_run(Run(folder))
-    images = _first(settings, IMAGES)
+    images = first(load_split(tokenizer.settings.data, "test"), IMAGES)
     network, task = tokenizer.network, tokenizer.task
     pixels, _ = images.take(torch.arange(len(images)))
 
@@ -153,7 +151,7 @@ def rate_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
             function()
         return time.perf_counter() - began
 
-    codes = tokenizer.encode_images(_first(settings, 1)).codes[0].size
+    codes = tokenizer.encode_images(first(images, 1)).codes[0].size
     rows: list[dict[str, Cell]] = []
     for what, whole, part in (
         ("evaluation", lambda: evaluate(network, task, images, device=tokenizer.device), "forward"),
@@ -169,11 +167,6 @@ def rate_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
             }
         )
     return rows
-
-
-def _first(settings: Settings, count: int) -> Images:
-    images = load_split(settings.data, "test")
-    return Part(images, torch.arange(min(count, len(images))))
 
 
 def start_seconds(device: str) -> float:

@@ -4,8 +4,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from mqvae.cli.parser import folder_for_images, parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.parser import folder_for, parser_of
+from mqvae.cli.terminal import quiet
 
 
 def encode(arguments: list[str]) -> int:
@@ -104,7 +104,7 @@ def decode(arguments: list[str]) -> int:
     from mqvae.pieces import decode_pieces
     from mqvae.tokenizer import Codes, Tokenizer
 
-    out = folder_for_images(options.out, overwrite=options.overwrite)
+    out = folder_for(options.out, overwrite=options.overwrite)
     tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
     if Path(options.codes).is_dir():
         written = decode_pieces(tokenizer, options.codes, out)

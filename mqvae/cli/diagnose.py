@@ -4,7 +4,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.terminal import quiet
 
 if TYPE_CHECKING:
     from mqvae.diagnosis.run import Diagnosis

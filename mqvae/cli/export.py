@@ -1,9 +1,7 @@
 """`mqvae export`."""
 
-from pathlib import Path
-
-from mqvae.cli.parser import parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.parser import folder_for, parser_of
+from mqvae.cli.terminal import quiet
 
 
 def export(arguments: list[str]) -> int:
@@ -23,11 +21,7 @@ def export(arguments: list[str]) -> int:
     )
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     options = parser.parse_args(arguments)
-    out = Path(options.run, "export") if options.out is None else Path(options.out)
-    if out.is_file():
-        raise ValueError(f"{out} is a file: --out takes a folder.")
-    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+    out = folder_for(options.out or f"{options.run}/export", overwrite=options.overwrite)
     from mqvae.tokenizer import Tokenizer
     from mqvae.tokenizer.export import export
 

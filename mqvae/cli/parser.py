@@ -35,7 +35,7 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"mqvae {command}", description=description, allow_abbrev=False)
 
 
-def folder_for_images(path: str, *, overwrite: bool) -> Path:
+def folder_for(path: str, *, overwrite: bool) -> Path:
     """The folder that --out names.
 
     Raises:
@@ -43,7 +43,7 @@ def folder_for_images(path: str, *, overwrite: bool) -> Path:
     """
     out = Path(path)
     if out.is_file():
-        raise ValueError(f"{out} is a file: --out takes a folder for the images.")
+        raise ValueError(f"{out} is a file: --out takes a folder.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
     return out

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import folder_for_images, parser_of
-from mqvae.cli.train import print_figures, quiet, to_the_end
+from mqvae.cli.parser import folder_for, parser_of
+from mqvae.cli.terminal import print_figures, quiet, to_the_end
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +126,7 @@ def sample(arguments: list[str]) -> int:
     from mqvae.runs import Run
     from mqvae.tokenizer import Tokenizer
 
-    out = folder_for_images(options.out, overwrite=options.overwrite)
+    out = folder_for(options.out, overwrite=options.overwrite)
     if options.seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {options.seed}.")
     run = Run(options.run)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mqvae.cli.parser import parser_of
-from mqvae.cli.train import quiet
+from mqvae.cli.terminal import quiet
 from mqvae.extras import require
 
 

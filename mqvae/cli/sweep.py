@@ -111,7 +111,7 @@ def _check(asked: Sweep) -> None:
     Raises:
         ValueError: says what is wrong.
     """
-    from mqvae.runs import write_whole
+    from mqvae.runs import read_json, write_whole
     from mqvae.settings import from_arguments
 
     for own in asked.runs().values():
@@ -120,7 +120,7 @@ def _check(asked: Sweep) -> None:
             raise ValueError("--sweep trains in one process: leave trainer.devices out.")
     file = asked.out / FILE
     if file.is_file() and not asked.overwrite:
-        before = json.loads(file.read_text(encoding="utf-8"))["arguments"]
+        before = read_json(file)["arguments"]
         if before != asked.fixed:
             raise ValueError(
                 f"{asked.out} holds the runs of `{shlex.join(['mqvae', 'train', *before])}` with "
@@ -134,11 +134,12 @@ def _conclude(out: Path, folders: list[Path]) -> None:
     """A line of figures for each run that is finished, and the report of all."""
     from mqvae.extras import ExtraMissing
     from mqvae.report import write_report
+    from mqvae.runs import read_json
 
     width = max(len(folder.name) for folder in folders)
     finished = [folder for folder in folders if (folder / "summary.json").is_file()]
     for folder in finished:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json")
         figures = "  ".join(f"{name} {summary[name]:.4g}" for name in summary["figures"])
         print(f"{folder.name:<{width}}  {figures}")
     if not finished:

@@ -4,12 +4,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import parser_of
 from mqvae.cli.sweep import sweep
+from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.cli.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
@@ -54,31 +54,6 @@ def train(arguments: list[str]) -> int:
             f"next: mqvae report {shlex.quote(str(folder))} --out report.html"
         )
     return code
-
-
-def to_the_end(
-    fit: Callable[[], dict[str, Any]], steps: int, go_on: str, *, speaks: bool = True
-) -> tuple[dict[str, Any] | None, int]:
-    """What training returns and the exit code; nothing where it was asked to stop.
-
-    Args:
-        fit: The training.
-        steps: How many there are.
-        go_on: The command that goes on with it.
-        speaks: Whether to say that it stopped.
-    """
-    from mqvae.trainer import Interrupted
-
-    try:
-        return fit(), 0
-    except Interrupted as stop:
-        said = f"stopped after step {stop.step:,} of {steps:,}; go on with\n  {go_on}"
-        code = 128 + stop.signal_number
-    except KeyboardInterrupt:
-        said, code = f"stopped at once; go on from the last checkpoint with\n  {go_on}", 130
-    if speaks:
-        print(said, file=sys.stderr)
-    return None, code
 
 
 def _training(arguments: list[str]) -> "Training":
@@ -126,17 +101,3 @@ def _run_name(settings: "Settings") -> str:
     rule = str(settings.update["class_path"]).rpartition(".")[2].lower()
     name = re.sub(r"[^\w.-]+", "-", Path(settings.data.name).name)
     return f"{name}-{rule}-seed{settings.seed}"
-
-
-def print_figures(values: dict[str, Any], described: dict[str, Any]) -> None:
-    """Figures by their names, as they are in the run's files."""
-    width = max(13, *map(len, described))
-    for name in described:
-        print(f"{name:<{width}} {values[name]:.6g}")
-
-
-def quiet() -> None:
-    """Keep libraries' advice to developers off the user's terminal."""
-    import warnings
-
-    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)

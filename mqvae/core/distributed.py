@@ -101,6 +101,11 @@ def sum_across_processes(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def alone(tensor: Tensor) -> Tensor:
+    """The tensor itself: what `sum_across_processes` is to a process that works alone."""
+    return tensor
+
+
 def from_first_process(tensor: Tensor) -> Tensor:
     """The tensor as the first process has it; shapes must agree."""
     if world_size() > 1:

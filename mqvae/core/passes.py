@@ -66,6 +66,11 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Ten
     return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.chunk(parts)])
 
 
+def full(tensor: Tensor) -> Tensor:
+    """In single precision at least."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
 @contextmanager
 def fresh_casts() -> Iterator[None]:
     """Inside, autocast casts weights anew at every pass; afterwards none of its casts are left.

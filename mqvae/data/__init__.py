@@ -3,7 +3,7 @@
 from mqvae.data.batches import Batches, fitting, in_order, these
 from mqvae.data.files import Reading
 from mqvae.data.folder import image_files, load_all, load_files
-from mqvae.data.images import Images, InMemory, Part
+from mqvae.data.images import Images, InMemory, Part, first
 from mqvae.data.listing import EXTENSIONS
 from mqvae.data.named import DATASETS, load
 from mqvae.data.places import DataNotFound, cache_folder
@@ -21,6 +21,7 @@ __all__ = [
     "Reading",
     "Stored",
     "cache_folder",
+    "first",
     "fitting",
     "hold_out",
     "image_files",

@@ -165,6 +165,11 @@ class Part(Images):
         return self.whole.take(chosen, offsets=offsets, out=out)
 
 
+def first(images: Images, count: int) -> Images:
+    """The first images, `count` of them or as many as there are."""
+    return Part(images, torch.arange(min(count, len(images))))
+
+
 class _Chosen(Sequence[str]):
     """Some of other names."""
 

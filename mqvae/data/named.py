@@ -1,6 +1,5 @@
 """Data sets by name, and `load`, which takes a name or a folder."""
 
-import difflib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from mqvae.data.images import Images, InMemory, check_options, conform
 from mqvae.data.photos import load_photos
 from mqvae.data.places import Absent, search
 from mqvae.extras import require
+from mqvae.spelling import nearest
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -90,11 +90,10 @@ def load(
         return load_folder(folder, split, reading)
     if folder.suffix == ".tar":
         return load_shards(str(folder), split, reading)
-    near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     raise ValueError(
         f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
-        f"of images or shards, got {'a file' if folder.is_file() else 'neither'}; "
-        + (f"did you mean {near[0]!r}?" if near else "choose one of them")
+        f"of images or shards, got {'a file' if folder.is_file() else 'neither'}."
+        f"{nearest(name.lower(), DATASETS)}"
     )
 
 

@@ -2,10 +2,11 @@
 
 import torch
 
+from mqvae.core.distributed import alone
 from mqvae.core.network import VQNetwork
-from mqvae.data import Images, fitting, in_order
+from mqvae.data import Images, fitting
 from mqvae.metrics import evaluating
-from mqvae.progress import watched
+from mqvae.progress import watched_batches
 from mqvae.tasks import Task
 
 BATCH_SIZE = 512
@@ -34,8 +35,7 @@ def without_quantization(
     measured = task.measurement()
     size = fitting(BATCH_SIZE, images.shape)
     with evaluating(network, task):
-        batches = in_order(images, size, device=device)
-        for x, y in watched(batches, -(-len(images) // size), "decoding embeddings"):
+        for x, y in watched_batches(images, size, "decoding embeddings", device=device):
             output = network.decoder(network.channels_back(network.embed(x)))
             measured.update(output, task.target(x, y))
-    return measured.compute(lambda total: total)
+    return measured.compute(alone)

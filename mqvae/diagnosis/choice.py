@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mqvae.core.distributed import alone
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
-from mqvae.data import Images, fitting, in_order
+from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
 from mqvae.metrics import evaluating
-from mqvae.progress import watched
+from mqvae.progress import watched_batches
 from mqvae.tasks import Task
 
 BATCH_SIZE = 128
@@ -93,9 +94,7 @@ def best_of_nearest(
     chosen: list[Tensor] = []
     with evaluating(network, task):
         size = fitting(BATCH_SIZE, drawn.shape)
-        batches = in_order(drawn, size, device=device)
-        number = -(-len(drawn) // size)
-        for x, y in watched(batches, number, "choosing codes"):
+        for x, y in watched_batches(drawn, size, "choosing codes", device=device):
             target = task.target(x, y)
             search = Search(network, task, network.embed(x), target, candidates)
             outputs = [search.output()]
@@ -113,8 +112,8 @@ def best_of_nearest(
     return BestOfNearest(
         loss_before=before,
         loss_after=after,
-        before=figures[0].compute(_itself),
-        after=figures[1].compute(_itself),
+        before=figures[0].compute(alone),
+        after=figures[1].compute(alone),
         changed=changed / codes.numel(),
         candidates=candidates,
         images=len(drawn),
@@ -254,7 +253,3 @@ def _nearest_of_book(z_e: Tensor, book: Tensor, first: Tensor, number: int) -> T
     distances = torch.cdist(z_e.to(dtype), book.to(dtype))
     distances.scatter_(1, first[:, None], -1.0)
     return distances.topk(number, largest=False).indices
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor

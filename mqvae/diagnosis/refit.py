@@ -11,10 +11,10 @@ from mqvae.core.initialization import group_means
 from mqvae.core.nearest import nearest
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
-from mqvae.data import Images, fitting, in_order
+from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
 from mqvae.metrics import Evaluation, evaluate, evaluating
-from mqvae.progress import watched
+from mqvae.progress import watched, watched_batches
 from mqvae.tasks import Task
 
 BATCH_SIZE = 256
@@ -134,12 +134,9 @@ def embeddings(network: VQNetwork, images: Images, device: torch.device | str) -
         ValueError: if one is not finite.
     """
     size = fitting(BATCH_SIZE, images.shape)
-    batches = in_order(images, size, device=device)
-    total = -(-len(images) // size)
+    batches = watched_batches(images, size, "taking embeddings", device=device)
     with evaluating(network):
-        parts = [
-            network.embed(x).flatten(0, -2) for x, _ in watched(batches, total, "taking embeddings")
-        ]
+        parts = [network.embed(x).flatten(0, -2) for x, _ in batches]
     z_e = torch.cat(parts)
     if not torch.isfinite(z_e).all():
         raise ValueError(

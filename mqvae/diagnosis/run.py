@@ -15,7 +15,7 @@ from mqvae.diagnosis.motion import Motion, motion
 from mqvae.diagnosis.refit import refitted
 from mqvae.diagnosis.subject import quantizer_of
 from mqvae.diagnosis.words import Finding, Measured, findings
-from mqvae.runs import Run
+from mqvae.runs import Run, write_json
 from mqvae.settings import Settings
 from mqvae.trainer import Training, resume, warmup_cosine
 from mqvae.trainer.start import set_training
@@ -95,8 +95,9 @@ def diagnose(
 
 def write_diagnosis(diagnosis: Diagnosis, run: Run) -> Path:
     """Write diagnosis.json into the run's folder; `mqvae report` shows it."""
-    run.write_json(FILE, diagnosis.content())
-    return run.folder / FILE
+    path = run.folder / FILE
+    write_json(path, diagnosis.content())
+    return path
 
 
 def _measured(training: Training, images: int, searched: int, steps: int) -> Measured:

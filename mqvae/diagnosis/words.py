@@ -138,7 +138,7 @@ def findings(
         _codebook(measured, tried, limits=first == "codebook"),
         _choice(measured, tried, limits=first == "choice"),
         _bits(measured, tried, limits=first == "bits"),
-        *([_network(measured, tried)] if first == "network" else []),
+        *([_network(tried)] if first == "network" else []),
         *_motion(measured, tried),
         _gradients(measured.motion, tried),
     ]
@@ -271,7 +271,7 @@ def _bits(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     return Finding("bits", limits, words, tuple(commands))
 
 
-def _network(measured: Measured, tried: Tried) -> Finding:
+def _network(tried: Tried) -> Finding:
     steps = 2 * tried.settings.steps
     return Finding(
         "network",

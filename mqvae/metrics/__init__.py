@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
-from mqvae.core.distributed import process_rank, sum_across_processes, world_size
+from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
-from mqvae.data import Images, fitting, in_order
+from mqvae.data import Images, fitting
 from mqvae.metrics.image_figure import ImageFigure
-from mqvae.progress import watched
+from mqvae.progress import watched_batches
 from mqvae.tasks import Figure, Picture, Task
 
 BATCH_SIZE = 512
@@ -104,9 +104,10 @@ def evaluate(
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
     with evaluating(network, task):
         rank, count = (process_rank(), world_size()) if together else (0, 1)
-        batches = in_order(images, batch_size, device=device, rank=rank, world_size=count)
-        number = -(-len(images) // (batch_size * count))
-        for x, y in watched(batches, number, "measuring"):
+        batches = watched_batches(
+            images, batch_size, "measuring", device=device, rank=rank, world_size=count
+        )
+        for x, y in batches:
             target = task.target(x, y)
             with torch.no_grad():
                 result = network(x)
@@ -123,7 +124,7 @@ def evaluate(
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
         pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
         x = pixels.to(device) / 255
-        total = sum_across_processes if together else _itself
+        total = sum_across_processes if together else alone
         found = measured.compute(total)
         with torch.no_grad():
             pictures = measured.show(x, network(x).output)
@@ -166,7 +167,3 @@ def _gradient_gap(network: VQNetwork, task: Task, x: Tensor, target: Tensor) -> 
         for part in zip(x.split(size), target.split(size), strict=True)
     ]
     return math.hypot(*found)
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor

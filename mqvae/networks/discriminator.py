@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from mqvae.core.distributed import mean_with_graph, shared, world_size
+from mqvae.core.passes import full
 
 WIDEST = 8  # times the width of the first layer
 
@@ -85,7 +86,7 @@ class JointBatchNorm(nn.Module):
                 "discriminator's batch statistics: differentiate by differences, as Exact() does "
                 "by itself, or train in one process."
             )
-        dtype, x = x.dtype, x.float() if x.dtype.itemsize < 4 else x
+        dtype, x = x.dtype, full(x)
         here = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])  # (2, channels)
         (moments,) = shared(mean_with_graph([here]))
         mean, square = moments

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mqvae.runs import write_whole
+from mqvae.runs import read_json, write_whole
 
 
 class Asked(Protocol):
@@ -81,7 +81,7 @@ class Results:
 
     def _read(self, path: Path) -> None:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             self._found[_key(content["asks"])] = (path.stem, content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(

@@ -5,22 +5,18 @@ import copy
 import csv
 import datetime
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from pydoc import locate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mqvae.paper.methods import METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
-from mqvae.runs import write_whole
-
-if TYPE_CHECKING:
-    from mqvae.data import Images
+from mqvae.runs import read_json, write_json
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
@@ -140,7 +136,7 @@ class Run:
         except TrainingFailed as failure:
             # The rest goes on; the page says that this one has no figures.
             return {"failed": str(failure).partition(" The last good")[0], "seed": self.seed}
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json")
         figures = {key: summary[key] for key in summary["figures"]}
         described = summary["figures"]
         left_out: dict[str, str] = {}
@@ -198,6 +194,7 @@ class Run:
 
         What was measured before is kept in the run's folder, and not measured again.
         """
+        from mqvae.data import first
         from mqvae.metrics import CODES, evaluate
         from mqvae.metrics.registry import Maker, further_figures
         from mqvae.metrics.score import ClassScore
@@ -208,11 +205,11 @@ class Run:
         if self.task == "classification":
             return {}, {}, {}
         kept = folder / "further.json"
-        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        known = read_json(kept) if kept.is_file() else {}
         device = Processes(Trainer(accelerator=place.device)).device
         tokenizer = Tokenizer.from_run(folder, device=device)
         options = tokenizer.settings.data
-        images = _first(load_split(options, "test"), load_scale(self.scale).images)
+        images = first(load_split(options, "test"), load_scale(self.scale).images)
         makers: dict[str, Maker] = {}
         classifier = self.classifier()
         judge = place.runs / Results(place.results).name(classifier or self)
@@ -238,7 +235,7 @@ class Run:
             for name in further:
                 about = asdict(result.described[name])
                 known[name] = {"value": result.figures[name], "described": about}
-            write_whole(kept, json.dumps(known, indent=1) + "\n")
+            write_json(kept, known, indent=1)
         return (
             {name: each["value"] for name, each in known.items()},
             {name: each["described"] for name, each in known.items()},
@@ -273,15 +270,6 @@ def _apart(strip: Any) -> list[Any]:
 
     red, *others = strip.convert("RGB").split()
     return [ImageChops.difference(red, other).getextrema() for other in others]
-
-
-def _first(images: "Images", count: int) -> "Images":
-    """The first images of a split."""
-    import torch
-
-    from mqvae.data import Part
-
-    return Part(images, torch.arange(min(len(images), count)))
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The Fréchet distance of samples against training steps of a prior (MQ-VAE, Figure 3)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.prior.training import begin_prior, resume_prior
+from mqvae.runs import read_json
 from mqvae.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ def sample_curve(
     if not (folder / "summary.json").is_file():
         return _curve(resume_prior(run, device=device).fit())
     config.check(Tokenizer.from_run(run, checkpoint=checkpoint, device=device))
-    return _curve(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    return _curve(read_json(folder / "summary.json"))
 
 
 def _curve(summary: Mapping[str, Any]) -> SampleCurve:

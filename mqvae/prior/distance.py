@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mqvae.data import in_order
+from mqvae.core.distributed import alone
 from mqvae.data.order import order_of
 from mqvae.metrics import evaluating
 from mqvae.metrics.frechet import Fid, Frechet, FrechetVgg16, Moments, frechet_distance
@@ -16,7 +16,7 @@ from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.codes import CodeSplit
 from mqvae.prior.sampling import images_of, sample_images
 from mqvae.prior.settings import PriorSettings
-from mqvae.progress import watched
+from mqvae.progress import watched_batches
 from mqvae.runs import write_whole
 from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
@@ -73,10 +73,9 @@ class SampleDistance:
                     f"{self.file} is damaged ({error}): delete it to go on without what it had."
                 ) from error
             self._write()
-        test = self.images.test
-        batches = in_order(test, BATCH_SIZE, device=self.tokenizer.device)
+        test, device = self.images.test, self.tokenizer.device
         self.frechet.targets = Moments(self.frechet.size)
-        for x, _ in watched(batches, -(-len(test) // BATCH_SIZE), "looking at test images"):
+        for x, _ in watched_batches(test, BATCH_SIZE, "looking at test images", device=device):
             self.frechet.gather(x, self.frechet.targets)
 
     def due(self, step: int) -> bool:
@@ -151,8 +150,4 @@ class SampleDistance:
         moments = Moments(self.frechet.size)
         for part in images.split(BATCH_SIZE):
             self.frechet.gather(part.to(self.tokenizer.device), moments)
-        return frechet_distance(*moments.compute(_itself), *self.frechet.targets.compute(_itself))
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
+        return frechet_distance(*moments.compute(alone), *self.frechet.targets.compute(alone))

@@ -17,7 +17,7 @@ from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, 
 from mqvae.prior.distance import SampleDistance, usual_distance
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.progress import Progress
-from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
+from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer, write_json
 from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Interrupted, NotFinite, device_name, versions, warmup_cosine
@@ -262,7 +262,7 @@ class PriorTraining:
             "figures": {key: dataclasses.asdict(figure) for key, figure in figures.items()},
             "versions": versions(),
         }
-        self.run.write_json("summary.json", content)
+        write_json(self.run.folder / "summary.json", content)
         return content
 
 

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import fresh_casts
+from mqvae.core.passes import fresh_casts, full
 from mqvae.core.updates.update import apply
 from mqvae.networks.discriminator import PatchDiscriminator
 from mqvae.tasks.last_layer import LastLayer, without_graph
@@ -150,7 +150,7 @@ class Adversarial(Task):
         Raises:
             ValueError: if `attend` has not been called with the network that gave the output.
         """
-        output = _full(output)
+        output = full(output)
         if not self.training:
             self._forget_passes()
             loss, _ = self._reconstruction(output, target)
@@ -188,7 +188,7 @@ class Adversarial(Task):
         return loss, terms
 
     def _logits(self, images: Tensor) -> Tensor:
-        return _full(self.discriminator(2 * images.expand(-1, 3, -1, -1) - 1))
+        return full(self.discriminator(2 * images.expand(-1, 3, -1, -1) - 1))
 
     def _adaptive_weight(self, of_reconstruction: Tensor, of_generator: Tensor) -> Tensor:
         """λ, given both gradients by the output."""
@@ -198,7 +198,7 @@ class Adversarial(Task):
                 "attend(network, x) once before training."
             )
         found = self._last_layer.weight_gradients([of_reconstruction, of_generator])
-        reconstruction, generator = (_full(g).norm() for g in mean_across_processes(found))
+        reconstruction, generator = (full(g).norm() for g in mean_across_processes(found))
         return (reconstruction / (generator + 1e-4)).clamp(0, HIGHEST)
 
     def _distance(self, device: torch.device) -> PerceptualDistance:
@@ -237,7 +237,7 @@ class Adversarial(Task):
         found: list[Tensor | None] = [None] * len(parameters)
         if self._has_started():
             with fresh_casts(), torch.enable_grad():
-                real, generated = self._logits(x), self._logits(_full(output))
+                real, generated = self._logits(x), self._logits(full(output))
                 loss = ((1 - real).relu().mean() + (1 + generated).relu().mean()) / 2
                 found = mean_across_processes(list(torch.autograd.grad(loss, parameters)))
             logged |= {
@@ -285,7 +285,7 @@ class _Figures(Measurement):
             return
         for pair in zip(output.split(PART), target.split(PART), strict=True):
             with torch.no_grad():
-                distances = self.distance(*map(_full, pair)).cpu().double()
+                distances = self.distance(*map(full, pair)).cpu().double()
             self.sums += torch.stack([distances.sum(), distances.new_tensor(len(distances))])
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -297,11 +297,6 @@ class _Figures(Measurement):
 
     def show(self, x: Tensor, output: Tensor) -> list[Picture]:
         return list(self.errors.show(x, output))
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """In single precision at least."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def _refuse_second_derivatives(gradient: Tensor) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mqvae.core.passes import full
 from mqvae.tasks.task import Figure, Matrix, Measurement, Task
 
 
@@ -57,8 +58,7 @@ class Classification(Task):
                 "Classification expects outputs (B, classes), got "
                 f"{tuple(output.shape)}: take a network that classifies, such as ResNet18."
             )
-        log_p = output.float() if output.dtype.itemsize < 4 else output
-        log_p = log_p.log_softmax(1)  # (B, classes)
+        log_p = full(output).log_softmax(1)  # (B, classes)
         loss = -log_p.gather(1, target[:, None]).mean()
         if self.label_smoothing:
             loss = torch.lerp(loss, -log_p.mean(), self.label_smoothing)

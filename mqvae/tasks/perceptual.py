@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mqvae.core.passes import full
 from mqvae.weights import NETWORKS, Weights, WeightsNotFound, lpips_heads, read
 
 SMALLEST = 16  # pixels a side of which VGG16 has something left
@@ -68,5 +69,5 @@ class PerceptualDistance(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    features = features.float() if features.dtype.itemsize < 4 else features
+    features = full(features)
     return features / (features.square().sum(1, keepdim=True) + 1e-8).sqrt()

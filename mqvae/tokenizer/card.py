@@ -1,12 +1,13 @@
 """The model card of a tokenizer, made of its run."""
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from PIL import Image
+
+from mqvae.runs import read_json
 
 if TYPE_CHECKING:
     from mqvae.tokenizer.tokenizer import Tokenizer
@@ -59,7 +60,7 @@ def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
         path = tokenizer.run.folder / file
         if path.is_file():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_json(path)
             except ValueError as error:
                 raise ValueError(f"{path} is damaged: {error}") from error
             if content.get("step", content.get("steps")) == tokenizer.step:

@@ -1,7 +1,6 @@
 """A tokenizer as a folder to share, here or on the Hugging Face Hub."""
 
 import hashlib
-import json
 import re
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqvae import __version__
 from mqvae.extras import require
-from mqvae.runs import Checkpoint, write_whole
+from mqvae.runs import Checkpoint, read_json, write_json, write_whole
 from mqvae.settings import Settings
 from mqvae.tokenizer.card import CARD, GRID, card_of
 
@@ -34,7 +33,7 @@ def write(tokenizer: "Tokenizer", folder: Path) -> None:
         "step": tokenizer.step,
         "settings": _without_places(tokenizer.settings.config()),
     }
-    write_whole(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / CONFIG, config)
     write_whole(folder / WEIGHTS, weights)
     for name in (CARD, GRID):
         if name in card:
@@ -59,7 +58,7 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
             else ("pass a folder that Tokenizer.save_pretrained wrote")
         )
         raise ValueError(f"{folder} holds no {CONFIG} of a tokenizer: {advice}.")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG)
     try:
         settings = Settings.of(config["settings"])
         content = (folder / WEIGHTS).read_bytes()
@@ -140,7 +139,7 @@ def _hub() -> Any:
 
 def _is_shared(folder: Path) -> bool:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         return {"mqvae", "step", "settings"} <= config.keys()
     except (OSError, ValueError, AttributeError):
         return False

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
 from mqvae.core.shown import html_table
-from mqvae.data import Images, fitting, in_order
-from mqvae.progress import watched
+from mqvae.data import Images, fitting
+from mqvae.progress import watched_batches
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings
 from mqvae.tasks import Task
@@ -340,9 +340,8 @@ class Tokenizer:
 
     def encode_images(self, images: Images) -> Codes:
         """Codes of many images, with what is needed to decode them."""
-        batches = in_order(images, BATCH_SIZE, device=self.device)
-        total = -(-len(images) // BATCH_SIZE)
-        parts = [self.encode(x).cpu().numpy() for x, _ in watched(batches, total, "encoding")]
+        batches = watched_batches(images, BATCH_SIZE, "encoding", device=self.device)
+        parts = [self.encode(x).cpu().numpy() for x, _ in batches]
         channels, side, _ = images.shape
         return self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
 

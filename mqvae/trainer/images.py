@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mqvae.data import DATASETS, Images, InMemory, Part, hold_out, load, usual_count
+from mqvae.data import DATASETS, Images, InMemory, first, hold_out, load, usual_count
 from mqvae.data.images import nothing_to_cut
 from mqvae.networks.architecture import Inputs
 from mqvae.settings import Data, Settings
@@ -68,10 +66,7 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
     data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
     train, validation = hold_out(train, count, seed=settings.seed)
     if settings.trainer.fast_dev_run:
-        validation, test = (
-            Part(images, torch.arange(min(len(images), FAST_IMAGES)))
-            for images in (validation, test)
-        )
+        validation, test = (first(images, FAST_IMAGES) for images in (validation, test))
     return Splits(train, validation, test), replace(settings, data=data, start=start)
 
 

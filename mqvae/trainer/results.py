@@ -12,7 +12,7 @@ from PIL import Image
 
 from mqvae import __version__
 from mqvae.metrics import Evaluation
-from mqvae.runs import Run, write_whole
+from mqvae.runs import Run, write_json, write_whole
 from mqvae.tasks import Picture, Strip
 
 GAP = 2  # pixels between the images of a strip
@@ -44,7 +44,7 @@ def write_evaluation(
         "pictures": [_write_picture(run, picture) for picture in result.pictures],
         "versions": versions(),
     }
-    run.write_json(file, content)
+    write_json(run.folder / file, content)
     return content
 
 

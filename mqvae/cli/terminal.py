@@ -1,0 +1,43 @@
+"""What several commands say, and what is kept off the terminal."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+
+def quiet() -> None:
+    """Keep libraries' advice to developers off the user's terminal."""
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+
+
+def print_figures(values: dict[str, Any], described: dict[str, Any]) -> None:
+    """Figures by their names, as they are in the run's files."""
+    width = max(13, *map(len, described))
+    for name in described:
+        print(f"{name:<{width}} {values[name]:.6g}")
+
+
+def to_the_end(
+    fit: Callable[[], dict[str, Any]], steps: int, go_on: str, *, speaks: bool = True
+) -> tuple[dict[str, Any] | None, int]:
+    """What training returns and the exit code; nothing where it was asked to stop.
+
+    Args:
+        fit: The training.
+        steps: How many there are.
+        go_on: The command that goes on with it.
+        speaks: Whether to say that it stopped.
+    """
+    from mqvae.trainer import Interrupted
+
+    try:
+        return fit(), 0
+    except Interrupted as stop:
+        said = f"stopped after step {stop.step:,} of {steps:,}; go on with\n  {go_on}"
+        code = 128 + stop.signal_number
+    except KeyboardInterrupt:
+        said, code = f"stopped at once; go on from the last checkpoint with\n  {go_on}", 130
+    if speaks:
+        print(said, file=sys.stderr)
+    return None, code
