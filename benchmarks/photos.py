@@ -1,8 +1,8 @@
 """Photographs over what tokenizers make of them, spread over the test images: docs/photos-64.png.
 
-    mqvae train photos-64 --out runs/mq-gan
-    mqvae train photos-64 --update Joint --out runs/vq-gan
-    python benchmarks/photos.py runs/vq-gan runs/mq-gan --out docs/photos-64.png
+mqvae train photos-64 --out runs/mq-gan
+mqvae train photos-64 --update Joint --out runs/vq-gan
+python benchmarks/photos.py runs/vq-gan runs/mq-gan --out docs/photos-64.png
 """
 
 import argparse
