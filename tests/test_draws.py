@@ -61,8 +61,6 @@ def loss_with(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("rule", "options"), RULES.values(), ids=RULES)
 def test_the_draw_with_the_least_loss_after_the_step_is_taken(monkeypatch, rule, options, layout):
-    if rule is Ema and layout == "cosine":
-        pytest.skip("Ema has no sphere")
     network = network_of(watched := Watched(4, monkeypatch), **LAYOUTS[layout])
     update, taken = update_of(network, rule, **options), set()
     weight = 0.0 if rule is Ema else 1.0

@@ -168,8 +168,6 @@ def update_of(network: VQNetwork, rule=Joint, **options) -> Update:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("rule", "options"), RULES.values(), ids=RULES)
 def test_every_rule_hands_over_error_and_task_gradient(rule, options, layout):
-    if rule is Ema and layout == "cosine":
-        pytest.skip("Ema has no sphere")
     network = network_of(watched := Watched(), **LAYOUTS[layout])
     x = torch.randn(7, 5, dtype=torch.float64)
     with torch.no_grad():

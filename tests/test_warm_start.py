@@ -370,9 +370,10 @@ def test_the_codebook_waits_and_is_set_by_k_means(tmp_path):
     initialized, tables, shares, started, remembered = [], [], [], [], []
     initialize = VQNetwork.initialize_codebook
 
-    def note(network, x, **options):
-        initialized.append((len(tables), x.clone()))
-        initialize(network, x, **options)
+    def note(network, batches, **options):
+        taken = list(batches)
+        initialized.append((len(tables), torch.cat(taken)))
+        initialize(network, taken, **options)
 
     def after_step(training):
         quantizer = training.parts.network.quantizer
