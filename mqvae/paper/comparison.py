@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mqvae.paper.few import Few
 from mqvae.paper.methods import META_RATE, METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import Scale
@@ -25,6 +26,7 @@ class Comparison:
         methods: By their names in `METHODS`.
         seeds: How many each row has.
         size: Number of codes and their dimensions; None for the scale's.
+        few: Images that they are trained on; None for all there are.
     """
 
     scale: Scale
@@ -33,6 +35,7 @@ class Comparison:
     methods: Sequence[str]
     seeds: int
     size: tuple[int, int] | None = None
+    few: Few | None = None
 
     def run(
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
@@ -42,6 +45,7 @@ class Comparison:
         return Run(
             *(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final),
             self.size,
+            self.few,
         )
 
     def paper_rate(self, method: str) -> float | None:

@@ -13,6 +13,7 @@ from mqvae.paper.work import Run
 
 RECONSTRUCTION = (
     "mse",
+    "training_mse",
     "lpips",
     "fid",
     "frechet_vgg16",
@@ -24,7 +25,9 @@ RECONSTRUCTION = (
     "gradient_gap",
 )
 ADVERSARIAL = ("perceptual_loss", *RECONSTRUCTION)
-CLASSIFICATION = ("accuracy", "f1", "cross_entropy", "perplexity", "gradient_gap")
+CLASSIFICATION = (
+    *("accuracy", "f1", "cross_entropy", "training_cross_entropy", "perplexity", "gradient_gap"),
+)
 KEYS = {
     "reconstruction": RECONSTRUCTION,
     "classification": CLASSIFICATION,
@@ -33,6 +36,7 @@ KEYS = {
 SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
 TITLES = {
     "mse": ("MSE (e-3)", 1e-3),
+    "training_mse": ("MSE in training (e-3)", 1e-3),
     "lpips": ("LPIPS (e-1)", 1e-1),
     "fid": ("FID", 1.0),
     "frechet_vgg16": ("Fréchet, VGG16", 1.0),
@@ -46,11 +50,16 @@ TITLES = {
     "accuracy": ("Accuracy (%)", 1e-2),
     "f1": ("F1 (%)", 1e-2),
     "cross_entropy": ("CE", 1.0),
+    "training_cross_entropy": ("CE in training", 1.0),
 }
 
 
 def table(
-    comparison: Comparison, number: int | None, results: Results, costs: Mapping[str, float]
+    comparison: Comparison,
+    number: int | None,
+    results: Results,
+    costs: Mapping[str, float],
+    protocols: Sequence[Protocol] = ("paper", "matched", "time"),
 ) -> Table | None:
     """A comparison as far as it has been run; None if nothing has.
 
@@ -59,9 +68,10 @@ def table(
         number: The paper's table with the same rows; None if it has none.
         results: What was measured.
         costs: Of a step, by method, relative to VQ-VAE's.
+        protocols: Under which.
     """
     found: list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]] = []
-    for protocol in ("paper", "matched", "time"):
+    for protocol in protocols:
         for method in comparison.methods:
             if made := _made(comparison, protocol, method, results, costs):
                 found.append((protocol, method, made))
@@ -186,7 +196,8 @@ def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
 def _title(comparison: Comparison) -> str:
     steps = comparison.scale.steps(comparison.task, comparison.dataset)
     size = ", {:,} codes of {}".format(*comparison.size) if comparison.size else ""
-    return f"{comparison.dataset}{size}, {steps:,} updates"
+    few = f", {comparison.few.images:,} training images" if comparison.few else ""
+    return f"{comparison.dataset}{few}{size}, {steps:,} updates"
 
 
 def _notes(
