@@ -39,8 +39,8 @@ def hold_out(
         )
     if limit is not None and limit > number - count:
         raise ValueError(
-            f"data.limit is {limit}, but {images.name} has {number:,} training images, {count:,} of "
-            f"them for validation: expected {number - count} at most."
+            f"data.limit is {limit}, but {images.name} has {number:,} training images, {count:,} "
+            f"of them for validation: expected {number - count} at most."
         )
     if count == 0 and limit is None:
         return images, Part(images, torch.arange(0), split="validation")

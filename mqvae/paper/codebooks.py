@@ -133,8 +133,8 @@ def said(ratios: Sequence[float], figure: str = "MSE") -> str:
     """Paired ratios of a figure to another rule's in words, with what they say."""
     seeds = f"{len(ratios)} seed{'s' if len(ratios) > 1 else ''}"
     return (
-        f"{statistics.fmean(ratios):.2f} of its {figure} ({min(ratios):.2f} to {max(ratios):.2f} over "
-        f"{seeds}), {_judged(ratios)}"
+        f"{statistics.fmean(ratios):.2f} of its {figure} ({min(ratios):.2f} to "
+        f"{max(ratios):.2f} over {seeds}), {_judged(ratios)}"
     )
 
 

@@ -17,10 +17,12 @@ class Few:
     Attributes:
         images: Trained on.
         held_out: For validation; the codebook may be judged on them.
+        side: Pixels along a side that they are resized to.
     """
 
     images: int
     held_out: int
+    side: int
 
 
 def measured(few: Few, task: str, folder: Path, device: Any) -> dict[str, Any]:

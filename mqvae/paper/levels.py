@@ -1,7 +1,8 @@
 """Images few enough to overfit on, and a codebook judged on other images; not in the paper."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mqvae.paper.codebooks import FASHION, RECOMMENDED, said
 from mqvae.paper.comparison import Comparison
@@ -20,9 +21,10 @@ SAME, NEXT, HELD_OUT = (
     "MQ-VAE, kept, held-out batch above",
 )
 ABOUT = (
-    "With few training images encoder and decoder overfit, and the level above can be given other "
-    "images than the one below. Held-out ones are images more: beside them stand rules that do "
-    "not look ahead and are trained on all of both. Rates are chosen on images that no part of any "
+    "Where encoder and decoder overfit, a look-ahead may judge the codebook by what they have not "
+    "learned by heart: by the next batch, or by one of {held_out:,} held-out images. These are "
+    "images more, so rules that do not look ahead are trained on all {both:,} as well. Rates are "
+    "chosen from {rates} and that of the paper's protocol, on {both:,} images that no part of any "
     "run has seen."
 )
 
@@ -42,10 +44,10 @@ class Levels(Experiment):
         for dataset in study.datasets(self.datasets):
             steps = {**study.scale.steps_of, dataset: few["steps"][task]}
             scale = replace(study.scale, rates=few["rates"], steps_of=steps)
-            images, held_out = few["images"], few["held_out"]
+            images, held_out, side = few["images"], few["held_out"], few["side"]
             for methods, drawn in (
-                ((*WITHOUT_LOOKING, SAME, NEXT, HELD_OUT), Few(images, held_out)),
-                (WITHOUT_LOOKING, Few(images + held_out, 0)),
+                ((*WITHOUT_LOOKING, SAME, NEXT, HELD_OUT), Few(images, held_out, side)),
+                (WITHOUT_LOOKING, Few(images + held_out, 0, side)),
             ):
                 yield Comparison(scale, task, dataset, methods, study.seeds, few=drawn)
 
@@ -71,8 +73,16 @@ class Levels(Experiment):
             sentences += list(_verdicts(task, made))
             plots += [plot for each in comparisons[:1] if (plot := _overfitting(study, each))]
         missing = [] if tables else ["Not run."]
-        told = [ABOUT, *sentences] if tables else []
+        told = [_about(study.scale.few), *sentences] if tables else []
         return Section(self.name, self.title, self.claim, told, tables, plots, missing=missing)
+
+
+def _about(few: Mapping[str, Any]) -> str:
+    return ABOUT.format(
+        held_out=few["held_out"],
+        both=few["images"] + few["held_out"],
+        rates=", ".join(f"{rate:g}" for rate in few["rates"]),
+    )
 
 
 def _verdicts(task: str, made: Sequence[Table | None]) -> Iterator[str]:
@@ -88,15 +98,15 @@ def _verdicts(task: str, made: Sequence[Table | None]) -> Iterator[str]:
             f"{overfit.cells[f'training_{key}'].mean:.3g} on training images and "
             f"{overfit.cells[key].mean:.3g} on test images."
         )
-    for method, base, rows in (
-        (SAME, _best(some, key), some),
-        (NEXT, SAME, some),
-        (HELD_OUT, SAME, some),
-        (HELD_OUT, _best(all_of_them, key), all_of_them),
+    best, best_of_all = _best(some, key), _best(all_of_them, key)
+    for what, method, base, rows in (
+        (f"the look-ahead adds to {best}", SAME, best, some),
+        ("the next batch above adds to the same batch", NEXT, SAME, some),
+        ("held-out images above add to the same batch", HELD_OUT, SAME, some),
+        (f"they add to {best_of_all} trained on them too", HELD_OUT, best_of_all, all_of_them),
     ):
         if method in some and base in rows and (words := _beside(some[method], rows[base], key)):
-            trained_on = " trained on the held-out images too" * (rows is all_of_them)
-            yield f"{task.capitalize()}: what {method} adds to {base}{trained_on}: {words}."
+            yield f"{task.capitalize()}, what {what}: {words}."
 
 
 def _best(rows: dict[str, Row], key: str) -> str:

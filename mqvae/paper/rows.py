@@ -196,8 +196,9 @@ def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
 def _title(comparison: Comparison) -> str:
     steps = comparison.scale.steps(comparison.task, comparison.dataset)
     size = ", {:,} codes of {}".format(*comparison.size) if comparison.size else ""
-    few = f", {comparison.few.images:,} training images" if comparison.few else ""
-    return f"{comparison.dataset}{few}{size}, {steps:,} updates"
+    few = comparison.few
+    images = f", {few.images:,} training images of {few.side} × {few.side}" if few else ""
+    return f"{comparison.dataset}{images}{size}, {steps:,} updates"
 
 
 def _notes(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
+POINTS = 8  # of the curve of a run of few images
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
@@ -112,6 +113,9 @@ class Run:
         config["data"]["above"] = METHODS[self.method].above
         if self.few is not None:
             config["data"] |= {"limit": self.few.images, "validation": self.few.held_out}
+            config["data"]["side"] = self.few.side
+            every = -(-self.steps // POINTS)
+            config["trainer"] |= {"log_every": every, "checkpoint_every": every}
         arguments = config["quantizer"]["init_args"]
         for name, value in zip(("num_codes", "dim"), self.size or (), strict=False):
             if name in arguments:
