@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
-POINTS = 8  # of the curve of a run of few images
+POINTS = 5  # of the curve of a run of few images
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
