@@ -23,8 +23,8 @@ SAME, NEXT, HELD_OUT = (
 ABOUT = (
     "Where encoder and decoder overfit, a look-ahead may judge the codebook by what they have not "
     "learned by heart: by the next batch, or by one of {held_out:,} held-out images. These are "
-    "images more, so rules that do not look ahead are trained on all {both:,} as well. Rates: "
-    "{rates}that of the paper's protocol, by {both:,} images that no part of any run has seen."
+    "images more, so rules that do not look ahead are trained on all {both:,} as well. Rates are "
+    "{rates}the paper protocol's, what is best on {both:,} images that no part of any run has seen."
 )
 
 
@@ -80,7 +80,7 @@ def _about(few: Mapping[str, Any]) -> str:
     return ABOUT.format(
         held_out=few["held_out"],
         both=few["images"] + few["held_out"],
-        rates="".join(f"{rate:g}, " for rate in few["rates"]),
+        rates="".join(f"{rate:g} or " for rate in few["rates"]),
     )
 
 
