@@ -64,14 +64,14 @@ class Levels(Experiment):
                             continue
 
     def section(self, study: Study) -> Section:
-        tables, sentences, plots = [], [], []
+        tables, sentences, plots, missing = [], [], [], []
         for task in TASKS:
             comparisons = list(self._comparisons(study, task))
             made = [table(each, None, study.results, {}, ("matched",)) for each in comparisons]
             tables += [each for each in made if each is not None]
+            missing += [] if any(made) else [f"{task.capitalize()}: not run."]
             sentences += list(_verdicts(task, made))
             plots += [plot for each in comparisons[:1] if (plot := _overfitting(study, each))]
-        missing = [] if tables else ["Not run."]
         told = [_about(study.scale.few), *sentences] if tables else []
         return Section(self.name, self.title, self.claim, told, tables, plots, missing=missing)
 
