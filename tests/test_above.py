@@ -5,7 +5,7 @@ import torch
 
 import mqvae
 from mqvae.core.updates import Meta
-from mqvae.data import Batches, load
+from mqvae.data import Batches, hold_out, load
 from mqvae.runs import Run
 from mqvae.settings import Settings, from_arguments, load_preset
 from mqvae.trainer import Interrupted, begin, loop
@@ -96,6 +96,43 @@ def test_gone_on_with_it_has_the_same_batches_above(tmp_path, monkeypatch, above
     monkeypatch.undo()
     go_on(Run(tmp_path / "stopped")).fit()
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def pictures(images):
+    return {x.numpy().tobytes() for x in images.take(torch.arange(len(images)))[0]}
+
+
+def test_a_limit_leaves_the_held_out_images_as_they_are():
+    images = load("digits", "train")
+    left, held_out = hold_out(images, 150, seed=3)
+    few, same = hold_out(images, 150, seed=3, limit=300)
+    assert (len(left), len(few), len(same)) == (1350, 300, 150)
+    assert torch.equal(same.indices, held_out.indices)
+    assert set(few.indices.tolist()) < set(left.indices.tolist())
+    assert few.indices.tolist() == sorted(few.indices.tolist())
+    # What another rule is trained on beside one that has both.
+    both, nothing = hold_out(images, 0, seed=3, limit=450)
+    assert set(both.indices.tolist()) == set(few.indices.tolist()) | set(same.indices.tolist())
+    assert len(nothing) == 0
+    assert hold_out(images, 150, seed=4, limit=300)[0].indices.tolist() != few.indices.tolist()
+    every, _ = hold_out(images, 150, seed=3, limit=1350)
+    assert torch.equal(every.indices, left.indices)
+    with pytest.raises(ValueError, match=r"data\.limit is 1351.* expected 1350 at most"):
+        hold_out(images, 150, seed=3, limit=1351)
+
+
+def test_a_run_of_few_images_sees_no_others(tmp_path, monkeypatch):
+    seen = Seen(monkeypatch)
+    few = {"limit": 300, "validation": 60, "above": "held-out"}
+    training = begin(settings(data=few), tmp_path / "run")
+    training.fit()
+    assert len(training.splits.train) == 300
+    for batches, images, count in (
+        (seen.below, training.splits.train, 270),
+        (seen.above, training.splits.validation, 60),
+    ):
+        found = {(x * 255).round().byte().numpy().tobytes() for x in torch.cat(batches)}
+        assert found == pictures(images) if count == 60 else found <= pictures(images)
 
 
 def test_skipping_leaves_out_a_batch():

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from mqvae.cli import main
+from mqvae.paper import levels
 from mqvae.paper.comparison import Comparison
+from mqvae.paper.few import Few
 from mqvae.paper.methods import META_RATE, METHODS, paper_value
 from mqvae.paper.reproduce import EXPERIMENTS, experiments
 from mqvae.paper.results import Results, file_name
@@ -96,6 +98,19 @@ def test_every_method_has_settings():
         run = Run("cpu", task, "fashion-mnist", method, 1e-2, 100, 0)
         assert run.config()["name"] == method
     assert [load_scale(name).name for name in SCALES] == list(SCALES)
+
+
+def test_few_images_and_a_batch_above_are_settings_of_a_run():
+    few = Few(100, 50, 16)
+    run = dataclasses.replace(RUN, method="MQ-VAE, kept, held-out batch above", few=few)
+    data = run.config()["data"]
+    assert (data["limit"], data["validation"], data["above"]) == (100, 50, "held-out")
+    titles = {
+        dataclasses.replace(run, method=method, few=each).title
+        for method in ("MQ-VAE, kept", "MQ-VAE, kept, next batch above", run.method)
+        for each in (None, few)
+    }
+    assert len(titles) == 6
 
 
 @pytest.mark.parametrize(
@@ -345,6 +360,31 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == times
     assert (out / "reproduction.html").read_text() == html
     assert (out / "reproduction.md").read_text() == markdown
+
+
+def test_where_the_levels_differ_at_the_debug_scale(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(levels, "TASKS", ("classification",))
+    assert main(["reproduce", "levels", "--scale", "debug", "--out", str(out)]) == 0
+    assert EXPERIMENTS["levels"].title in capsys.readouterr().out
+    page = (out / "codebooks.md").read_text()
+    assert "## Where the levels differ" in page
+    assert "* Classification, what held-out images above add to the same batch: " in page
+    assert page.count("trained on them too: ") == 1
+    for path in (out / "results").iterdir():
+        content = json.loads(path.read_text())
+        data = content["asks"]["data"]
+        assert data["limit"] + data["validation"] == 150
+        summary = json.loads((out / "runs" / path.stem / "summary.json").read_text())
+        # Rates are chosen by what the codebook has not been judged on.
+        assert content["validation"] != summary["validation"]
+        assert any(name.startswith("training_") for name in content["figures"])
+
+
+def test_pages_of_several_experiments():
+    assert [each.name for each in experiments(["codebooks"])] == ["codebooks", "levels"]
+    assert [each.name for each in experiments(["levels"])] == ["levels"]
+    assert not {"codebooks", "levels"} & {each.name for each in experiments(["all"])}
 
 
 THREE_RUNS = """

@@ -13,22 +13,38 @@ def usual_count(images: Images) -> int:
     return min(MOST, len(images) // 10)
 
 
-def hold_out(images: Images, count: int, *, seed: int) -> tuple[Images, Images]:
+def hold_out(
+    images: Images, count: int, *, seed: int, limit: int | None = None
+) -> tuple[Images, Images]:
     """What is left of a training set, in its order, and `count` images drawn from it by the seed.
 
-    Both are parts of the same images, by their indices.
+    Both are parts of the same images, by their indices. Those held out are the first of one order,
+    those that a limit leaves are the next: with N held out and a limit of M, both together are what
+    a limit of N + M has with nothing held out.
+
+    Args:
+        images: The training set.
+        count: How many are held out.
+        seed: Of the order.
+        limit: How many of the others are left; None for all.
 
     Raises:
-        ValueError: if nothing would be left.
+        ValueError: if nothing would be left, or fewer than the limit.
     """
-    if count == 0:
-        return images, Part(images, torch.arange(0), split="validation")
-    if not 0 < count < len(images):
+    number = len(images)
+    if not 0 <= count < number:
         raise ValueError(
-            f"validation is out of range: expected 0 to {len(images) - 1} of the {len(images)} "
+            f"validation is out of range: expected 0 to {number - 1} of the {number} "
             f"training images of {images.name}, got {count} (--data.validation N)"
         )
-    drawn = torch.zeros(len(images), dtype=torch.bool)
-    drawn[order_of(len(images), f"validation,{seed}")[:count]] = True
-    left = Part(images, (~drawn).nonzero().flatten())
-    return left, Part(images, drawn.nonzero().flatten(), split="validation")
+    if limit is not None and limit > number - count:
+        raise ValueError(
+            f"data.limit is {limit}, but {images.name} has {number:,} training images, {count:,} "
+            f"of them for validation: expected {number - count} at most."
+        )
+    if count == 0 and limit is None:
+        return images, Part(images, torch.arange(0), split="validation")
+    order = order_of(number, f"validation,{seed}")
+    end = number if limit is None else count + limit
+    held_out, left = order[:count].sort().values, order[count:end].sort().values
+    return Part(images, left), Part(images, held_out, split="validation")

@@ -41,7 +41,7 @@ class Rules(Experiment):
     name = "codebooks"
     title = "Codebooks compared"
     claim = ""
-    of_paper = False
+    page = name
     datasets = (FASHION, PHOTOS)
 
     def _finals(self, study: Study) -> Iterator[Comparison]:
@@ -110,14 +110,14 @@ def _verdicts(made: Table) -> Iterator[str]:
         for name, ratios in found.items()
         if ratios and name not in (*WITHOUT_LOOKING, BOUND)
     }
-    adds = "; ".join(f"{name} {_said(ratios)}" for name, ratios in looking.items())
+    adds = "; ".join(f"{name} {said(ratios)}" for name, ratios in looking.items())
     yield (
         f"{made.title}, matched rates: of the rules that do not look ahead {best.method} is best, "
         f"MSE {_mean(best)}." + (f" What a look-ahead adds to it: {adds}." if adds else "")
     )
     for row in rows:
         if row.method in WITHOUT_LOOKING and row is not best and found[row.method]:
-            yield f"{made.title}: {row.method} {_mean(row)}, {_said(found[row.method])}."
+            yield f"{made.title}: {row.method} {_mean(row)}, {said(found[row.method])}."
     own = other(best, rows, RECOMMENDED)
     if own is not None and "usage" in own.cells:
         yield (
@@ -131,8 +131,9 @@ def _mean(row: Row) -> str:
     return f"{cell.mean:.2f}e-3" + (f" ± {cell.spread:.2f}" if cell.spread is not None else "")
 
 
-def _said(ratios: Sequence[float]) -> str:
-    mean = f"{statistics.fmean(ratios):.2f} of its MSE"
+def said(ratios: Sequence[float], figure: str = "MSE") -> str:
+    """Paired ratios of a figure to another rule's in words, with what they say."""
+    mean = f"{statistics.fmean(ratios):.2f} of its {figure}"
     if len(ratios) == 1:
         return f"{mean} (one seed), {_judged(ratios)}"
     return (

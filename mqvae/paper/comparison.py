@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mqvae.paper.few import Few
 from mqvae.paper.methods import META_RATE, METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import Scale
@@ -26,6 +27,7 @@ class Comparison:
         seeds: How many each row has.
         size: Number of codes and their dimensions; None for the scale's.
         protocols: In which they are compared.
+        few: Images that they are trained on; None for all there are.
     """
 
     scale: Scale
@@ -35,6 +37,7 @@ class Comparison:
     seeds: int
     size: tuple[int, int] | None = None
     protocols: Sequence[Protocol] = ("paper", "matched", "time")
+    few: Few | None = None
 
     def run(
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
@@ -44,6 +47,7 @@ class Comparison:
         return Run(
             *(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final),
             self.size,
+            self.few,
         )
 
     def paper_rate(self, method: str) -> float | None:

@@ -18,12 +18,14 @@ class Method:
         codebook_rate: In the paper's protocol: "network" for that of encoder and decoder,
             "meta" for MQ-VAE's own; None of a method whose codebook has no rate.
         against: The method that its ratios are taken to.
+        above: The batch that judges its codebook, as `data.above` has it.
     """
 
     name: str
     preset: str
     codebook_rate: Literal["network", "meta"] | None = "network"
     against: str | None = "VQ-VAE"
+    above: Literal["same", "next", "held-out"] = "same"
 
 
 META_RATE = 6e-2  # Appendix I
@@ -62,6 +64,8 @@ OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
         Method("EMA + transport", "ema-transport", None),
         Method("EMA + transport + replace", "ema-transport-replace", None),
         Method("Transport", "transport"),
+        Method("MQ-VAE, kept, next batch above", "mq-vae-kept", "meta", above="next"),
+        Method("MQ-VAE, kept, held-out batch above", "mq-vae-kept", "meta", above="held-out"),
         Method("MQ-VAE, amortized + replace", "mq-vae-amortized-replace", "meta"),
         Method("MQ-VAE, amortized + replace, best of 4", "mq-vae-replace-draws", "meta"),
         Method("VQ-VAE + replace by error", "replace-by-error"),

@@ -16,6 +16,7 @@ from mqvae.paper.figures import (
     ReconstructionsOfGans,
     SamplesOfPriors,
 )
+from mqvae.paper.levels import Levels
 from mqvae.paper.methods import paper_value
 from mqvae.paper.results import Results
 from mqvae.paper.rows import FEW, IN_WORDS, paired, table
@@ -39,7 +40,7 @@ ORDER = (
         "table-7",
         "table-8",
     ),
-    *("figure-3", "figure-4", "figure-5", "figure-6", "appendix-f", "scale", "codebooks"),
+    *("figure-3", "figure-4", "figure-5", "figure-6", "appendix-f", "scale", "codebooks", "levels"),
 )
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
@@ -54,6 +55,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             Bounds(),
             Settled(),
             Rules(),
+            Levels(),
         ],
         key=lambda each: ORDER.index(each.name),
     )
@@ -81,7 +83,7 @@ def experiments(names: Sequence[str]) -> list[Experiment]:
     return [
         each
         for name, each in EXPERIMENTS.items()
-        if name in names or (ALL in names and each.of_paper)
+        if name in names or each.page in names or (ALL in names and each.of_paper)
     ]
 
 
@@ -112,7 +114,7 @@ def carry_out_all(chosen: Sequence[Experiment], study: Study, place: Place, *, j
 
 
 def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> Iterator[Page]:
-    """What there is of these tables and figures: the paper's on one page, each other on its own.
+    """What there is of these tables and figures, on the pages they belong on.
 
     Args:
         chosen: What is wanted.
@@ -126,12 +128,16 @@ def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> I
         again = shlex.join(["mqvae", "reproduce", *names, "--scale", scale])
         sections = [each.section(study) for each in of_paper]
         yield Page(scale, list(headline(study)), told, sections, [again])
-    for each in chosen:
-        if not each.of_paper:
-            section = each.section(study)
-            headlines, section = section.verdict, replace(section, title="Figures", verdict=())
-            again = shlex.join(["mqvae", "reproduce", each.name, "--scale", scale])
-            yield Page(scale, headlines, told, [section], [again], each.name, each.title)
+    for name in dict.fromkeys(each.page for each in chosen if not each.of_paper):
+        found = {each.name: each.section(study) for each in chosen if each.page == name}
+        headlines: Sequence[str] = ()
+        if name in found:
+            headlines = found[name].verdict
+            found[name] = replace(found[name], title="Figures", verdict=())
+        asked = [name] if name in found else list(found)
+        again = shlex.join(["mqvae", "reproduce", *asked, "--scale", scale])
+        title = EXPERIMENTS[name].title
+        yield Page(scale, headlines, told, list(found.values()), [again], name, title)
 
 
 def conditions(study: Study) -> Iterator[tuple[str, str]]:

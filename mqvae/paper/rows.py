@@ -13,6 +13,7 @@ from mqvae.paper.work import Run
 
 RECONSTRUCTION = (
     "mse",
+    "training_mse",
     "lpips",
     "fid",
     "frechet_vgg16",
@@ -24,7 +25,9 @@ RECONSTRUCTION = (
     "gradient_gap",
 )
 ADVERSARIAL = ("perceptual_loss", *RECONSTRUCTION)
-CLASSIFICATION = ("accuracy", "f1", "cross_entropy", "perplexity", "gradient_gap")
+CLASSIFICATION = (
+    *("accuracy", "f1", "cross_entropy", "training_cross_entropy", "perplexity", "gradient_gap"),
+)
 KEYS = {
     "reconstruction": RECONSTRUCTION,
     "classification": CLASSIFICATION,
@@ -33,6 +36,7 @@ KEYS = {
 SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
 TITLES = {
     "mse": ("MSE (e-3)", 1e-3),
+    "training_mse": ("MSE in training (e-3)", 1e-3),
     "lpips": ("LPIPS (e-1)", 1e-1),
     "fid": ("FID", 1.0),
     "frechet_vgg16": ("Fréchet, VGG16", 1.0),
@@ -46,11 +50,15 @@ TITLES = {
     "accuracy": ("Accuracy (%)", 1e-2),
     "f1": ("F1 (%)", 1e-2),
     "cross_entropy": ("CE", 1.0),
+    "training_cross_entropy": ("CE in training", 1.0),
 }
 
 
 def table(
-    comparison: Comparison, number: int | None, results: Results, costs: Mapping[str, float]
+    comparison: Comparison,
+    number: int | None,
+    results: Results,
+    costs: Mapping[str, float],
 ) -> Table | None:
     """A comparison as far as it has been run; None if nothing has.
 
@@ -186,7 +194,9 @@ def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
 def _title(comparison: Comparison) -> str:
     steps = comparison.scale.steps(comparison.task, comparison.dataset)
     size = ", {:,} codes of {}".format(*comparison.size) if comparison.size else ""
-    return f"{comparison.dataset}{size}, {steps:,} updates"
+    few = comparison.few
+    images = f", {few.images:,} training images of {few.side} × {few.side}" if few else ""
+    return f"{comparison.dataset}{images}{size}, {steps:,} updates"
 
 
 def _notes(

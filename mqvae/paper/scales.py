@@ -33,6 +33,8 @@ class Scale:
         lengths: Numbers of updates that are compared to settle the scale.
         sizes: Numbers of codes and their dimensions, beside the scale's own, at which rules for a
             codebook are compared.
+        few: Training images of runs that overfit, those held out beside them, their side, codebook
+            rates and, by task, updates.
         settings: By task, what is laid over a method's preset.
         dataset: Taken in place of every other one; None for the paper's own.
         steps_of: Updates of some data sets, where they are not the task's.
@@ -51,6 +53,7 @@ class Scale:
     rounds: int
     lengths: Sequence[int]
     sizes: Sequence[tuple[int, int]]
+    few: Mapping[str, Any]
     settings: Mapping[str, Mapping[str, Any]]
     dataset: str | None = None
     steps_of: Mapping[str, int] = field(default_factory=dict)

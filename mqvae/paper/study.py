@@ -51,13 +51,18 @@ class Experiment:
         name: As a command takes it.
         title: One line.
         claim: What the paper says.
-        of_paper: Whether it belongs on the paper's page; others have a page of their own.
+        page: The page it belongs on: the paper's, or that of the experiment of this name.
     """
 
     name: str
     title: str
     claim: str
-    of_paper: ClassVar[bool] = True
+    page: ClassVar[str] = "reproduction"
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether it belongs on the paper's page."""
+        return self.page == Experiment.page
 
     def wants(self, study: Study) -> Iterator[Work]:
         """The work it takes, as far as it can be told from what is there."""

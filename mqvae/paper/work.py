@@ -13,6 +13,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal
 
+from mqvae.paper.few import Few, measured
 from mqvae.paper.methods import METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
@@ -20,6 +21,7 @@ from mqvae.runs import read_json, write_json
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
+POINTS = 5  # of the curve of a run of few images
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
@@ -54,6 +56,7 @@ class Run:
         seed: Of everything.
         final: Whether its figures are shown: those that take large networks are measured too.
         size: Number of codes and their dimensions; None for the scale's.
+        few: Images that it is trained on, and measured on too; None for all there are.
     """
 
     scale: str
@@ -65,22 +68,27 @@ class Run:
     seed: int
     final: bool = False
     size: tuple[int, int] | None = None
+    few: Few | None = None
 
     @property
     def title(self) -> str:
         """What its files begin with."""
         size = "-{}x{}".format(*self.size) if self.size else ""
         rate = "" if self.rate is None else f"-{self.rate:g}"
-        preset = METHODS[self.method].preset
-        return f"{self.task}-{self.dataset}-{preset}{size}{rate}-{self.steps}-seed{self.seed}"
+        of = METHODS[self.method]
+        preset = of.preset if of.above == "same" else f"{of.preset}-{of.above}"
+        few = f"-{self.few.images}images" if self.few else ""
+        return f"{self.task}-{self.dataset}{few}-{preset}{size}{rate}-{self.steps}-seed{self.seed}"
 
     @property
     def words(self) -> str:
         """What it is, for a person."""
         size = " of {:,} codes of {}".format(*self.size) if self.size else ""
         rate = "" if self.rate is None else f", codebook {self.rate:g}"
+        few = f", {self.few.images:,} images" if self.few else ""
         return (
-            f"{self.method}{size}{rate}, {self.dataset}, {self.steps:,} updates, seed {self.seed}"
+            f"{self.method}{size}{rate}, {self.dataset}{few}, {self.steps:,} updates, "
+            f"seed {self.seed}"
         )
 
     @property
@@ -98,6 +106,12 @@ class Run:
         config |= {"name": self.method, "steps": self.steps, "seed": self.seed}
         if self.rate is not None:
             config["optimizer"]["codebook_lr"] = self.rate
+        config["data"]["above"] = METHODS[self.method].above
+        if self.few is not None:
+            config["data"] |= {"limit": self.few.images, "validation": self.few.held_out}
+            config["data"]["side"] = self.few.side
+            every = -(-self.steps // POINTS)
+            config["trainer"] |= {"log_every": every, "checkpoint_every": every}
         arguments = config["quantizer"]["init_args"]
         for name, value in zip(("num_codes", "dim"), self.size or (), strict=False):
             if name in arguments:
@@ -114,7 +128,7 @@ class Run:
         return filled(asks)
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
-        if not self.final or "failed" in content or self.task == "classification":
+        if not self.final or "failed" in content or self.task == "classification" or self.few:
             return True
         return all(name in content["figures"] | content["left_out"] for name in FURTHER)
 
@@ -140,13 +154,18 @@ class Run:
         figures = {key: summary[key] for key in summary["figures"]}
         described = summary["figures"]
         left_out: dict[str, str] = {}
-        if self.final:
+        validation = summary["validation"]
+        if self.few is not None:
+            seen = measured(self.few, self.task, folder, self._device(place))
+            figures, described = figures | seen["figures"], described | seen["described"]
+            validation = seen["validation"]
+        if self.final and self.few is None:
             more, words, left_out = self._further(folder, place)
             figures, described = figures | more, described | words
         content = {
             "seed": self.seed,
             "figures": {key: float(f"{value:.6g}") for key, value in figures.items()},
-            "validation": summary["validation"],
+            "validation": validation,
             "described": described,
             "left_out": left_out,
             "curve": _curve(folder, norms=self.seed == 0),
@@ -187,6 +206,13 @@ class Run:
         begin(Settings.of(config), folder, overwrite=folder.exists()).fit()
         return folder
 
+    def _device(self, place: Place) -> Any:
+        """Where it is measured."""
+        from mqvae.settings import Trainer
+        from mqvae.trainer import Processes
+
+        return Processes(Trainer(accelerator=place.device)).device
+
     def _further(
         self, folder: Path, place: Place
     ) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
@@ -198,15 +224,14 @@ class Run:
         from mqvae.metrics import CODES, evaluate
         from mqvae.metrics.registry import Maker, further_figures
         from mqvae.metrics.score import ClassScore
-        from mqvae.settings import Trainer
         from mqvae.tokenizer import Tokenizer
-        from mqvae.trainer import Processes, load_split
+        from mqvae.trainer import load_split
 
         if self.task == "classification":
             return {}, {}, {}
         kept = folder / "further.json"
         known = read_json(kept) if kept.is_file() else {}
-        device = Processes(Trainer(accelerator=place.device)).device
+        device = self._device(place)
         tokenizer = Tokenizer.from_run(folder, device=device)
         options = tokenizer.settings.data
         images = first(load_split(options, "test"), load_scale(self.scale).images)

@@ -58,6 +58,7 @@ class Data:
         batch_size: Images in a batch, over all processes.
         validation: Images cut off the shuffled training set by the seed, on which the best
             checkpoint is chosen; a tenth of it and 1,000 at most if not given; 0 for none.
+        limit: Train on so many of the other images, drawn by the seed; on all if not given.
         memory: Hold images of files in memory, or read them from the disk; what fits is held if
             not given.
         workers: Threads that decode images from the disk; as many as there are cores, and 8 at
@@ -77,6 +78,7 @@ class Data:
     classes: Number | None = None
     batch_size: Number = 512
     validation: Count | None = None
+    limit: Number | None = None
     memory: bool | None = None
     workers: Number | None = None
     crop: Literal["center", "random"] = "center"

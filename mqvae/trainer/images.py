@@ -64,7 +64,7 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
         )
     count = usual_count(train) if data.validation is None else data.validation
     data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
-    train, validation = hold_out(train, count, seed=settings.seed)
+    train, validation = hold_out(train, count, seed=settings.seed, limit=data.limit)
     if settings.trainer.fast_dev_run:
         validation, test = (first(images, FAST_IMAGES) for images in (validation, test))
     return Splits(train, validation, test), replace(settings, data=data, start=start)
