@@ -544,11 +544,14 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     [
         (["stepp"], "there is no section 'stepp'. Did you mean 'step'?"),
         (["step", "--rounds", "1"], "--rounds must be 2 or more, got 1"),
-        (["step", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["step", "--accelerator", "tpu"], "invalid choice: 'tpu'"),
         (["step", "--out", __file__], "is a file: --out takes a folder"),
         (["quantizer", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
         (["memory", "--only", "nothing like it"], "no row's name holds 'nothing like it'"),
-        (["processes", "--device", "cuda"], "'processes' is measured on CPUs: leave out --device"),
+        (
+            ["processes", "--accelerator", "cuda"],
+            "'processes' is measured on CPUs: leave out --accelerator",
+        ),
         (["step", "--preset", "paper"], "has sizes of its own: leave out --preset"),
         (["memory", "--preset", "papre"], "there is no preset 'papre'. Did you mean 'paper'?"),
         (["scaling", "--only", "x"], "the section 'scaling' is one whole: leave out --only"),

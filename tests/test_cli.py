@@ -407,6 +407,11 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys):
     assert "lower optimizer.network_lr" in last
     assert Run(out).load("last").state["step"] == 0
     assert not (out / "summary.json").exists()
+    failure = json.loads((out / "failure.json").read_text())
+    assert failure["step"] == 1 and last.endswith(failure["reason"])
+    assert main(["train", "--resume", str(out)]) == 1  # nothing has changed
+    assert main([*arguments, "--overwrite"]) == 0
+    assert not (out / "failure.json").exists()
 
 
 def program(*arguments, **options):

@@ -202,7 +202,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
         raise NotFinite("the task loss is nan at step 3. The last good checkpoint is kept in X.")
 
     monkeypatch.setattr(Training, "fit", fit)
-    content = RUN.make(Place(tmp_path, tmp_path / "results", device="cpu"))
+    content = RUN.make(Place(tmp_path, tmp_path / "results", accelerator="cpu"))
     assert content == {"failed": "the task loss is nan at step 3.", "seed": 0}
 
 
@@ -397,7 +397,7 @@ from mqvae.paper.work import Place, Run
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     runs = [Run("debug", "reconstruction", "digits", "VQ-VAE", 6e-2, 20, s) for s in range(3)]
-    place = Place(out / "runs", out / "results", device="cpu")
+    place = Place(out / "runs", out / "results", accelerator="cpu")
     carry_out(lambda _: runs, Results(place.results), place, jobs=2)
 """
 

@@ -68,6 +68,13 @@ def test_a_run_that_has_just_begun_is_watched(tmp_path, monkeypatch):
     assert "1,210" in (tmp_path / "r.html").read_text()
 
 
+def test_a_run_that_failed_is_not_waited_for(tmp_path):
+    run = make_run(tmp_path / "a", finished=False)
+    (run / "failure.json").write_text('{"step": 3, "reason": "the task loss is nan at step 3."}')
+    watch([run], tmp_path / "r.html")
+    assert "the task loss is nan at step 3." in (tmp_path / "r.html").read_text()
+
+
 def test_what_is_no_run_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="is not a run"):
         watch([tmp_path / "nothing"], tmp_path / "r.html")

@@ -107,7 +107,10 @@ def write(
 
     folder = out / "performance"
     folder.mkdir(parents=True, exist_ok=True)
-    options = [("--device", device if device != "cpu" else ""), ("--rounds", str(rounds or ""))]
+    options = [
+        ("--accelerator", device if device != "cpu" else ""),
+        ("--rounds", str(rounds or "")),
+    ]
     options.append(("--only", f"'{only}'" if only else ""))
     options.append(("--preset", preset or ""))
     command = " ".join(

@@ -38,7 +38,7 @@ def run(*, device: str, rounds: int | None, only: str, preset: str | None = None
         ValueError: if the device is not the CPU.
     """
     if device != "cpu":
-        raise ValueError("the section 'processes' is measured on CPUs: leave out --device.")
+        raise ValueError("the section 'processes' is measured on CPUs: leave out --accelerator.")
     preset, rounds = preset or PRESET, rounds or ROUNDS
     wanted = [rule for rule in RULES if only in rule]
     if not wanted:

@@ -27,7 +27,9 @@ def bench(arguments: list[str]) -> int:
         help="what to measure; without any: all of them",
     )
     parser.add_argument("--out", default="bench", metavar="DIR", help="folder, if not bench")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--accelerator", default="cpu", choices=("cpu", "cuda"), help="cpu if not given"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")
     parser.add_argument(
@@ -48,12 +50,12 @@ def bench(arguments: list[str]) -> int:
     if out.is_file():
         raise ValueError(f"{out} is a file: --out takes a folder.")
     quiet()
-    everything = [s for s in SECTIONS if options.device == "cpu" or s != "processes"]
+    everything = [s for s in SECTIONS if options.accelerator == "cpu" or s != "processes"]
     for section in options.sections or everything:
         for table in measure(
             section,
             out,
-            device=options.device,
+            device=options.accelerator,
             rounds=options.rounds,
             only=options.only,
             preset=options.preset,

@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mqvae.cli.parser import folder_for, parser_of
+from mqvae.cli.parser import add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import quiet
 
 
@@ -31,9 +31,7 @@ def encode(arguments: list[str]) -> int:
         help="resize, crop and convert images to what the run was trained on",
     )
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    parser.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="processes that share the pieces"
-    )
+    add_machine(parser, "the pieces")
     parser.add_argument(
         "--on_error",
         default="stop",
@@ -41,16 +39,14 @@ def encode(arguments: list[str]) -> int:
         help="what an image that cannot be read does; one that is skipped has no codes",
     )
     options = parser.parse_args(arguments)
-    from mqvae.settings import Trainer
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import Processes
 
     to_file = options.out.endswith(".npz")
     if to_file and options.devices > 1:
         raise ValueError("--devices shares the pieces of a folder: give --out a folder.")
     out = _free(options.out, overwrite=options.overwrite) if to_file else Path(options.out)
     quiet()
-    processes = Processes(Trainer(devices=options.devices))
+    processes = processes_of(options)
     with processes.noticing_losses():
         tokenizer = Tokenizer.from_run(
             options.run, checkpoint=options.checkpoint, device=processes.device
@@ -100,12 +96,15 @@ def decode(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    add_machine(parser)
     options = parser.parse_args(arguments)
     from mqvae.pieces import decode_pieces
     from mqvae.tokenizer import Codes, Tokenizer
 
     out = folder_for(options.out, overwrite=options.overwrite)
-    tokenizer = Tokenizer.from_run(options.run, checkpoint=options.checkpoint)
+    tokenizer = Tokenizer.from_run(
+        options.run, checkpoint=options.checkpoint, device=processes_of(options).device
+    )
     if Path(options.codes).is_dir():
         written = decode_pieces(tokenizer, options.codes, out)
     else:

@@ -3,7 +3,7 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import parser_of
+from mqvae.cli.parser import add_machine, parser_of
 from mqvae.cli.terminal import quiet
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def diagnose(arguments: list[str]) -> int:
         metavar="N",
         help="steps of a copy in which drift is measured, 8 if not given",
     )
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda", "mps"))
+    add_machine(parser, default=None)
     options = parser.parse_args(arguments)
     from mqvae.diagnosis.run import diagnose as of_run
     from mqvae.diagnosis.run import write_diagnosis

@@ -2,7 +2,7 @@
 
 import sys
 
-from mqvae.cli.parser import parser_of
+from mqvae.cli.parser import add_machine, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet
 
 
@@ -11,9 +11,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--split", default="test", choices=("test", "train"))
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    parser.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="processes that share the images"
-    )
+    add_machine(parser, "the images")
     parser.add_argument(
         "--metrics",
         default="",
@@ -40,12 +38,11 @@ def evaluate(arguments: list[str]) -> int:
     from mqvae.metrics import evaluate as measured
     from mqvae.metrics.registry import Maker, further_figures
     from mqvae.metrics.score import ClassScore
-    from mqvae.settings import Trainer
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import Processes, device_name, load_split, write_evaluation
+    from mqvae.trainer import device_name, load_split, write_evaluation
 
     quiet()
-    processes = Processes(Trainer(devices=options.devices))
+    processes = processes_of(options)
     tokenizer = Tokenizer.from_run(
         options.run, checkpoint=options.checkpoint, device=processes.device
     )

@@ -4,9 +4,12 @@ import argparse
 import errno
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mqvae.spelling import nearest
+
+if TYPE_CHECKING:
+    from mqvae.trainer import Processes
 
 ADVICE = {
     errno.EACCES: " Take another path, or ask for the right to use this one.",
@@ -33,6 +36,42 @@ class _Parser(argparse.ArgumentParser):
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"mqvae {command}", description=description, allow_abbrev=False)
+
+
+def add_machine(
+    parser: argparse.ArgumentParser, shared: str = "", *, default: str | None = "auto"
+) -> None:
+    """--accelerator and, where processes share something, --devices; as a run's `trainer`.
+
+    Args:
+        parser: Takes the options.
+        shared: What processes share; empty where there is one.
+        default: Accelerator if none is given; None for the run's own.
+    """
+    parser.add_argument(
+        "--accelerator",
+        default=default,
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="what it runs on; " + ("a GPU if there is one" if default else "the run's own"),
+    )
+    if shared:
+        parser.add_argument(
+            "--devices", type=int, default=1, metavar="N", help=f"processes that share {shared}"
+        )
+
+
+def processes_of(options: argparse.Namespace) -> "Processes":
+    """The processes that `add_machine`'s options ask for, met and ready.
+
+    Raises:
+        ValueError: if this machine has no such accelerator, or not as many.
+    """
+    from mqvae.settings import Trainer
+    from mqvae.trainer import Processes
+
+    return Processes(
+        Trainer(accelerator=options.accelerator, devices=getattr(options, "devices", 1))
+    )
 
 
 def folder_for(path: str, *, overwrite: bool) -> Path:

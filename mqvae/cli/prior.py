@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import folder_for, parser_of
+from mqvae.cli.parser import add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 
 if TYPE_CHECKING:
@@ -74,26 +74,26 @@ def _prior_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a prior that is there")
     parser.add_argument("--resume", action="store_true", help="go on where it stopped")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU, if there is one")
+    add_machine(parser)
     return parser
 
 
 def _training(options: argparse.Namespace) -> "PriorTraining":
     from mqvae.prior import PriorSettings, begin_prior, resume_prior
 
-    others = ("run", "overwrite", "resume", "device")
+    others = ("run", "overwrite", "resume", "accelerator")
     given = {name: value for name, value in vars(options).items() if name not in others}
     if options.resume:
         if given or options.overwrite:
             names = " ".join(f"--{n}" for n in [*given, *["overwrite"] * options.overwrite])
             raise ValueError(f"--resume goes on with the prior's own settings: leave out {names}.")
-        return resume_prior(options.run, device=_device(options.device))
+        return resume_prior(options.run, device=processes_of(options).device)
     checkpoint = given.pop("checkpoint", "last")
     return begin_prior(
         options.run,
         PriorSettings(**given),
         checkpoint=checkpoint,
-        device=_device(options.device),
+        device=processes_of(options).device,
         overwrite=options.overwrite,
     )
 
@@ -116,7 +116,7 @@ def sample(arguments: list[str]) -> int:
         metavar="N",
         help="class of all images; a conditional prior takes its classes in turn without it",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU, if there is one")
+    add_machine(parser)
     parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
     options = parser.parse_args(arguments)
     import torch
@@ -132,7 +132,7 @@ def sample(arguments: list[str]) -> int:
     run = Run(options.run)
     config = PriorConfig.load(run.folder / FOLDER)
     tokenizer = Tokenizer.from_run(
-        options.run, checkpoint=config.checkpoint, device=_device(options.device)
+        options.run, checkpoint=config.checkpoint, device=processes_of(options).device
     )
     network = load_prior(tokenizer)
     if options.label is not None and not network.classes:
@@ -164,11 +164,3 @@ def _grid(images: "Tensor", path: Path) -> None:
 
     columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
     to_pil_image(make_grid(images, nrow=columns, padding=1)).save(path)
-
-
-def _device(name: str | None) -> str | None:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use; cpu works.")
-    return name

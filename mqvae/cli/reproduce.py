@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mqvae.cli.parser import parser_of
+from mqvae.cli.parser import add_machine, parser_of
 from mqvae.cli.terminal import quiet
 from mqvae.extras import require
 
@@ -38,7 +38,7 @@ def reproduce(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", metavar="DIR", help="folder (runs/reproduce/SCALE)")
     parser.add_argument("--root", metavar="DIR", help="folder with the files of data sets")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_machine(parser)
     parser.add_argument(
         "--published",
         action="store_true",
@@ -49,8 +49,8 @@ def reproduce(arguments: list[str]) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be 1 or more, got {value}.")
-    if options.device == "cuda" and options.jobs > 1:
-        raise ValueError("--jobs shares processors, not a GPU: leave it out with --device cuda.")
+    if options.accelerator == "cuda" and options.jobs > 1:
+        raise ValueError("--jobs shares processors, not a GPU: leave it out with cuda.")
     return _reproduce(options, arguments)
 
 
@@ -85,7 +85,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
         there = frozenset(name for name, reason in found.items() if not reason)
         study = Study(scale, seeds, Results(out / "results"), there)
         try:
-            place = Place(out / "runs", out / "results", options.root, options.device)
+            place = Place(out / "runs", out / "results", options.root, options.accelerator)
             carry_out_all(chosen, study, place, jobs=options.jobs)
         except (Interrupted, KeyboardInterrupt):
             print(f"stopped; the same command goes on\n  {command}", file=sys.stderr)

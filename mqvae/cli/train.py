@@ -11,6 +11,7 @@ from mqvae.cli.parser import parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.cli.uncompiled import uncompiled_optimizers
+from mqvae.extras import EXTRAS
 
 if TYPE_CHECKING:
     from mqvae.settings import Settings
@@ -49,10 +50,10 @@ def train(arguments: list[str]) -> int:
             print("fast_dev_run: everything works; these figures mean nothing")
             return code
         again = shlex.join(["mqvae", "train", f"{folder}/config.yaml", "--out", f"{folder}-again"])
-        print(
-            f"run: {folder}\nagain: {again}\n"
-            f"next: mqvae report {shlex.quote(str(folder))} --out report.html"
-        )
+        then = f"mqvae report {shlex.quote(str(folder))} --out report.html"
+        if EXTRAS["report"].missing:
+            then += "    # takes pip install 'mqvae[report]'"
+        print(f"run: {folder}\nagain: {again}\nnext: {then}")
     return code
 
 

@@ -68,7 +68,7 @@ class Rules(Experiment):
         tables, said, plots = [], [], []
         for comparison in (*self._finals(study), *self._sieve(study)):
             made = table(comparison, None, study.results, costs)
-            if made is None:
+            if made is None or all(row.method == BOUND for row in made.rows):
                 continue
             tables.append(made)
             if comparison.methods == FINAL:

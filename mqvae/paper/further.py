@@ -78,7 +78,7 @@ class Costs:
             run = Run(self.scale, self.task, dataset, method, None, scale.steps(self.task), 0)
             config = run.config()
             config["data"]["root"] = place.root
-            config["trainer"]["accelerator"] = place.device
+            config["trainer"]["accelerator"] = place.accelerator
             settings[method] = Settings.of(config)
         table = settings_costs(
             f"costs-{self.task}", settings, rounds=scale.rounds, conditions={"dataset": dataset}
@@ -94,7 +94,7 @@ class Costs:
             },
             "milliseconds": {name: round(float(row["ms"] or 0), 2) for name, row in rows.items()},
             "rounds": scale.rounds,
-            "hardware": hardware("cuda" if place.device == "cuda" else "cpu"),
+            "hardware": hardware(place.device.type),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
 
@@ -216,9 +216,8 @@ class PriorCurve(OfRun):
         from mqvae.weights import WeightsNotFound
 
         folder = self.run.train(place)
-        device = None if place.device == "auto" else place.device
         try:
-            curve = sample_curve(folder, PriorSettings(**self.settings()), device=device)
+            curve = sample_curve(folder, PriorSettings(**self.settings()), device=place.device)
         except WeightsNotFound as reason:
             return {"failed": str(reason)}
         return {

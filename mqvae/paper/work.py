@@ -11,13 +11,16 @@ from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mqvae.paper.few import Few, measured
 from mqvae.paper.methods import METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
 from mqvae.runs import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
@@ -33,13 +36,25 @@ class Place:
         runs: Folder of the runs.
         results: Folder of the results.
         root: Folder with the files of data sets; None for their usual places.
-        device: "cpu", "cuda", or "auto".
+        accelerator: As a run's `trainer.accelerator`.
     """
 
     runs: Path
     results: Path
     root: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @property
+    def device(self) -> "torch.device":
+        """The device it is done on.
+
+        Raises:
+            ValueError: if this machine has no such accelerator.
+        """
+        from mqvae.settings import Trainer
+        from mqvae.trainer import Processes
+
+        return Processes(Trainer(accelerator=self.accelerator)).device
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,7 @@ class Run:
         left_out: dict[str, str] = {}
         validation = summary["validation"]
         if self.few is not None:
-            seen = measured(self.few, self.task, folder, self._device(place))
+            seen = measured(self.few, self.task, folder, place.device)
             figures, described = figures | seen["figures"], described | seen["described"]
             validation = seen["validation"]
         if self.final and self.few is None:
@@ -202,16 +217,9 @@ class Run:
             return folder
         config = self.config()
         config["data"]["root"] = place.root
-        config["trainer"]["accelerator"] = place.device
+        config["trainer"]["accelerator"] = place.accelerator
         begin(Settings.of(config), folder, overwrite=folder.exists()).fit()
         return folder
-
-    def _device(self, place: Place) -> Any:
-        """Where it is measured."""
-        from mqvae.settings import Trainer
-        from mqvae.trainer import Processes
-
-        return Processes(Trainer(accelerator=place.device)).device
 
     def _further(
         self, folder: Path, place: Place
@@ -231,7 +239,7 @@ class Run:
             return {}, {}, {}
         kept = folder / "further.json"
         known = read_json(kept) if kept.is_file() else {}
-        device = self._device(place)
+        device = place.device
         tokenizer = Tokenizer.from_run(folder, device=device)
         options = tokenizer.settings.data
         images = first(load_split(options, "test"), load_scale(self.scale).images)

@@ -175,7 +175,11 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         notes.append("The runs were measured under different protocols (below): compare with care.")
     if len({run.steps for run in runs if run.finished}) > 1:
         notes.append("The runs made different numbers of updates.")
-    if unfinished := [run.name for run in runs if not run.finished]:
+    for run in runs:
+        if run.failure:
+            reason = str(run.failure.get("reason")).partition(" The last good checkpoint")[0]
+            notes.append(f"{run.name} failed, and is shown as far as it got: {reason}")
+    if unfinished := [run.name for run in runs if not run.finished and not run.failure]:
         notes.append(f"Unfinished, shown as far as it got: {enumerate_words(unfinished)}.")
     return notes
 

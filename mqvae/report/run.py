@@ -71,6 +71,7 @@ class Run:
         counts: One array per codebook group: how often the test set chose each code.
         diagnosis: `diagnosis.json`, what `mqvae diagnose` wrote; empty without it.
         finished: It has a summary.
+        failure: `failure.json`, why training ended before its last step; empty if it has not.
         written: Date of its newest file.
     """
 
@@ -85,6 +86,7 @@ class Run:
     finished: bool
     written: datetime
     diagnosis: dict[str, Any] = field(repr=False, default_factory=dict)
+    failure: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def number(self, key: str) -> float | None:
         """A number of the summary, or None where the run does not have it (yet)."""
@@ -244,6 +246,7 @@ def read_run(path: Path) -> Run:
             max(file.stat().st_mtime for file in dated or [path / "config.yaml"]), UTC
         ),
         diagnosis=read_json(path / "diagnosis.json"),
+        failure=read_json(path / "failure.json"),
     )
 
 

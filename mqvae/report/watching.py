@@ -8,13 +8,14 @@ from pathlib import Path
 
 from mqvae.report.page import write_report
 
-FILES = ("metrics.csv", "summary.json", "evaluation.json", "diagnosis.json")
+ENDS = ("summary.json", "failure.json")
+FILES = ("metrics.csv", *ENDS, "evaluation.json", "diagnosis.json")
 
 
 def watch(
     runs: Sequence[Path], out: Path, *, title: str | None = None, seconds: float = 10
 ) -> Path:
-    """Write the page whenever a run has more to show, until all have finished or Ctrl-C.
+    """Write the page whenever a run has more to show, until all have ended or Ctrl-C.
 
     Until then the page loads itself again; the last one that is written does not.
 
@@ -32,7 +33,7 @@ def watch(
     """
     seen: object = None
     try:
-        while not all((run / "summary.json").is_file() for run in runs):
+        while not all(any((run / end).is_file() for end in ENDS) for run in runs):
             now = [_state(run / name) for run in runs for name in FILES]
             if now != seen:
                 write_report(runs, out, title=title, reload=seconds)

@@ -17,7 +17,7 @@ from mqvae.core.distributed import from_first_process, sum_across_processes
 from mqvae.core.updates import Step
 from mqvae.data import fitting, in_order
 from mqvae.metrics import evaluate, evaluating
-from mqvae.runs import Run
+from mqvae.runs import Run, write_json
 from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
 from mqvae.trainer.checkpoints import capture, not_finite, restore
@@ -29,7 +29,7 @@ from mqvae.trainer.processes import Processes, is_first
 from mqvae.trainer.results import device_name, write_evaluation
 from mqvae.trainer.schedule import Onset
 from mqvae.trainer.start import set_training, start_from
-from mqvae.trainer.stopping import Interrupted, NotFinite, Signals
+from mqvae.trainer.stopping import Interrupted, NotFinite, Signals, TrainingFailed
 
 VALIDATION_BATCH = 250
 FAST_STEPS = 2  # of trainer.fast_dev_run
@@ -138,6 +138,8 @@ class Training:
     def fit(self, *, after_step: Callable[["Training"], None] | None = None) -> dict[str, Any]:
         """Train to the last step, evaluate, and write summary.json; returns its contents.
 
+        What ends it otherwise, and at which step, is in failure.json until it goes on.
+
         Args:
             after_step: Called after every step, whose time it does not count for.
 
@@ -149,12 +151,20 @@ class Training:
         """
         set_training(self.parts.network, self.settings.freeze)
         self.parts.task.train()
-        with (
-            self.processes.noticing_losses(),
-            noticing_shortage(self.settings, self.processes.count, self._after_which),
-        ):
-            self._train(after_step)
-            return self._finish()
+        failed = self.run.folder / "failure.json"
+        if self.processes.first:
+            failed.unlink(missing_ok=True)
+        try:
+            with (
+                self.processes.noticing_losses(),
+                noticing_shortage(self.settings, self.processes.count, self._after_which),
+            ):
+                self._train(after_step)
+                return self._finish()
+        except TrainingFailed as failure:
+            if self.processes.first:
+                write_json(failed, {"step": self.step, "reason": str(failure)})
+            raise
 
     def _train(self, after_step: Callable[["Training"], None] | None) -> None:
         from mqvae.progress import Progress
