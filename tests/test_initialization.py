@@ -8,7 +8,15 @@ from problems import GROUPS
 from torch import Tensor
 
 from mqvae import VectorQuantizer
+from mqvae.core import initialization
 from mqvae.core.initialization import kmeans
+
+
+@pytest.fixture(params=["one centre", "several"])
+def drawn_in_a_round(request, monkeypatch):
+    if request.param == "several":
+        monkeypatch.setattr(initialization, "ROUNDS", 5)
+        monkeypatch.setattr(initialization, "SCORES", 300)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -57,6 +65,7 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.usefixtures("drawn_in_a_round")
 @pytest.mark.parametrize("seed", range(5))
 def test_always_as_many_distinct_rows_as_asked_for(name, seed):
     samples = SAMPLES[name]()
@@ -138,6 +147,7 @@ def test_recovers_separated_clusters_of_unequal_size(seed):
     assert distance[0].sqrt() < 0.02
 
 
+@pytest.mark.usefixtures("drawn_in_a_round")
 def test_beats_random_rows():
     for seed in range(5):
         samples = points(seed, 2000, 4)
@@ -163,6 +173,16 @@ def test_seeds_are_samples_and_far_apart():
     assert len(seeds.unique(dim=0)) == 10
 
 
+def test_several_seeds_in_a_round_are_as_good(monkeypatch):
+    samples = [points(seed, 2000, 4) for seed in range(5)]
+    means = []
+    for rounds in (64, 16):  # of 64 centres: each for itself, and four in a round
+        monkeypatch.setattr(initialization, "ROUNDS", rounds)
+        found = [kmeans(x, 64, iterations=0, generator=generator(i)) for i, x in enumerate(samples)]
+        means.append(sum(error(x, seeds) for x, seeds in zip(samples, found, strict=True)))
+    assert means[1] < 1.05 * means[0]
+
+
 @pytest.mark.parametrize(("k", "d"), [(3, 1), (10, 2), (25, 5)])
 def test_converged_centres_are_the_means_of_their_samples(k, d):
     samples = points(k, 400, d).double()
@@ -183,6 +203,7 @@ def test_an_empty_centre_stays():
     assert sorted((distance == 0).tolist()) == [False, False, True, True, True]
 
 
+@pytest.mark.usefixtures("drawn_in_a_round")
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_an_offset_that_all_samples_share_costs_nothing(ratio):
     around_zero = points(0, 600, 8) * 100 / ratio

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from mqvae.core.nearest import nearest
 
+ROUNDS = 1024  # of drawing seeds; more centres than these are drawn several in a round
+SCORES = 2**20  # at once
+
 
 @torch.no_grad()
 def kmeans(
@@ -64,25 +67,40 @@ def group_means(samples: Tensor, codes: Tensor, centres: Tensor) -> tuple[Tensor
 def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) -> Tensor:
     """k-means++: each next centre is a sample, drawn with the squared distance to the others.
 
-    Rows that no distinct sample is left for repeat the first.
+    A centre by itself takes a pass over all samples. Where there are many, several are drawn in a
+    round, with the distances to those of the rounds before. Rows that no distinct sample is left
+    for repeat the first.
     """
     pick = torch.randint(len(samples), (1,), generator=generator, device=samples.device)
-    first = samples[pick]  # (1, D)
-    centres = first.repeat(num_codes, 1)
-    distances = _distances(samples, first)  # (N,), to the closest centre so far
-    for row in range(1, num_codes):
-        if not bool(distances.any()):
+    centres = samples[pick].repeat(num_codes, 1)
+    together = -(-num_codes // ROUNDS)
+    if together > 1:  # products instead of differences, which round by the distance from 0
+        samples = samples - (mean := samples.mean(0))
+        centres -= mean
+    distances = _distances(samples, centres[:1])  # (N,), to the closest centre so far
+    for row in range(1, num_codes, together):
+        count = min(together, num_codes - row, int(distances.count_nonzero()))
+        if not count:
             break
-        centre = samples[torch.multinomial(distances, 1, generator=generator)]  # (1, D)
-        centres[row] = centre[0]
-        distances = torch.minimum(distances, _distances(samples, centre))
-    return centres
+        drawn = samples[torch.multinomial(distances, count, generator=generator)]  # (count, D)
+        centres[row : row + count] = drawn
+        distances = torch.minimum(distances, _distances(samples, drawn))
+    return centres if together == 1 else centres + mean
 
 
-def _distances(samples: Tensor, centre: Tensor) -> Tensor:
-    """‖x_i − e‖², (N,); by differences, so that a copy of the centre is at exactly 0."""
-    how = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(samples, centre, compute_mode=how)[:, 0].square()
+def _distances(samples: Tensor, centres: Tensor) -> Tensor:
+    """‖x_i − e‖² to the nearest of them, (N,); 0 for a copy of one."""
+    if len(centres) == 1:
+        how = "donot_use_mm_for_euclid_dist"
+        return torch.cdist(samples, centres, compute_mode=how)[:, 0].square()
+    found, half_norms = [], centres.square().sum(1) / 2
+    for some in samples.split(max(1, SCORES // len(centres))):
+        squares = some.square().sum(1)
+        nearest_by = torch.addmm(half_norms, some, centres.T, alpha=-1).amin(1)
+        distances = squares + 2 * nearest_by
+        rounding = 8 * torch.finfo(samples.dtype).eps * squares
+        found.append(distances.where(distances > rounding, 0))
+    return torch.cat(found)
 
 
 def _apart(centres: Tensor, samples: Tensor, generator: torch.Generator | None) -> Tensor:
