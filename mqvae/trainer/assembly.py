@@ -1,5 +1,6 @@
 """The parts of a run, put together."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ Weights = tuple[Tensor, ...] | list[Tensor]
 
 INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
 INITIALIZATION_BATCH = 512  # images that are embedded at once
+MANY_CODES = 4096  # whose k-means takes so long that it is spoken of
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,12 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))[
         :wanted
     ]
+    codes = network.quantizer.num_codes
+    if codes >= MANY_CODES and not batches.rank:
+        count = len(order) * positions
+        print(
+            f"k-means: {count:,} embeddings to {codes:,} codewords …", file=sys.stderr, flush=True
+        )
     mine = order.tensor_split(batches.world_size)[batches.rank]
     parts_of_mine = mine.split(fitting(INITIALIZATION_BATCH, images.shape, side=32))
     taken = these(images, parts_of_mine, device=batches.device)
