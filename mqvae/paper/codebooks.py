@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.further import Costs
-from mqvae.paper.rows import FEW, other, paired, table
+from mqvae.paper.rows import FEW, costs_table, other, paired, table
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Line, Plot, Protocol, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
@@ -88,6 +88,9 @@ class Rules(Experiment):
                         log_y=True,
                     )
                 )
+        work = Costs(study.scale.name, TASK, COSTING)
+        if content := study.results.get(work):
+            tables.append(costs_table(content, study.results.name(work)))
         said += [
             f"A step of {name} takes {ratio:.2f} times as long as VQ-VAE's."
             for name, ratio in costs.items()

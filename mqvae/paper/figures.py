@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mqvae.paper.further import Costs, PriorCurve
-from mqvae.paper.methods import paper_value
-from mqvae.paper.rows import IN_WORDS
+from mqvae.paper.rows import IN_WORDS, costs_table
 from mqvae.paper.runner import Work
-from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
+from mqvae.paper.sections import Line, Plot, Protocol, Section
 from mqvae.paper.study import Experiment, Study
 from mqvae.paper.tables import TABLE_8, strips
 from mqvae.paper.work import Run
@@ -32,33 +31,13 @@ class CostOfAStep(Experiment):
         content = study.results.get(work)
         if content is None:
             return Section(self.name, self.title, self.claim, missing=["The costs: not measured."])
-        columns = [
-            Column("ratio", "Cost of a step", "lower", protocol="ratio of medians to VQ-VAE's"),
-            Column("lower", "Lower quartile", None, protocol="of the ratios within a round"),
-            Column("upper", "Upper quartile", None, protocol="of the ratios within a round"),
-            Column("ms", "ms", "lower", protocol="median of a step"),
-        ]
-        rows = []
-        for method, ratio in content["costs"].items():
-            lower, upper = content["quartiles"][method]
-            cells = {
-                "ratio": Cell((ratio,), paper_value(4, "fashion-mnist", method, "ratio")),
-                "lower": Cell((lower,)),
-                "upper": Cell((upper,)),
-                "ms": Cell((content["milliseconds"][method],)),
-            }
-            rows.append(Row(method, "cost", cells, runs=(study.results.name(work),)))
-        machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
         ours = content["costs"].get("MQ-VAE", math.nan)
         said = [f"A step of MQ-VAE, Algorithm 1, takes {ours:.2f} times as long as VQ-VAE's."]
         for cheap in ("MQ-VAE, kept", "MQ-VAE, amortized"):
             if cheap in content["costs"]:
                 said.append(f"{cheap}: {content['costs'][cheap]:.2f} times.")
-        notes = [f"{content['rounds']} rounds in turns, {content['date']}, {machine}."]
-        title = "One step on the same images"
-        return Section(
-            self.name, self.title, self.claim, said, [Table(title, columns, rows, notes)]
-        )
+        made = costs_table(content, study.results.name(work), 4)
+        return Section(self.name, self.title, self.claim, said, [made])
 
 
 class QualityByTime(Experiment):

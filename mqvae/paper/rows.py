@@ -100,6 +100,37 @@ def table(
     return Table(_title(comparison), columns, rows, list(_notes(found, comparison)))
 
 
+def costs_table(content: Mapping[str, Any], name: str, number: int | None = None) -> Table:
+    """What a step of each method costs.
+
+    Args:
+        content: A result of `Costs`.
+        name: Of its file.
+        number: The paper's table of costs; None for methods that it does not have.
+    """
+    within = "of the ratios within a round"
+    columns = [
+        Column("ratio", "Cost of a step", "lower", protocol="ratio of medians to VQ-VAE's"),
+        Column("lower", "Lower quartile", None, protocol=within),
+        Column("upper", "Upper quartile", None, protocol=within),
+        Column("ms", "ms", "lower", protocol="median of a step"),
+    ]
+    rows = []
+    for method, ratio in content["costs"].items():
+        published = number and paper_value(number, "fashion-mnist", method, "ratio")
+        lower, upper = content["quartiles"][method]
+        cells = {
+            "ratio": Cell((ratio,), published),
+            "lower": Cell((lower,)),
+            "upper": Cell((upper,)),
+            "ms": Cell((content["milliseconds"][method],)),
+        }
+        rows.append(Row(method, "cost", cells, runs=(name,)))
+    machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
+    notes = [f"{content['rounds']} rounds in turns, {content['date']}, {machine}."]
+    return Table("One step on the same images", columns, rows, notes)
+
+
 def _made(
     comparison: Comparison,
     protocol: Protocol,
