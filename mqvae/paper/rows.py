@@ -125,9 +125,12 @@ def costs_table(content: Mapping[str, Any], name: str, number: int | None = None
             "upper": Cell((upper,)),
             "ms": Cell((content["milliseconds"][method],)),
         }
-        rows.append(Row(method, "cost", cells, runs=(name,)))
-    machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
-    notes = [f"{content['rounds']} rounds in turns, {content['date']}, {machine}."]
+        rows.append(Row(method, "cost", cells))
+    machine = ", ".join(f"{key} {value}" for key, value in content["hardware"].items())
+    notes = [
+        f"{content['rounds']} rounds in turns, {content['date']}, {machine}.",
+        f"Result: {name}.",
+    ]
     return Table("One step on the same images", columns, rows, notes)
 
 
