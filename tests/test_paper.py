@@ -20,6 +20,7 @@ from mqvae.paper.results import Results, file_name
 from mqvae.paper.rows import judgement, table, verdicts
 from mqvae.paper.runner import carry_out
 from mqvae.paper.scales import SCALES, load_scale
+from mqvae.paper.sections import Cell, Column, Row, Table
 from mqvae.paper.work import FURTHER, Place, Run
 from mqvae.settings import Settings, load_preset
 
@@ -305,6 +306,22 @@ def test_a_verdict_is_of_paired_seeds(tmp_path):
     assert said == (
         "MSE, paper's protocol: MQ-VAE 0.53 of VQ-VAE's (0.50 to 0.60 over 3 seeds; the paper "
         "0.59): holds."
+    )
+
+
+def test_shares_are_compared_in_points():
+    made = Table(
+        "",
+        [Column("accuracy", "Accuracy (%)", "higher")],
+        [
+            Row("VQ-VAE", "paper", {"accuracy": Cell((88.9, 89.2), 89.1)}, seeds=(0, 1)),
+            Row("MQ-VAE", "paper", {"accuracy": Cell((88.4, 89.3), 89.6)}, seeds=(0, 1)),
+        ],
+    )
+    (said,) = verdicts(made, "accuracy", [("MQ-VAE", "VQ-VAE")])
+    assert said == (
+        "Accuracy, paper's protocol: MQ-VAE -0.2 points beside VQ-VAE (-0.5 to +0.1 over 2 seeds; "
+        "the paper +0.5): too few seeds for a verdict."
     )
 
 

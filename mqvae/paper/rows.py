@@ -33,6 +33,7 @@ KEYS = {
     "classification": CLASSIFICATION,
     "adversarial": ADVERSARIAL,
 }
+POINTS = ("accuracy", "f1")
 SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
 TITLES = {
     "mse": ("MSE (e-3)", 1e-3),
@@ -290,14 +291,21 @@ def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterato
 def _judged(row: Row, base: Row, column: Column) -> str:
     """A method beside another, over the seeds that both have."""
     ours, theirs = (each.cells.get(column.key) for each in (row, base))
-    ratios = [one / other for one, other in paired(row, base, column.key) if other]
-    if ours is None or theirs is None or not (ours.paper and theirs.paper and ratios):
+    pairs = [(one, other) for one, other in paired(row, base, column.key) if other]
+    if ours is None or theirs is None or not (ours.paper and theirs.paper and pairs):
         return ""
-    published = ours.paper / theirs.paper
-    said = f"{row.method} {statistics.fmean(ratios):.2f} of {base.method}'s ("
-    if len(ratios) > 1:
-        said += f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds; "
-    return f"{said}the paper {published:.2f}): {judgement(ratios, published)}"
+    ratios, published = [one / other for one, other in pairs], ours.paper / theirs.paper
+    if column.key in POINTS:  # shares near each other, whose ratio says little
+        shown, form = [one - other for one, other in pairs], "+.1f"
+        of, said = f" points beside {base.method}", f"{ours.paper - theirs.paper:+.1f}"
+    else:
+        shown, form = ratios, ".2f"
+        of, said = f" of {base.method}'s", f"{published:.2f}"
+    over = ""
+    if len(pairs) > 1:
+        over = f"{min(shown):{form}} to {max(shown):{form}} over {len(pairs)} seeds; "
+    judged = judgement(ratios, published)
+    return f"{row.method} {statistics.fmean(shown):{form}}{of} ({over}the paper {said}): {judged}"
 
 
 FEW = 3  # seeds under which nothing is judged
