@@ -409,6 +409,7 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys):
     assert not (out / "summary.json").exists()
     failure = json.loads((out / "failure.json").read_text())
     assert failure["step"] == 1 and last.endswith(failure["reason"])
+    assert re.fullmatch(r"the validation loss is (nan|inf) at step 1\.", failure["cause"])
     assert main(["train", "--resume", str(out)]) == 1  # nothing has changed
     assert main([*arguments, "--overwrite"]) == 0
     assert not (out / "failure.json").exists()

@@ -16,7 +16,7 @@ from mqvae.core.initialization import kmeans
 def drawn_in_a_round(request, monkeypatch):
     if request.param == "several":
         monkeypatch.setattr(initialization, "ROUNDS", 5)
-        monkeypatch.setattr(initialization, "SCORES", 300)
+        monkeypatch.setattr(initialization, "SCORES", {"cpu": 300})
 
 
 def generator(seed: int) -> torch.Generator:

@@ -375,12 +375,14 @@ def test_unfinished_run_is_shown_as_far_as_it_got(three: list[Path], tmp_path: P
 
 def test_why_a_run_failed_is_said(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "half", "Half", finished=False)
-    reason = "the task loss is nan at step 51. The last good checkpoint is kept in X. Try y."
-    (run / "failure.json").write_text(json.dumps({"step": 51, "reason": reason}))
+    cause = "the task loss is nan at step 51."
+    reason = f"{cause} The last good checkpoint is kept in X. Try y."
+    (run / "failure.json").write_text(json.dumps({"step": 51, "cause": cause, "reason": reason}))
     page = read([three[0], run], tmp_path / "r.html")
     assert page.table("Quality")[1]["Run"] == "Half failed"
     said = "Half failed, and is shown as far as it got: the task loss is nan at step 51."
     assert said in page.text and "Unfinished" not in page.text
+    assert "kept in X" not in page.text
 
 
 @pytest.mark.parametrize("content", [None, "", HEADER + "\n"])

@@ -70,7 +70,7 @@ def test_a_run_that_has_just_begun_is_watched(tmp_path, monkeypatch):
 
 def test_a_run_that_failed_is_not_waited_for(tmp_path):
     run = make_run(tmp_path / "a", finished=False)
-    (run / "failure.json").write_text('{"step": 3, "reason": "the task loss is nan at step 3."}')
+    (run / "failure.json").write_text('{"step": 3, "cause": "the task loss is nan at step 3."}')
     watch([run], tmp_path / "r.html")
     assert "the task loss is nan at step 3." in (tmp_path / "r.html").read_text()
 

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from mqvae.core.nearest import nearest
+from mqvae.core.nearest import SCORES, SCORES_ELSEWHERE, nearest
 
 ROUNDS = 1024  # of drawing seeds; more centres than these are drawn several in a round
-SCORES = 2**20  # at once
 
 
 @torch.no_grad()
@@ -94,7 +93,8 @@ def _distances(samples: Tensor, centres: Tensor) -> Tensor:
         how = "donot_use_mm_for_euclid_dist"
         return torch.cdist(samples, centres, compute_mode=how)[:, 0].square()
     found, half_norms = [], centres.square().sum(1) / 2
-    for some in samples.split(max(1, SCORES // len(centres))):
+    at_once = SCORES.get(samples.device.type, SCORES_ELSEWHERE) // len(centres)
+    for some in samples.split(max(1, at_once)):
         squares = some.square().sum(1)
         nearest_by = torch.addmm(half_norms, some, centres.T, alpha=-1).amin(1)
         distances = squares + 2 * nearest_by

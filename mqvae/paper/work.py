@@ -164,7 +164,7 @@ class Run:
             folder = self.train(place)
         except TrainingFailed as failure:
             # The rest goes on; the page says that this one has no figures.
-            return {"failed": str(failure).partition(" The last good")[0], "seed": self.seed}
+            return {"failed": failure.cause, "seed": self.seed}
         summary = read_json(folder / "summary.json")
         figures = {key: summary[key] for key in summary["figures"]}
         described = summary["figures"]

@@ -22,7 +22,7 @@ from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Interrupted, NotFinite, device_name, versions, warmup_cosine
 from mqvae.trainer.images import load_splits
-from mqvae.trainer.stopping import Signals
+from mqvae.trainer.stopping import KEPT, Signals
 
 COLUMNS = ("step", "seconds", "loss", "validation")
 
@@ -194,7 +194,7 @@ class PriorTraining:
         self.seconds += time.perf_counter() - began
         if not math.isfinite(value):
             raise NotFinite(
-                f"the loss is {value} at step {self.step}. The last good checkpoint is kept in "
+                f"the loss is {value} at step {self.step}. {KEPT} "
                 f"{self.run.folder / 'checkpoints' / 'last'}. Try a lower lr."
             )
         ended = self.step == self.config.prior.steps

@@ -177,8 +177,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         notes.append("The runs made different numbers of updates.")
     for run in runs:
         if run.failure:
-            reason = str(run.failure.get("reason")).partition(" The last good checkpoint")[0]
-            notes.append(f"{run.name} failed, and is shown as far as it got: {reason}")
+            cause = run.failure.get("cause")
+            notes.append(f"{run.name} failed, and is shown as far as it got: {cause}")
     if unfinished := [run.name for run in runs if not run.finished and not run.failure]:
         notes.append(f"Unfinished, shown as far as it got: {enumerate_words(unfinished)}.")
     return notes

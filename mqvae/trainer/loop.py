@@ -29,7 +29,7 @@ from mqvae.trainer.processes import Processes, is_first
 from mqvae.trainer.results import device_name, write_evaluation
 from mqvae.trainer.schedule import Onset
 from mqvae.trainer.start import set_training, start_from
-from mqvae.trainer.stopping import Interrupted, NotFinite, Signals, TrainingFailed
+from mqvae.trainer.stopping import KEPT, Interrupted, NotFinite, Signals, TrainingFailed
 
 VALIDATION_BATCH = 250
 FAST_STEPS = 2  # of trainer.fast_dev_run
@@ -163,7 +163,8 @@ class Training:
                 return self._finish()
         except TrainingFailed as failure:
             if self.processes.first:
-                write_json(failed, {"step": self.step, "reason": str(failure)})
+                content = {"step": self.step, "cause": failure.cause, "reason": str(failure)}
+                write_json(failed, content)
             raise
 
     def _train(self, after_step: Callable[["Training"], None] | None) -> None:
@@ -264,7 +265,7 @@ class Training:
         return f"after step {self.step}. {self._kept()}"
 
     def _kept(self) -> str:
-        return f"The last good checkpoint is kept in {self.run.folder / 'checkpoints' / 'last'}."
+        return f"{KEPT} {self.run.folder / 'checkpoints' / 'last'}."
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 import signal
 from types import FrameType
 
+KEPT = "The last good checkpoint is kept in"  # what a message goes on with, after its cause
+
 
 class Interrupted(Exception):
     """Training was asked to stop, and has written a checkpoint."""
@@ -15,6 +17,11 @@ class Interrupted(Exception):
 
 class TrainingFailed(Exception):
     """Training cannot go on; the last good checkpoint stays."""
+
+    @property
+    def cause(self) -> str:
+        """Why, without where the checkpoint is and what to try."""
+        return str(self).partition(f" {KEPT}")[0]
 
 
 class NotFinite(TrainingFailed):
