@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.further import Costs
@@ -50,8 +51,12 @@ class Rules(Experiment):
                 yield Comparison(study.scale, TASK, dataset, FINAL, study.seeds, size, PROTOCOLS)
 
     def _sieve(self, study: Study) -> Iterator[Comparison]:
+        """All rules, one seed, fewer updates: the first round, which the others have passed."""
+        short = study.scale.sieve
         for dataset in study.datasets((FASHION,)):
-            yield Comparison(study.scale, TASK, dataset, SIEVE, 1, None, PROTOCOLS)
+            steps = {**study.scale.steps_of, dataset: short["steps"]}
+            scale = replace(study.scale, rates=short["rates"], steps_of=steps)
+            yield Comparison(scale, TASK, dataset, (*FINAL, *SIEVE), 1, protocols=("matched",))
 
     def wants(self, study: Study) -> Iterator[Work]:
         costs = study.costs(TASK, COSTING)
@@ -71,8 +76,8 @@ class Rules(Experiment):
             if made is None or all(row.method == BOUND for row in made.rows):
                 continue
             tables.append(made)
-            if comparison.methods == FINAL:
-                said += list(_verdicts(made))
+            final = comparison.methods == FINAL
+            said += list(_verdicts(made) if final else _order(made, comparison.scale.rates))
         for comparison in (*self._finals(study),)[:1]:
             lines = list(_by_rate(study, comparison))
             said += list(_flatness(lines))
@@ -127,6 +132,18 @@ def _verdicts(made: Table) -> Iterator[str]:
             f"{made.title}: the preset `recommended` is {own.method}; "
             f"{own.cells['usage'].mean:.1f}% of its codes are in use."
         )
+
+
+def _order(made: Table, rates: Sequence[float]) -> Iterator[str]:
+    """All rules from the best on."""
+    rows = [row for row in made.rows if "mse" in row.cells and row.method != BOUND]
+    rows.sort(key=lambda row: row.cells["mse"].mean)
+    yield (
+        f"{made.title}, one seed, codebook rates {', '.join(f'{rate:g}' for rate in rates)} or the "
+        "paper protocol's, MSE e-3 from the best rule on: "
+        + ", ".join(f"{row.method} {row.cells['mse'].mean:.2f}" for row in rows)
+        + "."
+    )
 
 
 def _mean(row: Row) -> str:
