@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+ELSEWHERE = {"gpu": "cuda"}  # what other programs call it
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean …?', or nothing.
@@ -10,5 +12,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("evalute", ["train", "evaluate"])
     " Did you mean 'evaluate'?"
     """
-    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    if ELSEWHERE.get(name) in names:
+        close = [ELSEWHERE[name]]
     return f" Did you mean '{close[0]}'?" if close else ""

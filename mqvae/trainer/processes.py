@@ -68,7 +68,7 @@ class Processes:
                 strategy=DDPStrategy(process_group_backend=backend),
             )
         except (RuntimeError, MisconfigurationException) as error:
-            raise _absent(f"{here} of trainer.accelerator {accelerator}") from error
+            raise _absent(f"{here} of accelerator {accelerator}") from error
         if not dist.is_initialized():
             _speak_of_lost_children()
             if restarted() and machines == 1:
@@ -141,14 +141,13 @@ def _device(accelerator: str) -> torch.device:
     if accelerator == "auto":
         name = next(name for name, available in there.items() if available)
     if not there[name]:
-        raise _absent(f"trainer.accelerator is {name}")
+        raise _absent(f"accelerator is {name}")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
 def _absent(what: str) -> ValueError:
     return ValueError(
-        f"{what}, which this machine does not have: leave trainer.accelerator and "
-        "trainer.devices out, or take cpu."
+        f"{what}, which this machine does not have: leave accelerator and devices out, or take cpu."
     )
 
 
