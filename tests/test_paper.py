@@ -243,6 +243,28 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     assert compared.best_rate("VQ-VAE", results) == 2e-2
 
 
+def test_a_variant_has_the_rate_of_its_method(tmp_path):
+    compared, results = comparison("VQ-VAE + alt"), Results(tmp_path)
+    assert {run.method for run in compared.choices(results)} == {"VQ-VAE"}
+    for rate in compared.grid("VQ-VAE"):
+        run = compared.run("VQ-VAE", rate, 0)
+        results.put(run, result(run, abs(rate - 6e-2)))
+    (first, *_) = compared.runs("matched", "VQ-VAE + alt", results, {})
+    assert (first.method, first.rate) == ("VQ-VAE + alt", 6e-2)
+    assert compared.rows("matched") == ["VQ-VAE + alt"] and not compared.rows("time")
+
+
+def test_rates_that_another_comparison_has_chosen_are_kept(tmp_path):
+    own, results = comparison("VQ-VAE"), Results(tmp_path)
+    larger = dataclasses.replace(own, size=(16384, 64), tuned=own)
+    assert list(larger.choices(results)) == list(own.choices(results))
+    for rate in own.grid("VQ-VAE"):
+        run = own.run("VQ-VAE", rate, 0)
+        results.put(run, result(run, abs(rate - 2e-2)))
+    runs = larger.runs("matched", "VQ-VAE", results, {})
+    assert {(run.rate, run.size) for run in runs} == {(2e-2, (16384, 64))}
+
+
 def test_where_no_rate_works_that_is_said(tmp_path):
     compared, results = comparison("VQ-VAE"), Results(tmp_path)
     for rate in compared.grid("VQ-VAE"):

@@ -19,6 +19,7 @@ FINAL = (
     *(BOUND, "VQ-VAE", "VQ-VAE + replace", RECOMMENDED),
     *("MQ-VAE", "MQ-VAE, amortized", "Transport", "EMA + transport"),
 )
+ELSEWHERE = (BOUND, "VQ-VAE", RECOMMENDED, "EMA + transport")  # at other sizes, of other images
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
 SIEVE = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
@@ -46,9 +47,14 @@ class Rules(Experiment):
     datasets = (FASHION, PHOTOS)
 
     def _finals(self, study: Study) -> Iterator[Comparison]:
+        """The scale's own size; others, and other images, at the rates that were best there."""
+        own: Comparison | None = None
         for dataset in study.datasets(self.datasets):
             for size in (None, *(study.scale.sizes if dataset != PHOTOS else ())):
-                yield Comparison(study.scale, TASK, dataset, FINAL, study.seeds, size, PROTOCOLS)
+                methods, protocols = (ELSEWHERE, PROTOCOLS[:1]) if own else (FINAL, PROTOCOLS)
+                of = (study.scale, TASK, dataset, methods, study.seeds, size, protocols)
+                yield (comparison := Comparison(*of, tuned=own))
+                own = own or comparison
 
     def _sieve(self, study: Study) -> Iterator[Comparison]:
         """All rules, one seed, fewer updates: the first round, which the others have passed."""
@@ -62,7 +68,7 @@ class Rules(Experiment):
         costs = study.costs(TASK, COSTING)
         for comparison in (*self._finals(study), *self._sieve(study)):
             yield from comparison.wanted(study.results, costs)
-        for comparison in (*self._finals(study),)[:1]:
+        for comparison in self._sieve(study):
             for method in RATED:
                 for rate in (LOW_RATE, *comparison.grid(method)):
                     yield comparison.run(method, rate, 0)
@@ -76,9 +82,9 @@ class Rules(Experiment):
             if made is None or all(row.method == BOUND for row in made.rows):
                 continue
             tables.append(made)
-            final = comparison.methods == FINAL
-            said += list(_verdicts(made) if final else _order(made, comparison.scale.rates))
-        for comparison in (*self._finals(study),)[:1]:
+            of_all = len(comparison.methods) > len(FINAL)
+            said += list(_order(made, comparison.scale.rates) if of_all else _verdicts(made))
+        for comparison in self._sieve(study):
             lines = list(_by_rate(study, comparison))
             said += list(_flatness(lines))
             if lines:

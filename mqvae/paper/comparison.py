@@ -28,6 +28,7 @@ class Comparison:
         size: Number of codes and their dimensions; None for the scale's.
         protocols: In which they are compared.
         few: Images that they are trained on; None for all there are.
+        tuned: The comparison that has chosen the matched rates; None for this one.
     """
 
     scale: Scale
@@ -38,6 +39,16 @@ class Comparison:
     size: tuple[int, int] | None = None
     protocols: Sequence[Protocol] = ("paper", "matched", "time")
     few: Few | None = None
+    tuned: "Comparison | None" = None
+
+    def rows(self, protocol: Protocol) -> list[str]:
+        """The methods of a protocol: at equal time neither a bound nor a variant of a method."""
+        return [
+            name
+            for name in self.methods
+            if protocol != "time"
+            or not (METHODS[name].preset == "no-quantization" or METHODS[name].varies)
+        ]
 
     def run(
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
@@ -64,17 +75,23 @@ class Comparison:
     def best_rate(self, method: str, results: Results) -> float | None:
         """The rate whose first seed is best on validation images.
 
-        From the paper's on, to whichever side is better, until both are worse.
+        From the paper's on, to whichever side is better, until both are worse. What changes one
+        thing of a method has that method's: a comparison of two differs in nothing else.
 
         Raises:
             LookupError: if that has not been run yet, or none of it has worked.
         """
-        best, missing = self._walk(method, results)
+        where, which = self._chosen(method)
+        best, missing = where._walk(which, results)
         if missing:
-            raise LookupError(f"{method}: no result at {missing[0].rate}")
-        if "failed" in (results.get(self.run(method, best, 0)) or {}):
-            raise LookupError(f"{method}: no rate worked")
+            raise LookupError(f"{which}: no result at {missing[0].rate}")
+        if "failed" in (results.get(where.run(which, best, 0)) or {}):
+            raise LookupError(f"{which}: no rate worked")
         return best
+
+    def _chosen(self, method: str) -> tuple["Comparison", str]:
+        """Where the rate of a method is chosen, and for which method."""
+        return self.tuned or self, METHODS[method].varies or method
 
     def _walk(self, method: str, results: Results) -> tuple[float | None, Sequence[Run]]:
         """The best rate so far, and what must be run before that is certain."""
@@ -119,7 +136,8 @@ class Comparison:
     def choices(self, results: Results) -> Iterator[Run]:
         """The runs that the matched protocol chooses from, as far as they can be told."""
         for method in self.methods:
-            yield from self._walk(method, results)[1]
+            where, which = self._chosen(method)
+            yield from where._walk(which, results)[1]
 
     def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run]:
         """All of its runs that can be told from what is there, the first seeds first."""
@@ -134,7 +152,7 @@ class Comparison:
                 yield from (row[seed] for row in rows)
         yield from self.choices(results)
         for protocol in self.protocols:
-            for method in self.methods:
+            for method in self.rows(protocol):
                 try:
                     yield from self.runs(protocol, method, results, costs)
                 except LookupError:

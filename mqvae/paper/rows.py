@@ -71,7 +71,7 @@ def table(
     """
     found: list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]] = []
     for protocol in comparison.protocols:
-        for method in comparison.methods:
+        for method in comparison.rows(protocol):
             if made := _made(comparison, protocol, method, results, costs):
                 found.append((protocol, method, made))
     if not found:
@@ -143,8 +143,6 @@ def _made(
     costs: Mapping[str, float],
 ) -> list[tuple[Run, dict[str, Any]]]:
     """The runs of a row that there are, with their results."""
-    if protocol == "time" and METHODS[method].preset == "no-quantization":
-        return []  # a bound, not a method
     try:
         runs = comparison.runs(protocol, method, results, costs)
     except LookupError:
@@ -247,6 +245,8 @@ def _notes(
             fewer.append(f"{method} ({protocol}) {len(made)}")
     if fewer:
         yield f"Fewer than {comparison.seeds} seeds so far: {', '.join(fewer)}."
+    if comparison.tuned is not None:
+        yield f"Rates are those that were best in {_title(comparison.tuned)}."
     if any("+" in (METHODS[method].against or "") for _, method, _ in found):
         yield "Ratios of MQ-VAE + replace and + group are to VQ-VAE + replace and + group."
     devices = dict.fromkeys(
