@@ -1,14 +1,13 @@
 """Rules for a codebook beside each other: which one needs no tuning; not in the paper."""
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
 from mqvae.paper.comparison import Comparison
-from mqvae.paper.further import Costs
+from mqvae.paper.further import Beginning, Costs
 from mqvae.paper.rows import FEW, costs_table, other, paired, table
 from mqvae.paper.runner import Work
-from mqvae.paper.sections import Line, Plot, Protocol, Row, Section, Table
+from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
 
 TASK = "reconstruction"
@@ -56,49 +55,54 @@ class Rules(Experiment):
                 yield (comparison := Comparison(*of, tuned=own))
                 own = own or comparison
 
-    def _sieve(self, study: Study) -> Iterator[Comparison]:
-        """All rules, one seed, fewer updates: the first round, which the others have passed."""
+    def _first_round(self, study: Study) -> Iterator[tuple[str, float | None, Beginning]]:
+        """All rules at some rates each, one seed, the first updates of a run."""
         short = study.scale.sieve
         for dataset in study.datasets((FASHION,)):
-            steps = {**study.scale.steps_of, dataset: short["steps"]}
-            scale = replace(study.scale, rates=short["rates"], steps_of=steps)
-            yield Comparison(scale, TASK, dataset, (*FINAL, *SIEVE), 1, protocols=("matched",))
+            own = study.comparison(TASK, dataset, (*FINAL, *SIEVE))
+            for method in own.methods:
+                rates = short["rates"]
+                if method in RATED:
+                    rates = sorted({LOW_RATE, study.scale.network_rate(TASK), *rates})
+                for rate in [None] if own.paper_rate(method) is None else rates:
+                    yield method, rate, Beginning(own.run(method, rate, 0), short["steps"])
 
     def wants(self, study: Study) -> Iterator[Work]:
         costs = study.costs(TASK, COSTING)
-        for comparison in (*self._finals(study), *self._sieve(study)):
+        for comparison in self._finals(study):
             yield from comparison.wanted(study.results, costs)
-        for comparison in self._sieve(study):
-            for method in RATED:
-                for rate in (LOW_RATE, *comparison.grid(method)):
-                    yield comparison.run(method, rate, 0)
+        yield from (work for _, _, work in self._first_round(study))
         yield Costs(study.scale.name, TASK, COSTING)
 
     def section(self, study: Study) -> Section:
         costs = study.costs(TASK, COSTING)
         tables, said, plots = [], [], []
-        for comparison in (*self._finals(study), *self._sieve(study)):
+        for comparison in self._finals(study):
             made = table(comparison, None, study.results, costs)
             if made is None or all(row.method == BOUND for row in made.rows):
                 continue
             tables.append(made)
-            of_all = len(comparison.methods) > len(FINAL)
-            said += list(_order(made, comparison.scale.rates) if of_all else _verdicts(made))
-        for comparison in self._sieve(study):
-            lines = list(_by_rate(study, comparison))
-            said += list(_flatness(lines))
-            if lines:
-                plots.append(
-                    Plot(
-                        f"codebooks-{comparison.dataset}-rates",
-                        f"{comparison.dataset}, seed 0",
-                        "learning rate of the codebook",
-                        "MSE of test images",
-                        lines,
-                        log_x=True,
-                        log_y=True,
-                    )
+            said += list(_verdicts(made))
+        tried = [
+            (method, rate, content, study.results.name(work))
+            for method, rate, work in self._first_round(study)
+            if (content := study.results.get(work)) and "validation" in content
+        ]
+        if tried:
+            tables.append(_all_rules(study, tried))
+            lines = list(_by_rate(tried))
+            said += [*_order(tables[-1]), *_flatness(lines)]
+            plots.append(
+                Plot(
+                    "codebooks-rates",
+                    f"{tables[-1].title}, seed 0",
+                    "learning rate of the codebook",
+                    "MSE of validation images",
+                    lines,
+                    log_x=True,
+                    log_y=True,
                 )
+            )
         work = Costs(study.scale.name, TASK, COSTING)
         if content := study.results.get(work):
             tables.append(costs_table(content, study.results.name(work)))
@@ -140,15 +144,42 @@ def _verdicts(made: Table) -> Iterator[str]:
         )
 
 
-def _order(made: Table, rates: Sequence[float]) -> Iterator[str]:
-    """All rules from the best on."""
-    rows = [row for row in made.rows if "mse" in row.cells and row.method != BOUND]
+Tried = Sequence[tuple[str, float | None, Mapping[str, float], str]]
+"""Rules at a rate each, what came of it, and the name of that result."""
+
+
+def _all_rules(study: Study, tried: Tried) -> Table:
+    """The first round: each rule at the best of its rates, and what it is at the others."""
+    columns = [
+        Column("mse", "MSE (e-3)", "lower", 1e-3, "of validation images, at the best rate"),
+        Column("perplexity", "Perplexity", "higher", 1.0, "of the batches before"),
+        *(
+            Column(f"{rate:g}", f"at {rate:g}", "lower", 1e-3, "MSE (e-3) at this rate")
+            for rate in sorted({rate for _, rate, _, _ in tried if rate is not None})
+        ),
+    ]
+    rows = []
+    for method in dict.fromkeys(method for method, *_ in tried):
+        own = [each[1:] for each in tried if each[0] == method]
+        rate, best, _ = min(own, key=lambda each: each[1]["validation"])
+        cells = {
+            "mse": Cell((best["validation"] / 1e-3,)),
+            "perplexity": Cell((best["perplexity"],)),
+            **{f"{at:g}": Cell((c["validation"] / 1e-3,)) for at, c, _ in own if at is not None},
+        }
+        names = tuple(name for *_, name in own)
+        rows.append(Row(method, "matched", cells, rate, study.scale.sieve["steps"], runs=names))
     rows.sort(key=lambda row: row.cells["mse"].mean)
-    yield (
-        f"{made.title}, one seed, codebook rates {', '.join(f'{rate:g}' for rate in rates)} or the "
-        "paper protocol's, MSE e-3 from the best rule on: "
-        + ", ".join(f"{row.method} {row.cells['mse'].mean:.2f}" for row in rows)
-        + "."
+    dataset, steps = study.datasets((FASHION,))[0], study.scale.steps(TASK)
+    title = f"{dataset}, all rules after {study.scale.sieve['steps']:,} of {steps:,} updates"
+    return Table(title, columns, rows, ["One seed: what differs by less than a tenth is level."])
+
+
+def _order(made: Table) -> Iterator[str]:
+    """All rules from the best on."""
+    rules = [row for row in made.rows if row.method != BOUND]
+    yield f"{made.title}, one seed, MSE e-3 from the best on: " + (
+        ", ".join(f"{row.method} {row.cells['mse'].mean:.2f}" for row in rules) + "."
     )
 
 
@@ -178,22 +209,15 @@ def _judged(ratios: Sequence[float]) -> str:
     return "worse with every seed" if min(ratios) > 1 else "seeds disagree"
 
 
-def _by_rate(study: Study, comparison: Comparison) -> Iterator[Line]:
-    """The first seed's MSE against the codebook's rate."""
-    for method in RATED:
-        rates = sorted({LOW_RATE, *(rate for rate in comparison.grid(method) if rate is not None)})
-        points = []
-        for rate in rates:
-            content = study.results.get(comparison.run(method, rate, 0))
-            if content and "figures" in content:
-                points.append((rate, content["figures"]["mse"]))
+def _by_rate(tried: Tried) -> Iterator[Line]:
+    """The MSE against the codebook's rate."""
+    rates = [rate for _, rate, _, _ in tried if rate is not None]
+    for method in (*RATED, RECOMMENDED, "EMA + transport"):
+        points = [(rate, each["validation"]) for name, rate, each, _ in tried if name == method]
         if len(points) > 1:
             yield Line(method, *zip(*points, strict=True))
-    for method in (RECOMMENDED, "EMA + transport"):
-        content = study.results.get(comparison.run(method, None, 0))
-        if content and "figures" in content:
-            ends = (LOW_RATE, max(study.scale.rates))
-            yield Line(f"{method}, no rate", ends, (content["figures"]["mse"],) * 2)
+        elif points and rates:
+            yield Line(f"{method}, no rate", (min(rates), max(rates)), (points[0][1],) * 2)
 
 
 def _flatness(lines: Sequence[Line]) -> Iterator[str]:

@@ -1,12 +1,17 @@
-"""Work beside training: costs of a step, diagnoses of a run, a prior's curve."""
+"""Work beside whole runs: costs of a step, beginnings, diagnoses, a prior's curve."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mqvae.paper.methods import METHODS, OURS
+from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
-from mqvae.paper.work import Place, Run, filled
+from mqvae.paper.work import Place, Run, curve_of, filled
+
+if TYPE_CHECKING:
+    from mqvae.trainer import Training
 
 OF_TASK = {  # whose steps are compared; the first is the measure of the others
     "reconstruction": (
@@ -115,6 +120,60 @@ class OfRun:
 
     def satisfied(self, content: Mapping[str, Any]) -> bool:
         return True
+
+
+class _Reached(Exception):
+    """A run is as far as it should go."""
+
+
+@dataclass(frozen=True)
+class Beginning(OfRun):
+    """How far a run is after some of its updates, its rates still those of the whole run.
+
+    Attributes:
+        run: The run.
+        steps: Updates, at a checkpoint.
+    """
+
+    steps: int
+
+    @property
+    def title(self) -> str:
+        return f"beginning-{self.steps}-of-{self.run.title}"
+
+    @property
+    def words(self) -> str:
+        return f"the first {self.steps:,} updates of {self.run.words}"
+
+    @property
+    def amount(self) -> float:
+        return float(self.steps)
+
+    def asks(self) -> dict[str, Any]:
+        """The run, and how many of its updates."""
+        return {"kind": "beginning", "run": self.run.asks(), "steps": self.steps}
+
+    def make(self, place: Place) -> dict[str, Any]:
+        """Read it from the whole run's result where there is one, or train so far."""
+        from mqvae.trainer import TrainingFailed
+
+        whole = Results(place.results).get(self.run) or {}
+        try:
+            curve = whole.get("curve") or self._trained(place)
+        except TrainingFailed as failure:
+            return {"failed": failure.cause}
+        at = curve["step"].index(self.steps)
+        return {name: curve[name][at] for name in ("validation", "perplexity")}
+
+    def _trained(self, place: Place) -> dict[str, list[float | None]]:
+        def stop(training: "Training") -> None:
+            if training.step >= self.steps:  # the checkpoint of this step is written
+                raise _Reached
+
+        folder = place.runs / Results(place.results).name(self)
+        with suppress(_Reached):
+            self.run.train(place, folder, stop)
+        return curve_of(folder)
 
 
 class Diagnosis(OfRun):

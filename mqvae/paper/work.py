@@ -5,7 +5,7 @@ import copy
 import csv
 import datetime
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from inspect import signature
@@ -21,6 +21,8 @@ from mqvae.runs import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
+
+    from mqvae.trainer import Training
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
@@ -183,7 +185,7 @@ class Run:
             "validation": validation,
             "described": described,
             "left_out": left_out,
-            "curve": _curve(folder, norms=self.seed == 0),
+            "curve": curve_of(folder, norms=self.seed == 0),
             "seconds": round(summary["wall_seconds"], 2),
             "seconds_per_step": float(f"{summary['seconds_per_step']:.4g}"),
             "parameters": summary["parameters"],
@@ -199,8 +201,18 @@ class Run:
             content["strips"] = _strips(folder, summary, originals=originals)
         return content
 
-    def train(self, place: Place) -> Path:
+    def train(
+        self,
+        place: Place,
+        folder: Path | None = None,
+        after_step: "Callable[[Training], None] | None" = None,
+    ) -> Path:
         """Its run folder, trained to the end; an interrupted one goes on.
+
+        Args:
+            place: Where.
+            folder: Another folder than the run's own.
+            after_step: As `Training.fit` takes it.
 
         Raises:
             Interrupted: if it is asked to stop; a checkpoint is written.
@@ -209,16 +221,17 @@ class Run:
         from mqvae.settings import Settings
         from mqvae.trainer import begin, resume
 
-        folder = place.runs / Results(place.results).name(self)
+        folder = folder or place.runs / Results(place.results).name(self)
         if (folder / "summary.json").is_file():
             return folder
         if (folder / "checkpoints" / "last").is_dir():
-            resume(Folder(folder)).fit()
+            resume(Folder(folder)).fit(after_step=after_step)
             return folder
         config = self.config()
         config["data"]["root"] = place.root
         config["trainer"]["accelerator"] = place.accelerator
-        begin(Settings.of(config), folder, overwrite=folder.exists()).fit()
+        training = begin(Settings.of(config), folder, overwrite=folder.exists())
+        training.fit(after_step=after_step)
         return folder
 
     def _further(
@@ -343,7 +356,7 @@ def _base(scale: str, task: str, dataset: str, method: str) -> dict[str, Any]:
     return Settings.of(load_preset(preset, {"data": data}, sizes)).config()
 
 
-def _curve(folder: Path, *, norms: bool) -> dict[str, list[float | None]]:
+def curve_of(folder: Path, *, norms: bool = False) -> dict[str, list[float | None]]:
     """The run's metrics.csv, what a plot needs of it."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
