@@ -93,7 +93,7 @@ class Settled(Experiment):
     rates: Mapping[str, float | None] = {
         "No quantization": None,
         "VQ-VAE": 6e-2,
-        "VQ-VAE + replace": 2e-2,
+        "EMA + replace": None,
         "MQ-VAE": 6e-2,
     }
 
