@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.further import Beginning, Costs
@@ -20,7 +21,7 @@ FINAL = (
 )
 ELSEWHERE = (BOUND, "VQ-VAE", RECOMMENDED, "EMA + transport")  # at other sizes, of other images
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
-SIEVE = (
+FIRST_ROUND = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
     *("MQ-VAE, amortized + replace, best of 4",),
     *("VQ-VAE + replace by error", "VQ-VAE + replace by task gradient"),
@@ -29,7 +30,7 @@ SIEVE = (
     *("VQ-VAE, SGD", "VQ-VAE, Adagrad", "VQ-VAE, row-wise Adam"),
     *("VQ-VAE + batch norm", "VQ-VAE + layer norm", "FSQ", "LFQ", "BSQ"),
 )
-COSTING = ("VQ-VAE", *(name for name in (*FINAL, *SIEVE) if name != "VQ-VAE"))
+COSTING = ("VQ-VAE", *(name for name in (*FINAL, *FIRST_ROUND) if name != "VQ-VAE"))
 RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
 PROTOCOLS: Sequence[Protocol] = ("matched", "time")  # the paper compares none of this
 BEST = 8  # rules of the first round that are named
@@ -58,9 +59,9 @@ class Rules(Experiment):
 
     def _first_round(self, study: Study) -> Iterator[tuple[str, float | None, Beginning]]:
         """All rules at some rates each, one seed, the first updates of a run."""
-        short = study.scale.sieve
+        short = study.scale.first_round
         for dataset in study.datasets((FASHION,)):
-            own = study.comparison(TASK, dataset, (*FINAL, *SIEVE))
+            own = study.comparison(TASK, dataset, (*FINAL, *FIRST_ROUND))
             for method in own.methods:
                 rates = short["rates"]
                 if method in RATED:
@@ -84,15 +85,17 @@ class Rules(Experiment):
                 continue
             tables.append(made)
             said += list(_verdicts(made))
-        tried = [
+        found = [
             (method, rate, content, study.results.name(work))
             for method, rate, work in self._first_round(study)
-            if (content := study.results.get(work)) and "validation" in content
+            if (content := study.results.get(work))
         ]
+        tried = [each for each in found if "failed" not in each[2]]
         if tried:
-            tables.append(_all_rules(study, tried))
+            failed = [each for each in found if each not in tried]
+            tables.append(_all_rules(study, tried, failed))
             lines = list(_by_rate(tried))
-            said += [*_order(tables[-1]), *_flatness(lines, study.scale.sieve["steps"])]
+            said += [*_order(tables[-1]), *_flatness(lines, study.scale.first_round["steps"])]
             plots.append(
                 Plot(
                     "codebooks-rates",
@@ -145,11 +148,11 @@ def _verdicts(made: Table) -> Iterator[str]:
         )
 
 
-Tried = Sequence[tuple[str, float | None, Mapping[str, float], str]]
+Tried = Sequence[tuple[str, float | None, Mapping[str, Any], str]]
 """Rules at a rate each, what came of it, and the name of that result."""
 
 
-def _all_rules(study: Study, tried: Tried) -> Table:
+def _all_rules(study: Study, tried: Tried, failed: Tried) -> Table:
     """The first round: each rule at the best of its rates, and what it is at the others."""
     columns = [
         Column("mse", "MSE (e-3)", "lower", 1e-3, "of validation images, at the best rate"),
@@ -169,14 +172,17 @@ def _all_rules(study: Study, tried: Tried) -> Table:
             **{f"{at:g}": Cell((c["validation"] / 1e-3,)) for at, c, _ in own if at is not None},
         }
         names = tuple(name for *_, name in own)
-        rows.append(Row(method, "matched", cells, rate, study.scale.sieve["steps"], runs=names))
+        rows.append(
+            Row(method, "matched", cells, rate, study.scale.first_round["steps"], runs=names)
+        )
     rows.sort(key=lambda row: row.cells["mse"].mean)
     dataset, steps = study.datasets((FASHION,))[0], study.scale.steps(TASK)
-    title = f"{dataset}, all rules after {study.scale.sieve['steps']:,} of {steps:,} updates"
-    rates = " or ".join(f"{rate:g}" for rate in study.scale.sieve["rates"])
+    title = f"{dataset}, all rules after {study.scale.first_round['steps']:,} of {steps:,} updates"
+    rates = " or ".join(f"{rate:g}" for rate in study.scale.first_round["rates"])
     notes = [
         f"Each rule at codebook rates of {rates}; a few at lower ones as well.",
         "One seed: what differs by less than a tenth is level.",
+        *(f"{method}, rate {rate}: {each['failed']}" for method, rate, each, _ in failed),
     ]
     return Table(title, columns, rows, notes)
 

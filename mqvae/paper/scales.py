@@ -33,7 +33,7 @@ class Scale:
         lengths: Numbers of updates that are compared to settle the scale.
         sizes: Numbers of codes and their dimensions, beside the scale's own, at which rules for a
             codebook are compared.
-        sieve: Updates and codebook rates of the first round among those rules.
+        first_round: Updates and codebook rates of the first round among those rules.
         few: Training images of runs that overfit, those held out beside them, their side, codebook
             rates and, by task, updates.
         settings: By task, what is laid over a method's preset.
@@ -54,7 +54,7 @@ class Scale:
     rounds: int
     lengths: Sequence[int]
     sizes: Sequence[tuple[int, int]]
-    sieve: Mapping[str, Any]
+    first_round: Mapping[str, Any]
     few: Mapping[str, Any]
     settings: Mapping[str, Mapping[str, Any]]
     dataset: str | None = None
