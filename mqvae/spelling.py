@@ -13,7 +13,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     " Did you mean 'evaluate'?"
     """
     names = list(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    if ELSEWHERE.get(name) in names:
-        close = [ELSEWHERE[name]]
+    meant = ELSEWHERE.get(name)
+    close = [meant] if meant in names else get_close_matches(name, names, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -22,6 +22,7 @@ from mqvae.paper.rows import judgement, table, verdicts
 from mqvae.paper.runner import carry_out
 from mqvae.paper.scales import SCALES, load_scale
 from mqvae.paper.sections import Cell, Column, Row, Table
+from mqvae.paper.study import Study
 from mqvae.paper.tables import BESIDE
 from mqvae.paper.work import FURTHER, Place, Run
 from mqvae.settings import Settings, load_preset
@@ -234,6 +235,30 @@ def test_a_beginning_that_fails_is_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "fit", fit)
     place = Place(tmp_path, tmp_path / "results", accelerator="cpu")
     assert Beginning(RUN, 10).make(place) == {"failed": "the task loss is nan at step 3."}
+
+
+def test_the_first_round_has_each_rule_at_its_best_rate_and_says_what_failed(tmp_path):
+    rules, results = EXPERIMENTS["codebooks"], Results(tmp_path)
+    study = Study(load_scale("debug"), 1, results)
+    for work in rules._first_round(study):
+        if work.run.method not in ("VQ-VAE", "EMA + replace"):
+            continue
+        high = work.run.rate == 6e-2
+        content = {"validation": 6e-3 if high else 7e-3, "perplexity": 10.0}
+        results.put(work, {"failed": "nan."} if work.run.rate == 3e-4 else content)
+    section = rules.section(study)
+    (made,) = section.tables
+    assert [(row.method, row.rate) for row in made.rows] == [
+        ("VQ-VAE", 6e-2),
+        ("EMA + replace", None),
+    ]
+    assert [set(row.cells) for row in made.rows] == [
+        {"mse", "perplexity", "0.06"},
+        {"mse", "perplexity"},
+    ]
+    assert any("codebook 0.0003" in note and note.endswith(": nan.") for note in made.notes)
+    # A rule with a rate of which one point is left is no line; one without a rate is level.
+    assert [line.label for line in section.plots[0].lines] == ["EMA + replace, no rate"]
 
 
 # -- protocols ------------------------------------------------------------------------------------

@@ -633,7 +633,8 @@ BAD_OPTIONS = {
     "precision, near": (["--trainer.precision", "bf16"], "Did you mean 'bf16-mixed'?"),
     "accelerator": (
         ["--trainer.accelerator", "gpu"],
-        "accelerator must be one of auto, cpu, cuda, mps, got 'gpu'. Did you mean 'cuda'?",
+        "--trainer.accelerator must be one of auto, cpu, cuda, mps, got 'gpu'. "
+        "Did you mean 'cuda'?",
     ),
     "channels": (["--data.channels", "2"], "--data.channels must be one of 1, 3, got '2'."),
     "seed": (["--seed", "-1"], "--seed must lie in 0 … 4294967295, got -1."),

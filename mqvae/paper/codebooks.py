@@ -57,7 +57,7 @@ class Rules(Experiment):
                 yield (comparison := Comparison(*of, tuned=own))
                 own = own or comparison
 
-    def _first_round(self, study: Study) -> Iterator[tuple[str, float | None, Beginning]]:
+    def _first_round(self, study: Study) -> Iterator[Beginning]:
         """All rules at some rates each, one seed, the first updates of a run."""
         short = study.scale.first_round
         for dataset in study.datasets((FASHION,)):
@@ -67,13 +67,13 @@ class Rules(Experiment):
                 if method in RATED:
                     rates = sorted({LOW_RATE, study.scale.network_rate(TASK), *rates})
                 for rate in [None] if own.paper_rate(method) is None else rates:
-                    yield method, rate, Beginning(own.run(method, rate, 0), short["steps"])
+                    yield Beginning(own.run(method, rate, 0), short["steps"])
 
     def wants(self, study: Study) -> Iterator[Work]:
         costs = study.costs(TASK, COSTING)
         for comparison in self._finals(study):
             yield from comparison.wanted(study.results, costs)
-        yield from (work for _, _, work in self._first_round(study))
+        yield from self._first_round(study)
         yield Costs(study.scale.name, TASK, COSTING)
 
     def section(self, study: Study) -> Section:
@@ -85,15 +85,13 @@ class Rules(Experiment):
                 continue
             tables.append(made)
             said += list(_verdicts(made))
-        found = [
-            (method, rate, content, study.results.name(work))
-            for method, rate, work in self._first_round(study)
+        tried = {
+            work: content
+            for work in self._first_round(study)
             if (content := study.results.get(work))
-        ]
-        tried = [each for each in found if "failed" not in each[2]]
-        if tried:
-            failed = [each for each in found if each not in tried]
-            tables.append(_all_rules(study, tried, failed))
+        }
+        if any("failed" not in content for content in tried.values()):
+            tables.append(_all_rules(study, tried))
             lines = list(_by_rate(tried))
             said += [*_order(tables[-1]), *_flatness(lines, study.scale.first_round["steps"])]
             plots.append(
@@ -148,41 +146,56 @@ def _verdicts(made: Table) -> Iterator[str]:
         )
 
 
-Tried = Sequence[tuple[str, float | None, Mapping[str, Any], str]]
-"""Rules at a rate each, what came of it, and the name of that result."""
+Tried = Mapping[Beginning, Mapping[str, Any]]
+"""Rules at a rate each, and what came of it."""
 
 
-def _all_rules(study: Study, tried: Tried, failed: Tried) -> Table:
+def _ended(tried: Tried, method: str) -> dict[float | None, Mapping[str, Any]]:
+    """What came of a rule by its rates, where it did not fail."""
+    return {
+        work.run.rate: content
+        for work, content in tried.items()
+        if work.run.method == method and "failed" not in content
+    }
+
+
+def _rates(tried: Tried) -> list[float]:
+    """From the lowest on."""
+    return sorted({work.run.rate for work in tried if work.run.rate is not None})
+
+
+def _all_rules(study: Study, tried: Tried) -> Table:
     """The first round: each rule at the best of its rates, and what it is at the others."""
     columns = [
         Column("mse", "MSE (e-3)", "lower", 1e-3, "of validation images, at the best rate"),
         Column("perplexity", "Perplexity", "higher", 1.0, "of the batches before"),
         *(
             Column(f"{rate:g}", f"at {rate:g}", "lower", 1e-3, "MSE (e-3) at this rate")
-            for rate in sorted({rate for _, rate, _, _ in tried if rate is not None})
+            for rate in _rates(tried)
         ),
     ]
+    steps, rates = study.scale.first_round["steps"], study.scale.first_round["rates"]
     rows = []
-    for method in dict.fromkeys(method for method, *_ in tried):
-        own = [each[1:] for each in tried if each[0] == method]
-        rate, best, _ = min(own, key=lambda each: each[1]["validation"])
+    for method in dict.fromkeys(work.run.method for work in tried):
+        errors = {rate: c["validation"] / 1e-3 for rate, c in _ended(tried, method).items()}
+        if not errors:
+            continue
+        best = min(errors, key=lambda rate: errors[rate])
         cells = {
-            "mse": Cell((best["validation"] / 1e-3,)),
-            "perplexity": Cell((best["perplexity"],)),
-            **{f"{at:g}": Cell((c["validation"] / 1e-3,)) for at, c, _ in own if at is not None},
+            "mse": Cell((errors[best],)),
+            "perplexity": Cell((_ended(tried, method)[best]["perplexity"],)),
+            **{f"{rate:g}": Cell((error,)) for rate, error in errors.items() if rate is not None},
         }
-        names = tuple(name for *_, name in own)
-        rows.append(
-            Row(method, "matched", cells, rate, study.scale.first_round["steps"], runs=names)
-        )
+        names = tuple(study.results.name(work) for work in tried if work.run.method == method)
+        rows.append(Row(method, "matched", cells, best, steps, runs=names))
     rows.sort(key=lambda row: row.cells["mse"].mean)
-    dataset, steps = study.datasets((FASHION,))[0], study.scale.steps(TASK)
-    title = f"{dataset}, all rules after {study.scale.first_round['steps']:,} of {steps:,} updates"
-    rates = " or ".join(f"{rate:g}" for rate in study.scale.first_round["rates"])
+    dataset = study.datasets((FASHION,))[0]
+    title = f"{dataset}, all rules after {steps:,} of {study.scale.steps(TASK):,} updates"
     notes = [
-        f"Each rule at codebook rates of {rates}; a few at lower ones as well.",
+        f"Each rule at codebook rates of {' or '.join(f'{rate:g}' for rate in rates)}; a few at "
+        "lower ones as well.",
         "One seed: what differs by less than a tenth is level.",
-        *(f"{method}, rate {rate}: {each['failed']}" for method, rate, each, _ in failed),
+        *(f"{work.words}: {each['failed']}" for work, each in tried.items() if "failed" in each),
     ]
     return Table(title, columns, rows, notes)
 
@@ -222,13 +235,13 @@ def _judged(ratios: Sequence[float]) -> str:
 
 def _by_rate(tried: Tried) -> Iterator[Line]:
     """The MSE against the codebook's rate."""
-    rates = [rate for _, rate, _, _ in tried if rate is not None]
+    rates = _rates(tried)
     for method in (*RATED, RECOMMENDED, "EMA + transport"):
-        points = [(rate, each["validation"]) for name, rate, each, _ in tried if name == method]
-        if len(points) > 1:
-            yield Line(method, *zip(*points, strict=True))
-        elif points and rates:
-            yield Line(f"{method}, no rate", (min(rates), max(rates)), (points[0][1],) * 2)
+        errors = {rate: each["validation"] for rate, each in _ended(tried, method).items()}
+        if None in errors and rates:
+            yield Line(f"{method}, no rate", (rates[0], rates[-1]), (errors[None],) * 2)
+        elif len(errors) > 1:
+            yield Line(method, *zip(*errors.items(), strict=True))
 
 
 def _flatness(lines: Sequence[Line], steps: int) -> Iterator[str]:
