@@ -14,12 +14,12 @@ from mqvae.cli import main
 from mqvae.paper import levels
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.few import Few
-from mqvae.paper.further import Beginning
+from mqvae.paper.further import Beginning, Diagnosis
 from mqvae.paper.methods import META_RATE, METHODS, paper_value
 from mqvae.paper.reproduce import EXPERIMENTS, experiments
 from mqvae.paper.results import Results, file_name
 from mqvae.paper.rows import judgement, table, verdicts
-from mqvae.paper.runner import carry_out
+from mqvae.paper.runner import _missing, carry_out
 from mqvae.paper.scales import SCALES, load_scale
 from mqvae.paper.sections import Cell, Column, Row, Table
 from mqvae.paper.study import Study
@@ -48,6 +48,13 @@ def result(run, mse, *, validation=None, **more):
 
 def comparison(*methods, seeds=3):
     return Comparison(load_scale("cpu"), "reconstruction", "fashion-mnist", methods, seeds)
+
+
+def judge(compared, results, losses):
+    """Results of what the rates of VQ-VAE, or of another method, are judged by."""
+    for (method, rate), loss in losses.items():
+        content = {"failed": "nan"} if loss is None else {"validation": loss, "perplexity": 10.0}
+        results.put(Beginning(compared.run(method, rate, 0), 1050), content)
 
 
 # -- the paper's values ---------------------------------------------------------------------------
@@ -200,6 +207,15 @@ def test_work_is_done_once(tmp_path):
     assert work.made == 1
 
 
+def test_no_two_pieces_of_a_round_train_the_same_run(tmp_path):
+    results, asked = Results(tmp_path), []
+    wanted = [Beginning(RUN, 10), Diagnosis(RUN), RUN, dataclasses.replace(RUN, seed=1)]
+    for done in (RUN, wanted[0], wanted[1]):
+        asked.append(_missing(lambda _: wanted, results))
+        results.put(done, {"figures": {}, "left_out": {}})
+    assert asked == [[RUN, wanted[3]], [wanted[0], wanted[3]], [wanted[1], wanted[3]]]
+
+
 def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     from mqvae.trainer import NotFinite, Training
 
@@ -215,8 +231,10 @@ def test_a_beginning_is_where_the_whole_run_is_then(tmp_path):
     place = Place(tmp_path / "runs", tmp_path / "results", accelerator="cpu")
     beginning = Beginning(RUN, 10)
     trained = beginning.make(place)
-    assert not (place.runs / file_name(beginning) / "summary.json").exists()
-    whole = RUN.make(place)
+    assert not (RUN.folder(place) / "summary.json").exists()
+    at_once = RUN.make(dataclasses.replace(place, runs=tmp_path / "at once"))
+    whole = RUN.make(place)  # it goes on from there
+    assert whole["curve"] == at_once["curve"] and whole["figures"] == at_once["figures"]
     at = whole["curve"]["step"].index(10)
     assert trained == {name: whole["curve"][name][at] for name in trained}
     assert trained["validation"] != whole["curve"]["validation"][-1]
@@ -278,11 +296,13 @@ def test_matched_rates_are_chosen_on_validation_images(tmp_path):
     with pytest.raises(LookupError):
         compared.best_rate("VQ-VAE", results)
     for i, rate in enumerate(grid[:4]):  # what lies beyond a worse one is not wanted
-        wanted = {run.rate for run in compared.choices(results)}
-        assert wanted == {rate, grid[1]} if i < 2 else wanted == {rate}
+        wanted = {(work.run.rate, work.steps) for work in compared.choices(results)}
+        expected = {rate, grid[1]} if i < 2 else {rate}
+        assert wanted == {(each, 1050) for each in expected}
+        # What a whole run is on test images chooses nothing.
         run = compared.run("VQ-VAE", rate, 0)
-        # The best test figure is not the best on validation images.
-        results.put(run, result(run, 1.0 + i, validation=[5, 4, 1, 2][i]))
+        results.put(run, result(run, 1.0 + i))
+        judge(compared, results, {("VQ-VAE", rate): [5, 4, 1, 2][i]})
     assert compared.best_rate("VQ-VAE", results) == 2e-2
     rows = compared.runs("matched", "VQ-VAE", results, {})
     assert [(run.rate, run.seed) for run in rows] == [(2e-2, 0), (2e-2, 1), (2e-2, 2)]
@@ -291,18 +311,15 @@ def test_matched_rates_are_chosen_on_validation_images(tmp_path):
 def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     compared, results = comparison("VQ-VAE"), Results(tmp_path)
     for rate in compared.grid("VQ-VAE"):
-        run = compared.run("VQ-VAE", rate, 0)
-        content = {"failed": "nan", "seed": 0}
-        results.put(run, result(run, 1 / rate) if rate < 5e-2 else content)
+        judge(compared, results, {("VQ-VAE", rate): 1 / rate if rate < 5e-2 else None})
     assert compared.best_rate("VQ-VAE", results) == 2e-2
 
 
 def test_a_variant_has_the_rate_of_its_method(tmp_path):
     compared, results = comparison("VQ-VAE + alt"), Results(tmp_path)
-    assert {run.method for run in compared.choices(results)} == {"VQ-VAE"}
+    assert {work.run.method for work in compared.choices(results)} == {"VQ-VAE"}
     for rate in compared.grid("VQ-VAE"):
-        run = compared.run("VQ-VAE", rate, 0)
-        results.put(run, result(run, abs(rate - 6e-2)))
+        judge(compared, results, {("VQ-VAE", rate): abs(rate - 6e-2)})
     (first, *_) = compared.runs("matched", "VQ-VAE + alt", results, {})
     assert (first.method, first.rate) == ("VQ-VAE + alt", 6e-2)
     assert compared.rows("matched") == ["VQ-VAE + alt"] and not compared.rows("time")
@@ -313,16 +330,14 @@ def test_rates_that_another_comparison_has_chosen_are_kept(tmp_path):
     larger = dataclasses.replace(own, size=(16384, 64), tuned=own)
     assert list(larger.choices(results)) == list(own.choices(results))
     for rate in own.grid("VQ-VAE"):
-        run = own.run("VQ-VAE", rate, 0)
-        results.put(run, result(run, abs(rate - 2e-2)))
+        judge(own, results, {("VQ-VAE", rate): abs(rate - 2e-2)})
     runs = larger.runs("matched", "VQ-VAE", results, {})
     assert {(run.rate, run.size) for run in runs} == {(2e-2, (16384, 64))}
 
 
 def test_where_no_rate_works_that_is_said(tmp_path):
     compared, results = comparison("VQ-VAE"), Results(tmp_path)
-    for rate in compared.grid("VQ-VAE"):
-        results.put(compared.run("VQ-VAE", rate, 0), {"failed": "nan", "seed": 0})
+    judge(compared, results, {("VQ-VAE", rate): None for rate in compared.grid("VQ-VAE")})
     with pytest.raises(LookupError, match="no rate worked"):
         compared.best_rate("VQ-VAE", results)
 
@@ -330,9 +345,7 @@ def test_where_no_rate_works_that_is_said(tmp_path):
 def test_equal_time_is_fewer_updates_of_what_costs_more(tmp_path):
     compared, results = comparison("VQ-VAE", "MQ-VAE"), Results(tmp_path)
     for method in compared.methods:
-        for rate in compared.grid(method):
-            run = compared.run(method, rate, 0)
-            results.put(run, result(run, rate))
+        judge(compared, results, {(method, rate): rate for rate in compared.grid(method)})
     costs = {"VQ-VAE": 1.0, "MQ-VAE": 2.5}
     assert compared.runs("time", "MQ-VAE", results, costs)[0].steps == 1200
     assert compared.runs("time", "VQ-VAE", results, costs)[0].steps == 3000
@@ -484,7 +497,7 @@ THREE_RUNS = """
 import sys
 from pathlib import Path
 from mqvae.paper.results import Results
-from mqvae.paper.runner import carry_out
+from mqvae.paper.runner import _missing, carry_out
 from mqvae.paper.work import Place, Run
 
 if __name__ == "__main__":

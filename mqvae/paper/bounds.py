@@ -33,9 +33,7 @@ class Bounds(Experiment):
                 study.results
             )
         for _, run in self._runs(study):
-            yield run
-            if study.results.get(run) is not None:
-                yield Diagnosis(run)
+            yield from (run, Diagnosis(run))
 
     def section(self, study: Study) -> Section:
         columns = [
@@ -128,6 +126,7 @@ class Settled(Experiment):
             + " (MSE e-3)."
             for steps, o in sorted(orders.items())
         ]
+        said += self._early(study)
         plot = Plot(
             "scale",
             "Test MSE by the length of a run, seed 0",
@@ -138,6 +137,26 @@ class Settled(Experiment):
             log_y=True,
         )
         return Section(self.name, self.title, self.claim, said, (), [plot])
+
+    def _early(self, study: Study) -> Iterator[str]:
+        """Whether rates early in a run are in the order in which they end, where whole runs say."""
+        dataset, early = study.datasets(FASHION)[0], study.scale.judged_after["reconstruction"]
+        comparison = study.comparison("reconstruction", dataset, Bounds.methods)
+        for method in comparison.methods:
+            found = {}
+            for rate in comparison.grid(method):
+                content = study.results.get(comparison.run(method, rate, 0)) or {}
+                if early in (steps := content.get("curve", {}).get("step", [])):
+                    losses = content["curve"]["validation"]
+                    found[f"{rate:g}"] = (losses[steps.index(early)], losses[-1])
+            if len(found) > 2:
+                orders = [sorted(found, key=lambda rate: found[rate][at]) for at in (0, 1)]
+                first, last = (", ".join(order) for order in orders)
+                at_the_end = "the same" if first == last else last
+                yield (
+                    f"{method}, codebook rates by the loss on validation images, the best first: "
+                    f"after {early:,} updates {first}; at the end {at_the_end}."
+                )
 
 
 def _percent(change: float) -> str:

@@ -59,15 +59,15 @@ class Rules(Experiment):
 
     def _first_round(self, study: Study) -> Iterator[Beginning]:
         """All rules at some rates each, one seed, the first updates of a run."""
-        short = study.scale.first_round
+        steps = study.scale.judged_after[TASK]
         for dataset in study.datasets((FASHION,)):
             own = study.comparison(TASK, dataset, (*FINAL, *FIRST_ROUND))
             for method in own.methods:
-                rates = short["rates"]
+                rates = study.scale.first_round
                 if method in RATED:
                     rates = sorted({LOW_RATE, study.scale.network_rate(TASK), *rates})
                 for rate in [None] if own.paper_rate(method) is None else rates:
-                    yield Beginning(own.run(method, rate, 0), short["steps"])
+                    yield Beginning(own.run(method, rate, 0), steps)
 
     def wants(self, study: Study) -> Iterator[Work]:
         costs = study.costs(TASK, COSTING)
@@ -93,7 +93,7 @@ class Rules(Experiment):
         if any("failed" not in content for content in tried.values()):
             tables.append(_all_rules(study, tried))
             lines = list(_by_rate(tried))
-            said += [*_order(tables[-1]), *_flatness(lines, study.scale.first_round["steps"])]
+            said += [*_order(tables[-1]), *_flatness(lines, study.scale.judged_after[TASK])]
             plots.append(
                 Plot(
                     "codebooks-rates",
@@ -174,7 +174,7 @@ def _all_rules(study: Study, tried: Tried) -> Table:
             for rate in _rates(tried)
         ),
     ]
-    steps, rates = study.scale.first_round["steps"], study.scale.first_round["rates"]
+    steps, rates = study.scale.judged_after[TASK], study.scale.first_round
     rows = []
     for method in dict.fromkeys(work.run.method for work in tried):
         errors = {rate: c["validation"] / 1e-3 for rate, c in _ended(tried, method).items()}

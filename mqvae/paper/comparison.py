@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mqvae.paper.few import Few
+from mqvae.paper.further import Beginning
 from mqvae.paper.methods import META_RATE, METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import Scale
@@ -73,7 +74,7 @@ class Comparison:
         return [*([None] if own is None else sorted({own, *self.scale.rates}))]
 
     def best_rate(self, method: str, results: Results) -> float | None:
-        """The rate whose first seed is best on validation images.
+        """The rate whose first seed is best on validation images, early in its run.
 
         From the paper's on, to whichever side is better, until both are worse. What changes one
         thing of a method has that method's: a comparison of two differs in nothing else.
@@ -84,8 +85,8 @@ class Comparison:
         where, which = self._chosen(method)
         best, missing = where._walk(which, results)
         if missing:
-            raise LookupError(f"{which}: no result at {missing[0].rate}")
-        if "failed" in (results.get(where.run(which, best, 0)) or {}):
+            raise LookupError(f"{which}: nothing is known of {missing[0].words}")
+        if "failed" in (results.get(where._judged(which, best)) or {}):
             raise LookupError(f"{which}: no rate worked")
         return best
 
@@ -93,13 +94,22 @@ class Comparison:
         """Where the rate of a method is chosen, and for which method."""
         return self.tuned or self, METHODS[method].varies or method
 
-    def _walk(self, method: str, results: Results) -> tuple[float | None, Sequence[Run]]:
+    def _judged(self, method: str, rate: float | None) -> Run | Beginning:
+        """What a rate is judged by; runs of few images are short."""
+        run = self.run(method, rate, 0)
+        return run if self.few else Beginning(run, self.scale.judged_after[self.task])
+
+    def _walk(
+        self, method: str, results: Results
+    ) -> tuple[float | None, Sequence[Run | Beginning]]:
         """The best rate so far, and what must be run before that is certain."""
         grid = self.grid(method)
+        if len(grid) == 1:
+            return grid[0], []
         at = grid.index(self.paper_rate(method))
         while True:
-            near = {rate: self.run(method, rate, 0) for rate in grid[max(at - 1, 0) : at + 2]}
-            contents = {rate: results.get(run) for rate, run in near.items()}
+            near = {rate: self._judged(method, rate) for rate in grid[max(at - 1, 0) : at + 2]}
+            contents = {rate: results.get(work) for rate, work in near.items()}
             missing = [near[rate] for rate, content in contents.items() if content is None]
             best = grid[at] if missing else min(near, key=lambda rate: _loss(contents[rate]))
             if best == grid[at]:
@@ -133,14 +143,14 @@ class Comparison:
                     continue
                 yield protocol, method, replace(first, final=False)
 
-    def choices(self, results: Results) -> Iterator[Run]:
-        """The runs that the matched protocol chooses from, as far as they can be told."""
+    def choices(self, results: Results) -> Iterator[Run | Beginning]:
+        """What the matched protocol chooses from, as far as it can be told."""
         for method in self.methods:
             where, which = self._chosen(method)
             yield from where._walk(which, results)[1]
 
-    def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run]:
-        """All of its runs that can be told from what is there, the first seeds first."""
+    def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run | Beginning]:
+        """All that it takes, as far as it can be told from what is there, the first seeds first."""
         classifier = self.run(self.methods[0], None, 0).classifier()
         if classifier is not None:
             yield classifier

@@ -237,10 +237,7 @@ class SamplesOfPriors(Experiment):
                 study.results
             )
             for _, curve in self._curves(study, dataset):
-                yield curve.run
-                # A run is trained by itself, not by all that is made of it at once.
-                if study.results.get(curve.run) is not None:
-                    yield curve
+                yield from (curve.run, curve)
 
     def section(self, study: Study) -> Section:
         plots, said, missing = [], [], []

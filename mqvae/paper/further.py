@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mqvae.paper.methods import METHODS, OURS
-from mqvae.paper.results import Results, file_name
+from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
 from mqvae.paper.work import Place, Run, curve_of, filled
 
@@ -170,9 +170,9 @@ class Beginning(OfRun):
             if training.step >= self.steps:  # the checkpoint of this step is written
                 raise _Reached
 
-        folder = place.runs / file_name(self)
+        folder = self.run.folder(place)
         with suppress(_Reached):
-            self.run.train(place, folder, stop)
+            self.run.train(place, stop)
         return curve_of(folder)
 
 

@@ -69,13 +69,24 @@ def carry_out(wants: Wants, results: Results, place: Place, *, jobs: int = 1) ->
 
 
 def _missing(wants: Wants, results: Results) -> list[Work]:
-    """What has no result; of two wishes for one, that which wants more."""
+    """What has no result; of two wishes for one, that which wants more.
+
+    No two of it train the same run: what is made of one waits for it, or for what comes before.
+    """
     found: dict[str, Work] = {}
     for work in wants(results):
         name = file_name(work)
         if not results.complete(work) and (name not in found or getattr(work, "final", False)):
             found[name] = work
-    return list(found.values())
+    trains = {name: work for name, work in found.items() if _trained(work) == name}
+    for work in found.values():
+        trains.setdefault(_trained(work), work)
+    return [work for work in found.values() if trains[_trained(work)] is work]
+
+
+def _trained(work: Work) -> str:
+    """The name of the run that a piece of work trains, if it trains one."""
+    return file_name(getattr(work, "run", work))
 
 
 def _in_processes(

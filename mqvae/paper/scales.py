@@ -33,7 +33,9 @@ class Scale:
         lengths: Numbers of updates that are compared to settle the scale.
         sizes: Numbers of codes and their dimensions, beside the scale's own, at which rules for a
             codebook are compared.
-        first_round: Updates and codebook rates of the first round among those rules.
+        judged_after: By task, the updates (at a checkpoint) after which a codebook's rate is
+            judged; a rule in the first round of those rules too.
+        first_round: Codebook rates of that round.
         few: Training images of runs that overfit, those held out beside them, their side, codebook
             rates and, by task, updates.
         settings: By task, what is laid over a method's preset.
@@ -54,7 +56,8 @@ class Scale:
     rounds: int
     lengths: Sequence[int]
     sizes: Sequence[tuple[int, int]]
-    first_round: Mapping[str, Any]
+    judged_after: Mapping[str, int]
+    first_round: Sequence[float]
     few: Mapping[str, Any]
     settings: Mapping[str, Mapping[str, Any]]
     dataset: str | None = None

@@ -13,7 +13,8 @@ Protocol = Literal["paper", "matched", "time", "cost"]
 PROTOCOLS: Mapping[Protocol, str] = {
     "paper": "the paper's protocol: one AdamW with the network's rate for everything; MQ-VAE's "
     "codebook at its own, higher rate",
-    "matched": "matched: every method at its own best codebook rate, chosen on validation images",
+    "matched": "matched: every method at its own best codebook rate, chosen on validation "
+    "images early in its run",
     "time": "equal time: matched, and as many updates as fit into VQ-VAE's time",
     "cost": "a step: no training; one step of each method, in turns",
 }

@@ -201,17 +201,15 @@ class Run:
             content["strips"] = _strips(folder, summary, originals=originals)
         return content
 
-    def train(
-        self,
-        place: Place,
-        folder: Path | None = None,
-        after_step: "Callable[[Training], None] | None" = None,
-    ) -> Path:
-        """Its run folder, trained to the end; an interrupted one goes on.
+    def folder(self, place: Place) -> Path:
+        """Where it is trained."""
+        return place.runs / Results(place.results).name(self)
+
+    def train(self, place: Place, after_step: "Callable[[Training], None] | None" = None) -> Path:
+        """Its folder, trained to the end; an interrupted one goes on.
 
         Args:
             place: Where.
-            folder: Another folder than the run's own.
             after_step: As `Training.fit` takes it.
 
         Raises:
@@ -221,7 +219,7 @@ class Run:
         from mqvae.settings import Settings
         from mqvae.trainer import begin, resume
 
-        folder = folder or place.runs / Results(place.results).name(self)
+        folder = self.folder(place)
         if (folder / "summary.json").is_file():
             return folder
         if (folder / "checkpoints" / "last").is_dir():
@@ -258,7 +256,7 @@ class Run:
         images = first(load_split(options, "test"), load_scale(self.scale).images)
         makers: dict[str, Maker] = {}
         classifier = self.classifier()
-        judge = place.runs / Results(place.results).name(classifier or self)
+        judge = (classifier or self).folder(place)
         if classifier and (judge / "summary.json").is_file():
             from mqvae.classifier import classifier_of
 
