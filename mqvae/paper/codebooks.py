@@ -142,7 +142,7 @@ def _verdicts(made: Table) -> Iterator[str]:
     if own is not None and "usage" in own.cells:
         yield (
             f"{made.title}: the preset `recommended` is {own.method}; "
-            f"{own.cells['usage'].mean:.1f}% of its codes are in use."
+            f"{own.cells['usage'].mean:.1f}% of its codes are in use over the test images."
         )
 
 

@@ -249,10 +249,11 @@ def _notes(
         yield f"Rates are those that were best in {_title(comparison.tuned)}."
     if any("+" in (METHODS[method].against or "") for _, method, _ in found):
         yield "Ratios of MQ-VAE + replace and + group are to VQ-VAE + replace and + group."
-    devices = dict.fromkeys(
-        content["device"] for _, _, made in found for _, content in made if "device" in content
-    )
-    yield f"Trained on: {'; '.join(devices)}."
+    finished = [content for _, _, made in found for _, content in made if "device" in content]
+    yield f"Trained on: {'; '.join(dict.fromkeys(each['device'] for each in finished))}."
+    images = {each["protocol"]["images"] for each in finished if "protocol" in each}
+    if images:
+        yield f"Measured on {' or '.join(f'{count:,}' for count in sorted(images))} test images."
 
 
 # -- sentences -----------------------------------------------------------------------------------
