@@ -497,7 +497,7 @@ THREE_RUNS = """
 import sys
 from pathlib import Path
 from mqvae.paper.results import Results
-from mqvae.paper.runner import _missing, carry_out
+from mqvae.paper.runner import carry_out
 from mqvae.paper.work import Place, Run
 
 if __name__ == "__main__":

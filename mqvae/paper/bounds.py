@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from mqvae.paper.figures import FASHION
-from mqvae.paper.further import Diagnosis
+from mqvae.paper.further import Beginning, Diagnosis
 from mqvae.paper.rows import IN_WORDS
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
@@ -140,22 +140,23 @@ class Settled(Experiment):
 
     def _early(self, study: Study) -> Iterator[str]:
         """Whether rates early in a run are in the order in which they end, where whole runs say."""
-        dataset, early = study.datasets(FASHION)[0], study.scale.judged_after["reconstruction"]
+        dataset, after = study.datasets(FASHION)[0], study.scale.judged_after["reconstruction"]
         comparison = study.comparison("reconstruction", dataset, Bounds.methods)
         for method in comparison.methods:
             found = {}
             for rate in comparison.grid(method):
-                content = study.results.get(comparison.run(method, rate, 0)) or {}
-                if early in (steps := content.get("curve", {}).get("step", [])):
-                    losses = content["curve"]["validation"]
-                    found[f"{rate:g}"] = (losses[steps.index(early)], losses[-1])
+                early = Beginning(comparison.run(method, rate, 0), after)
+                content = study.results.get(early.run)
+                if content is not None and "curve" in content:
+                    losses = (early.seen(content["curve"])["validation"], content["validation"])
+                    found[f"{rate:g}"] = losses
             if len(found) > 2:
                 orders = [sorted(found, key=lambda rate: found[rate][at]) for at in (0, 1)]
                 first, last = (", ".join(order) for order in orders)
                 at_the_end = "the same" if first == last else last
                 yield (
                     f"{method}, codebook rates by the loss on validation images, the best first: "
-                    f"after {early:,} updates {first}; at the end {at_the_end}."
+                    f"after {after:,} updates {first}; at the end {at_the_end}."
                 )
 
 

@@ -177,13 +177,14 @@ def _all_rules(study: Study, tried: Tried) -> Table:
     steps, rates = study.scale.judged_after[TASK], study.scale.first_round
     rows = []
     for method in dict.fromkeys(work.run.method for work in tried):
-        errors = {rate: c["validation"] / 1e-3 for rate, c in _ended(tried, method).items()}
-        if not errors:
+        ended = _ended(tried, method)
+        if not ended:
             continue
+        errors = {rate: content["validation"] / 1e-3 for rate, content in ended.items()}
         best = min(errors, key=lambda rate: errors[rate])
         cells = {
             "mse": Cell((errors[best],)),
-            "perplexity": Cell((_ended(tried, method)[best]["perplexity"],)),
+            "perplexity": Cell((ended[best]["perplexity"],)),
             **{f"{rate:g}": Cell((error,)) for rate, error in errors.items() if rate is not None},
         }
         names = tuple(study.results.name(work) for work in tried if work.run.method == method)

@@ -1,17 +1,13 @@
 """Work beside whole runs: costs of a step, beginnings, diagnoses, a prior's curve."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mqvae.paper.methods import METHODS, OURS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
 from mqvae.paper.work import Place, Run, curve_of, filled
-
-if TYPE_CHECKING:
-    from mqvae.trainer import Training
 
 OF_TASK = {  # whose steps are compared; the first is the measure of the others
     "reconstruction": (
@@ -122,10 +118,6 @@ class OfRun:
         return True
 
 
-class _Reached(Exception):
-    """A run is as far as it should go."""
-
-
 @dataclass(frozen=True)
 class Beginning(OfRun):
     """How far a run is after some of its updates, its rates still those of the whole run.
@@ -159,21 +151,15 @@ class Beginning(OfRun):
 
         whole = Results(place.results).get(self.run) or {}
         try:
-            curve = whole.get("curve") or self._trained(place)
+            curve = whole.get("curve") or curve_of(self.run.train(place, self.steps))
         except TrainingFailed as failure:
             return {"failed": failure.cause}
+        return self.seen(curve)
+
+    def seen(self, curve: Mapping[str, Any]) -> dict[str, Any]:
+        """Its result, from the curve of the run."""
         at = curve["step"].index(self.steps)
         return {name: curve[name][at] for name in ("validation", "perplexity")}
-
-    def _trained(self, place: Place) -> dict[str, list[float | None]]:
-        def stop(training: "Training") -> None:
-            if training.step >= self.steps:  # the checkpoint of this step is written
-                raise _Reached
-
-        folder = self.run.folder(place)
-        with suppress(_Reached):
-            self.run.train(place, stop)
-        return curve_of(folder)
 
 
 class Diagnosis(OfRun):

@@ -5,7 +5,8 @@ import copy
 import csv
 import datetime
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from inspect import signature
@@ -28,6 +29,10 @@ FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_sc
 WITHOUT_CLASSES = ("celeba-hq", "photos")
 POINTS = 5  # of the curve of a run of few images
 NORMS = ("direct_norm", "indirect_norm", "cosine")
+
+
+class _Reached(Exception):
+    """A run is as far as it should go."""
 
 
 @dataclass(frozen=True)
@@ -205,12 +210,12 @@ class Run:
         """Where it is trained."""
         return place.runs / Results(place.results).name(self)
 
-    def train(self, place: Place, after_step: "Callable[[Training], None] | None" = None) -> Path:
+    def train(self, place: Place, until: int | None = None) -> Path:
         """Its folder, trained to the end; an interrupted one goes on.
 
         Args:
             place: Where.
-            after_step: As `Training.fit` takes it.
+            until: Updates after which it stops, at a checkpoint; None for all of them.
 
         Raises:
             Interrupted: if it is asked to stop; a checkpoint is written.
@@ -223,13 +228,19 @@ class Run:
         if (folder / "summary.json").is_file():
             return folder
         if (folder / "checkpoints" / "last").is_dir():
-            resume(Folder(folder)).fit(after_step=after_step)
-            return folder
-        config = self.config()
-        config["data"]["root"] = place.root
-        config["trainer"]["accelerator"] = place.accelerator
-        training = begin(Settings.of(config), folder, overwrite=folder.exists())
-        training.fit(after_step=after_step)
+            training = resume(Folder(folder))
+        else:
+            config = self.config()
+            config["data"]["root"] = place.root
+            config["trainer"]["accelerator"] = place.accelerator
+            training = begin(Settings.of(config), folder, overwrite=folder.exists())
+
+        def stop(training: "Training") -> None:
+            if until is not None and training.step >= until:  # its checkpoint is written
+                raise _Reached
+
+        with suppress(_Reached):
+            training.fit(after_step=stop)
         return folder
 
     def _further(
