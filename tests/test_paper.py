@@ -470,15 +470,18 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
 
 def test_where_the_levels_differ_at_the_debug_scale(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    monkeypatch.setattr(levels, "TASKS", ("classification",))
+    monkeypatch.delitem(levels.LOOKING, "reconstruction")
     assert main(["reproduce", "levels", "--scale", "debug", "--out", str(out)]) == 0
     assert EXPERIMENTS["levels"].title in capsys.readouterr().out
     page = (out / "codebooks.md").read_text()
     assert "## Where the levels differ" in page
     assert "* Classification, what held-out images above add to the same batch: " in page
     assert page.count("trained on them too: ") == 1
+    assert "* Classification, what a smoothed loss above adds to the same loss: " in page
     for path in (out / "results").iterdir():
         content = json.loads(path.read_text())
+        update = content["asks"]["update"]["init_args"]
+        assert bool(update.get("upper_loss")) == ("upper-loss" in path.stem)
         data = content["asks"]["data"]
         assert data["limit"] + data["validation"] == 150
         summary = json.loads((out / "runs" / path.stem / "summary.json").read_text())

@@ -7,29 +7,36 @@ from typing import Any
 from mqvae.paper.codebooks import FASHION, RECOMMENDED, said
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.few import LOSSES, Few
+from mqvae.paper.methods import SMOOTHED as SMOOTHED_LOSS
 from mqvae.paper.rows import TITLES, paired, table
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Line, Plot, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
 
-TASKS = ("classification", "reconstruction")
 WITHOUT_LOOKING = ("VQ-VAE", RECOMMENDED)
 # Eq. 13 in full, where the task loss of the batch above has a part; `Amortized` leaves it out.
-SAME, NEXT, HELD_OUT = (
+SAME, NEXT, HELD_OUT, SMOOTHED = (
     "MQ-VAE, kept",
     "MQ-VAE, kept, next batch above",
     "MQ-VAE, kept, held-out batch above",
+    "MQ-VAE, kept, smoothed loss above",
 )
+LOOKING = {
+    "classification": (SAME, NEXT, HELD_OUT, SMOOTHED),
+    "reconstruction": (SAME, NEXT, HELD_OUT),  # a squared error has nothing to be smoothed
+}
 ABOUT = (
     "Where encoder and decoder overfit, a look-ahead may judge the codebook by what they have not "
-    "learned by heart: by the next batch, or by one of {held_out:,} held-out images. These are "
-    "images more, so rules that do not look ahead are trained on all {both:,} as well. Rates are "
-    "{rates}the paper protocol's, what is best on {both:,} images that no part of any run has seen."
+    "learned by heart: by the next batch, or by one of {held_out:,} held-out images; or by a loss "
+    "that does not reward certainty, cross-entropy with {smoothing:g} of the target shared by all "
+    "classes. Held-out images are images more, so rules that do not look ahead are trained on all "
+    "{both:,} as well. Rates are {rates}the paper protocol's, what is best on {both:,} images that "
+    "no part of any run has seen."
 )
 
 
 class Levels(Experiment):
-    """The batch that judges the codebook: the network's own, its next one, or one held out."""
+    """What judges the codebook: the network's own batch and loss, another batch, another loss."""
 
     name = "levels"
     title = "Where the levels differ"
@@ -45,7 +52,7 @@ class Levels(Experiment):
             scale = replace(study.scale, rates=few["rates"], steps_of=steps)
             images, held_out, side = few["images"], few["held_out"], few["side"]
             for methods, drawn in (
-                ((*WITHOUT_LOOKING, SAME, NEXT, HELD_OUT), Few(images, held_out, side)),
+                ((*WITHOUT_LOOKING, *LOOKING[task]), Few(images, held_out, side)),
                 (WITHOUT_LOOKING, Few(images + held_out, 0, side)),
             ):
                 yield Comparison(
@@ -55,7 +62,7 @@ class Levels(Experiment):
                 )
 
     def wants(self, study: Study) -> Iterator[Work]:
-        for task in TASKS:
+        for task in LOOKING:
             comparisons = list(self._comparisons(study, task))
             for comparison in comparisons:
                 yield from comparison.choices(study.results)
@@ -69,7 +76,7 @@ class Levels(Experiment):
 
     def section(self, study: Study) -> Section:
         tables, sentences, plots, missing = [], [], [], []
-        for task in TASKS:
+        for task in LOOKING:
             comparisons = list(self._comparisons(study, task))
             made = [table(each, None, study.results, {}) for each in comparisons]
             tables += [each for each in made if each is not None]
@@ -83,6 +90,7 @@ class Levels(Experiment):
 def _about(few: Mapping[str, Any]) -> str:
     return ABOUT.format(
         held_out=few["held_out"],
+        smoothing=SMOOTHED_LOSS["init_args"]["label_smoothing"],
         both=few["images"] + few["held_out"],
         rates="".join(f"{rate:g} or " for rate in few["rates"]),
     )
@@ -106,6 +114,7 @@ def _verdicts(task: str, made: Sequence[Table | None]) -> Iterator[str]:
         (f"the look-ahead adds to {best}", SAME, best, some),
         ("the next batch above adds to the same batch", NEXT, SAME, some),
         ("held-out images above add to the same batch", HELD_OUT, SAME, some),
+        ("a smoothed loss above adds to the same loss", SMOOTHED, SAME, some),
         (f"they add to {best_of_all} trained on them too", HELD_OUT, best_of_all, all_of_them),
     ):
         if method in some and base in rows and (words := _beside(some[method], rows[base], key)):

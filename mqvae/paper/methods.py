@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Method:
             "meta" for MQ-VAE's own; None of a method whose codebook has no rate.
         against: The method that its ratios are taken to.
         above: The batch that judges its codebook, as `data.above` has it.
+        upper_loss: The loss that judges it, as `update.upper_loss` has it; None for the network's.
         varies: The method that it changes one thing of, whose matched rate it has.
     """
 
@@ -27,10 +28,15 @@ class Method:
     codebook_rate: Literal["network", "meta"] | None = "network"
     against: str | None = "VQ-VAE"
     above: Literal["same", "next", "held-out"] = "same"
+    upper_loss: Mapping[str, Any] | None = None
     varies: str | None = None
 
 
 META_RATE = 6e-2  # Appendix I
+SMOOTHED: Mapping[str, Any] = {
+    "class_path": "mqvae.Classification",
+    "init_args": {"label_smoothing": 0.2},
+}
 
 _PAPERS: Mapping[str, Method] = {
     method.name: method
@@ -69,6 +75,7 @@ OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
         Method("Transport", "transport"),
         Method("MQ-VAE, kept, next batch above", "mq-vae-kept", "meta", above="next"),
         Method("MQ-VAE, kept, held-out batch above", "mq-vae-kept", "meta", above="held-out"),
+        Method("MQ-VAE, kept, smoothed loss above", "mq-vae-kept", "meta", upper_loss=SMOOTHED),
         Method("MQ-VAE, amortized + replace", "mq-vae-amortized-replace", "meta"),
         Method("MQ-VAE, amortized + replace, best of 4", "mq-vae-replace-draws", "meta"),
         Method("VQ-VAE + replace by error", "replace-by-error"),

@@ -99,6 +99,7 @@ class Run:
         rate = "" if self.rate is None else f"-{self.rate:g}"
         of = METHODS[self.method]
         preset = of.preset if of.above == "same" else f"{of.preset}-{of.above}"
+        preset += "-upper-loss" if of.upper_loss else ""
         few = f"-{self.few.images}images" if self.few else ""
         return f"{self.task}-{self.dataset}{few}-{preset}{size}{rate}-{self.steps}-seed{self.seed}"
 
@@ -128,7 +129,10 @@ class Run:
         config |= {"name": self.method, "steps": self.steps, "seed": self.seed}
         if self.rate is not None:
             config["optimizer"]["codebook_lr"] = self.rate
-        config["data"]["above"] = METHODS[self.method].above
+        of = METHODS[self.method]
+        config["data"]["above"] = of.above
+        if of.upper_loss is not None:
+            config["update"]["init_args"]["upper_loss"] = of.upper_loss
         if self.few is not None:
             config["data"] |= {"limit": self.few.images, "validation": self.few.held_out}
             config["data"]["side"] = self.few.side
