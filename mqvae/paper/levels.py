@@ -30,8 +30,8 @@ ABOUT = (
     "learned by heart: by the next batch, or by one of {held_out:,} held-out images; or by a loss "
     "that does not reward certainty, cross-entropy with {smoothing:g} of the target shared by all "
     "classes. Held-out images are images more, so rules that do not look ahead are trained on all "
-    "{both:,} as well. Rates are {rates}the paper protocol's, what is best on {both:,} images that "
-    "no part of any run has seen."
+    "{both:,} as well. Rates are {rates}the paper protocol's, what is best on {both:,} images "
+    "that no part of any run has seen."
 )
 
 
@@ -92,7 +92,7 @@ def _about(few: Mapping[str, Any]) -> str:
         held_out=few["held_out"],
         smoothing=SMOOTHED_LOSS["init_args"]["label_smoothing"],
         both=few["images"] + few["held_out"],
-        rates="".join(f"{rate:g} or " for rate in few["rates"]),
+        rates=", ".join(f"{rate:g}" for rate in few["rates"]) + " or " if few["rates"] else "",
     )
 
 
@@ -114,8 +114,8 @@ def _verdicts(task: str, made: Sequence[Table | None]) -> Iterator[str]:
         (f"the look-ahead adds to {best}", SAME, best, some),
         ("the next batch above adds to the same batch", NEXT, SAME, some),
         ("held-out images above add to the same batch", HELD_OUT, SAME, some),
-        ("a smoothed loss above adds to the same loss", SMOOTHED, SAME, some),
         (f"they add to {best_of_all} trained on them too", HELD_OUT, best_of_all, all_of_them),
+        ("a smoothed loss above adds to the same loss", SMOOTHED, SAME, some),
     ):
         if method in some and base in rows and (words := _beside(some[method], rows[base], key)):
             yield f"{task.capitalize()}, what {what}: {words}."
