@@ -19,7 +19,9 @@ FINAL = (
     *(BOUND, "VQ-VAE", "VQ-VAE + replace", RECOMMENDED),
     *("MQ-VAE", "MQ-VAE, amortized", "Transport", "EMA + transport"),
 )
-ELSEWHERE = (BOUND, "VQ-VAE", RECOMMENDED, "EMA + transport")  # at other sizes, of other images
+ELSEWHERE = (  # at other sizes, of other images
+    *(BOUND, "VQ-VAE", "VQ-VAE + replace", RECOMMENDED, "EMA + transport"),
+)
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
 FIRST_ROUND = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
