@@ -19,10 +19,8 @@ FINAL = (
     *(BOUND, "VQ-VAE", "VQ-VAE + replace", RECOMMENDED),
     *("MQ-VAE", "MQ-VAE, amortized", "Transport", "EMA + transport"),
 )
-ELSEWHERE = (  # at other sizes, of other images
-    *(BOUND, "VQ-VAE", "VQ-VAE + replace", RECOMMENDED, "EMA + transport"),
-)
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
+ELSEWHERE = (BOUND, *WITHOUT_LOOKING, "EMA + transport")  # at other sizes, of other images
 FIRST_ROUND = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
     *("MQ-VAE, amortized + replace, best of 4",),

@@ -7,7 +7,7 @@ from typing import Any
 from mqvae.paper.codebooks import FASHION, RECOMMENDED, said
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.few import LOSSES, Few
-from mqvae.paper.methods import SMOOTHED as SMOOTHED_LOSS
+from mqvae.paper.methods import SMOOTHED_LOSS
 from mqvae.paper.rows import TITLES, paired, table
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Line, Plot, Row, Section, Table

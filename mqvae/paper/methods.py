@@ -33,7 +33,7 @@ class Method:
 
 
 META_RATE = 6e-2  # Appendix I
-SMOOTHED: Mapping[str, Any] = {
+SMOOTHED_LOSS: Mapping[str, Any] = {
     "class_path": "mqvae.Classification",
     "init_args": {"label_smoothing": 0.2},
 }
@@ -75,7 +75,9 @@ OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
         Method("Transport", "transport"),
         Method("MQ-VAE, kept, next batch above", "mq-vae-kept", "meta", above="next"),
         Method("MQ-VAE, kept, held-out batch above", "mq-vae-kept", "meta", above="held-out"),
-        Method("MQ-VAE, kept, smoothed loss above", "mq-vae-kept", "meta", upper_loss=SMOOTHED),
+        Method(
+            "MQ-VAE, kept, smoothed loss above", "mq-vae-kept", "meta", upper_loss=SMOOTHED_LOSS
+        ),
         Method("MQ-VAE, amortized + replace", "mq-vae-amortized-replace", "meta"),
         Method("MQ-VAE, amortized + replace, best of 4", "mq-vae-replace-draws", "meta"),
         Method("VQ-VAE + replace by error", "replace-by-error"),
