@@ -292,7 +292,7 @@ class Run:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text as UTF-8."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     _flush(partial)
     os.replace(partial, path)

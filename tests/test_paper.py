@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mqvae.cli import main
+from mqvae.data import InMemory
+from mqvae.metrics.frechet import Frechet
 from mqvae.paper import levels
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.few import Few
@@ -24,7 +27,7 @@ from mqvae.paper.scales import SCALES, load_scale
 from mqvae.paper.sections import Cell, Column, Row, Table
 from mqvae.paper.study import Study
 from mqvae.paper.tables import BESIDE
-from mqvae.paper.work import FURTHER, Place, Run
+from mqvae.paper.work import FURTHER, Place, Run, _originals
 from mqvae.settings import Settings, load_preset
 
 DEBUG = load_scale("debug")
@@ -253,6 +256,35 @@ def test_a_beginning_that_fails_is_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "fit", fit)
     place = Place(tmp_path, tmp_path / "results", accelerator="cpu")
     assert Beginning(RUN, 10).make(place) == {"failed": "the task loss is nan at step 3."}
+
+
+class Halves(Frechet):
+    """Features that need no weights; how many images were looked at."""
+
+    def __init__(self, images, words):
+        super().__init__(2, "Halves", words, images)
+        self.looked = 0
+
+    def features(self, images):
+        self.looked += len(images)
+        return images[:, 0].mean(2)[:, :2]
+
+
+def test_features_of_originals_are_measured_once(tmp_path):
+    def distance(pixels, words="mean of rows"):
+        images = InMemory("made", "test", pixels, torch.zeros(len(pixels), dtype=torch.int64), "")
+        figure = Halves(images, words)
+        with _originals({"halves": figure}, images, tmp_path):
+            for part in (pixels / 255).split(4):
+                figure.update(part / 2, part)
+        return figure.compute(lambda sums: sums), figure.looked
+
+    some, others = torch.randint(0, 256, (2, 10, 1, 2, 2), dtype=torch.uint8)
+    first, looked = distance(some)
+    assert first > 0 and looked == 20
+    assert distance(some) == (first, 10)
+    assert distance(others)[1] == distance(some, "other weights")[1] == 20
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_first_round_has_each_rule_at_its_best_rate_and_says_what_failed(tmp_path):

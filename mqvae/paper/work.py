@@ -4,9 +4,10 @@ import base64
 import copy
 import csv
 import datetime
+import hashlib
 import io
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from inspect import signature
@@ -18,15 +19,18 @@ from mqvae.paper.few import Few, measured
 from mqvae.paper.methods import METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
-from mqvae.runs import read_json, write_json
+from mqvae.runs import read_json, write_json, write_whole
 
 if TYPE_CHECKING:
     import torch
 
+    from mqvae.data import Images
+    from mqvae.metrics.image_figure import ImageFigure
     from mqvae.trainer import Training
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
+SOME = 256  # images by which a data set is known again
 POINTS = 5  # of the curve of a run of few images
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
@@ -288,9 +292,10 @@ class Run:
             left_out=left_out.append,
         )
         if further:
-            result = evaluate(
-                tokenizer.network, tokenizer.task, images, device=device, further=further
-            )
+            with _originals(further, images, place.runs):
+                result = evaluate(
+                    tokenizer.network, tokenizer.task, images, device=device, further=further
+                )
             for name in further:
                 about = asdict(result.described[name])
                 known[name] = {"value": result.figures[name], "described": about}
@@ -304,6 +309,37 @@ class Run:
                 for sentence in left_out
             ),
         )
+
+
+@contextmanager
+def _originals(
+    further: "Mapping[str, ImageFigure]", images: "Images", folder: Path
+) -> Iterator[None]:
+    """Inside, the features of images that were measured before are not measured again.
+
+    Args:
+        further: Figures, before they are measured.
+        images: What they are measured on.
+        folder: Where the moments of the images' features are kept.
+    """
+    from safetensors.torch import load, save
+
+    from mqvae.metrics.frechet import Frechet
+
+    some, _ = images.take(range(0, len(images), -(-len(images) // SOME)))
+    files: dict[Path, Frechet] = {}
+    for name, figure in further.items():
+        if isinstance(figure, Frechet):
+            # The protocol says which weights, and how many images.
+            told = hashlib.sha256(figure.figure.protocol.encode() + some.numpy().tobytes())
+            file = folder / f"originals-{name}-{told.hexdigest()[:6]}.safetensors"
+            if file.is_file():
+                figure.know(load(file.read_bytes())["sums"])
+            else:
+                files[file] = figure
+    yield
+    for file, figure in files.items():
+        write_whole(file, save({"sums": figure.targets.sums}))
 
 
 def _strips(folder: Path, summary: Mapping[str, Any], *, originals: bool) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import socket
 import subprocess
 import sys
@@ -254,11 +253,11 @@ def _keep(name: str, weights: Weights) -> Path:
     """Write into the cache whole or not at all."""
     from safetensors.torch import save
 
+    from mqvae.runs import write_whole
+
     path = _cached(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"source": weights.source, "sha256": weights.sha256}
     content = save({k: t.contiguous() for k, t in weights.tensors.items()}, metadata=told)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, content)
     return path
