@@ -11,6 +11,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.optim import SGD
 
 from mqvae import GumbelQuantizer, Joint, VQNetwork
+from mqvae.core.gumbel import gumbel_noise
 
 CODES, DIM = 7, 6
 
@@ -21,6 +22,12 @@ def make(**options) -> GumbelQuantizer:
 
 def embeddings(*shape: int) -> Tensor:
     return torch.randn(*shape, DIM, dtype=torch.float64)
+
+
+def noise(logits: Tensor) -> Tensor:
+    """Gumbel(0, 1) by inversion, of the whole numbers that come next."""
+    uniform = (torch.empty(logits.shape, dtype=torch.int32).random_().double() + 0.5) / 2**31
+    return -(-(1 - uniform).log()).log()
 
 
 def network_of(quantizer: GumbelQuantizer) -> VQNetwork:
@@ -43,8 +50,7 @@ def test_training_mixes_codewords_by_a_gumbel_softmax_sample(shape):
     found = quantizer(z_e)
     torch.manual_seed(5)
     logits = z_e @ quantizer.head.weight.T + quantizer.head.bias
-    noise = -torch.empty_like(logits).exponential_().log()  # Gumbel(0, 1), as torch draws it
-    weights = ((logits + noise) / 0.7).softmax(-1)
+    weights = ((logits + noise(logits)) / 0.7).softmax(-1)
     torch.testing.assert_close(found.z_q, weights @ quantizer.codebook)
     assert torch.equal(found.codes, logits.argmax(-1))
     assert found.z_q.shape == z_e.shape
@@ -53,6 +59,20 @@ def test_training_mixes_codewords_by_a_gumbel_softmax_sample(shape):
     again = quantizer(z_e)
     assert not torch.equal(again.z_q, found.z_q)
     assert torch.equal(again.codes, found.codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_noise_is_of_a_gumbel_distribution_to_its_far_end(dtype):
+    torch.manual_seed(0)
+    x = gumbel_noise(torch.empty(1000, 2000, dtype=dtype)).flatten().double().sort().values
+    assert not x.isnan().any() and x[-1] < math.inf
+    share = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x)
+    below = torch.exp(-torch.exp(-x))
+    assert (below - share).abs().max() < 1.95 / len(x) ** 0.5  # Kolmogorov: 1 of 1,000 is beyond
+    for end in (12.0, 14.0):  # of these 2,000,000 numbers 12 and 1.7 are beyond
+        expected = len(x) * -math.expm1(-math.exp(-end))
+        assert abs((x > end).sum() - expected) < 4 * expected**0.5
+    assert len(x[-100:].unique()) == 100
 
 
 def test_eval_selects_the_codeword_of_the_largest_logit():
@@ -155,8 +175,7 @@ def test_the_sample_uses_the_temperature_of_its_update():
         found = quantizer(z_e).z_q
         torch.manual_seed(3)
         logits = z_e @ quantizer.head.weight.T + quantizer.head.bias
-        noise = -torch.empty_like(logits).exponential_().log()
-        weights = ((logits + noise) / temperature).softmax(-1)
+        weights = ((logits + noise(logits)) / temperature).softmax(-1)
         torch.testing.assert_close(found, weights @ quantizer.codebook)
 
 

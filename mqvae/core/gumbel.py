@@ -5,11 +5,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gumbel_softmax
 
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.quantizer import Quantized, Quantizer
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Numbers of a standard Gumbel distribution, as many and of the type of `like`.
+
+    They are −log(−log(1 − u)), the large ones from small u, which floats hold exactly enough: u is
+    a whole number of 31 bits over 2³¹. Torch's `exponential_` takes four times as long on a CPU.
+    """
+    u = torch.empty(like.shape, dtype=torch.int32, device=like.device).random_().to(like.dtype)
+    return u.add_(0.5).mul_(-(2.0**-31)).log1p_().neg_().log_().neg_()
 
 
 class GumbelQuantizer(Quantizer):
@@ -86,7 +95,9 @@ class GumbelQuantizer(Quantizer):
         codes = logits.argmax(-1)
         with torch.autocast(z_e.device.type, enabled=False):
             if self.training:
-                sample = gumbel_softmax(logits, tau=self.temperature, dim=-1)
+                scale = 1 / self.temperature
+                noise = gumbel_noise(logits).mul_(scale)
+                sample = torch.add(noise, logits, alpha=scale).softmax(-1)
                 z_q = sample.to(self.codebook.dtype) @ self.codebook
             else:
                 z_q = nn.functional.embedding(codes, self.codebook)
