@@ -17,6 +17,7 @@ from mqvae.metrics.frechet import Frechet
 from mqvae.paper import levels
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.few import Few
+from mqvae.paper.figures import _throughout
 from mqvae.paper.further import Beginning, Diagnosis
 from mqvae.paper.methods import META_RATE, METHODS, paper_value
 from mqvae.paper.reproduce import EXPERIMENTS, experiments
@@ -460,6 +461,13 @@ def test_shares_are_compared_in_points():
 )
 def test_judgements(ratios, published, said):
     assert judgement(ratios, published) == said
+
+
+def test_samples_of_priors_are_compared_at_every_point():
+    said = _throughout([80.0, 50.0, 40.0], [70.0, 45.0, 42.0])
+    assert "at 2 of 3 points" in said and "1.05 of VQ-VAE's" in said
+    assert said.endswith("does not hold.")
+    assert _throughout([80.0, 50.0], [70.0, 45.0]).endswith("one seed: holds.")
 
 
 def test_rows_that_are_not_complete_say_so(tmp_path):
