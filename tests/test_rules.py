@@ -493,6 +493,43 @@ def test_meta_both_steps_both_from_the_same_point(kind, family, name):
         assert (after[key] - value).norm() < tolerance * wanted.norm(), key
 
 
+@pytest.mark.parametrize("name", ["FiniteDifference", "Exact"])
+def test_meta_both_looks_ahead_by_the_optimizers_own_step(name):
+    rule = {
+        "FiniteDifference": FiniteDifference(ForwardMode()),
+        "Exact": Exact(ForwardMode(), ForwardMode()),
+    }[name]
+    problem = make("convolutional", "three")
+    after = {}
+    for kind, options in (
+        (MetaBoth, {"hypergradient": rule, "look_ahead": Undone(optimizer_step=True)}),
+        (MetaBoth, {"hypergradient": rule}),
+        (Meta, {"hypergradient": rule, "look_ahead": Undone(optimizer_step=True)}),
+        (MetaNetwork, {}),
+    ):
+        twin = copy.deepcopy(problem)
+        kind(
+            twin.network,
+            twin.loss,
+            lower=AdamW(twin.network.network_parameters(), lr=LOWER, eps=1e-2),
+            upper=SGD(twin.network.codebook_parameters(), lr=UPPER),
+            xi=XI,
+            **options,
+        ).step(twin.x, twin.y)
+        after[kind, len(options)] = weights(twin)
+    for key, value in after[MetaBoth, 2].items():
+        # C goes as in MQ-VAE, φ and θ as in MQ-VAE†; what the optimizer keeps was put back.
+        expected = after[Meta, 2] if key.startswith("quantizer") else after[MetaNetwork, 0]
+        torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
+    (codebook,) = (key for key in after[MetaBoth, 2] if key.startswith("quantizer"))
+    assert not torch.allclose(after[MetaBoth, 2][codebook], after[MetaBoth, 1][codebook])
+
+
+def test_meta_both_cannot_keep_its_look_ahead():
+    with pytest.raises(ValueError, match=r"MetaBoth undoes its look-ahead.*look_ahead=Undone"):
+        update_of(make("convolutional", "three"), MetaBoth, look_ahead=Kept())
+
+
 def test_meta_both_at_xi_zero_is_joint():
     problem = make("convolutional", "three")
     twin = copy.deepcopy(problem)

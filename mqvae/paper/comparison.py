@@ -43,12 +43,11 @@ class Comparison:
     tuned: "Comparison | None" = None
 
     def rows(self, protocol: Protocol) -> list[str]:
-        """The methods of a protocol: at equal time neither a bound nor a variant of a method."""
+        """The methods of a protocol: at equal time without the bound."""
         return [
             name
             for name in self.methods
-            if protocol != "time"
-            or not (METHODS[name].preset == "no-quantization" or METHODS[name].varies)
+            if protocol != "time" or METHODS[name].preset != "no-quantization"
         ]
 
     def run(
@@ -76,23 +75,18 @@ class Comparison:
     def best_rate(self, method: str, results: Results) -> float | None:
         """The rate whose first seed is best on validation images, early in its run.
 
-        From the paper's on, to whichever side is better, until both are worse. What changes one
-        thing of a method has that method's: a comparison of two differs in nothing else.
+        From the paper's on, to whichever side is better, until both are worse.
 
         Raises:
             LookupError: if that has not been run yet, or none of it has worked.
         """
-        where, which = self._chosen(method)
-        best, missing = where._walk(which, results)
+        where = self.tuned or self
+        best, missing = where._walk(method, results)
         if missing:
-            raise LookupError(f"{which}: nothing is known of {missing[0].words}")
-        if "failed" in (results.get(where._judged(which, best)) or {}):
-            raise LookupError(f"{which}: no rate worked")
+            raise LookupError(f"{method}: nothing is known of {missing[0].words}")
+        if "failed" in (results.get(where._judged(method, best)) or {}):
+            raise LookupError(f"{method}: no rate worked")
         return best
-
-    def _chosen(self, method: str) -> tuple["Comparison", str]:
-        """Where the rate of a method is chosen, and for which method."""
-        return self.tuned or self, METHODS[method].varies or method
 
     def _judged(self, method: str, rate: float | None) -> Run | Beginning:
         """What a rate is judged by; runs of few images are short."""
@@ -146,8 +140,7 @@ class Comparison:
     def choices(self, results: Results) -> Iterator[Run | Beginning]:
         """What the matched protocol chooses from, as far as it can be told."""
         for method in self.methods:
-            where, which = self._chosen(method)
-            yield from where._walk(which, results)[1]
+            yield from (self.tuned or self)._walk(method, results)[1]
 
     def wanted(self, results: Results, costs: Mapping[str, float]) -> Iterator[Run | Beginning]:
         """All that it takes, as far as it can be told from what is there, the first seeds first."""

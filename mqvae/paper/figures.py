@@ -240,7 +240,7 @@ class SamplesOfPriors(Experiment):
                 yield from (curve.run, curve)
 
     def section(self, study: Study) -> Section:
-        plots, said, missing = [], [], []
+        plots, verdicts, said, missing = [], [], [], []
         for dataset in study.datasets(self.datasets):
             lines: list[Line] = []
             distance = "distance"
@@ -265,7 +265,7 @@ class SamplesOfPriors(Experiment):
                 if set(curves) == set(self.methods):
                     of_methods = (curves[method] for method in self.methods)
                     where = f"{dataset}, {IN_WORDS[protocol].lower()}"
-                    said.append(f"{where}: {_throughout(*of_methods)}")
+                    verdicts.append(f"{where}: {_throughout(*of_methods)}")
             if not lines:
                 missing.append(f"{dataset}: not run, or nothing to measure samples with.")
                 continue
@@ -279,6 +279,7 @@ class SamplesOfPriors(Experiment):
                     lines,
                 )
             )
+        said = verdicts + said
         return Section(self.name, self.title, self.claim, said, (), plots, missing=missing)
 
 

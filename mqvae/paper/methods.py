@@ -20,7 +20,6 @@ class Method:
         against: The method that its ratios are taken to.
         above: The batch that judges its codebook, as `data.above` has it.
         upper_loss: The loss that judges it, as `update.upper_loss` has it; None for the network's.
-        varies: The method that it changes one thing of, whose matched rate it has.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Method:
     against: str | None = "VQ-VAE"
     above: Literal["same", "next", "held-out"] = "same"
     upper_loss: Mapping[str, Any] | None = None
-    varies: str | None = None
 
 
 META_RATE = 6e-2  # Appendix I
@@ -49,12 +47,12 @@ _PAPERS: Mapping[str, Method] = {
         Method("MQ-VAE + replace", "mq-vae-replace", "meta", "VQ-VAE + replace"),
         Method("VQ-VAE + group", "group"),
         Method("MQ-VAE + group", "mq-vae-group", "meta", "VQ-VAE + group"),
-        Method("VQ-VAE + alt", "alt", varies="VQ-VAE"),
-        Method("VQ-VAE + sync", "sync", varies="VQ-VAE"),
-        Method("VQ-VAE + alt + sync", "alt-sync", varies="VQ-VAE"),
-        Method("MQ-VAE†", "mq-vae-dagger", "meta", varies="MQ-VAE"),
-        Method("MQ-VAE‡", "mq-vae-double-dagger", "meta", varies="MQ-VAE"),
-        Method("MQ-VAE, direct only", "mq-vae-direct", "meta", varies="MQ-VAE"),
+        Method("VQ-VAE + alt", "alt"),
+        Method("VQ-VAE + sync", "sync"),
+        Method("VQ-VAE + alt + sync", "alt-sync"),
+        Method("MQ-VAE†", "mq-vae-dagger", "meta"),
+        Method("MQ-VAE‡", "mq-vae-double-dagger", "meta"),
+        Method("MQ-VAE, direct only", "mq-vae-direct", "meta"),
         Method("MQ-VAE, kept", "mq-vae-kept", "meta"),
         Method("MQ-VAE, amortized", "mq-vae-amortized", "meta"),
         # The same rules; network and task are the scale's.

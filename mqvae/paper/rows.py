@@ -293,9 +293,16 @@ def _judged(row: Row, base: Row, column: Column) -> str:
     """A method beside another, over the seeds that both have."""
     ours, theirs = (each.cells.get(column.key) for each in (row, base))
     pairs = [(one, other) for one, other in paired(row, base, column.key) if other]
-    if ours is None or theirs is None or not (ours.paper and theirs.paper and pairs):
+    if ours is None or theirs is None or not pairs:
         return ""
-    ratios, published = [one / other for one, other in pairs], ours.paper / theirs.paper
+    ratios = [one / other for one, other in pairs]
+    if not (ours.paper and theirs.paper):
+        order = _order_lost(ratios, lower=column.better == "lower") or "the order holds"
+        return (
+            f"{row.method} {statistics.fmean(ratios):.2f} of {base.method}'s ({min(ratios):.2f} to "
+            f"{max(ratios):.2f} over {len(ratios)} seeds; the paper has other images): {order}"
+        )
+    published = ours.paper / theirs.paper
     if column.key in POINTS:  # shares near each other, whose ratio says little
         shown, form = [one - other for one, other in pairs], "+.1f"
         of, said = f" points beside {base.method}", f"{ours.paper - theirs.paper:+.1f}"
@@ -324,15 +331,19 @@ def judgement(ratios: Sequence[float], published: float) -> str:
     >>> judgement([0.97, 1.05, 1.01], 0.59)
     'does not hold, seeds disagree on the order'
     """
-    lower = published < 1
+    if lost := _order_lost(ratios, lower=published < 1):
+        return lost
+    mean = statistics.fmean(ratios)
+    # Within a fifth of the published change, or beyond it.
+    enough = abs(mean - 1) >= 0.8 * abs(published - 1)
+    return "holds" if enough else "holds in direction, by less"
+
+
+def _order_lost(ratios: Sequence[float], *, lower: bool) -> str:
+    """Why paired ratios are not all below 1, or above it; empty if they are."""
     if len(ratios) < FEW:
         return "too few seeds for a verdict"
     same = [(ratio < 1) == lower for ratio in ratios]
     if not any(same):
         return "does not hold, the order is the other way round"
-    if not all(same):
-        return "does not hold, seeds disagree on the order"
-    mean = statistics.fmean(ratios)
-    # Within a fifth of the published change, or beyond it.
-    enough = abs(mean - 1) >= 0.8 * abs(published - 1)
-    return "holds" if enough else "holds in direction, by less"
+    return "" if all(same) else "does not hold, seeds disagree on the order"

@@ -97,6 +97,7 @@ class MetaBoth(Update):
         lower: Optimizer of φ and θ.
         upper: Optimizer of C.
         hypergradient: How dL'/dC is estimated.
+        look_ahead: How φ and θ answer to C. It is always undone: both start from where they were.
         xi: ξ, size of both virtual steps.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
@@ -115,6 +116,7 @@ class MetaBoth(Update):
         lower: Optimizer,
         upper: Optimizer,
         hypergradient: HypergradientRule | None = None,
+        look_ahead: Undone | None = None,
         xi: float = 1.0,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
@@ -131,8 +133,15 @@ class MetaBoth(Update):
             raise ValueError(f"xi must be 0 or more, got {xi}.")
         self.xi = xi
         self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
+        self.look_ahead = Undone() if look_ahead is None else look_ahead
+        if self.look_ahead.kept:
+            raise ValueError(
+                "MetaBoth undoes its look-ahead, since both levels start from the same point: give "
+                "it look_ahead=Undone(…)."
+            )
+        self.look_ahead.check(lower)
         require_straight_through(selecting(network), "MetaBoth")
-        self.hypergradient.check(selecting(network), Undone())
+        self.hypergradient.check(selecting(network), self.look_ahead)
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
@@ -140,7 +149,9 @@ class MetaBoth(Update):
         g_c = codebook_gradient(batch, z_e.detach())
         g_phi, g_theta, (g_c,) = averaged(here.g_phi, here.g_theta, [g_c])
         here = replace(here, g_phi=g_phi, g_theta=g_theta)
-        hyper = self.hypergradient(ahead_of(Undone(), self.lower, batch, batch, here, self.xi))
+        hyper = self.hypergradient(
+            ahead_of(self.look_ahead, self.lower, batch, batch, here, self.xi)
+        )
         *_, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
         g_phi, g_theta, terms = averaged(g_phi, g_theta, hyper.terms())
         hyper = Hypergradient(*terms)
