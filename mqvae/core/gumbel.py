@@ -15,7 +15,7 @@ def gumbel_noise(like: Tensor) -> Tensor:
     """Numbers of a standard Gumbel distribution, as many and of the type of `like`.
 
     They are −log(−log(1 − u)), the large ones from small u, which floats hold exactly enough: u is
-    a whole number of 31 bits over 2³¹. Torch's `exponential_` takes four times as long on a CPU.
+    a whole number of 31 bits over 2³¹. Torch's `exponential_` takes over twice as long on a CPU.
     """
     u = torch.empty(like.shape, dtype=torch.int32, device=like.device).random_().to(like.dtype)
     return u.add_(0.5).mul_(-(2.0**-31)).log1p_().neg_().log_().neg_()

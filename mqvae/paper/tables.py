@@ -63,7 +63,7 @@ class MethodsTable(Experiment):
     methods: Sequence[str]
     judged: Sequence[str]
     pairs: Sequence[tuple[str, str]] = ()
-    protocols: Sequence[Protocol] = ("paper", "matched", "time")
+    protocols: Sequence[Protocol] = Comparison.protocols
 
     def comparison(self, study: Study, dataset: str) -> Comparison:
         """Its methods on one of its data sets."""
