@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mqvae.bench.table import Table as BenchTable
 from mqvae.cli import main
 from mqvae.data import InMemory
 from mqvae.metrics.frechet import Frechet
@@ -18,7 +19,7 @@ from mqvae.paper import levels
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.few import Few
 from mqvae.paper.figures import _throughout
-from mqvae.paper.further import Beginning, Diagnosis
+from mqvae.paper.further import Beginning, Cost, Diagnosis
 from mqvae.paper.methods import META_RATE, METHODS, paper_value
 from mqvae.paper.reproduce import EXPERIMENTS, experiments
 from mqvae.paper.results import Results, file_name
@@ -390,6 +391,37 @@ def test_equal_time_is_fewer_updates_of_what_costs_more(tmp_path):
     assert compared.runs("time", "MQ-VAE", results, costs)[0].steps == 1200
     assert compared.runs("time", "VQ-VAE", results, costs)[0].steps == 3000
     assert compared.runs("matched", "MQ-VAE", results, costs)[0].steps == 3000
+
+
+def test_a_step_of_each_method_is_measured_beside_vq_vaes_and_found_again(tmp_path, monkeypatch):
+    measured = []
+
+    def turns(name, methods, *, rounds, conditions):
+        measured.append([*methods])
+        quartiles = {"lower quartile": 2.0, "upper quartile": 3.0}
+        rows = [{"step": method, "ms": 4.0 + i, "ratio": 1 + i} for i, method in enumerate(methods)]
+        return BenchTable(name, "", {}, [row | quartiles for row in rows])
+
+    monkeypatch.setattr("mqvae.bench.costs.settings_costs", turns)
+    place = Place(tmp_path / "runs", tmp_path / "results")
+    study = Study(DEBUG, 1, Results(place.results))
+    (table_4,) = experiments(["table-4"])
+    assert study.costs("reconstruction", table_4.methods) == {"VQ-VAE": 1.0}
+    wanted = list(table_4.wants(study))
+    assert [work.method for work in wanted] == [m for m in table_4.methods if m != "VQ-VAE"]
+    for work in wanted[:2]:
+        study.results.put(work, work.make(place))
+    first, second = (work.method for work in wanted[:2])
+    assert measured == [["VQ-VAE", first], ["VQ-VAE", second]]
+    costs = {"VQ-VAE": 1.0, first: 2, second: 2}
+    assert study.costs("reconstruction", table_4.methods) == costs
+    (made,) = table_4.section(study).tables
+    assert [(row.method, row.cells["ms"].values) for row in made.rows] == [
+        (first, (5.0,)),
+        (second, (5.0,)),
+    ]
+    assert made.rows[0].runs == (file_name(wanted[0]),)
+    assert Cost("debug", "adversarial", "MQ-GAN").asks()["beside"] == "vq-vae"
 
 
 # -- rows and verdicts ----------------------------------------------------------------------------

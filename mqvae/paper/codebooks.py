@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mqvae.paper.comparison import Comparison
-from mqvae.paper.further import Beginning, Costs
+from mqvae.paper.further import Beginning
 from mqvae.paper.rows import FEW, costs_table, other, paired, table
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
@@ -74,7 +74,7 @@ class Rules(Experiment):
         for comparison in self._finals(study):
             yield from comparison.wanted(study.results, costs)
         yield from self._first_round(study)
-        yield Costs(study.scale.name, TASK, COSTING)
+        yield from study.costing(TASK, COSTING).values()
 
     def section(self, study: Study) -> Section:
         costs = study.costs(TASK, COSTING)
@@ -105,13 +105,12 @@ class Rules(Experiment):
                     log_y=True,
                 )
             )
-        work = Costs(study.scale.name, TASK, COSTING)
-        if content := study.results.get(work):
-            tables.append(costs_table(content, study.results.name(work)))
+        if of_steps := costs_table(study.costing(TASK, COSTING), study.results):
+            tables.append(of_steps)
         said += [
-            f"A step of {name} takes {ratio:.2f} times as long as VQ-VAE's."
-            for name, ratio in costs.items()
-            if name in FINAL and name not in ("VQ-VAE", BOUND)
+            f"A step of {name} takes {costs[name]:.2f} times as long as VQ-VAE's."
+            for name in FINAL
+            if name in costs and name not in ("VQ-VAE", BOUND)
         ]
         missing = [] if tables else ["Not run."]
         return Section(self.name, self.title, self.claim, said, tables, plots, missing=missing)

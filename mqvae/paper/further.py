@@ -4,59 +4,52 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mqvae.paper.methods import METHODS, OURS
+from mqvae.paper.methods import METHODS
 from mqvae.paper.results import Results
 from mqvae.paper.scales import load_scale
 from mqvae.paper.work import Place, Run, curve_of, filled
 
-OF_TASK = {  # whose steps are compared; the first is the measure of the others
-    "reconstruction": (
-        "VQ-VAE",
-        *(name for name in METHODS if name not in ("VQ-VAE", *OURS) and "GAN" not in name),
-    ),
-    "classification": ("VQ-VAE", "No quantization", *list(METHODS)[2:8]),
-    "adversarial": ("VQ-GAN", "MQ-GAN", "MQ-GAN, amortized"),
-}
+MEASURE = {"reconstruction": "VQ-VAE", "classification": "VQ-VAE", "adversarial": "VQ-GAN"}
 DATASETS = {"adversarial": "photos"}
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a step of each method costs, at a scale's sizes.
+class Cost:
+    """What a step of a method costs beside that of VQ-VAE, or VQ-GAN, at a scale's sizes.
 
     Attributes:
         scale: Name of the scale.
-        task: "reconstruction" or "classification".
-        methods: Whose; the first is the measure of the others. None for the task's own.
+        task: "reconstruction", "classification" or "adversarial".
+        method: By its name in `METHODS`.
     """
 
     scale: str
     task: str
-    methods: tuple[str, ...] | None = None
+    method: str
     alone = True
 
     @property
     def title(self) -> str:
-        return f"costs-{self.task}"
+        return f"cost-{self.task}-{METHODS[self.method].preset}"
 
     @property
     def words(self) -> str:
-        return f"cost of a step of each method, {self.task}"
+        return f"cost of a step of {self.method}, {self.task}"
 
     @property
     def amount(self) -> float:
-        return load_scale(self.scale).steps(self.task) / 2
-
-    @property
-    def _methods(self) -> tuple[str, ...]:
-        return OF_TASK[self.task] if self.methods is None else self.methods
+        return 4 * load_scale(self.scale).rounds
 
     def asks(self) -> dict[str, Any]:
-        """Sizes and methods."""
+        """Sizes and presets."""
         of_task = load_scale(self.scale).settings[self.task]
-        sizes = {k: of_task[k] for k in ("data", "network", "quantizer")}
-        methods = {name: METHODS[name].preset for name in self._methods}
-        return {"kind": "costs", "task": self.task, "sizes": sizes, "methods": methods}
+        return {
+            "kind": "cost",
+            "task": self.task,
+            "sizes": {k: of_task[k] for k in ("data", "network", "quantizer")},
+            "preset": METHODS[self.method].preset,
+            "beside": METHODS[MEASURE[self.task]].preset,
+        }
 
     def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
         return dict(asks)
@@ -65,7 +58,7 @@ class Costs:
         return True
 
     def make(self, place: Place) -> dict[str, Any]:
-        """Measure them in turns."""
+        """Measure the two in turns."""
         import datetime
 
         from mqvae.bench.costs import settings_costs
@@ -75,25 +68,22 @@ class Costs:
         scale = load_scale(self.scale)
         dataset = scale.dataset or DATASETS.get(self.task, "fashion-mnist")
         settings = {}
-        for method in self._methods:
+        for method in (MEASURE[self.task], self.method):
             run = Run(self.scale, self.task, dataset, method, None, scale.steps(self.task), 0)
             config = run.config()
             config["data"]["root"] = place.root
             config["trainer"]["accelerator"] = place.accelerator
             settings[method] = Settings.of(config)
-        table = settings_costs(
-            f"costs-{self.task}", settings, rounds=scale.rounds, conditions={"dataset": dataset}
-        )
-        rows = {str(row["step"]): row for row in table.rows}
+        beside, row = settings_costs(
+            self.title, settings, rounds=scale.rounds, conditions={"dataset": dataset}
+        ).rows
         return {
-            "costs": {name: round(float(row["ratio"] or 0), 3) for name, row in rows.items()},
-            "quartiles": {
-                name: [
-                    round(float(row[f"{which} quartile"] or 0), 3) for which in ("lower", "upper")
-                ]
-                for name, row in rows.items()
-            },
-            "milliseconds": {name: round(float(row["ms"] or 0), 2) for name, row in rows.items()},
+            "ratio": round(float(row["ratio"] or 0), 3),
+            "quartiles": [
+                round(float(row[f"{which} quartile"] or 0), 3) for which in ("lower", "upper")
+            ],
+            "ms": round(float(row["ms"] or 0), 2),
+            "ms_beside": round(float(beside["ms"] or 0), 2),
             "rounds": scale.rounds,
             "hardware": hardware(place.device.type),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -186,7 +186,7 @@ def headline(study: Study) -> Iterator[str]:
         return
     methods = next(each for each in TABLES if each.name == "table-1").methods
     comparison = study.comparison("reconstruction", dataset, methods)
-    made = table(comparison, 1, study.results, study.costs("reconstruction"))
+    made = table(comparison, 1, study.results, study.costs("reconstruction", methods))
     if made is None:
         return
     found = {

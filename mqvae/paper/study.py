@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mqvae.paper.comparison import Comparison
-from mqvae.paper.further import Costs
+from mqvae.paper.further import MEASURE, Cost
 from mqvae.paper.results import Results
 from mqvae.paper.runner import Work
 from mqvae.paper.scales import Scale
@@ -38,10 +38,18 @@ class Study:
         """Methods on one data set."""
         return Comparison(self.scale, task, dataset, tuple(methods), self.seeds)
 
-    def costs(self, task: str, methods: tuple[str, ...] | None = None) -> Mapping[str, float]:
-        """What a step of each method costs, VQ-VAE's being 1; empty if it was not measured."""
-        content = self.results.get(Costs(self.scale.name, task, methods))
-        return {} if content is None else content["costs"]
+    def costing(self, task: str, methods: Sequence[str]) -> dict[str, Cost]:
+        """What measures a step of each method but the one that is the measure."""
+        return {
+            method: Cost(self.scale.name, task, method)
+            for method in methods
+            if method != MEASURE[task]
+        }
+
+    def costs(self, task: str, methods: Sequence[str]) -> Mapping[str, float]:
+        """What a step of each method costs, VQ-VAE's being 1, as far as it was measured."""
+        found = {name: self.results.get(cost) for name, cost in self.costing(task, methods).items()}
+        return {MEASURE[task]: 1.0} | {name: each["ratio"] for name, each in found.items() if each}
 
 
 class Experiment:
