@@ -11,6 +11,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.optim import SGD
 
 from mqvae import GumbelQuantizer, Joint, VQNetwork
+from mqvae.core import gumbel
 from mqvae.core.gumbel import gumbel_noise
 
 CODES, DIM = 7, 6
@@ -130,6 +131,44 @@ def test_the_task_reaches_codebook_head_and_encoder_and_the_prior_no_codeword():
     to_codebook, *others = torch.autograd.grad(found.prior_loss, leaves, allow_unused=True)
     assert to_codebook is None
     assert all(torch.count_nonzero(g) == g.numel() for g in others)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10])
+@pytest.mark.parametrize(("of_task", "of_prior"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_gradients_are_those_of_the_formula_whatever_the_blocks(
+    monkeypatch, rows, of_task, of_prior
+):
+    monkeypatch.setattr(gumbel, "CACHED", rows * CODES)
+    quantizer = make(temperature=0.7, kl_weight=0.3)
+    z_e = embeddings(2, 5).requires_grad_()
+    leaves = [z_e, quantizer.head.weight, quantizer.head.bias, quantizer.codebook]
+    direction = embeddings(2, 5)
+    torch.manual_seed(5)
+    found = quantizer(z_e)
+    loss = z_e.sum() * 0
+    if of_task:
+        loss = loss + (found.z_q * direction).sum()
+    if of_prior:
+        loss = loss + found.prior_loss
+    torch.manual_seed(5)
+    logits = z_e @ quantizer.head.weight.T + quantizer.head.bias
+    sample = ((logits + noise(logits)) / 0.7).softmax(-1)
+    q = logits.softmax(-1)
+    divergence = (q * (q * CODES).log()).sum(-1).mean()
+    expected = of_task * ((sample @ quantizer.codebook) * direction).sum()
+    expected = expected + of_prior * 0.3 * divergence
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-15)
+    ours = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    theirs = torch.autograd.grad(expected, leaves, allow_unused=True, materialize_grads=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_gradients_of_gradients_are_refused():
+    quantizer, z_e = make(), embeddings(9).requires_grad_()
+    (slope,) = torch.autograd.grad(quantizer(z_e).z_q.sin().sum(), [z_e], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def test_a_step_of_joint_is_backpropagation_with_the_prior():

@@ -1,10 +1,12 @@
 """The differentiable baseline: codes drawn from a predicted distribution."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
@@ -19,6 +21,82 @@ def gumbel_noise(like: Tensor) -> Tensor:
     """
     u = torch.empty(like.shape, dtype=torch.int32, device=like.device).random_().to(like.dtype)
     return u.add_(0.5).mul_(-(2.0**-31)).log1p_().neg_().log_().neg_()
+
+
+CACHED = 2**17  # numbers of a block on a CPU, all of whose passes stay in the cache
+LARGE = 2**26  # and elsewhere
+
+
+class _Relaxed(torch.autograd.Function):
+    """Mixtures of codewords by a Gumbel-softmax sample, a block of embeddings at a time.
+
+    With ℓ = W z + b, q = softmax ℓ and s = softmax((ℓ + noise) / τ) it gives s C, arg-max ℓ and
+    the mean of KL(q ‖ uniform). Going back,
+
+        ∂/∂ℓ  =  s (C g − ⟨s, C g⟩) / τ  +  q (log q + log K − KL) g_KL / N
+
+    Only s is held of all embeddings, N × K; the rest is made again where it is needed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, codebook: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, k = len(z), len(weight)
+        # A softmax over many codes in half precision loses the rare ones.
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        z_q, codes = torch.empty_like(z), torch.empty(n, dtype=torch.int64, device=z.device)
+        sample = torch.empty(n, k, dtype=dtype, device=z.device)
+        divergence = torch.empty(n, dtype=dtype, device=z.device)
+        for part in _blocks(n, k, z.device):
+            logits = nn.functional.linear(z[part], weight, bias).to(dtype)
+            codes[part] = logits.argmax(-1)
+            log_q = logits.log_softmax(-1)
+            divergence[part] = log_q.exp().mul_(log_q).sum(-1).add_(math.log(k))
+            noisy = logits.add_(gumbel_noise(logits)).div_(temperature)
+            sample[part] = noisy.softmax(-1)
+            z_q[part] = sample[part].to(codebook.dtype) @ codebook
+        ctx.save_for_backward(z, weight, bias, codebook, sample, divergence)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # the prior alone reaches no codeword
+        return z_q, codes, divergence.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, g_mixed: Tensor | None, _: None, g_divergence: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        z, weight, bias, codebook, sample, divergence = ctx.saved_tensors
+        n, k = sample.shape
+        g_z = torch.empty_like(z)
+        g_weight, g_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        g_codebook = None if g_mixed is None else torch.zeros_like(codebook)
+        with torch.autocast(z.device.type, enabled=False):
+            for part in _blocks(n, k, z.device):
+                s = sample[part]
+                g_logits = torch.zeros_like(s)
+                if g_mixed is not None and g_codebook is not None:
+                    g = g_mixed[part]
+                    g_codebook += s.to(codebook.dtype).T @ g
+                    g_s = (g @ codebook.T).to(s.dtype)
+                    g_s -= (s * g_s).sum(-1, keepdim=True)
+                    g_logits.addcmul_(s, g_s, value=1 / ctx.temperature)
+                if g_divergence is not None:
+                    logits = nn.functional.linear(z[part], weight, bias).to(s.dtype)
+                    log_q = logits.log_softmax(-1)
+                    g_q = log_q + (math.log(k) - divergence[part, None])
+                    g_logits.addcmul_(log_q.exp_(), g_q.mul_(g_divergence / n))
+                g_head = g_logits.to(weight.dtype)
+                g_z[part] = g_head @ weight
+                g_weight += g_head.T @ z[part]
+                g_bias += g_head.sum(0)
+        return g_z, g_weight, g_bias, g_codebook, None
+
+
+def _blocks(n: int, k: int, device: torch.device) -> Iterator[slice]:
+    rows = max(1, (CACHED if device.type == "cpu" else LARGE) // k)
+    yield from (slice(at, at + rows) for at in range(0, n, rows))
 
 
 class GumbelQuantizer(Quantizer):
@@ -91,19 +169,20 @@ class GumbelQuantizer(Quantizer):
         return self.final_temperature + (self.first_temperature - self.final_temperature) * fall
 
     def quantize(self, z_e: Tensor) -> Quantized:
-        logits = self._logits(z_e)  # (..., K)
-        codes = logits.argmax(-1)
-        with torch.autocast(z_e.device.type, enabled=False):
-            if self.training:
-                scale = 1 / self.temperature
-                noise = gumbel_noise(logits).mul_(scale)
-                sample = torch.add(noise, logits, alpha=scale).softmax(-1)
-                z_q = sample.to(self.codebook.dtype) @ self.codebook
-            else:
-                z_q = nn.functional.embedding(codes, self.codebook)
+        if self.training:
+            with torch.autocast(z_e.device.type, enabled=False):
+                mixed, codes, divergence = _Relaxed.apply(
+                    z_e.reshape(-1, self.dim).to(self.codebook.dtype),
+                    *(self.head.weight, self.head.bias, self.codebook, self.temperature),
+                )
+            z_q, codes = mixed.view_as(z_e), codes.view(z_e.shape[:-1])
+        else:
+            logits = self._logits(z_e)  # (..., K)
+            codes = logits.argmax(-1)
+            z_q = nn.functional.embedding(codes, self.codebook)
             log_q = logits.log_softmax(-1)
             divergence = (log_q.exp() * (log_q + math.log(self.num_codes))).sum(-1).mean()
-        zero = logits.new_zeros(())
+        zero = divergence.new_zeros(())
         z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
         return Quantized(z_q, codes, zero, zero, self.kl_weight * divergence)
 
