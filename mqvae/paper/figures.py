@@ -22,7 +22,6 @@ class CostOfAStep(Experiment):
     name = "table-4"
     title = "Table 4: the cost of a step"
     claim = "A step of MQ-VAE takes 3.95 times as long as one of VQ-VAE."
-
     methods = (BOUND, *TABLE_1, *TABLE_3[1:-1], *TABLE_7[2:], CUT, *CHEAP)
 
     def wants(self, study: Study) -> Iterator[Work]:
@@ -30,8 +29,7 @@ class CostOfAStep(Experiment):
 
     def section(self, study: Study) -> Section:
         costs = study.costs("reconstruction", self.methods)
-        works = study.costing("reconstruction", self.methods)
-        made = costs_table(works, study.results, 4)
+        made = costs_table(study.costing("reconstruction", self.methods), study.results, 4)
         if made is None:
             return Section(self.name, self.title, self.claim, missing=["The costs: not measured."])
         said = [
