@@ -43,16 +43,14 @@ class _Relaxed(torch.autograd.Function):
         ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, codebook: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, k = len(z), len(weight)
-        # A softmax over many codes in half precision loses the rare ones.
         dtype = torch.promote_types(z.dtype, torch.float32)
         z_q, codes = torch.empty_like(z), torch.empty(n, dtype=torch.int64, device=z.device)
         sample = torch.empty(n, k, dtype=dtype, device=z.device)
         divergence = torch.empty(n, dtype=dtype, device=z.device)
         for part in _blocks(n, k, z.device):
-            logits = nn.functional.linear(z[part], weight, bias).to(dtype)
+            logits = _logits(z[part], weight, bias)
             codes[part] = logits.argmax(-1)
-            log_q = logits.log_softmax(-1)
-            divergence[part] = log_q.exp().mul_(log_q).sum(-1).add_(math.log(k))
+            divergence[part] = _divergence(logits)
             noisy = logits.add_(gumbel_noise(logits)).div_(temperature)
             sample[part] = noisy.softmax(-1)
             z_q[part] = sample[part].to(codebook.dtype) @ codebook
@@ -83,8 +81,7 @@ class _Relaxed(torch.autograd.Function):
                     g_s -= (s * g_s).sum(-1, keepdim=True)
                     g_logits.addcmul_(s, g_s, value=1 / ctx.temperature)
                 if g_divergence is not None:
-                    logits = nn.functional.linear(z[part], weight, bias).to(s.dtype)
-                    log_q = logits.log_softmax(-1)
+                    log_q = _logits(z[part], weight, bias).log_softmax(-1)
                     g_q = log_q + (math.log(k) - divergence[part, None])
                     g_logits.addcmul_(log_q.exp_(), g_q.mul_(g_divergence / n))
                 g_head = g_logits.to(weight.dtype)
@@ -92,6 +89,18 @@ class _Relaxed(torch.autograd.Function):
                 g_weight += g_head.T @ z[part]
                 g_bias += g_head.sum(0)
         return g_z, g_weight, g_bias, g_codebook, None
+
+
+def _logits(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    logits = nn.functional.linear(z, weight, bias)
+    # A softmax over many codes in half precision loses the rare ones.
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _divergence(logits: Tensor) -> Tensor:
+    """KL(softmax ‖ uniform) of logits (..., K)."""
+    log_q = logits.log_softmax(-1)
+    return (log_q.exp() * log_q).sum(-1) + math.log(logits.shape[-1])
 
 
 def _blocks(n: int, k: int, device: torch.device) -> Iterator[slice]:
@@ -180,8 +189,7 @@ class GumbelQuantizer(Quantizer):
             logits = self._logits(z_e)  # (..., K)
             codes = logits.argmax(-1)
             z_q = nn.functional.embedding(codes, self.codebook)
-            log_q = logits.log_softmax(-1)
-            divergence = (log_q.exp() * (log_q + math.log(self.num_codes))).sum(-1).mean()
+            divergence = _divergence(logits).mean()
         zero = divergence.new_zeros(())
         z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
         return Quantized(z_q, codes, zero, zero, self.kl_weight * divergence)
@@ -193,9 +201,7 @@ class GumbelQuantizer(Quantizer):
 
     def _logits(self, z_e: Tensor) -> Tensor:
         with torch.autocast(z_e.device.type, enabled=False):
-            logits = self.head(z_e.to(self.codebook.dtype))
-            # A softmax over many codes in half precision loses the rare ones.
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return _logits(z_e.to(self.codebook.dtype), self.head.weight, self.head.bias)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes back to codewords, (..., D).

@@ -29,6 +29,11 @@ class Cost:
     alone = True
 
     @property
+    def beside(self) -> str:
+        """The method that it is measured beside."""
+        return MEASURE[self.task]
+
+    @property
     def title(self) -> str:
         return f"cost-{self.task}-{METHODS[self.method].preset}"
 
@@ -48,7 +53,7 @@ class Cost:
             "task": self.task,
             "sizes": {k: of_task[k] for k in ("data", "network", "quantizer")},
             "preset": METHODS[self.method].preset,
-            "beside": METHODS[MEASURE[self.task]].preset,
+            "beside": METHODS[self.beside].preset,
         }
 
     def filled(self, asks: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +73,7 @@ class Cost:
         scale = load_scale(self.scale)
         dataset = scale.dataset or DATASETS.get(self.task, "fashion-mnist")
         settings = {}
-        for method in (MEASURE[self.task], self.method):
+        for method in (self.beside, self.method):
             run = Run(self.scale, self.task, dataset, method, None, scale.steps(self.task), 0)
             config = run.config()
             config["data"]["root"] = place.root

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from mqvae.paper.comparison import Comparison
-from mqvae.paper.further import MEASURE, Cost
+from mqvae.paper.further import Cost
 from mqvae.paper.methods import METHODS, paper_value
 from mqvae.paper.results import Results
 from mqvae.paper.sections import Cell, Column, Protocol, Row, Table
@@ -119,7 +119,7 @@ def costs_table(
     }
     if not found:
         return None
-    measure = MEASURE[next(iter(works.values())).task]
+    (measure,) = {work.beside for work in works.values()}
     within = "of the ratios within a round"
     columns = [
         Column("ratio", "Cost of a step", "lower", protocol=f"ratio of medians to {measure}'s"),

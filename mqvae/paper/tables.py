@@ -71,17 +71,17 @@ class MethodsTable(Experiment):
         return replace(made, protocols=self.protocols)
 
     def wants(self, study: Study) -> Iterator[Work]:
+        costs = study.costs(self.task, self.methods)
         for dataset in study.datasets(self.datasets):
-            comparison = self.comparison(study, dataset)
-            yield from comparison.wanted(study.results, study.costs(self.task, self.methods))
+            yield from self.comparison(study, dataset).wanted(study.results, costs)
         if "time" in self.protocols:
             yield from study.costing(self.task, self.methods).values()
 
     def section(self, study: Study) -> Section:
         tables, sentences, missing = [], [], []
+        costs = study.costs(self.task, self.methods)
         for dataset in study.datasets(self.datasets):
             comparison = self.comparison(study, dataset)
-            costs = study.costs(self.task, self.methods)
             made = table(comparison, self.number, study.results, costs)
             if made is None:
                 missing.append(f"{dataset}: not run.")
