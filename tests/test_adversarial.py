@@ -70,7 +70,12 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         y = self.layers(z)
-        ends = {"signed": lambda y: (y + 1) / 2, "sigmoid": torch.sigmoid}
+        ends = {
+            "signed": lambda y: (y + 1) / 2,
+            "sigmoid": torch.sigmoid,
+            "nearly a line": lambda y: torch.sigmoid(y / 100),
+            "cut": lambda y: y.clamp(-2, 2),
+        }
         return ends.get(self.last, lambda y: y)(y)
 
 
@@ -339,6 +344,8 @@ def test_nothing_of_a_pass_is_held_on_to():
         ({"discriminator_layers": 3}, "24 × 24 pixels or more, got 16 × 16"),
         ({"decoder": nn.Conv2d(6, 1, 1)}, "Conv2d's is None. Take mqvae.VQVAE"),
         ({"decoder": Decoder("sigmoid").double()}, "followed by more than a scale and a shift"),
+        ({"decoder": Decoder("nearly a line").double()}, "more than a scale and a shift"),
+        ({"decoder": Decoder("cut").double()}, "followed by more than a scale and a shift"),
         ({"start": -1}, "start must be 0 or more, got -1"),
     ],
 )

@@ -84,7 +84,14 @@ class LastLayer:
 def _scale_after(layer: nn.Module, network: VQNetwork, x: Tensor) -> float:
     """s in: output = s · (what the layer gives) + c. A network on [−1, 1] has ½ there."""
     given: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _, inputs, output: given.append(output))
+
+    def spread(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # On what an untrained layer gives, close to a constant, a sigmoid is a line too.
+        generator = torch.Generator().manual_seed(0)
+        given.append(4 * torch.randn(output.shape, generator=generator).to(output))
+        return given[-1]
+
+    handle = layer.register_forward_hook(spread)
     try:
         with torch.no_grad(), RandomState(x.device).replayed():
             z = network.placed(call(network.encoder, None, x))
@@ -94,8 +101,6 @@ def _scale_after(layer: nn.Module, network: VQNetwork, x: Tensor) -> float:
     if len(given) != 1 or given[0].shape != output.shape:
         raise _unfit(network, f"gives {[tuple(g.shape) for g in given]}, not {tuple(output.shape)}")
     a, b = (t.cpu().double() - t.cpu().double().mean() for t in (given[0], output))
-    if not a.any():
-        return 1.0
     scale = (a * b).sum() / a.square().sum()
     if not torch.allclose(b, scale * a, rtol=0, atol=1e-4 * b.abs().max().item()):
         raise _unfit(network, "is followed by more than a scale and a shift")
