@@ -23,6 +23,7 @@ SMALL = {
 
 # The problems are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
+torch.manual_seed(0)  # what is made while tests are collected is the same each time
 
 
 @pytest.fixture(autouse=True)
