@@ -76,8 +76,13 @@ def test_the_noise_is_of_a_gumbel_distribution_to_its_far_end(dtype):
     assert len(x[-100:].unique()) == 100
 
 
-def test_eval_selects_the_codeword_of_the_largest_logit():
-    quantizer, z_e = make().eval(), embeddings(4, 5)
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("shape", [(4, 5), (0, 5), ()])
+def test_eval_selects_the_codeword_of_the_largest_logit_whatever_the_blocks(
+    monkeypatch, rows, shape
+):
+    monkeypatch.setattr(gumbel, "CACHED", rows * CODES)
+    quantizer, z_e = make().eval(), embeddings(*shape)
     logits = z_e @ quantizer.head.weight.T + quantizer.head.bias
     found = quantizer(z_e)
     assert torch.equal(found.codes, logits.argmax(-1))
@@ -97,8 +102,10 @@ def test_a_cold_sample_is_a_draw_of_the_predicted_distribution():
     torch.testing.assert_close(frequencies, probabilities.float(), rtol=0, atol=0.015)
 
 
+@pytest.mark.parametrize("rows", [3, 20])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_prior_is_the_weighted_divergence_from_uniform(training):
+def test_the_prior_is_the_weighted_divergence_from_uniform(monkeypatch, training, rows):
+    monkeypatch.setattr(gumbel, "CACHED", rows * CODES)
     quantizer, z_e = make(kl_weight=0.3).train(training), 3 * embeddings(4, 5)
     logits = z_e @ quantizer.head.weight.T + quantizer.head.bias
     uniform = Categorical(logits=torch.zeros(CODES, dtype=torch.float64))

@@ -470,7 +470,7 @@ def test_a_verdict_is_of_paired_seeds(tmp_path):
     )
 
 
-def test_an_order_is_judged_where_the_paper_has_other_images():
+def test_an_order_is_judged_where_the_paper_has_no_figure():
     made = Table(
         "",
         [Column("mse", "MSE (e-3)", "lower")],
@@ -483,8 +483,8 @@ def test_an_order_is_judged_where_the_paper_has_other_images():
     (said,) = verdicts(made, "mse", [("MQ-VAE", "MQ-VAE†"), ("MQ-VAE‡", "MQ-VAE")])
     assert said == (
         "MSE, paper's protocol: MQ-VAE 0.91 of MQ-VAE†'s (0.91 to 0.91 over 3 seeds; the paper has "
-        "other images): the order holds; MQ-VAE‡ 2.00 of MQ-VAE's (2.00 to 2.00 over 3 seeds; the "
-        "paper has other images): does not hold, the order is the other way round."
+        "no figure): the order holds; MQ-VAE‡ 2.00 of MQ-VAE's (2.00 to 2.00 over 3 seeds; the "
+        "paper has no figure): does not hold, the order is the other way round."
     )
 
 

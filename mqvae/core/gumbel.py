@@ -105,7 +105,7 @@ def _divergence(logits: Tensor) -> Tensor:
 
 def _blocks(n: int, k: int, device: torch.device) -> Iterator[slice]:
     rows = max(1, (CACHED if device.type == "cpu" else LARGE) // k)
-    yield from (slice(at, at + rows) for at in range(0, n, rows))
+    yield from (slice(at, at + rows) for at in range(0, max(n, 1), rows))
 
 
 class GumbelQuantizer(Quantizer):
@@ -186,10 +186,10 @@ class GumbelQuantizer(Quantizer):
                 )
             z_q, codes = mixed.view_as(z_e), codes.view(z_e.shape[:-1])
         else:
-            logits = self._logits(z_e)  # (..., K)
-            codes = logits.argmax(-1)
+            parts = [(b.argmax(-1), _divergence(b)) for b in self._logits(z_e)]
+            codes, divergences = (torch.cat(each) for each in zip(*parts, strict=True))
+            codes, divergence = codes.view(z_e.shape[:-1]), divergences.mean()
             z_q = nn.functional.embedding(codes, self.codebook)
-            divergence = _divergence(logits).mean()
         zero = divergence.new_zeros(())
         z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
         return Quantized(z_q, codes, zero, zero, self.kl_weight * divergence)
@@ -197,11 +197,14 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, z_e: Tensor) -> Tensor:
         self._check_width(z_e)
-        return self._logits(z_e).argmax(-1)
+        return torch.cat([b.argmax(-1) for b in self._logits(z_e)]).view(z_e.shape[:-1])
 
-    def _logits(self, z_e: Tensor) -> Tensor:
-        with torch.autocast(z_e.device.type, enabled=False):
-            return _logits(z_e.to(self.codebook.dtype), self.head.weight, self.head.bias)
+    def _logits(self, z_e: Tensor) -> Iterator[Tensor]:
+        z = z_e.reshape(-1, self.dim).to(self.codebook.dtype)
+        for part in _blocks(len(z), self.num_codes, z.device):
+            with torch.autocast(z_e.device.type, enabled=False):
+                logits = _logits(z[part], self.head.weight, self.head.bias)
+            yield logits
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes back to codewords, (..., D).

@@ -316,7 +316,7 @@ def _judged(row: Row, base: Row, column: Column) -> str:
         order = _order_lost(ratios, lower=column.better == "lower") or "the order holds"
         return (
             f"{row.method} {statistics.fmean(ratios):.2f} of {base.method}'s ({min(ratios):.2f} to "
-            f"{max(ratios):.2f} over {len(ratios)} seeds; the paper has other images): {order}"
+            f"{max(ratios):.2f} over {len(ratios)} seeds; the paper has no figure): {order}"
         )
     published = ours.paper / theirs.paper
     if column.key in POINTS:  # shares near each other, whose ratio says little
