@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mqvae.cli import main
+from mqvae.core import gumbel
 from mqvae.core.nearest import _at_once, nearest
 from mqvae.extras import ExtraMissing
 from mqvae.settings import Settings, load_preset
@@ -34,11 +35,17 @@ COMPOSED = {
         }
     },
 }
+GUMBEL = {
+    "quantizer": {
+        "class_path": "mqvae.GumbelQuantizer",
+        "init_args": {"num_codes": 20, "dim": 4},
+    },
+}
 
 
-def composed():
+def made_with(change):
     """A tokenizer whose codebook fits its embeddings, so that many codes are chosen."""
-    settings = Settings.of(load_preset("digits-tiny", SMALL, COMPOSED))
+    settings = Settings.of(load_preset("digits-tiny", SMALL, change))
     made = settings.components()
     network = made.network.build(inputs_of(settings.data), made.quantizer)
     network.initialize_codebook(torch.rand(32, 1, 16, 16))
@@ -50,8 +57,10 @@ def images_of(tokenizer):
     return [torch.rand(3, 1, 16, 16), torch.rand(2, 1, 24, 8), torch.rand(1, 1, 8, 16)]
 
 
-def test_programs_give_what_the_tokenizer_gives(tmp_path):
-    tokenizer = composed()
+@pytest.mark.parametrize("change", [COMPOSED, GUMBEL])
+def test_programs_give_what_the_tokenizer_gives(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(gumbel, "CACHED", 20 * 30)  # blocks, which a program has none of
+    tokenizer = made_with(change)
     written = export(tokenizer, tmp_path / "out", formats=["pt2"])
     assert [path.name for path in written] == ["encoder.pt2", "decoder.pt2"]
     encoder, decoder = (torch.export.load(path).module() for path in written)

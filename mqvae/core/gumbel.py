@@ -104,6 +104,9 @@ def _divergence(logits: Tensor) -> Tensor:
 
 
 def _blocks(n: int, k: int, device: torch.device) -> Iterator[slice]:
+    if torch.compiler.is_exporting():  # a program takes any number of embeddings, and has no loops
+        yield slice(None)
+        return
     rows = max(1, (CACHED if device.type == "cpu" else LARGE) // k)
     yield from (slice(at, at + rows) for at in range(0, max(n, 1), rows))
 
@@ -201,7 +204,7 @@ class GumbelQuantizer(Quantizer):
 
     def _logits(self, z_e: Tensor) -> Iterator[Tensor]:
         z = z_e.reshape(-1, self.dim).to(self.codebook.dtype)
-        for part in _blocks(len(z), self.num_codes, z.device):
+        for part in _blocks(z.shape[0], self.num_codes, z.device):
             with torch.autocast(z_e.device.type, enabled=False):
                 logits = _logits(z[part], self.head.weight, self.head.bias)
             yield logits
