@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mqvae.data import Images
 from mqvae.metrics.image_figure import MeanFigure, at_least, resized
@@ -91,7 +92,7 @@ def _network(weights: Weights) -> Any:
     """torchmetrics' network with its own heads, and a backbone that it need not download."""
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-    with torch.random.fork_rng(devices=[]):  # `pnet_rand`: the backbone begins as random numbers
+    with _NothingDrawn():  # `pnet_rand`: the backbone would begin as random numbers
         network = _NoTrainLpips(pretrained=True, net="alex", pnet_rand=True)
     for name, layer in network.net.named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -99,3 +100,11 @@ def _network(weights: Weights) -> Any:
             own = {part: weights.tensors[f"{index}.{part}"] for part in ("weight", "bias")}
             layer.load_state_dict(own)
     return network
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Layers begin as whatever their memory holds: AlexNet's 61 million numbers take a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = getattr(func, "__module__", None) == "torch.nn.init"
+        return None if drawn else func(*args, **(kwargs or {}))
