@@ -72,6 +72,7 @@ class Decoder(nn.Module):
         y = self.layers(z)
         ends = {
             "signed": lambda y: (y + 1) / 2,
+            "in place": lambda y: y.add_(1).div_(2),
             "sigmoid": torch.sigmoid,
             "nearly a line": lambda y: torch.sigmoid(y / 100),
             "cut": lambda y: y.clamp(-2, 2),
@@ -233,7 +234,7 @@ def by_hand(network: VQNetwork, task: Adversarial, x: Tensor) -> tuple[Tensor, T
     return reconstruction + task.adversarial_weight * adaptive * generator, adaptive
 
 
-@pytest.mark.parametrize("last", ["convolution", "transposed", "signed"])
+@pytest.mark.parametrize("last", ["convolution", "transposed", "signed", "in place"])
 def test_loss_gradient_and_adaptive_weight_are_those_of_autograd(last):
     network, task, players, x = make(last, l1_weight=1.7, adversarial_weight=0.6)
     expected, adaptive = by_hand(network, task, x)

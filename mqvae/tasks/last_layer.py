@@ -89,7 +89,7 @@ def _scale_after(layer: nn.Module, network: VQNetwork, x: Tensor) -> float:
         # On what an untrained layer gives, close to a constant, a sigmoid is a line too.
         generator = torch.Generator().manual_seed(0)
         given.append(4 * torch.randn(output.shape, generator=generator).to(output))
-        return given[-1]
+        return given[-1].clone()  # what follows may work in place
 
     handle = layer.register_forward_hook(spread)
     try:
