@@ -5,6 +5,7 @@ import re
 from argparse import ArgumentError
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial, reduce
 from inspect import signature
@@ -91,7 +92,8 @@ class Settings:
         Raises:
             ValueError: says what is wrong with a setting.
         """
-        return cls._of(*_parsed([_layered(configs)]))
+        given = _given([_layered(configs)])
+        return cls._of(given, _complete(given))
 
     @classmethod
     def _of(cls, given: Namespace, complete: Namespace) -> "Settings":
@@ -174,9 +176,9 @@ def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset, or a YAML file by its path, says over its `base`, and deltas over it.
 
     Raises:
-        ValueError: as `Settings.of`, or if there is no such preset or file.
+        ValueError: says what is wrong with a setting, or that there is no such preset or file.
     """
-    return _plain(_parsed([_layered([*layers(name), *deltas])])[0])
+    return _plain(_given([_layered([*layers(name), *deltas])]))
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
@@ -195,10 +197,11 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     preset = _layered(layers(names[0] if names else "paper"))
     typed = [preset, *_rewritten(arguments[len(names) :])]
     try:
-        given, complete = _parsed(typed, "--")
+        given = _given(typed, "--")
+        complete = _complete(given, "--")
     except ValueError as error:
         try:
-            _parsed([preset])
+            _complete(_given([preset]))
         except ValueError as own:  # the file's own mistake is told as such
             if str(own) == str(error).replace("--", ""):
                 raise ValueError(f"{names[0]}: {own}") from error
@@ -271,25 +274,40 @@ def _rewritten(arguments: list[str]) -> Iterator[str]:
             yield argument
 
 
-def _parsed(arguments: list[str], dashes: str = "") -> tuple[Namespace, Namespace]:
-    """What files and options say together, without and with what they leave open.
+def _given(arguments: list[str], dashes: str = "") -> Namespace:
+    """What files and options say together.
 
     Raises:
         ValueError: in plain words.
     """
     parser = settings_parser()
-    try:
+    with _in_plain_words(dashes):
         given = parser.parse_args(arguments, defaults=False)
-        # Another class than a slot's usual one would take that one's defaults where both have them.
-        emptied = Namespace({slot: None for slot in SLOTS if slot in given})
-        complete = parser.parse_object(given.clone(), namespace=emptied)
-    except ArgumentError as error:
-        known = [o for action in parser._actions for o in action.option_strings]
-        raise ValueError(explained(str(error), known, dashes)) from error
     for action in parser._actions:
         if action.default is not None and given.get(action.dest, action.default) is None:
             raise ValueError(f"{dashes}{action.dest} expects a value, got none.")
-    return given, complete
+    return given
+
+
+def _complete(given: Namespace, dashes: str = "") -> Namespace:
+    """The same with what it leaves open.
+
+    Raises:
+        ValueError: in plain words.
+    """
+    # Another class than a slot's usual one would take that one's defaults where both have them.
+    emptied = Namespace({slot: None for slot in SLOTS if slot in given})
+    with _in_plain_words(dashes):
+        return settings_parser().parse_object(given.clone(), namespace=emptied)
+
+
+@contextmanager
+def _in_plain_words(dashes: str) -> Iterator[None]:
+    try:
+        yield
+    except ArgumentError as error:
+        known = [o for action in settings_parser()._actions for o in action.option_strings]
+        raise ValueError(explained(str(error), known, dashes)) from error
 
 
 def _plain(found: Namespace) -> dict[str, Any]:
