@@ -323,6 +323,18 @@ def test_the_papers_protocol_gives_baselines_the_networks_rate():
     assert load_scale("paper").network_rate("reconstruction") == 3e-4
 
 
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("task", ["reconstruction", "classification"])
+def test_every_method_has_the_same_rates_to_choose_from(scale, task):
+    compared = dataclasses.replace(
+        comparison("VQ-VAE", "MQ-VAE", "No quantization"), scale=load_scale(scale), task=task
+    )
+    grid = compared.grid("VQ-VAE")
+    assert grid == compared.grid("MQ-VAE") == sorted(grid)
+    assert {compared.paper_rate("VQ-VAE"), META_RATE} < {*grid}
+    assert compared.grid("No quantization") == [None]
+
+
 def test_matched_rates_are_chosen_on_validation_images(tmp_path):
     compared, results = comparison("VQ-VAE"), Results(tmp_path)
     grid = compared.grid("VQ-VAE")

@@ -68,9 +68,10 @@ class Comparison:
         return None if kind is None else rates[kind]
 
     def grid(self, method: str) -> list[float | None]:
-        """The rates that the matched protocol chooses from, the paper's among them."""
+        """The rates that the matched protocol chooses from, the same for every method."""
         own = self.paper_rate(method)
-        return [*([None] if own is None else sorted({own, *self.scale.rates}))]
+        network = self.scale.network_rate(self.task)
+        return [*([None] if own is None else sorted({own, network, *self.scale.rates}))]
 
     def best_rate(self, method: str, results: Results) -> float | None:
         """The rate whose first seed is best on validation images, early in its run.

@@ -30,8 +30,8 @@ ABOUT = (
     "learned by heart: by the next batch, or by one of {held_out:,} held-out images; or by a loss "
     "that does not reward certainty, cross-entropy with {smoothing:g} of the target shared by all "
     "classes. Held-out images are images more, so rules that do not look ahead are trained on all "
-    "{both:,} as well. Rates are {rates}the paper protocol's, what is best on {both:,} images "
-    "that no part of any run has seen."
+    "{both:,} as well. Rates are {rates}the network's or the paper protocol's, what is best on "
+    "{both:,} images that no part of any run has seen."
 )
 
 
@@ -92,7 +92,7 @@ def _about(few: Mapping[str, Any]) -> str:
         held_out=few["held_out"],
         smoothing=SMOOTHED_LOSS["init_args"]["label_smoothing"],
         both=few["images"] + few["held_out"],
-        rates=", ".join(f"{rate:g}" for rate in few["rates"]) + " or " if few["rates"] else "",
+        rates=", ".join(f"{rate:g}" for rate in few["rates"]) + ", " if few["rates"] else "",
     )
 
 

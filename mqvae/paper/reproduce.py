@@ -157,8 +157,9 @@ def conditions(study: Study) -> Iterator[tuple[str, str]]:
         "Matched rates",
         "of "
         + ", ".join(f"{rate:g}" for rate in scale.rates)
-        + " and that of the paper's protocol: from this one on to whichever side is better, until "
-        "both neighbours are worse, by the first seed's loss on validation images after "
+        + ", the network's rate and that of the paper's protocol: from the last one on to "
+        "whichever side is better, until both neighbours are worse, by the first seed's loss on "
+        "validation images after "
         + ", ".join(f"{steps:,} updates ({task})" for task, steps in scale.judged_after.items()),
     )
     yield "Seeds", str(study.seeds)

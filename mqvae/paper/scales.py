@@ -22,7 +22,7 @@ class Scale:
     Attributes:
         name: One of `SCALES`.
         seeds: How many seeds each row has.
-        rates: The grid of codebook rates of the matched protocol.
+        rates: Codebook rates of the matched protocol, beside the network's.
         images: Test images of the figures that take large networks.
         prior: Settings of the PixelCNN (Figure 3).
         samples: Images drawn from it at each point of its curve.
