@@ -156,8 +156,8 @@ def conditions(study: Study) -> Iterator[tuple[str, str]]:
     yield (
         "Matched rates",
         "of "
-        + ", ".join(f"{rate:g}" for rate in scale.rates)
-        + ", the network's rate and that of the paper's protocol: from the last one on to "
+        + "".join(f"{rate:g}, " for rate in scale.rates)
+        + "the network's rate and that of the paper's protocol: from the last one on to "
         "whichever side is better, until both neighbours are worse, by the first seed's loss on "
         "validation images after "
         + ", ".join(f"{steps:,} updates ({task})" for task, steps in scale.judged_after.items()),
