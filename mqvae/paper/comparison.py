@@ -68,7 +68,7 @@ class Comparison:
         return None if kind is None else rates[kind]
 
     def grid(self, method: str) -> list[float | None]:
-        """The rates that the matched protocol chooses from, the same for every method."""
+        """What the matched protocol chooses from: the scale's, the network's, the paper's own."""
         own = self.paper_rate(method)
         network = self.scale.network_rate(self.task)
         return [*([None] if own is None else sorted({own, network, *self.scale.rates}))]
