@@ -96,7 +96,7 @@ def test_every_row_of_the_papers_tables_has_its_method():
 
 def test_a_run_is_what_its_preset_and_scale_say():
     run = Run("paper", "reconstruction", "fashion-mnist", "MQ-VAE + group", 6e-2, 20_000, 3)
-    config = run.config()
+    config = run.settings().config()
     assert (config["seed"], config["steps"]) == (3, 20_000)
     assert config["network"]["init_args"]["width"] == 256
     assert config["quantizer"]["init_args"]["groups"] == 4
@@ -105,7 +105,7 @@ def test_a_run_is_what_its_preset_and_scale_say():
     assert config["optimizer"]["network_lr"] == 3e-4
     assert config["optimizer"]["codebook_lr"] == META_RATE
     assert config["update"]["init_args"]["commitment_weight"] == 0.1
-    gumbel = dataclasses.replace(run, method="Gumbel-VQVAE").config()
+    gumbel = dataclasses.replace(run, method="Gumbel-VQVAE").settings().config()
     assert gumbel["quantizer"]["init_args"]["anneal_steps"] == 20_000
 
 
@@ -113,14 +113,14 @@ def test_every_method_has_settings():
     for method in METHODS:
         task = "adversarial" if "GAN" in method else "reconstruction"
         run = Run("cpu", task, "fashion-mnist", method, 1e-2, 100, 0)
-        assert run.config()["name"] == method
+        assert run.settings().config()["name"] == method
     assert [load_scale(name).name for name in SCALES] == list(SCALES)
 
 
 def test_few_images_and_a_batch_above_are_settings_of_a_run():
     few = Few(100, 50, 16)
     run = dataclasses.replace(RUN, method="MQ-VAE, kept, held-out batch above", few=few)
-    data = run.config()["data"]
+    data = run.settings().config()["data"]
     assert (data["limit"], data["validation"], data["above"]) == (100, 50, "held-out")
     titles = {
         dataclasses.replace(run, method=method, few=each).title
@@ -135,7 +135,7 @@ def test_few_images_and_a_batch_above_are_settings_of_a_run():
 )
 def test_photos_64_is_a_run_of_table_8(method, rule):
     preset = Settings.of(load_preset("photos-64", {"update": rule} if rule else {})).config()
-    config = Run("cpu", "adversarial", "photos", method, 6e-3, 700, 0).config()
+    config = Run("cpu", "adversarial", "photos", method, 6e-3, 700, 0).settings().config()
     assert config | {"name": ""} == preset | {"name": ""}
 
 

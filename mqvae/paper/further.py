@@ -68,17 +68,13 @@ class Cost:
 
         from mqvae.bench.costs import settings_costs
         from mqvae.bench.table import hardware
-        from mqvae.settings import Settings
 
         scale = load_scale(self.scale)
         dataset = scale.dataset or DATASETS.get(self.task, "fashion-mnist")
         settings = {}
         for method in (self.beside, self.method):
             run = Run(self.scale, self.task, dataset, method, None, scale.steps(self.task), 0)
-            config = run.config()
-            config["data"]["root"] = place.root
-            config["trainer"]["accelerator"] = place.accelerator
-            settings[method] = Settings.of(config)
+            settings[method] = place.at(run.settings())
         beside, row = settings_costs(
             self.title, settings, rounds=scale.rounds, conditions={"dataset": dataset}
         ).rows

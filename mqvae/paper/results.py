@@ -3,14 +3,15 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from mqvae.runs import read_json, write_whole
 
 
-class Asked(Protocol):
+class Asked(Hashable, Protocol):
     """A piece of work, as far as its result is concerned."""
 
     @property
@@ -62,7 +63,7 @@ class Results:
         return file_name(work) if found is None else found[0]
 
     def _entry(self, work: Asked) -> tuple[str, dict[str, Any]] | None:
-        key = _key(work.asks())
+        key = _asked(work)
         if key not in self._found:
             # A result from before a setting was there, whose default leaves everything as it was.
             for name, content in list(self._found.values()):
@@ -102,8 +103,14 @@ class Results:
 
 def file_name(work: Asked) -> str:
     """The name of a result's file without suffix, and of the run folder it is made from."""
-    digest = hashlib.sha256(_key(work.asks()).encode()).hexdigest()
+    digest = hashlib.sha256(_asked(work).encode()).hexdigest()
     return f"{work.title}-{digest[:6]}"
+
+
+@cache
+def _asked(work: Asked) -> str:
+    """What a piece of work asks for, by which its result is known; it is looked for many times."""
+    return _key(work.asks())
 
 
 def _key(asks: Mapping[str, Any]) -> str:

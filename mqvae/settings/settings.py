@@ -6,8 +6,9 @@ from argparse import ArgumentError
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from inspect import signature
 from operator import getitem
 from pathlib import Path
@@ -92,7 +93,11 @@ class Settings:
         Raises:
             ValueError: says what is wrong with a setting.
         """
-        given = _given([_layered(configs)])
+        return cls._read(_layered(configs))
+
+    @classmethod
+    def _read(cls, config: str) -> "Settings":
+        given = _given([config])
         return cls._of(given, _complete(given))
 
     @classmethod
@@ -121,10 +126,7 @@ class Settings:
         if isinstance(data := config.get("data"), dict):  # 0.1.0 trained on every image
             config["data"] = {"validation": 0, **data}
         try:
-            settings = cls.of(config)
-            with torch.device("meta"):  # no memory: whether it describes a network
-                settings._made("network", "quantizer")
-            return settings
+            return deepcopy(_checked(_layered([config])))
         except ValueError as error:
             raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
 
@@ -170,6 +172,15 @@ class Settings:
             quantizer=_with_chosen(self.quantizer, network.quantizer),
             update=_with_chosen(self.update, update),
         )
+
+
+@lru_cache(maxsize=32)
+def _checked(config: str) -> Settings:
+    """From an argument, when it describes a network; a run is opened many times."""
+    settings = Settings._read(config)
+    with torch.device("meta"):  # no memory
+        settings._made("network", "quantizer")
+    return settings
 
 
 def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
