@@ -650,6 +650,10 @@ BAD_OPTIONS = {
         ["--data", "digits"],
         "--data takes a YAML file; a single setting goes as in --data.name.",
     ),
+    "group as a class": (
+        ["--optimizer", "torch.optim.SGD"],
+        "--optimizer takes settings of its own, no class or value: network_lr, codebook_lr,",
+    ),
     "freeze": (
         ["--freeze", "encodr"],
         "--freeze must be one of encoder, codebook, decoder, got 'encodr'. Did you mean 'encoder'?",
@@ -705,6 +709,14 @@ YAML_FILES = {
     "nothing": ("base: paper\nsteps:", "new.yaml: steps expects a value, got none"),
     "nothing in a group": ("base: paper\ndata: {name: null}", "data.name expects a value"),
     "group as a value": ("base: paper\ndata: 5", "data must hold settings as 'name: value', got 5"),
+    "group as a class": (
+        "base: paper\noptimizer: {class_path: torch.optim.SGD}",
+        "optimizer takes settings of its own, no class or value: network_lr, codebook_lr,",
+    ),
+    "start as a class": (
+        "base: paper\nfrom: {class_path: torch.optim.SGD}",
+        "no class or value: run, parts.",
+    ),
     "group of nothing": ("base: paper\noptimizer:", "optimizer must hold settings as"),
     "class": ("base: paper\nupdate: {class_path: mqvae.Mta}", "no choice 'Mta'. Did you mean 'Me"),
     "class of another kind": (
@@ -713,6 +725,11 @@ YAML_FILES = {
     ),
     "class nowhere": ("base: paper\nupdate: {class_path: nowhere.It}", "no choice 'nowhere.It'"),
     "class number": ("base: paper\nupdate: {class_path: 5}", "update has no choice"),
+    "class of nothing": (
+        "base: paper\ntask: {class_path: null}",
+        "task.class_path must name a class. Choices: Adversarial, ",
+    ),
+    "component in words": ("base: paper\nupdate: 'a: b'", "update has no choice '"),
     "component as a value": ("base: paper\nupdate: 5", "update has no choice '5'"),
     "argument": ("base: paper\nupdate: {init_args: {x: 1}}", "of Meta. Did you mean 'xi'?"),
     "rate": (
@@ -726,6 +743,7 @@ YAML_FILES = {
     ),
     "width": ("base: paper\nnetwork: {wdith: 2}", "no option network.wdith of VQVAE. Did you mean"),
     "freeze": ("base: paper\nfreeze: [encodr]", "freeze must be one of encoder, codebook, decoder"),
+    "start as a value": ("base: paper\nfrom: true", "from takes settings of its own, no"),
     "start": ("base: paper\nfrom: {parts: [encoder]}", "from.run must be set"),
 }
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import fields
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
@@ -9,7 +10,7 @@ import jsonargparse.typing
 import torch
 
 import mqvae
-from mqvae.settings.options import HANDED_LATER, SLOTS
+from mqvae.settings.options import GROUPS, HANDED_LATER, SLOTS, Start
 from mqvae.spelling import nearest
 
 # jsonargparse's conditions on numbers, in words.
@@ -73,12 +74,21 @@ def explained(message: str, options: list[str], dashes: str = "") -> str:
         return f"{key} expects {kind}, got '{value}'."
     if kind := said(r"Expected an? <class '(?!NoneType)(\w+)'>"):
         return f"{key} expects {kind}, got '{value}'."
+    if (kind := said(r"Subclasses are disabled for (\w+)")) or keys == ["from"]:
+        groups = {"from": Start, **GROUPS}
+        group = next((name for name, each in groups.items() if each.__name__ == kind), "from")
+        taken = ", ".join(field.name for field in fields(groups[group]))
+        return f"{dashes}{group} takes settings of its own, no class or value: {taken}."
     path = said(r"mport path string: (\S+)", r"Import path (\S+\.\S+)", r"Importing '(\S+)'")
-    if path or re.search(r"o module named '|no attribute '|subclass|class_path", message):
+    unusable = r"o module named '|no attribute '|subclass|class_path|Expected a path but"
+    if path or re.search(unusable, message):
         bad = classes[-1] if len(classes) == len(keys) else ""
         name = (path or bad or said(r"class_path': ([^,}]+)") or value).strip("'")
         name, known = name.removeprefix("mqvae."), choices(_base_of(keys, classes))
         return f"{key} has no choice '{name}'.{nearest(name, known)} Choices: {', '.join(known)}."
+    if re.search(r"unhashable type: |argument of type '\w+' is not iterable", message):
+        known = choices(_base_of(keys, classes))
+        return f"{key}.class_path must name a class. Choices: {', '.join(known)}."
     return re.sub(r"\s*\n\s*(- )?", " ", message).strip()
 
 
