@@ -15,7 +15,9 @@ from mqvae.cli import main
 from mqvae.metrics.inception import inception
 from mqvae.metrics.registry import further_figures
 from mqvae.report.charts import drawing
+from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Reconstruction
+from mqvae.trainer import begin
 from mqvae.weights import Weights
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +128,13 @@ assert main(["train", "digits-tiny", "--trainer.log_every", "1", "--out", "run"]
 """
 
 
+OPENED = """
+from mqvae.cli import main
+assert main(["evaluate", "run"]) == 0
+assert main(["prior", "run", "--steps", "1", "--width", "8", "--layers", "1"]) == 0
+"""
+
+
 def imported(code, folder):
     """The modules that a new process has imported after some code."""
     done = subprocess.run(
@@ -155,9 +164,15 @@ def test_the_first_update_imports_nothing_slow(tmp_path):
     assert not names & SLOW
 
 
+def test_a_run_is_opened_without_anything_slow(tmp_path):
+    small = {"steps": 2, "data": {"name": "digits", "side": 8}, "network": {"width": 8}}
+    begin(Settings.of(load_preset("methods/lfq", small)), tmp_path / "run").fit()
+    assert not imported(OPENED, tmp_path) & SLOW
+
+
 UNCOMPILED = """
 import torch
-from mqvae.cli.uncompiled import uncompiled_optimizers
+from mqvae.uncompiled import uncompiled_optimizers
 
 def trained(kind, **options):
     torch.manual_seed(0)

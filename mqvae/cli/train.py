@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from mqvae.cli.parser import parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
-from mqvae.cli.uncompiled import uncompiled_optimizers
 from mqvae.extras import EXTRAS
+from mqvae.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
     from mqvae.settings import Settings

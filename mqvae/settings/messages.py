@@ -75,10 +75,10 @@ def explained(message: str, options: list[str], dashes: str = "") -> str:
     if kind := said(r"Expected an? <class '(?!NoneType)(\w+)'>"):
         return f"{key} expects {kind}, got '{value}'."
     if (kind := said(r"Subclasses are disabled for (\w+)")) or keys == ["from"]:
-        groups = {"from": Start, **GROUPS}
+        groups: dict[str, type[Any]] = {"from": Start, **GROUPS}
         group = next((name for name, each in groups.items() if each.__name__ == kind), "from")
-        taken = ", ".join(field.name for field in fields(groups[group]))
-        return f"{dashes}{group} takes settings of its own, no class or value: {taken}."
+        own = ", ".join(field.name for field in fields(groups[group]))
+        return f"{dashes}{group} takes settings of its own, no class or value: {own}."
     path = said(r"mport path string: (\S+)", r"Import path (\S+\.\S+)", r"Importing '(\S+)'")
     unusable = r"o module named '|no attribute '|subclass|class_path|Expected a path but"
     if path or re.search(unusable, message):

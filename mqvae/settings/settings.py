@@ -178,7 +178,8 @@ class Settings:
 def _checked(config: str) -> Settings:
     """From an argument, when it describes a network; a run is opened many times."""
     settings = Settings._read(config)
-    with torch.device("meta"):  # no memory
+    # Not on "meta": numbers that are not there, torch reckons with by importing its compiler.
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):
         settings._made("network", "quantizer")
     return settings
 
