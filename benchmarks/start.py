@@ -1,10 +1,10 @@
-"""Seconds to the first quantized batch and to the first update, of several trees in turn.
+"""Seconds to the first quantized batch, to the first update, and until a run is measured.
 
     python benchmarks/start.py [TREE...] [--rounds 5 --preset digits-tiny]
 
 A tree is a folder with mqvae in it, as `git worktree add FOLDER COMMIT` makes; this one if none is
-named. Each is started anew every time. Prints medians, of the time on the clock and of the
-processor's, which others on the machine disturb less.
+named. Several take turns, and each is started anew every time. Prints medians, of the time on the
+clock and of the processor's, which others on the machine disturb less.
 """
 
 import argparse
@@ -28,7 +28,11 @@ def seconds(command: list[str], tree: Path, file: Path) -> tuple[float, float]:
     began = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=tree, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, *command],
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not (file.is_file() and len(file.read_text().splitlines()) > 1):
         if process.poll():
@@ -49,15 +53,20 @@ def main() -> None:
     parser.add_argument("--preset", default="digits-tiny")
     options = parser.parse_args()
     found: dict[tuple[str, Path], list[tuple[float, float]]] = {}
+    program = ["-m", "mqvae"]
+    train = [*program, "train", options.preset, "--trainer.accelerator", "cpu", "--out"]
     for _ in range(options.rounds):
         for tree in options.trees:
             with tempfile.TemporaryDirectory() as folder:
-                done, run = Path(folder) / "done", Path(folder) / "run"
-                train = ["-m", "mqvae", "train", options.preset, "--out", str(run)]
-                train += ["--trainer.log_every", "1", "--trainer.accelerator", "cpu"]
+                done, run, short = (Path(folder) / name for name in ("done", "run", "short"))
+                two_updates = [*train, str(short), "--steps", "2"]
+                seconds(two_updates, tree.resolve(), short / "summary.json")
+                first = [*train, str(run), "--trainer.log_every", "1"]
+                evaluate = [*program, "evaluate", str(short)]
                 for what, command, file in (
                     ("first quantized batch", ["-c", BATCH.format(done=str(done))], done),
-                    ("first update", train, run / "metrics.csv"),
+                    ("first update", first, run / "metrics.csv"),
+                    ("run measured", evaluate, short / "evaluation.json"),
                 ):
                     taken = seconds(command, tree.resolve(), file)
                     found.setdefault((what, tree), []).append(taken)
