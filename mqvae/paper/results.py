@@ -63,7 +63,7 @@ class Results:
         return file_name(work) if found is None else found[0]
 
     def _entry(self, work: Asked) -> tuple[str, dict[str, Any]] | None:
-        key = _asked(work)
+        key = _key_of(work)
         if key not in self._found:
             # A result from before a setting was there, whose default leaves everything as it was.
             for name, content in list(self._found.values()):
@@ -103,12 +103,12 @@ class Results:
 
 def file_name(work: Asked) -> str:
     """The name of a result's file without suffix, and of the run folder it is made from."""
-    digest = hashlib.sha256(_asked(work).encode()).hexdigest()
+    digest = hashlib.sha256(_key_of(work).encode()).hexdigest()
     return f"{work.title}-{digest[:6]}"
 
 
 @cache
-def _asked(work: Asked) -> str:
+def _key_of(work: Asked) -> str:
     """What a piece of work asks for, by which its result is known; it is looked for many times."""
     return _key(work.asks())
 
