@@ -245,6 +245,19 @@ def test_a_runs_config_that_is_wrong_is_named(tmp_path):
         assert said in str(raised.value)
 
 
+def test_a_run_is_read_again_without_what_was_done_to_its_settings(tmp_path):
+    run = Run.create(tmp_path / "run", settings_of("digits-tiny", *SMALL).config())
+    state = torch.get_rng_state()
+    first = Settings.of_run(run)
+    assert torch.equal(torch.get_rng_state(), state)  # it is tried out, and nobody notices
+    codes = first.quantizer["init_args"]["num_codes"]
+    first.quantizer["init_args"]["num_codes"] = 5
+    assert Settings.of_run(run).quantizer["init_args"]["num_codes"] == codes
+    # A run at the same place is another.
+    Run.create(tmp_path / "run", Settings.of_run(run).config() | {"seed": 7}, overwrite=True)
+    assert Settings.of_run(Run(tmp_path / "run")).seed == 7
+
+
 # -- components ------------------------------------------------------------------------------------
 
 
