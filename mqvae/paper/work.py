@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mqvae.data import Images
     from mqvae.metrics.image_figure import ImageFigure
     from mqvae.settings import Settings
-    from mqvae.settings.options import Spec
     from mqvae.trainer import Training
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
@@ -137,6 +136,8 @@ class Run:
 
     def settings(self) -> "Settings":
         """Its settings before it has seen its images, or where it is trained."""
+        from mqvae.settings.options import with_arguments
+
         base, of = _base(self.scale, self.task, self.method), METHODS[self.method]
         side = base.data.side or load_scale(self.scale).side_of.get(self.dataset)
         data = replace(base.data, name=self.dataset, side=side, above=of.above)
@@ -148,7 +149,7 @@ class Run:
         if self.rate is not None:
             optimizer = replace(optimizer, codebook_lr=self.rate)
         if of.upper_loss is not None:
-            update = _with(update, {"upper_loss": of.upper_loss})
+            update = with_arguments(update, {"upper_loss": of.upper_loss})
         sizes = {"anneal_steps": self.steps}  # Gumbel's temperature falls over the whole run
         if self.size is not None:
             sizes["num_codes"], sizes["dim"] = self.size
@@ -159,7 +160,7 @@ class Run:
             steps=self.steps,
             seed=self.seed,
             data=data,
-            quantizer=_with(base.quantizer, {name: sizes[name] for name in taken}),
+            quantizer=with_arguments(base.quantizer, {name: sizes[name] for name in taken}),
             update=update,
             optimizer=optimizer,
             trainer=trainer,
@@ -376,10 +377,6 @@ def _apart(strip: Any) -> list[Any]:
 
     red, *others = strip.convert("RGB").split()
     return [ImageChops.difference(red, other).getextrema() for other in others]
-
-
-def _with(spec: "Spec", arguments: Mapping[str, Any]) -> "Spec":
-    return {**spec, "init_args": {**spec["init_args"], **arguments}}
 
 
 def _asked(settings: "Settings") -> dict[str, Any]:

@@ -42,6 +42,11 @@ Spec: TypeAlias = dict[str, Any]
 ADAMW: Spec = {"class_path": "torch.optim.AdamW"}
 
 
+def with_arguments(spec: Spec, arguments: Mapping[str, Any]) -> Spec:
+    """A component with these arguments over its own."""
+    return {**spec, "init_args": {**spec["init_args"], **arguments}}
+
+
 @dataclass(frozen=True)
 class Data:
     """Images.

@@ -40,6 +40,7 @@ from mqvae.settings.options import (
     Trainer,
     WarmStart,
     settings_parser,
+    with_arguments,
 )
 from mqvae.settings.presets import contents, layers, presets_in_words
 from mqvae.tasks import Task
@@ -361,7 +362,7 @@ def _with_chosen(spec: Spec, built: Any) -> Spec:
     names = [name for name in signature(type(built)).parameters if hasattr(built, name)]
     chosen = {name: _spec(getattr(built, name)) for name in names}
     parts = {name: part for name, part in chosen.items() if isinstance(part, dict)}
-    return {**spec, "init_args": {**spec["init_args"], **parts}}
+    return with_arguments(spec, parts)
 
 
 def _spec(value: Any) -> Any:
