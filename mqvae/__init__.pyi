@@ -56,6 +56,7 @@ from .core.updates import Synchronous as Synchronous
 from .core.updates import Undone as Undone
 from .core.updates import Unquantized as Unquantized
 from .core.updates import Update as Update
+from .errors import MqvaeError as MqvaeError
 from .networks.architecture import Architecture as Architecture
 from .networks.discriminator import PatchDiscriminator as PatchDiscriminator
 from .networks.pixelcnn import PixelCNN as PixelCNN

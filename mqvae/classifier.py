@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
 from mqvae.metrics.score import Classifier
 from mqvae.runs import read_json
 from mqvae.settings import Data
@@ -28,21 +29,21 @@ def classifier_of(
     tokenizer = Tokenizer.from_run(folder, device=device)
     settings, network = tokenizer.settings, tokenizer.network
     if not isinstance(tokenizer.task, Classification):
-        raise ValueError(
+        raise MqvaeError(
             f"{folder} does not classify, its task is {type(tokenizer.task).__name__}: a class "
             f"score takes a run such as `mqvae train classifier --data.name {data.name}` makes."
         )
     for name in ("name", "channels", "side"):
         own, expected = getattr(settings.data, name), getattr(data, name)
         if own != expected:
-            raise ValueError(
+            raise MqvaeError(
                 f"the classifier {folder} was trained on images with data.{name} {own}, what is "
                 f"measured has {expected}: train one on the same images."
             )
     try:
         summary = read_json(tokenizer.run.folder / "summary.json")
     except FileNotFoundError:
-        raise ValueError(
+        raise MqvaeError(
             f"the classifier {folder} is not finished: `mqvae train --resume {folder}` goes on."
         ) from None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mqvae import __version__
 from mqvae.core.distance import Cosine, Distance, Euclidean
+from mqvae.errors import MqvaeError
 from mqvae.networks.vqgan.keys import Imported, imported
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings, load_preset
@@ -46,13 +47,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"there is no file {path}.")
+        raise MqvaeError(f"there is no file {path}.")
     try:
         found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     # What is damaged or something else fails in too many ways to list.
     except Exception as error:
         text = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
+        raise MqvaeError(
             f"{path} cannot be read ({text}): expected a .safetensors file, or a checkpoint that "
             "torch.save wrote."
         ) from error
@@ -61,7 +62,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             found = found[place]
             break
     if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds no weights by names, but a {type(found).__name__}.")
+        raise MqvaeError(f"{path} holds no weights by names, but a {type(found).__name__}.")
     tensors = {str(key): value for key, value in found.items() if torch.is_tensor(value)}
     for wrapper in WRAPPERS:
         if tensors and all(key.startswith(wrapper) for key in tensors):
@@ -84,7 +85,7 @@ def _torch(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ValueError(
+            raise MqvaeError(
                 "it holds objects that are not read; where you trust it, save its state dict alone"
             ) from error
 
@@ -122,7 +123,7 @@ def import_run(
     except ValueError as error:
         if str(file) in str(error):
             raise
-        raise ValueError(f"{file}: {error}") from error
+        raise MqvaeError(f"{file}: {error}") from error
     near = type(found.form.distance) if distance is None else DISTANCES[distance]
     settings = Settings.of(load_preset("paper", _delta(found, near, data=data, root=root)))
     checkpoint = Checkpoint(
@@ -131,7 +132,7 @@ def import_run(
         state={"step": 0, "imported": found.form.name, "version": __version__},
     )
     if bad := not_finite(checkpoint):
-        raise ValueError(f"{file}: {bad} holds a number that is not finite.")
+        raise MqvaeError(f"{file}: {bad} holds a number that is not finite.")
     run = Run.create(out, settings.config(), overwrite=overwrite)
     run.save("last", checkpoint)
     return run, found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import Images, fitting, these
+from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.runs import read_json, write_json
 from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
@@ -74,16 +75,16 @@ class Pieces:
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return False
         if not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file: --out takes a folder, or a new FILE.npz.")
+            raise MqvaeError(f"{self.folder} is a file: --out takes a folder, or a new FILE.npz.")
         there = _read(self.folder) if (self.folder / INDEX).is_file() else None
         if there is None:
-            raise ValueError(
+            raise MqvaeError(
                 f"{self.folder} is a folder that holds other files than codes: choose another "
                 "--out, a new folder or a FILE.npz."
             )
         same = {**there, "complete": False} == self.index
         if not same and not overwrite:
-            raise ValueError(
+            raise MqvaeError(
                 f"{self.folder} holds codes of other images or of other weights: choose another "
                 "--out, or add --overwrite."
             )
@@ -183,12 +184,12 @@ def pieces_of(folder: str | Path) -> Iterator[Codes]:
     folder = Path(folder)
     index = _read(folder)
     if index is None:
-        raise ValueError(
+        raise MqvaeError(
             f"{folder} holds no codes: expected a folder that `mqvae encode` wrote, with an "
             f"{INDEX}, or a file."
         )
     if not index["complete"]:
-        raise ValueError(
+        raise MqvaeError(
             f"{folder} does not hold all of its codes yet: run the same `mqvae encode` again, "
             "which goes on with it."
         )

@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from mqvae.core.shown import html_table
+from mqvae.errors import MqvaeError
 
 COLUMNS = (
     "step",
@@ -70,7 +71,7 @@ class Checkpoint:
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise ValueError(
+            raise MqvaeError(
                 f"the checkpoint of {folder} does not fit its config.yaml: {error}\n"
                 "Has config.yaml been changed? A run keeps the sizes it was trained with."
             ) from error
@@ -89,7 +90,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ValueError(
+            raise MqvaeError(
                 f"{self.folder} is not a run: there is no such folder. Pass a folder that "
                 "`mqvae train` wrote."
             )
@@ -97,14 +98,14 @@ class Run:
             text = (self.folder / "config.yaml").read_text(encoding="utf-8")
             self.config: dict[str, Any] = yaml.safe_load(text)
         except FileNotFoundError:
-            raise ValueError(
+            raise MqvaeError(
                 f"{self.folder} is not a run: it has no config.yaml. Pass a folder that "
                 "`mqvae train` wrote."
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.folder / 'config.yaml'} is not valid YAML: {error}") from None
+            raise MqvaeError(f"{self.folder / 'config.yaml'} is not valid YAML: {error}") from None
         if not isinstance(self.config, dict):
-            raise ValueError(f"{self.folder / 'config.yaml'} holds no settings: it is damaged.")
+            raise MqvaeError(f"{self.folder / 'config.yaml'} holds no settings: it is damaged.")
 
     def __repr__(self) -> str:
         items = self._described()
@@ -158,14 +159,14 @@ class Run:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
         if folder.is_file():
-            raise ValueError(f"{folder} is a file: --out takes a folder for the run.")
+            raise MqvaeError(f"{folder} is a file: --out takes a folder for the run.")
         if not overwrite:
-            raise ValueError(
+            raise MqvaeError(
                 f"{folder} exists already: choose another --out, add --overwrite to replace "
                 f"it, or go on with it by `mqvae train --resume {folder}`."
             )
         if not ((folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()):
-            raise ValueError(
+            raise MqvaeError(
                 f"{folder} is not a run, so --overwrite leaves it alone: choose another --out."
             )
 
@@ -253,7 +254,7 @@ class Run:
         if not folder.exists() and folder.with_name(f"{name}.previous").exists():
             folder = folder.with_name(f"{name}.previous")
         if not folder.is_dir():
-            raise ValueError(
+            raise MqvaeError(
                 f"{self.folder} has no checkpoint '{name}' (yet): train it, or train it again with "
                 "--overwrite."
                 + " The best is chosen on validation images: it needs data.validation above 0."
@@ -263,19 +264,19 @@ class Run:
             state = read_json(folder / "state.json")
             digests = state.pop("sha256")
             if _sha256(json.dumps(state).encode()) != digests["state"]:
-                raise ValueError("state.json is not what was written")
+                raise MqvaeError("state.json is not what was written")
             tensors: dict[str, dict[str, Tensor]] = {}
             for file, digest in digests.items():
                 if file == "state" or (file == "training.safetensors" and not training):
                     continue
                 content = (folder / file).read_bytes()
                 if _sha256(content) != digest:
-                    raise ValueError(f"{file} is not what was written")
+                    raise MqvaeError(f"{file} is not what was written")
                 tensors[file] = load(content)
             model = tensors["model.safetensors"]
         except Exception as error:
             other = "best" if name == "last" else "last"
-            raise ValueError(
+            raise MqvaeError(
                 f"the checkpoint {folder} is damaged ({_reason(error)}). Train the run again with "
                 "--overwrite"
                 + (
@@ -331,7 +332,7 @@ def optimizer_state(
             elif isinstance(value, bool | int | float | None):
                 numbers[f"{index}.{key}"] = value
             else:
-                raise ValueError(
+                raise MqvaeError(
                     f"{type(optimizer).__name__} remembers a {type(value).__name__}, '{key}', "
                     "which a checkpoint cannot hold: an optimizer's state must be tensors and "
                     "numbers."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.bench.table import Table, hardware
+from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.runs import read_json
 
@@ -64,12 +65,12 @@ def measure(
     """
     require("matplotlib")  # before measuring, not after
     if preset is not None and section not in OF_A_PRESET:
-        raise ValueError(
+        raise MqvaeError(
             f"the section '{section}' has sizes of its own: leave out --preset, which is for "
             f"{' and '.join(OF_A_PRESET)}."
         )
     if only and section == "scaling":
-        raise ValueError(f"the section '{section}' is one whole: leave out --only.")
+        raise MqvaeError(f"the section '{section}' is one whole: leave out --only.")
     if section == "scaling":
         from mqvae.bench import scaling
 
@@ -84,10 +85,10 @@ def measure(
 
         sections = {"step": step.run, "quantizer": quantizer.run, "whole": whole.run}
         if section not in sections:
-            raise ValueError(f"there is no section '{section}': {', '.join(SECTIONS)}.")
+            raise MqvaeError(f"there is no section '{section}': {', '.join(SECTIONS)}.")
         tables = sections[section](device=device, rounds=rounds, only=only)
     if not any(table.rows for table in tables):
-        raise ValueError(f"no row's name holds '{only}' in the section '{section}'.")
+        raise MqvaeError(f"no row's name holds '{only}' in the section '{section}'.")
     write(section, tables, out, device=device, rounds=rounds, only=only, preset=preset)
     return tables
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from mqvae.bench.table import Cell, Table
 from mqvae.bench.timing import in_turns
 from mqvae.core.passes import RandomState
+from mqvae.errors import MqvaeError
 from mqvae.settings import Settings
 from mqvae.trainer.assembly import assemble, initialize_codebook
 from mqvae.trainer.images import Splits, load_splits
@@ -40,7 +41,7 @@ def settings_costs(
     measure, first = next(iter(methods.items()))
     for label, settings in methods.items():
         if settings.trainer.devices != 1:
-            raise ValueError(
+            raise MqvaeError(
                 f"{label}: steps are timed in one process, got trainer.devices "
                 f"{settings.trainer.devices}; set it to 1."
             )
@@ -49,7 +50,7 @@ def settings_costs(
             ("trainer.accelerator", settings.trainer.accelerator, first.trainer.accelerator),
         ):
             if one != other:
-                raise ValueError(
+                raise MqvaeError(
                     f"steps on the same batch and device are compared: {what} of {label} is {one}, "
                     f"that of {measure} {other}; make them the same."
                 )

@@ -22,6 +22,7 @@ from mqvae.bench import model
 from mqvae.bench.presets import PRESET, RULES, on_noise, settings_of, step_on_noise
 from mqvae.bench.table import Cell, Table
 from mqvae.bench.timing import alternate
+from mqvae.errors import MqvaeError
 from mqvae.trainer.assembly import assemble
 from mqvae.trainer.processes import Processes
 
@@ -38,7 +39,7 @@ def run(*, device: str, rounds: int | None, only: str, preset: str | None = None
         ValueError: if the device is not the CPU.
     """
     if device != "cpu":
-        raise ValueError("the section 'processes' is measured on CPUs: leave out --accelerator.")
+        raise MqvaeError("the section 'processes' is measured on CPUs: leave out --accelerator.")
     preset, rounds = preset or PRESET, rounds or ROUNDS
     wanted = [rule for rule in RULES if only in rule]
     if not wanted:

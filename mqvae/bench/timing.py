@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mqvae.bench.table import Cell
+from mqvae.errors import MqvaeError
 
 WARM_UP = 2
 
@@ -54,7 +55,7 @@ def alternate(
         device: Where they work; times end when it is done.
     """
     if rounds < 2:
-        raise ValueError(f"rounds must be 2 or more, got {rounds}: one has no spread.")
+        raise MqvaeError(f"rounds must be 2 or more, got {rounds}: one has no spread.")
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     order, draw = list(contestants), random.Random(0)
     was_on = gc.isenabled()

@@ -9,6 +9,7 @@ from keyword import iskeyword
 
 from mqvae import __version__
 from mqvae.cli.parser import text_of
+from mqvae.errors import MqvaeError
 from mqvae.extras import ExtraMissing
 from mqvae.spelling import nearest
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _command(name)(rest)
     except SystemExit as leaving:
         return int(leaving.code or 0)
-    except (ValueError, OSError, ExtraMissing) as error:
+    except (MqvaeError, OSError, ExtraMissing) as error:
         if debug:
             traceback.print_exc()
         # What does not fit does not fit in any process of a machine: the first one says it.

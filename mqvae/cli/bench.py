@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mqvae.cli.parser import parser_of
 from mqvae.cli.terminal import quiet
+from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 
@@ -40,15 +41,15 @@ def bench(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     if unknown := [s for s in options.sections if s not in SECTIONS]:
-        raise ValueError(
+        raise MqvaeError(
             f"there is no section '{unknown[0]}'.{nearest(unknown[0], SECTIONS)} Sections: "
             f"{', '.join(SECTIONS)}."
         )
     if options.rounds is not None and options.rounds < 2:
-        raise ValueError(f"--rounds must be 2 or more, got {options.rounds}: one has no spread.")
+        raise MqvaeError(f"--rounds must be 2 or more, got {options.rounds}: one has no spread.")
     out = Path(options.out)
     if out.is_file():
-        raise ValueError(f"{out} is a file: --out takes a folder.")
+        raise MqvaeError(f"{out} is a file: --out takes a folder.")
     quiet()
     everything = [s for s in SECTIONS if options.accelerator == "cpu" or s != "processes"]
     for section in options.sections or everything:

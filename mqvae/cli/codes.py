@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mqvae.cli.parser import add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import quiet
+from mqvae.errors import MqvaeError
 
 
 def encode(arguments: list[str]) -> int:
@@ -43,7 +44,7 @@ def encode(arguments: list[str]) -> int:
 
     to_file = options.out.endswith(".npz")
     if to_file and options.devices > 1:
-        raise ValueError("--devices shares the pieces of a folder: give --out a folder.")
+        raise MqvaeError("--devices shares the pieces of a folder: give --out a folder.")
     out = _free(options.out, overwrite=options.overwrite) if to_file else Path(options.out)
     quiet()
     processes = processes_of(options)
@@ -116,7 +117,7 @@ def decode(arguments: list[str]) -> int:
 def _free(path: str, *, overwrite: bool) -> Path:
     out = Path(path)
     if out.is_dir():
-        raise ValueError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
+        raise MqvaeError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
     if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+        raise MqvaeError(f"{out} exists already: choose another --out, or add --overwrite.")
     return out

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from mqvae.cli.parser import parser_of
+from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 MADE = ("photos",)
@@ -28,7 +29,7 @@ def data(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what was cut before")
     options = parser.parse_args(arguments)
     if options.name not in MADE:
-        raise ValueError(
+        raise MqvaeError(
             f"`mqvae data` makes no '{options.name}'.{nearest(options.name, MADE)} It makes: "
             f"{', '.join(MADE)}."
         )

@@ -4,6 +4,7 @@ import sys
 
 from mqvae.cli.parser import add_machine, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet
+from mqvae.errors import MqvaeError
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -27,7 +28,7 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
     if options.classifier is not None and not {"class_score", "all"} & set(names):
-        raise ValueError(
+        raise MqvaeError(
             "--classifier is what class_score is taken with: add --metrics class_score, or leave "
             "it out."
         )

@@ -3,6 +3,7 @@
 import shlex
 
 from mqvae.cli.parser import parser_of
+from mqvae.errors import MqvaeError
 
 
 def import_(arguments: list[str]) -> int:
@@ -39,7 +40,7 @@ def import_(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     if options.side < 1:
-        raise ValueError(f"--side must be 1 or more, got {options.side}.")
+        raise MqvaeError(f"--side must be 1 or more, got {options.side}.")
     from mqvae.importing import import_run
 
     run, found = import_run(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message)
         if not unknown:
-            raise ValueError(f"{message}.")
+            raise MqvaeError(f"{message}.")
         if not unknown[1].startswith("-"):
-            raise ValueError(f"there is an argument too many: '{unknown[1]}'.")
+            raise MqvaeError(f"there is an argument too many: '{unknown[1]}'.")
         known = [o for action in self._actions for o in action.option_strings]
-        raise ValueError(
+        raise MqvaeError(
             f"there is no option {unknown[1]}.{nearest(unknown[1], known)} --help lists them."
         )
 
@@ -82,9 +83,9 @@ def folder_for(path: str, *, overwrite: bool) -> Path:
     """
     out = Path(path)
     if out.is_file():
-        raise ValueError(f"{out} is a file: --out takes a folder.")
+        raise MqvaeError(f"{out} is a file: --out takes a folder.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or add --overwrite.")
+        raise MqvaeError(f"{out} exists already: choose another --out, or add --overwrite.")
     return out
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
+from mqvae.errors import MqvaeError
 from mqvae.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _training(options: argparse.Namespace) -> "PriorTraining":
     if options.resume:
         if given or options.overwrite:
             names = " ".join(f"--{n}" for n in [*given, *["overwrite"] * options.overwrite])
-            raise ValueError(f"--resume goes on with the prior's own settings: leave out {names}.")
+            raise MqvaeError(f"--resume goes on with the prior's own settings: leave out {names}.")
         return resume_prior(options.run, device=processes_of(options).device)
     checkpoint = given.pop("checkpoint", "last")
     return begin_prior(
@@ -130,7 +131,7 @@ def sample(arguments: list[str]) -> int:
 
     out = folder_for(options.out, overwrite=options.overwrite)
     if options.seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {options.seed}.")
+        raise MqvaeError(f"--seed must be 0 or more, got {options.seed}.")
     run = Run(options.run)
     config = PriorConfig.load(run.folder / FOLDER)
     tokenizer = Tokenizer.from_run(
@@ -138,12 +139,12 @@ def sample(arguments: list[str]) -> int:
     )
     network = load_prior(tokenizer)
     if options.label is not None and not network.classes:
-        raise ValueError(
+        raise MqvaeError(
             f"the prior of {options.run} is not conditioned on classes: leave out --class, or "
             "train it with --conditional."
         )
     if options.label is not None and not 0 <= options.label < network.classes:
-        raise ValueError(f"--class must lie in 0 … {network.classes - 1}, got {options.label}.")
+        raise MqvaeError(f"--class must lie in 0 … {network.classes - 1}, got {options.label}.")
     codes = sample_codes(
         network,
         options.count,

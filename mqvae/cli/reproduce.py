@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mqvae.cli.parser import add_machine, parser_of
 from mqvae.cli.terminal import quiet
+from mqvae.errors import MqvaeError
 from mqvae.extras import require
 
 
@@ -48,9 +49,9 @@ def reproduce(arguments: list[str]) -> int:
     for name in ("seeds", "jobs"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be 1 or more, got {value}.")
+            raise MqvaeError(f"--{name} must be 1 or more, got {value}.")
     if options.accelerator == "cuda" and options.jobs > 1:
-        raise ValueError("--jobs shares processors, not a GPU: leave it out with cuda.")
+        raise MqvaeError("--jobs shares processors, not a GPU: leave it out with cuda.")
     return _reproduce(options, arguments)
 
 
@@ -75,7 +76,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.published:
         folder = published(scale.name)
         if not folder.is_dir():
-            raise ValueError(f"no results of the scale '{scale.name}' came with the program.")
+            raise MqvaeError(f"no results of the scale '{scale.name}' came with the program.")
         study = Study(scale, seeds, Results(folder))
     else:
         found = {} if scale.dataset else present(chosen, options.root)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mqvae.errors import MqvaeError
+
 STOPPED = (130, 143)  # exit codes of Ctrl-C and of SIGTERM
 FILE = "sweep.json"
 
@@ -97,7 +99,7 @@ def taken_apart(arguments: list[str]) -> Sweep:
         else:
             fixed.append(argument)
     if not swept or not all(value for values in swept.values() for value in values):
-        raise ValueError(
+        raise MqvaeError(
             "--sweep takes settings and their values, as in --sweep "
             "optimizer.codebook_lr=3e-3,1e-2 seed=0,1,2."
         )
@@ -117,12 +119,12 @@ def _check(asked: Sweep) -> None:
     for own in asked.runs().values():
         settings, _, _ = from_arguments([*asked.fixed, *own])
         if settings.trainer.devices > 1:
-            raise ValueError("--sweep trains in one process: leave trainer.devices out.")
+            raise MqvaeError("--sweep trains in one process: leave trainer.devices out.")
     file = asked.out / FILE
     if file.is_file() and not asked.overwrite:
         before = read_json(file)["arguments"]
         if before != asked.fixed:
-            raise ValueError(
+            raise MqvaeError(
                 f"{asked.out} holds the runs of `{shlex.join(['mqvae', 'train', *before])}` with "
                 "other settings: choose another --out, or add --overwrite."
             )

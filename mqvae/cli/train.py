@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mqvae.cli.parser import parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
+from mqvae.errors import MqvaeError
 from mqvae.extras import EXTRAS
 from mqvae.uncompiled import uncompiled_optimizers
 
@@ -82,7 +83,7 @@ def _resumed(arguments: list[str]) -> "Training":
     parser.add_argument("--trainer.accelerator", dest="accelerator")
     options, others = parser.parse_known_args(arguments)
     if others:
-        raise ValueError(
+        raise MqvaeError(
             f"--resume goes on with the run's own settings: leave out {' '.join(others)}. Only "
             "--trainer.devices and --trainer.accelerator may change."
         )

@@ -3,6 +3,7 @@
 import sys
 
 from mqvae.cli.parser import parser_of
+from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 
@@ -25,12 +26,12 @@ def weights(arguments: list[str]) -> int:
 
     for name in options.names:
         if name not in NETWORKS:
-            raise ValueError(
+            raise MqvaeError(
                 f"there are no weights '{name}'.{nearest(name, NETWORKS)} Weights: "
                 f"{', '.join(NETWORKS)}."
             )
     if options.file and len(options.names) != 1:
-        raise ValueError("--from takes one file for one network: mqvae weights NAME --from FILE.")
+        raise MqvaeError("--from takes one file for one network: mqvae weights NAME --from FILE.")
     for name in options.names:
         if options.file:
             take(name, options.file)

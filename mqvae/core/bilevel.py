@@ -10,6 +10,7 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import RandomState, call, in_parts, traceless
 from mqvae.core.quantizer import CodebookQuantizer, Quantized
+from mqvae.errors import MqvaeError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """L_task(y, target) → scalar: a mean over the batch of the decoder's output and its target."""
@@ -129,7 +130,7 @@ class Batch:
         parts: int = 1,
     ) -> None:
         if parts < 1:
-            raise ValueError(f"parts must be 1 or more, got {parts}.")
+            raise MqvaeError(f"parts must be 1 or more, got {parts}.")
         self.network = network
         self.loss = loss
         self.weights = weights

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mqvae.errors import MqvaeError
+
 
 class Codebook(nn.Module, ABC):
     """A module that gives codewords, (rows, dim)."""
@@ -28,7 +30,7 @@ class Codebook(nn.Module, ABC):
         Raises:
             ValueError: if a codeword cannot move without others.
         """
-        raise ValueError(
+        raise MqvaeError(
             f"a codeword of {type(self).__name__} cannot move by itself, they share parameters: "
             "use Table() or HyperNetwork()."
         )
@@ -92,7 +94,7 @@ class HyperNetwork(CodebookMap):
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
 
     def build(self, rows: int, dim: int) -> Codebook:
         return HyperNetworkCodebook(rows, dim, self.embedding_dim, self.width)

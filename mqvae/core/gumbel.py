@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.quantizer import Quantized, Quantizer
+from mqvae.errors import MqvaeError
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
@@ -153,15 +154,15 @@ class GumbelQuantizer(Quantizer):
             ("anneal_steps", anneal_steps),
         ):
             if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
         for name, number in (
             ("temperature", temperature),
             ("final_temperature", final_temperature),
         ):
             if not number > 0:
-                raise ValueError(f"{name} must be above 0, got {number}.")
+                raise MqvaeError(f"{name} must be above 0, got {number}.")
         if not kl_weight >= 0:
-            raise ValueError(f"kl_weight must be 0 or more, got {kl_weight}.")
+            raise MqvaeError(f"kl_weight must be 0 or more, got {kl_weight}.")
         self.num_codes = num_codes
         self.dim = dim
         self.groups = 1

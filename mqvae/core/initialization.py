@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.nearest import SCORES, SCORES_ELSEWHERE, nearest
+from mqvae.errors import MqvaeError
 
 ROUNDS = 1024  # of drawing seeds; more centres than these are drawn several in a round
 
@@ -36,9 +37,9 @@ def kmeans(
     Source: Arthur and Vassilvitskii 2007, "k-means++: the advantages of careful seeding".
     """
     if samples.ndim != 2 or not len(samples):
-        raise ValueError(f"k-means expects samples (N, D), N ≥ 1, got {tuple(samples.shape)}.")
+        raise MqvaeError(f"k-means expects samples (N, D), N ≥ 1, got {tuple(samples.shape)}.")
     if not torch.isfinite(samples).all():
-        raise ValueError("k-means expects finite samples, got inf or nan among the embeddings.")
+        raise MqvaeError("k-means expects finite samples, got inf or nan among the embeddings.")
     wide = samples if samples.dtype == torch.float64 else samples.float()
     centres = _seed(wide, num_codes, generator)
     for _ in range(iterations):

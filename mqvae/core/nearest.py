@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
+
 BLOCK = 64  # codewords whose scores are reduced at once, see `_lowest`
 BAND = 2**16  # embeddings that take all codewords before the next do
 CODEWORDS = 2**22  # numbers of the codewords at once: 16 MiB of float32
@@ -26,7 +28,7 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
         Codes, (N,) int64. Ties go to the lowest index.
     """
     if z_e.ndim != 2 or codebook.ndim != 2 or z_e.shape[1] != codebook.shape[1]:
-        raise ValueError(
+        raise MqvaeError(
             f"nearest expects embeddings (N, D) and a codebook (K, D), got {tuple(z_e.shape)} "
             f"and {tuple(codebook.shape)}: reshape them, or build the quantizer with dim=D."
         )

@@ -7,6 +7,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from mqvae.errors import MqvaeError
+
 
 class RowwiseAdam(Optimizer):
     """Adam that leaves rows without a gradient alone: their values and their moments stay.
@@ -34,11 +36,11 @@ class RowwiseAdam(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         if not lr >= 0:
-            raise ValueError(f"lr must be 0 or more, got {lr}.")
+            raise MqvaeError(f"lr must be 0 or more, got {lr}.")
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ValueError(f"betas must lie in [0, 1), got {betas}.")
+            raise MqvaeError(f"betas must lie in [0, 1), got {betas}.")
         if not eps >= 0:
-            raise ValueError(f"eps must be 0 or more, got {eps}.")
+            raise MqvaeError(f"eps must be 0 or more, got {eps}.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()

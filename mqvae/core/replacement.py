@@ -15,6 +15,7 @@ from mqvae.core.distributed import (
     sums_across_processes,
     world_size,
 )
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class ByTaskGradient(Placement):
             ValueError: if the update rule did not hand the task gradient over.
         """
         if pool.task_gradient is None:
-            raise ValueError(
+            raise MqvaeError(
                 "ByTaskGradient() needs ∂L_task/∂ẑ, which this update rule does not hand over: "
                 "pass task_gradient to `_after_step`, or use ByError()."
             )
@@ -183,9 +184,9 @@ class LeastRecentlyUsed(Replacement):
 
     def __post_init__(self) -> None:
         if self.after < 1:
-            raise ValueError(f"after must be 1 or more updates, got {self.after}.")
+            raise MqvaeError(f"after must be 1 or more updates, got {self.after}.")
         if self.draws < 1:
-            raise ValueError(f"draws must be 1 or more, got {self.draws}.")
+            raise MqvaeError(f"draws must be 1 or more, got {self.draws}.")
 
     def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
         """As `Replacement.__call__`.
@@ -198,7 +199,7 @@ class LeastRecentlyUsed(Replacement):
         if len(found) == 1:
             return dead, found[0]
         if pool.loss is None:
-            raise ValueError(
+            raise MqvaeError(
                 f"draws={self.draws} needs the loss, which this update rule does not hand over: "
                 "pass batch to `_after_step`, or leave draws out."
             )

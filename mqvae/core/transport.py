@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distributed import sums_across_processes
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Transport:
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
-            raise ValueError(f"ridge must be above 0, got {self.ridge}.")
+            raise MqvaeError(f"ridge must be above 0, got {self.ridge}.")
 
     @torch.no_grad()
     def __call__(self, table: Tensor, rows: Tensor, z_e: Tensor, change: Tensor) -> Tensor:

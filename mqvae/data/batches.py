@@ -10,6 +10,7 @@ from torch import Tensor
 from mqvae.data.ahead import ahead
 from mqvae.data.images import Images, InMemory, nothing_to_cut
 from mqvae.data.order import draws_of, order_of
+from mqvae.errors import MqvaeError
 
 Place = tuple[int, int]  # an epoch, and a position in it
 
@@ -54,25 +55,25 @@ class Batches:
         random_flip: bool = False,
     ) -> None:
         if not 1 <= world_size <= len(images):
-            raise ValueError(
+            raise MqvaeError(
                 f"world_size is out of range: expected 1 to {len(images)} processes "
                 f"(one image each), got {world_size}; start fewer processes"
             )
         if not 0 <= rank < world_size:
-            raise ValueError(
+            raise MqvaeError(
                 f"rank is out of range: expected 0 to {world_size - 1}, got {rank}; "
                 "give each process its own"
             )
         largest = len(images) // world_size
         if not 1 <= batch_size <= largest:
-            raise ValueError(
+            raise MqvaeError(
                 f"batch_size is out of range: expected 1 to {largest} ({len(images)} images of "
                 f"{images.name} on {world_size} process(es)), got {batch_size}; "
                 "choose another batch size (batch_size=N, --data.batch_size N)"
             )
         whole = getattr(images, "whole", images)
         if random_crop and isinstance(whole, InMemory):
-            raise ValueError(f"{nothing_to_cut(images.name)} (random_crop=False)")
+            raise MqvaeError(f"{nothing_to_cut(images.name)} (random_crop=False)")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
@@ -134,13 +135,13 @@ class Batches:
             ValueError: if `state` has other keys or lies outside the epoch.
         """
         if set(state) != {"epoch", "position"}:
-            raise ValueError(
+            raise MqvaeError(
                 "the state of the batches does not fit: expected the keys epoch and position, "
                 f"got {', '.join(map(str, state)) or 'none'}; take it from Batches.state_dict()"
             )
         epoch, position = int(state["epoch"]), int(state["position"])
         if epoch < 0 or not 0 <= position < self.batches_per_epoch:
-            raise ValueError(
+            raise MqvaeError(
                 "the state of the batches is out of range: expected an epoch from 0 and a "
                 f"position of 0 to {self.batches_per_epoch - 1}, got {epoch} and {position}; "
                 "go on with the images, batch size and processes it was taken with"
@@ -218,7 +219,7 @@ def in_order(
     """
     # Checked here and not in the generator, whose body runs only when the first batch is taken.
     if batch_size < 1:
-        raise ValueError(f"batch_size is out of range: expected at least 1, got {batch_size}")
+        raise MqvaeError(f"batch_size is out of range: expected at least 1, got {batch_size}")
     parts = torch.split(torch.arange(len(images), device="cpu"), batch_size)[rank::world_size]
     return these(images, parts, device=device)
 

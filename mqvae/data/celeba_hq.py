@@ -11,6 +11,7 @@ from mqvae.data.folder import Divided, divide, load_parts
 from mqvae.data.images import Images
 from mqvae.data.listing import EXTENSIONS, list_images
 from mqvae.data.places import Absent, search
+from mqvae.errors import MqvaeError
 
 COUNT = 30_000
 TEST_COUNT = 3_000
@@ -96,18 +97,18 @@ def _split_by_number(folder: Path) -> Divided:
         path = folder / name
         number = re.search(r"\d+$", path.stem)
         if number is None:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} has no number: expected names such as 0.jpg, 00000.png or img00000.png, "
                 f"got {path.name}; take it out, or {_as_folder(folder)}"
             )
         other = numbered.setdefault(int(number[0]), index)
         if other != index:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} has another image's number: expected each number once, got "
                 f"{folder / names[other]} too; take one of them out, or {_as_folder(folder)}"
             )
     if len(numbered) != COUNT:
-        raise ValueError(
+        raise MqvaeError(
             f"{folder} is not the whole of CelebA-HQ: expected {COUNT:,} images, got "
             f"{len(numbered):,}; unpack it anew, or {_as_folder(folder)}"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mqvae.data.places import Absent
+from mqvae.errors import MqvaeError
 
 FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
 FILES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -50,14 +51,14 @@ def read_binary(name: str, split: str, folder: Path, advice: str) -> tuple[np.nd
             raise Absent(f"{folder.name}/{file} is missing")
         rows = np.fromfile(path, dtype=np.uint8)
         if len(rows) != size:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} is cut short or was altered: expected {size:,} bytes, got {len(rows):,}. "
                 f"{advice}"
             )
         rows = rows.reshape(-1, width)
         highest = rows[:, : len(classes)].max(0)
         if (highest >= classes).any():
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} was altered: expected labels below {classes[-1]}, got {highest[-1]}. "
                 f"{advice}"
             )

@@ -7,6 +7,8 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mqvae.errors import MqvaeError
+
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 T = TypeVar("T")
@@ -78,7 +80,7 @@ def guarded(function: Callable[[], T], where: Callable[[], str]) -> T:
     # Decoders meet damaged files with anything from SyntaxError to struct.error.
     except Exception as error:
         got = "none that is known" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(
+        raise MqvaeError(
             f"{where()} cannot be read: expected an image, got: {got}; "
             "replace the file or take it out"
         ) from error
@@ -87,10 +89,10 @@ def guarded(function: Callable[[], T], where: Callable[[], str]) -> T:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits brought to 8: Pillow itself would cut all values above 255."""
     if image.mode == "F":
-        raise ValueError("it holds floating-point numbers; convert it to 8 or 16 bits")
+        raise MqvaeError("it holds floating-point numbers; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65_535:
-        raise ValueError("it holds numbers outside 0..65535; convert it to 8 or 16 bits")
+        raise MqvaeError("it holds numbers outside 0..65535; convert it to 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

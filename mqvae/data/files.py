@@ -7,6 +7,7 @@ import numpy as np
 
 from mqvae.data.decoding import File
 from mqvae.data.listing import Names
+from mqvae.errors import MqvaeError
 
 
 class Files(ABC):
@@ -77,6 +78,6 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error is {self.on_error!r}: expected 'stop' or 'skip'")
+            raise MqvaeError(f"on_error is {self.on_error!r}: expected 'stop' or 'skip'")
         if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers is {self.workers}: expected at least 1 thread that decodes")
+            raise MqvaeError(f"workers is {self.workers}: expected at least 1 thread that decodes")

@@ -12,6 +12,7 @@ from mqvae.data.images import Images, check_options
 from mqvae.data.listing import EXTENSIONS, Names, list_images
 from mqvae.data.shards import expand, index_shards, shards_in
 from mqvae.data.stored import images_of, settle
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def image_files(path: str | Path) -> list[Path]:
     if path.is_file():
         if path.suffix.lower() in EXTENSIONS:
             return [path]
-        raise ValueError(
+        raise MqvaeError(
             f"{path} is not an image by its name: expected one of {', '.join(EXTENSIONS)}, got "
             f"{path.suffix or 'no extension'}; convert or rename it"
         )
@@ -70,7 +71,7 @@ def load_files(
     check_options(side, channels)
     paths = [Path(path).expanduser() for path in paths]
     if not paths:
-        raise ValueError("no image files: expected at least one path, got none; name some")
+        raise MqvaeError("no image files: expected at least one path, got none; name some")
     base = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     names = Names.of(os.fsencode(path.absolute().relative_to(base).as_posix()) for path in paths)
     return _everything(
@@ -214,7 +215,7 @@ def every_tenth(count: int, what: str) -> dict[str, np.ndarray]:
         ValueError: if one of the splits would be empty.
     """
     if count < 2:
-        raise ValueError(
+        raise MqvaeError(
             f"{what} has too few images to split: expected at least 2 (one to train, one to "
             f"test), got {count}; add images, or subfolders train and test"
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
+
 
 def read_idx(path: Path, *, shape: tuple[int, ...], digest: str | None, advice: str) -> Tensor:
     """The bytes of an IDX file, gzipped if its name ends in .gz.
@@ -27,8 +29,8 @@ def read_idx(path: Path, *, shape: tuple[int, ...], digest: str | None, advice: 
         ValueError: if the file is cut short, too long, of another format or shape, or altered.
     """
 
-    def damaged(what: str, expected: str, got: str) -> ValueError:
-        return ValueError(f"{path} {what}: expected {expected}, got {got}. {advice}")
+    def damaged(what: str, expected: str, got: str) -> MqvaeError:
+        return MqvaeError(f"{path} {what}: expected {expected}, got {got}. {advice}")
 
     magic = 0x0800 + len(shape)  # 08: unsigned bytes; then the number of dimensions
     header = 4 + 4 * len(shape)

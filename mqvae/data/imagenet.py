@@ -11,6 +11,7 @@ from mqvae.data.folder import Divided, class_of, load_parts, number
 from mqvae.data.images import Images, check_memory
 from mqvae.data.listing import list_images
 from mqvae.data.places import Absent, search
+from mqvae.errors import MqvaeError
 
 CLASSES = 1_000
 FOLDERS = {"train": "train", "test": "val"}
@@ -47,7 +48,7 @@ def load_imagenet(split: str, root: Path | None, reading: Reading) -> Images:
         if not base.is_dir():
             raise Absent(_missing(folder, split))
         if reading.side is None:
-            raise ValueError(
+            raise MqvaeError(
                 "imagenet needs a side: expected one to resize and crop its images to, which have "
                 "many sizes, got none; give it (side=N, --data.side N)"
             )
@@ -83,14 +84,14 @@ def _listed(base: Path, folder: Path, split: str) -> Divided:
     for index, name in enumerate(names.raw()):
         inside = class_of(name) or name
         if inside not in classes and not re.fullmatch(rb"n\d{8}", inside):
-            raise ValueError(
+            raise MqvaeError(
                 f"{base / names[index]} is in no class of ImageNet: expected a folder such as "
                 f"n01440764 in {base}, got {Path(names[index]).parts[0]}; "
                 f"{_repair(base, folder, split)}"
             )
         classes.add(inside)
     if (len(classes), len(names)) != (CLASSES, COUNTS[split]):
-        raise ValueError(
+        raise MqvaeError(
             f"{base} is not the whole of it: expected {COUNTS[split]:,} images of {CLASSES:,} "
             f"classes, got {len(names):,} of {len(classes):,}; "
             f"{_repair(base, folder, split)}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
+
 MAX_BYTES = 4 * 2**30
 _CHUNK_BYTES = 32 * 2**20
 
@@ -87,17 +89,17 @@ class InMemory(Images):
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
-            raise ValueError(
+            raise MqvaeError(
                 f"pixels do not fit: expected (N, C, H, W) uint8, got {tuple(self.pixels.shape)} "
                 f"{self.pixels.dtype}; scale values to 0..255 and convert with .to(torch.uint8)"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
-            raise ValueError(
+            raise MqvaeError(
                 f"labels do not fit: expected ({len(self.pixels)},) int64, got "
                 f"{tuple(self.labels.shape)} {self.labels.dtype}; give one number per image"
             )
         if self.names and len(self.names) != len(self.pixels):
-            raise ValueError(
+            raise MqvaeError(
                 f"names do not fit: expected {len(self.pixels)}, got {len(self.names)}; "
                 "give one per image, or none"
             )
@@ -118,7 +120,7 @@ class InMemory(Images):
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if offsets is not None:
-            raise ValueError(nothing_to_cut(self.name))
+            raise MqvaeError(nothing_to_cut(self.name))
         indices = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
         pixels = torch.index_select(self.pixels, 0, indices, out=out)
         return pixels, self.labels.index_select(0, indices)
@@ -218,9 +220,9 @@ def conform(images: InMemory, *, side: int | None, channels: int | None) -> InMe
 def check_options(side: int | None, channels: int | None) -> None:
     """Raise ValueError unless `side` is at least 1 and `channels` 1 or 3, where given."""
     if side is not None and side < 1:
-        raise ValueError(f"side is out of range: expected at least 1 pixel, got {side}; e.g. 32")
+        raise MqvaeError(f"side is out of range: expected at least 1 pixel, got {side}; e.g. 32")
     if channels is not None and channels not in (1, 3):
-        raise ValueError(
+        raise MqvaeError(
             f"channels is out of range: expected 1 (grey) or 3 (colour), got {channels}; "
             "leave it out to take what the images have"
         )
@@ -246,7 +248,7 @@ def check_memory(
     needed = count * channels * side * side
     if not fits_memory(count, channels, side):
         fits = math.isqrt(MAX_BYTES // (count * channels))
-        raise ValueError(
+        raise MqvaeError(
             f"{name} does not fit in memory: expected at most {MAX_BYTES:,} bytes "
             f"({MAX_BYTES / 2**30:.3g} GiB), got {count:,} images of {channels} × {side} × {side} "
             f"= {needed:,} bytes ({needed / 2**30:.3g} GiB); choose a side of at most {fits} "

@@ -19,6 +19,7 @@ from mqvae.data.imagenet import load_imagenet
 from mqvae.data.images import Images, InMemory, check_options, conform
 from mqvae.data.photos import load_photos
 from mqvae.data.places import Absent, search
+from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.spelling import nearest
 
@@ -77,7 +78,7 @@ def load(
         (1, 8, 8)
     """
     if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
+        raise MqvaeError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
     check_options(side, channels)
     reading = Reading(side, channels, memory, workers, on_error)
     root = None if root is None else Path(root).expanduser()
@@ -90,7 +91,7 @@ def load(
         return load_folder(folder, split, reading)
     if folder.suffix == ".tar":
         return load_shards(str(folder), split, reading)
-    raise ValueError(
+    raise MqvaeError(
         f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
         f"of images or shards, got {'a file' if folder.is_file() else 'neither'}."
         f"{nearest(name.lower(), DATASETS)}"
@@ -144,7 +145,7 @@ def _load_idx(
             parts.append(read_idx(path, shape=shape, digest=digest, advice=mending))
         pixels, labels = parts[0].unsqueeze(1), parts[1].to(torch.int64)  # (N, 1, 28, 28), (N,)
         if labels.max() > 9:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} was altered: expected labels of 0 to 9, got {labels.max()}. {mending}"
             )
         package = f" (Debian package {_DEBIAN_PACKAGE})" if folder in shipped else ""
@@ -278,7 +279,7 @@ def _torchvision(
     except RuntimeError:
         for path, md5 in files.items():
             if not check_integrity(path, md5):
-                raise ValueError(
+                raise MqvaeError(
                     f"{path} is cut short or was altered: expected the MD5 {md5}, got another. "
                     + _mending(folder, root, f"The original is in {archive}.")
                 ) from None

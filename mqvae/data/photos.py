@@ -16,6 +16,7 @@ from mqvae.data.files import Reading
 from mqvae.data.folder import divide, image_files, load_parts
 from mqvae.data.images import Images
 from mqvae.data.places import Absent, DataNotFound, cache_folder, search
+from mqvae.errors import MqvaeError
 
 SIDE = 256
 FOLDER = f"photos-{SIDE}"
@@ -151,11 +152,11 @@ def cut_photographs(
     """
     folder = (cache_folder("photos") if out is None else out) / FOLDER
     if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists already: choose another --out, or add --overwrite.")
+        raise MqvaeError(f"{folder} exists already: choose another --out, or add --overwrite.")
     small = {name for name, path in photographs.items() if _shorter(path) < SIDE}
     names = sorted(set(photographs) - small)
     if len(names) < 2:
-        raise ValueError(
+        raise MqvaeError(
             f"there are too few photographs: expected at least 2 whose shorter side is {SIDE} "
             f"pixels or more (one to train, one to test), got {len(names)} of {len(photographs)}; "
             "name a folder of more"
@@ -280,8 +281,8 @@ def _detail(crop: Image.Image) -> float:
     return float(np.mean([np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1)]))
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path, error: Exception) -> MqvaeError:
+    return MqvaeError(
         f"{path} cannot be read: expected an image, got: {error}; take it out, or install its "
         "package anew"
     )

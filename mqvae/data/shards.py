@@ -18,6 +18,7 @@ import numpy as np
 from mqvae.data.decoding import File
 from mqvae.data.files import Files
 from mqvae.data.listing import CACHED_FROM, EXTENSIONS, Names, keep, kept_at, read_kept
+from mqvae.errors import MqvaeError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -48,7 +49,7 @@ class InShards(Files):
             file.seek(int(self.start[index]))
             content = file.read(size)
         if len(content) < size:
-            raise ValueError("the shard is cut short")
+            raise MqvaeError("the shard is cut short")
         return BytesIO(content)
 
     def where(self, index: int) -> str:
@@ -94,7 +95,7 @@ def expand(pattern: str) -> tuple[Path, list[str]]:
         numbers = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
         names = [_RANGE.sub(number, each, count=1) for each in names for number in numbers]
         if not names:
-            raise ValueError(f"{pattern} names no shard: expected a range that rises, as 0..9")
+            raise MqvaeError(f"{pattern} names no shard: expected a range that rises, as 0..9")
     missing = [each for each in names if not Path(folder, each).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -184,7 +185,7 @@ def _samples(path: Path) -> Iterator[tuple[tarfile.TarInfo, int | None]]:
             if image is not None:
                 yield image, label
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise ValueError(
+        raise MqvaeError(
             f"{path} cannot be read: expected a tar file that is not compressed, with numbers in "
             f"its .cls files, got: {error}; write it anew, or take it out"
         ) from error

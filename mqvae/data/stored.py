@@ -13,6 +13,7 @@ from torch import Tensor
 from mqvae.data.decoding import decode, guarded, head
 from mqvae.data.files import Files, Reading
 from mqvae.data.images import Images, InMemory, check_memory, fits_memory
+from mqvae.errors import MqvaeError
 
 _RESIZE = "give a side to resize to (side=N, --data.side N)"
 _MOST_WORKERS = 8
@@ -130,7 +131,7 @@ class Stored(Images):
                     raise
                 with self._lock:
                     self._bad.add(at)
-        raise ValueError(
+        raise MqvaeError(
             f"{self.files.where(index)} cannot be read, nor can those after it: expected one of "
             f"{min(len(self), _PATIENCE):,} images in a row to be one; check {self.source}, and "
             "leave out --data.on_error skip to see what is wrong"
@@ -222,21 +223,21 @@ def settle(files: Files, reading: Reading) -> tuple[int, int]:
         in_order_of(pool, look, len(files), workers)
     readable = heads[:, 1].nonzero()[0]
     if not len(readable):
-        raise ValueError(f"{files.where(0)} cannot be read, nor can any other: expected images")
+        raise MqvaeError(f"{files.where(0)} cannot be read, nor can any other: expected images")
     channels = reading.channels or (1 if heads[readable, 0].all() else 3)
     if reading.side is not None:
         return reading.side, channels
     first = int(readable[0])
     side, height = (int(n) for n in heads[first, 1:])
     if side != height:
-        raise ValueError(
+        raise MqvaeError(
             f"{files.where(first)} is not square: expected square images of one size, got "
             f"{side} × {height}; {_RESIZE}"
         )
     others = readable[(heads[readable, 1:] != side).any(1)]
     if len(others):
         odd = int(others[0])
-        raise ValueError(
+        raise MqvaeError(
             f"{files.where(odd)} has another size: expected {side} × {side}, as "
             f"{files.where(first)} has, got {heads[odd, 1]} × {heads[odd, 2]}; {_RESIZE}"
         )

@@ -4,6 +4,7 @@ import torch
 
 from mqvae.data.images import Images, Part
 from mqvae.data.order import order_of
+from mqvae.errors import MqvaeError
 
 MOST = 1000
 
@@ -33,12 +34,12 @@ def hold_out(
     """
     number = len(images)
     if not 0 <= count < number:
-        raise ValueError(
+        raise MqvaeError(
             f"validation is out of range: expected 0 to {number - 1} of the {number} "
             f"training images of {images.name}, got {count} (--data.validation N)"
         )
     if limit is not None and limit > number - count:
-        raise ValueError(
+        raise MqvaeError(
             f"data.limit is {limit}, but {images.name} has {number:,} training images, {count:,} "
             f"of them for validation: expected {number - count} at most."
         )

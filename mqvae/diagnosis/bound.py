@@ -5,6 +5,7 @@ import torch
 from mqvae.core.distributed import alone
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, fitting
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
 from mqvae.progress import watched_batches
 from mqvae.tasks import Task
@@ -31,7 +32,7 @@ def without_quantization(
         ValueError: if there are no images.
     """
     if not len(images):
-        raise ValueError("there are no images to measure the bound on.")
+        raise MqvaeError("there are no images to measure the bound on.")
     measured = task.measurement()
     size = fitting(BATCH_SIZE, images.shape)
     with evaluating(network, task):

@@ -10,6 +10,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
 from mqvae.progress import watched_batches
 from mqvae.tasks import Task
@@ -82,7 +83,7 @@ def best_of_nearest(
     """
     quantizer = quantizer_of(network)
     if candidates < 1 or sweeps < 1 or not tolerance >= 0:
-        raise ValueError(
+        raise MqvaeError(
             "candidates and sweeps must be 1 or more and tolerance 0 or more, got "
             f"{candidates}, {sweeps} and {tolerance}."
         )
@@ -161,12 +162,12 @@ class Search:
         self.losses = losses_of_images(task, output, target)
         whole = task(output, target)
         if not torch.isfinite(whole):
-            raise ValueError(
+            raise MqvaeError(
                 f"the task's loss is {whole.item()}: the network has diverged, and no choice of "
                 "codes mends it."
             )
         if not torch.allclose(whole, self.losses.mean().to(whole.dtype), rtol=1e-3, atol=1e-6):
-            raise ValueError(
+            raise MqvaeError(
                 f"the loss of a {type(task).__name__} task is {whole.item():.4g} for some images, "
                 f"and {self.losses.mean().item():.4g} in the mean over each by itself: codes "
                 "cannot be chosen image by image. Diagnose a run whose loss is a mean over images."

@@ -11,6 +11,7 @@ from mqvae.core.hypergradient.rule import codebook_gradient, scatter
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.diagnosis.subject import quantizer_of
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
 from mqvae.progress import watched
 from mqvae.tasks import Task
@@ -64,7 +65,7 @@ def motion(
     """
     quantizer = quantizer_of(network)
     if number < 1:
-        raise ValueError(f"motion takes 1 step or more, got {number}.")
+        raise MqvaeError(f"motion takes 1 step or more, got {number}.")
     sums = torch.zeros(5, dtype=torch.float64)
     still: list[float] = []
     taken = zip(range(number), batches, strict=False)

@@ -13,6 +13,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
+from mqvae.errors import MqvaeError
 from mqvae.metrics import Evaluation, evaluate, evaluating
 from mqvae.progress import watched, watched_batches
 from mqvae.tasks import Task
@@ -88,7 +89,7 @@ def refitted(
     """
     quantizer = quantizer_of(network)
     if iterations < 1 or not tolerance >= 0:
-        raise ValueError(
+        raise MqvaeError(
             "iterations must be 1 or more and tolerance 0 or more, got "
             f"{iterations} and {tolerance}."
         )
@@ -139,7 +140,7 @@ def embeddings(network: VQNetwork, images: Images, device: torch.device | str) -
         parts = [network.embed(x).flatten(0, -2) for x, _ in batches]
     z_e = torch.cat(parts)
     if not torch.isfinite(z_e).all():
-        raise ValueError(
+        raise MqvaeError(
             "the embeddings hold inf or nan: the network has diverged, and no codebook fits it."
         )
     return z_e.to(torch.promote_types(z_e.dtype, torch.float32))
@@ -154,7 +155,7 @@ def set_codebook(quantizer: VectorQuantizer, codewords: Tensor) -> None:
     quantizer.codebook.assign(codewords)
     table = quantizer.table()
     if not torch.allclose(table, codewords.to(table.dtype), rtol=1e-3, atol=1e-5):
-        raise ValueError(
+        raise MqvaeError(
             f"the codewords of a {type(quantizer.codebook_map).__name__} cannot be set freely: "
             "its codebook is not what was assigned to it, so that it cannot be refitted. Diagnose "
             "a run whose codebook is a Table()."

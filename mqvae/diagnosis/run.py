@@ -15,6 +15,7 @@ from mqvae.diagnosis.motion import Motion, motion
 from mqvae.diagnosis.refit import refitted
 from mqvae.diagnosis.subject import quantizer_of
 from mqvae.diagnosis.words import Finding, Measured, findings
+from mqvae.errors import MqvaeError
 from mqvae.runs import Run, write_json
 from mqvae.settings import Settings
 from mqvae.trainer import Training, resume, warmup_cosine
@@ -74,7 +75,7 @@ def diagnose(
     """
     for name, number in (("images", images), ("searched", searched), ("steps", steps)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be 1 or more, got {number}.")
+            raise MqvaeError(f"{name} must be 1 or more, got {number}.")
     run = Run(folder)
     settings = Settings.of_run(run)
     trainer = dataclasses.replace(settings.trainer, devices=1)

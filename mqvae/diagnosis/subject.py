@@ -4,6 +4,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.data import Images, Part
 from mqvae.data.order import order_of
+from mqvae.errors import MqvaeError
 
 
 def quantizer_of(network: VQNetwork) -> VectorQuantizer:
@@ -13,7 +14,7 @@ def quantizer_of(network: VQNetwork) -> VectorQuantizer:
         ValueError: if it is not one that takes the nearest codeword of one codebook a group.
     """
     if not isinstance(network.quantizer, VectorQuantizer):
-        raise ValueError(
+        raise MqvaeError(
             "this diagnosis is about the nearest codeword of one codebook a group: it expects a "
             f"VectorQuantizer, got {type(network.quantizer).__name__}. Diagnose another run."
         )
@@ -27,7 +28,7 @@ def sample(images: Images, count: int, *, seed: int) -> Images:
         ValueError: if that is no image.
     """
     if count < 1 or not len(images):
-        raise ValueError(
+        raise MqvaeError(
             f"a diagnosis needs images: expected a count of 1 or more, got {count} of "
             f"{len(images)} images."
         )

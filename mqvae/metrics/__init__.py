@@ -13,6 +13,7 @@ from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
 from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, fitting
+from mqvae.errors import MqvaeError
 from mqvae.metrics.image_figure import ImageFigure
 from mqvae.progress import watched_batches
 from mqvae.tasks import Figure, Picture, Task
@@ -96,7 +97,7 @@ def evaluate(
         ValueError: if there are no images, or there are further figures and the output is none.
     """
     if not len(images):
-        raise ValueError("there are no images to evaluate on.")
+        raise MqvaeError("there are no images to evaluate on.")
     quantizer = network.quantizer
     measured = task.measurement()
     batch_size = fitting(BATCH_SIZE, images.shape)

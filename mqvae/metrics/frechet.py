@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import Images
+from mqvae.errors import MqvaeError
 from mqvae.metrics.image_figure import ImageFigure, at_least, in_parts, resized
 from mqvae.metrics.inception import inception, to_bytes
 from mqvae.tasks import Figure
@@ -68,7 +69,7 @@ class Moments:
         sums = total(self.sums)
         count = sums[-1, -1]
         if count < 2:
-            raise ValueError("a Fréchet distance needs two images or more.")
+            raise MqvaeError("a Fréchet distance needs two images or more.")
         mean = sums[-1, :-1] / count
         return mean, (sums[:-1, :-1] - count * mean.outer(mean)) / (count - 1)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import Images
+from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.metrics.score import ScoreFigure
 from mqvae.tasks import Figure
@@ -63,7 +64,7 @@ def inception(weights: Weights, features: str) -> Any:
         with torch.random.fork_rng(devices=[]):
             return NoTrainInceptionV3("inception-v3-compat", [features], **options)
     except RuntimeError as error:
-        raise ValueError(
+        raise MqvaeError(
             f"the weights of inception ({weights}) do not fit the network: {error}. "
             "`mqvae weights` says where they are; delete them and fetch them again."
         ) from error

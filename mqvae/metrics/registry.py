@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 
 from mqvae.data import Images
+from mqvae.errors import MqvaeError
 from mqvae.extras import ExtraMissing
 from mqvae.metrics.frechet import Fid, FrechetVgg16
 from mqvae.metrics.image_figure import ImageFigure
@@ -64,7 +65,7 @@ def further_figures(
     for name in names:
         if name not in (*known, ALL):
             what = "" if makes_images else f", whose task, {type(task).__name__}, gives no images"
-            raise ValueError(
+            raise MqvaeError(
                 f"there is no figure '{name}' of this run{what}.{nearest(name, known)} Figures: "
                 f"{', '.join(known)}, {ALL}."
             )

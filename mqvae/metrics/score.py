@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mqvae.data import Images
 from mqvae.data.order import order_of
+from mqvae.errors import MqvaeError
 from mqvae.metrics.image_figure import PART, ImageFigure
 from mqvae.tasks import Figure
 
@@ -100,7 +101,7 @@ class ClassScore(ScoreFigure):
         classifier: Classifier | None = None,
     ) -> None:
         if classifier is None:
-            raise ValueError(
+            raise MqvaeError(
                 "a class score takes a classifier of the same data set: --classifier RUN, as "
                 "`mqvae train classifier` makes one."
             )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mqvae.data import Images
+from mqvae.errors import MqvaeError
 from mqvae.metrics.image_figure import MeanFigure, at_least, resized
 from mqvae.tasks import Figure
 from mqvae.weights import Weights, read
@@ -30,7 +31,7 @@ class Ssim(MeanFigure):
     def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
         super().__init__()
         if min(images.shape[-2:]) < _SSIM_SMALLEST:
-            raise ValueError(
+            raise MqvaeError(
                 f"ssim needs images of {_SSIM_SMALLEST} × {_SSIM_SMALLEST} pixels or more, got "
                 f"{images.shape[-2]} × {images.shape[-1]}: leave ssim out."
             )

@@ -7,6 +7,7 @@ from torch import nn
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import Quantizer
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def check_sides(height: int, width: int, *, stride: int) -> None:
     if height % stride or width % stride:
         smaller = [max(side - side % stride, stride) for side in (height, width)]
         larger = [side + -side % stride for side in (height, width)]
-        raise ValueError(
+        raise MqvaeError(
             f"image sides must be multiples of {stride}, got {height} × {width}: "
             f"{smaller[0]} × {smaller[1]} or {larger[0]} × {larger[1]} would do."
         )

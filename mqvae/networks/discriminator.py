@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 
 from mqvae.core.distributed import mean_with_graph, shared, world_size
 from mqvae.core.passes import full
+from mqvae.errors import MqvaeError
 
 WIDEST = 8  # times the width of the first layer
 
@@ -31,7 +32,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         for name, value in (("width", width), ("layers", layers)):
             if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
         self.smallest = 3 * 2**layers  # pixels a side of which one logit is left
         widths = [width * min(2**i, WIDEST) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), _leaky()]
@@ -57,7 +58,7 @@ class PatchDiscriminator(nn.Module):
             ValueError: names the smallest that will do.
         """
         if min(height, width) < self.smallest:
-            raise ValueError(
+            raise MqvaeError(
                 f"this discriminator needs images of {self.smallest} × {self.smallest} pixels or "
                 f"more, got {height} × {width}: give it fewer layers."
             )
@@ -81,7 +82,7 @@ class JointBatchNorm(nn.Module):
         if not self.training or world_size() == 1:
             return own(x)
         if forward_ad.unpack_dual(x).tangent is not None:
-            raise ValueError(
+            raise MqvaeError(
                 "forward mode does not reach what several processes share, here the "
                 "discriminator's batch statistics: differentiate by differences, as Exact() does "
                 "by itself, or train in one process."

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mqvae.errors import MqvaeError
+
 
 class GatedLayer(nn.Module):
     """One layer of both stacks.
@@ -108,14 +110,14 @@ class PixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(f"shape must be (h, w) or (h, w, G), got {tuple(shape)}.")
+            raise MqvaeError(f"shape must be (h, w) or (h, w, G), got {tuple(shape)}.")
         for name, value in (("num_codes", num_codes), ("width", width), ("layers", layers)):
             if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
         if kernel < 3 or kernel % 2 == 0:
-            raise ValueError(f"kernel must be an odd number of 3 or more, got {kernel}.")
+            raise MqvaeError(f"kernel must be an odd number of 3 or more, got {kernel}.")
         if classes < 0:
-            raise ValueError(f"classes must be 0 or more, got {classes}.")
+            raise MqvaeError(f"classes must be 0 or more, got {classes}.")
         self.num_codes = num_codes
         self.shape = tuple(shape)
         self.groups = shape[2] if len(shape) == 3 else 1
@@ -149,7 +151,7 @@ class PixelCNN(nn.Module):
             ValueError: if shapes do not fit, or classes are missing or not expected.
         """
         if tuple(codes.shape[1:]) != self.shape:
-            raise ValueError(
+            raise MqvaeError(
                 f"codes must be (B, {', '.join(map(str, self.shape))}), got {tuple(codes.shape)}."
             )
         self._check_labels(labels, len(codes))
@@ -194,7 +196,7 @@ class PixelCNN(nn.Module):
             ValueError: if an argument is out of range.
         """
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise MqvaeError(f"temperature must be above 0, got {temperature}.")
 
         def draw(logits: Tensor, row: int, column: int) -> Tensor:
             # On the CPU, so that a seed draws the same on every device.
@@ -228,7 +230,7 @@ class PixelCNN(nn.Module):
             ValueError: if `count` is less than 1, or classes are missing or not expected.
         """
         if count < 1:
-            raise ValueError(f"count must be 1 or more, got {count}.")
+            raise MqvaeError(f"count must be 1 or more, got {count}.")
         self._check_labels(labels, count)
         layers: list[GatedLayer] = list(self.layers)  # type: ignore[arg-type]
         biases = [layer.biases(labels) for layer in layers]
@@ -268,12 +270,12 @@ class PixelCNN(nn.Module):
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
         if not self.classes:
             if labels is not None:
-                raise ValueError("this PixelCNN is not conditioned on classes: leave out labels.")
+                raise MqvaeError("this PixelCNN is not conditioned on classes: leave out labels.")
         elif labels is None or labels.shape != (count,):
             got = "none" if labels is None else tuple(labels.shape)
-            raise ValueError(f"labels must be ({count},) classes, got {got}.")
+            raise MqvaeError(f"labels must be ({count},) classes, got {got}.")
         elif not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            raise ValueError(
+            raise MqvaeError(
                 f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … "
                 f"{int(labels.max())}."
             )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture, Inputs
 
 SMALL_SIDE = 64  # the largest that the small stem is chosen for
@@ -39,13 +40,13 @@ class ResNet18(Architecture):
 
     def __post_init__(self) -> None:
         if self.base_width < 1:
-            raise ValueError(f"base_width must be 1 or more, got {self.base_width}.")
+            raise MqvaeError(f"base_width must be 1 or more, got {self.base_width}.")
         if self.stem not in ("small", "imagenet", None):
-            raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}.")
+            raise MqvaeError(f"stem must be 'small' or 'imagenet', got {self.stem!r}.")
 
     def check(self, inputs: Inputs) -> None:
         if inputs.classes < 2:
-            raise ValueError(
+            raise MqvaeError(
                 f"ResNet18 tells 2 or more classes apart, got {inputs.classes}: take images that "
                 "have labels, or say how many classes there are with --data.classes."
             )
@@ -53,7 +54,7 @@ class ResNet18(Architecture):
         least = 8 if self._small(inputs.side) else 32
         if inputs.side < least:
             advice = "" if least == 8 else ", or --network.stem small"
-            raise ValueError(
+            raise MqvaeError(
                 f"ResNet18 takes images of {least} pixels a side or more, got {inputs.side}: "
                 f"--data.side {least}{advice}."
             )

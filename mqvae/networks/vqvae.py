@@ -8,6 +8,7 @@ from torch.nn.functional import layer_norm
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture, Inputs, check_sides
 
 STRIDE = 4
@@ -82,7 +83,7 @@ class VQVAEEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
         if channels != self.channels:
-            raise ValueError(
+            raise MqvaeError(
                 f"the encoder expects images of {self.channels} channels, got {channels}."
             )
         check_sides(height, width, stride=STRIDE)
@@ -195,13 +196,13 @@ def vqvae(
 
 def _check_normalization(normalization: Normalization | None) -> None:
     if normalization not in (None, *get_args(Normalization)):
-        raise ValueError(
+        raise MqvaeError(
             f"normalization must be 'batch' or 'layer', or None for neither, got {normalization!r}."
         )
 
 
 def _check(width: int, residual_blocks: int) -> None:
     if width < 2 or width % 2:
-        raise ValueError(f"width must be an even number of 2 or more, got {width}.")
+        raise MqvaeError(f"width must be an even number of 2 or more, got {width}.")
     if residual_blocks < 0:
-        raise ValueError(f"residual_blocks must be 0 or more, got {residual_blocks}.")
+        raise MqvaeError(f"residual_blocks must be 0 or more, got {residual_blocks}.")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from mqvae.errors import MqvaeError
 from mqvae.paper.cells import (
     DEBUG,
     LEGEND,
@@ -54,15 +55,15 @@ def files(page: Page) -> dict[str, bytes]:
         images = {image_name(section, i): image.png for i, image in enumerate(section.images)}
         for name, content in [*plots.items(), *images.items()]:
             if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(
+                raise MqvaeError(
                     f"{name!r} cannot be a file's name: expected letters, digits, '.', '-' and "
                     "'_'. Rename the plot or the section."
                 )
             if name in found:
-                raise ValueError(f"two plots are named {name!r}: give each a name of its own.")
+                raise MqvaeError(f"two plots are named {name!r}: give each a name of its own.")
             found[name] = content
         if len(plots) < len(section.plots):
-            raise ValueError(f"two plots of {section.name} have one name: give each its own.")
+            raise MqvaeError(f"two plots of {section.name} have one name: give each its own.")
     return found
 
 

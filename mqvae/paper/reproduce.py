@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from mqvae.errors import MqvaeError
 from mqvae.paper.bounds import Bounds, Settled
 from mqvae.paper.codebooks import Rules
 from mqvae.paper.figures import (
@@ -77,7 +78,7 @@ def experiments(names: Sequence[str]) -> list[Experiment]:
     known = [*EXPERIMENTS, ALL]
     for name in names:
         if name not in known:
-            raise ValueError(
+            raise MqvaeError(
                 f"there is no '{name}'.{nearest(name, known)} There are: {', '.join(known)}."
             )
     return [

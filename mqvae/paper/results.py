@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from mqvae.errors import MqvaeError
 from mqvae.runs import read_json, write_whole
 
 
@@ -85,7 +86,7 @@ class Results:
             content = read_json(path)
             self._found[_key(content["asks"])] = (path.stem, content)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} is no result ({type(error).__name__}: {error}): remove it, and what it "
                 "held is made again."
             ) from error

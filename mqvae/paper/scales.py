@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from mqvae.errors import MqvaeError
+
 SCALES = {
     "debug": "seconds; that every table and figure works",
     "cpu": "two cores; sizes at which quantization limits the networks",
@@ -81,7 +83,7 @@ def load_scale(name: str) -> Scale:
         ValueError: if there is no such scale.
     """
     if name not in SCALES:
-        raise ValueError(f"there is no scale '{name}': {', '.join(SCALES)}.")
+        raise MqvaeError(f"there is no scale '{name}': {', '.join(SCALES)}.")
     file = resources.files("mqvae.paper") / "scales" / f"{name}.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     content["sizes"] = [(codes, dim) for codes, dim in content["sizes"]]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mqvae.errors import MqvaeError
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.prior.training import begin_prior, resume_prior
 from mqvae.runs import read_json
@@ -58,14 +59,14 @@ def sample_curve(
         Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
     """
     if not settings.samples_every:
-        raise ValueError("samples_every must be 1 or more for samples to be measured, got 0.")
+        raise MqvaeError("samples_every must be 1 or more for samples to be measured, got 0.")
     folder = Path(run) / FOLDER
     if not (folder / "config.yaml").is_file():
         return _curve(begin_prior(run, settings, checkpoint=checkpoint, device=device).fit())
     config = PriorConfig.load(folder)
     asked = replace(settings, distance=settings.distance or config.prior.distance)
     if (config.prior, config.checkpoint) != (asked, checkpoint):
-        raise ValueError(
+        raise MqvaeError(
             f"{folder} is a prior with other settings: remove it, or train one like it with "
             "`mqvae prior RUN --overwrite`."
         )

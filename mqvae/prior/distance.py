@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mqvae.core.distributed import alone
 from mqvae.data.order import order_of
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
 from mqvae.metrics.frechet import Fid, Frechet, FrechetVgg16, Moments, frechet_distance
 from mqvae.networks.pixelcnn import PixelCNN
@@ -69,7 +70,7 @@ class SampleDistance:
                 self.points = {int(r["step"]): float(r[self.name]) for r in rows}
                 self._seconds = {int(r["step"]): float(r["seconds"]) for r in rows}
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
+                raise MqvaeError(
                     f"{self.file} is damaged ({error}): delete it to go on without what it had."
                 ) from error
             self._write()

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.settings import FOLDER, PriorConfig
 from mqvae.runs import Run
@@ -52,7 +53,7 @@ def sample_codes(
         ValueError: if an argument is out of range.
     """
     if count < 1:
-        raise ValueError(f"count must be 1 or more, got {count}.")
+        raise MqvaeError(f"count must be 1 or more, got {count}.")
     labels: Tensor | None = None
     if prior.classes and label is None:
         labels = torch.arange(count) % prior.classes

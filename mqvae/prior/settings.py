@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.core.quantizer import NoQuantizer
+from mqvae.errors import MqvaeError
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
@@ -50,18 +51,18 @@ class PriorSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "width", "layers", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         for name in ("seed", "samples_every"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+                raise MqvaeError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if self.samples < 2:
-            raise ValueError(f"samples must be 2 or more, got {self.samples}.")
+            raise MqvaeError(f"samples must be 2 or more, got {self.samples}.")
         if self.distance not in (None, *DISTANCES):
-            raise ValueError(f"distance must be {' or '.join(DISTANCES)}, got {self.distance!r}.")
+            raise MqvaeError(f"distance must be {' or '.join(DISTANCES)}, got {self.distance!r}.")
         if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be above 0, got {self.lr}.")
+            raise MqvaeError(f"lr must be above 0, got {self.lr}.")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be 0 or more and less than 1, got {self.warmup}.")
+            raise MqvaeError(f"warmup must be 0 or more and less than 1, got {self.warmup}.")
 
 
 @dataclass(frozen=True)
@@ -96,19 +97,19 @@ class PriorConfig:
         run, data = tokenizer.run.folder, tokenizer.settings.data
         quantizer = tokenizer.network.quantizer
         if isinstance(quantizer, NoQuantizer):
-            raise ValueError(
+            raise MqvaeError(
                 f"{run} was trained without quantization: it has no codes that a prior could learn."
             )
         codes = tokenizer.encode(torch.zeros(1, data.channels or 1, data.side or 1, data.side or 1))
         if codes.ndim != (3 if quantizer.groups == 1 else 4):
-            raise ValueError(f"the codes of {run} are no grid: a prior needs (h, w) for an image.")
+            raise MqvaeError(f"the codes of {run} are no grid: a prior needs (h, w) for an image.")
         try:
             tokenizer.task.images(tokenizer.decode(codes))
         except ValueError as error:
-            raise ValueError(f"{run} gives no images that a prior could draw: {error}") from error
+            raise MqvaeError(f"{run} gives no images that a prior could draw: {error}") from error
         classes = (data.classes or 0) if prior.conditional else 0
         if prior.conditional and classes < 2:
-            raise ValueError(f"the images of {run} have no classes: leave out --conditional.")
+            raise MqvaeError(f"the images of {run} have no classes: leave out --conditional.")
         shape = tuple(codes.shape[1:])
         return cls(prior, quantizer.num_codes, shape, classes, checkpoint, tokenizer.model)
 
@@ -124,7 +125,7 @@ class PriorConfig:
             ValueError: if there is no prior, or the file is damaged.
         """
         if not (folder / "config.yaml").is_file():
-            raise ValueError(f"{folder.parent} has no prior: train one, `mqvae prior RUN`.")
+            raise MqvaeError(f"{folder.parent} has no prior: train one, `mqvae prior RUN`.")
         content = Run(folder).config
         try:
             _exactly(cls, content)
@@ -132,7 +133,7 @@ class PriorConfig:
             shape = tuple(int(n) for n in content["shape"])
             return cls(**{**content, "prior": PriorSettings(**content["prior"]), "shape": shape})
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise MqvaeError(
                 f"{folder / 'config.yaml'} is damaged ({error}): train the prior again with "
                 "--overwrite."
             ) from error
@@ -159,7 +160,7 @@ class PriorConfig:
             ValueError: if its weights are others.
         """
         if tokenizer.model != self.model:
-            raise ValueError(
+            raise MqvaeError(
                 f"the prior belongs to other weights than those of {tokenizer.run.folder}: their "
                 "codes mean other things. Train it again, `mqvae prior RUN --overwrite`."
             )
@@ -173,4 +174,4 @@ class PriorConfig:
 def _exactly(kind: type, content: Mapping[str, Any]) -> None:
     expected, got = {f.name for f in fields(kind)}, set(content)
     if expected != got:
-        raise ValueError(f"expected {sorted(expected)}, got {sorted(got)}")
+        raise MqvaeError(f"expected {sorted(expected)}, got {sorted(got)}")

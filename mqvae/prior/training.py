@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from mqvae import __version__
+from mqvae.errors import MqvaeError
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
 from mqvae.prior.distance import SampleDistance, usual_distance
@@ -68,7 +69,7 @@ def begin_prior(
     folder = Path(run) / FOLDER
     Run(run)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(
+        raise MqvaeError(
             f"{folder} exists already: add --overwrite to replace it, or --resume to go on with it."
         )
     tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
@@ -276,7 +277,7 @@ def _measured(
     """
     splits, _ = load_splits(tokenizer.settings)
     if len(splits.train) < config.prior.batch_size:
-        raise ValueError(
+        raise MqvaeError(
             f"batch_size must be {len(splits.train)} or less, the number of training images, got "
             f"{config.prior.batch_size}."
         )

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mqvae.errors import MqvaeError
+
 REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (
     *REQUIRED_METRICS,
@@ -24,9 +26,9 @@ METRICS = (
 MOST_CODES = 2**24  # beyond it a code is a slip, and would need memory to match
 
 
-def damaged(file: Path, what: str) -> ValueError:
+def damaged(file: Path, what: str) -> MqvaeError:
     """What to raise about a file that is there and cannot be used."""
-    return ValueError(f"{file} is damaged: {what}; restore it or run `mqvae` again to write it")
+    return MqvaeError(f"{file} is damaged: {what}; restore it or run `mqvae` again to write it")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

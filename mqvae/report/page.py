@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mqvae.errors import MqvaeError
 from mqvae.report.charts import COLOURS, mark
 from mqvae.report.codebook import decoded
 from mqvae.report.curves import codes, dynamics, training
@@ -59,7 +60,7 @@ def write_report(
     """
     out = Path(out)
     if out.is_dir():
-        raise ValueError(f"{out} is a folder: expected the name of a file, such as report.html")
+        raise MqvaeError(f"{out} is a folder: expected the name of a file, such as report.html")
     read = read_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = render(read, title=title, folder=out.parent, reload=reload)

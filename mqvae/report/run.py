@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from mqvae.errors import MqvaeError
 from mqvae.report.files import damaged, read_counts, read_json, read_metrics, read_yaml
 from mqvae.report.words import dataset_title
 
@@ -184,7 +185,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         ValueError: no paths, a path that is not a run, or a damaged file in one.
     """
     if not paths:
-        raise ValueError("no runs: expected at least one folder that `mqvae train` wrote, got none")
+        raise MqvaeError("no runs: expected at least one folder that `mqvae train` wrote, got none")
     runs = [read_run(Path(path)) for path in paths]
     names = [run.name for run in runs]
     folders = [run.path.resolve().name for run in runs]
@@ -215,7 +216,7 @@ def read_run(path: Path) -> Run:
         ValueError: `path` is not a run, or a file in it is damaged.
     """
     if not (path / "config.yaml").is_file():
-        raise ValueError(
+        raise MqvaeError(
             f"{path} is not a run: expected config.yaml in it; "
             "pass a folder that `mqvae train` wrote"
         )

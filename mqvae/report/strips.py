@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mqvae.errors import MqvaeError
+
 GAP = 2  # pixels between the tiles of a strip in a run folder
 TILE = 56  # CSS pixels that a tile has at least
 LARGE = 128  # CSS pixels that a tile has at most, when its image is larger
@@ -82,12 +84,12 @@ def read_strip(file: Path) -> Strip | None:
             grey = opened.mode in ("1", "L", "LA", "I", "I;16")
             pixels = np.asarray(opened.convert("L" if grey else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{file} is damaged: not a readable image ({error})") from error
+        raise MqvaeError(f"{file} is damaged: not a readable image ({error})") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     side, width = pixels.shape[:2]
     count, left = divmod(width + GAP, side + GAP)
     if left or not count:
-        raise ValueError(
+        raise MqvaeError(
             f"{file} is damaged: expected square tiles with {GAP} pixels between them, "
             f"got an image of {width}×{side}"
         )

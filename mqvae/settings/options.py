@@ -12,6 +12,7 @@ from torch.optim import Optimizer as TorchOptimizer
 import mqvae
 from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Update
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
 from mqvae.settings.presets import preset_names
 from mqvae.tasks import Task
@@ -142,7 +143,7 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         if self.unquantized + self.gradual > 1:
-            raise ValueError(
+            raise MqvaeError(
                 "warm_start.unquantized and warm_start.gradual are shares of the same updates, 1 "
                 f"at most together; got {self.unquantized} and {self.gradual}."
             )

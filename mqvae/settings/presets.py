@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 PRESETS = resources.files("mqvae") / "presets"
@@ -43,13 +44,13 @@ def layers(name: str, *, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     elif path.suffix in (".yaml", ".yml") or (path.is_file() and "/" in name):
         settings = contents(path)
     elif (path / "config.yaml").is_file():
-        raise ValueError(
+        raise MqvaeError(
             f"{name} is a run: `mqvae train --resume {name}` goes on with it, `mqvae train "
             f"{path / 'config.yaml'}` repeats it."
         )
     else:
         led = f"{above[-1]}: " if above else ""
-        raise ValueError(
+        raise MqvaeError(
             f"{led}there is no preset '{name}'.{nearest(name, preset_names())} "
             f"{presets_in_words()} A path to a YAML file would do too."
         )
@@ -57,12 +58,12 @@ def layers(name: str, *, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     if base is None:
         return [settings]
     if not isinstance(base, str):
-        raise ValueError(f"{name}: base must name a preset or a YAML file, got {base!r}.")
+        raise MqvaeError(f"{name}: base must name a preset or a YAML file, got {base!r}.")
     if base not in preset_names() and (base.endswith((".yaml", ".yml")) or "/" in base):
         base = os.path.normpath(path.parent / base)
     above = (*above, name)
     if base in above:
-        raise ValueError(f"{name}: base goes in a circle, {' → '.join([*above, base])}.")
+        raise MqvaeError(f"{name}: base goes in a circle, {' → '.join([*above, base])}.")
     return [*layers(base, above=above), settings]
 
 
@@ -75,11 +76,11 @@ def contents(path: Any) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"there is no file {path}. {presets_in_words()}") from None
+        raise MqvaeError(f"there is no file {path}. {presets_in_words()}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+        raise MqvaeError(f"{path} is not valid YAML: {error}") from None
     if settings is None:
         settings = {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ValueError(f"{path} must hold settings as 'name: value', got {settings!r}.")
+        raise MqvaeError(f"{path} must hold settings as 'name: value', got {settings!r}.")
     return settings

@@ -24,6 +24,7 @@ import mqvae
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Update
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
 from mqvae.settings.messages import explained
@@ -129,7 +130,7 @@ class Settings:
         try:
             return deepcopy(_checked(_layered([config])))
         except ValueError as error:
-            raise ValueError(f"{run.folder / 'config.yaml'}: {error}") from error
+            raise MqvaeError(f"{run.folder / 'config.yaml'}: {error}") from error
 
     def config(self) -> dict[str, Any]:
         """The contents of config.yaml."""
@@ -163,7 +164,7 @@ class Settings:
         except ValueError as error:
             # What a class refuses, out of the list of all that jsonargparse tried.
             own = re.findall(r"^ *- (?!Expected a)(.+)$", str(error), re.MULTILINE)
-            raise ValueError(own[-1] if own else str(error)) from error
+            raise MqvaeError(own[-1] if own else str(error)) from error
 
     def resolved(self, network: VQNetwork, update: Update, **data: Any) -> "Settings":
         """With what quantizer and rule chose by themselves written out, and these of the data."""
@@ -203,7 +204,7 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     helping = any(a in ("-h", "--help") or ".help" in a for a in arguments)
     names = [a for a in arguments[:1] if not a.startswith("-")]
     if not names and not helping:
-        raise ValueError(
+        raise MqvaeError(
             "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
             f"{presets_in_words()}"
         )
@@ -217,7 +218,7 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
             _complete(_given([preset]))
         except ValueError as own:  # the file's own mistake is told as such
             if str(own) == str(error).replace("--", ""):
-                raise ValueError(f"{names[0]}: {own}") from error
+                raise MqvaeError(f"{names[0]}: {own}") from error
         raise
     out = Path(complete.out) if complete.out else None
     return Settings._of(given, complete), out, complete.overwrite
@@ -249,7 +250,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     for group in GROUPS:
         if not isinstance(config.get(group, {}), Mapping):
             given = config[group]
-            raise ValueError(f"{group} must hold settings as 'name: value', got {given!r}.")
+            raise MqvaeError(f"{group} must hold settings as 'name: value', got {given!r}.")
     network = config.get("network")
     if isinstance(network, Mapping) and not {"class_path", "init_args"} & network.keys():
         config["network"] = {"init_args": dict(network)}
@@ -257,7 +258,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         given = config.get(slot)
         names = given.keys() if isinstance(given, Mapping) else set()
         if names & {"class_path", "init_args"} and (more := names - {"class_path", "init_args"}):
-            raise ValueError(
+            raise MqvaeError(
                 f"{slot} has a class_path and init_args, but also {', '.join(sorted(more))}."
             )
     if isinstance(config.get("from"), str):
@@ -298,7 +299,7 @@ def _given(arguments: list[str], dashes: str = "") -> Namespace:
         given = parser.parse_args(arguments, defaults=False)
     for action in parser._actions:
         if action.default is not None and given.get(action.dest, action.default) is None:
-            raise ValueError(f"{dashes}{action.dest} expects a value, got none.")
+            raise MqvaeError(f"{dashes}{action.dest} expects a value, got none.")
     return given
 
 
@@ -320,7 +321,7 @@ def _in_plain_words(dashes: str) -> Iterator[None]:
         yield
     except ArgumentError as error:
         known = [o for action in settings_parser()._actions for o in action.option_strings]
-        raise ValueError(explained(str(error), known, dashes)) from error
+        raise MqvaeError(explained(str(error), known, dashes)) from error
 
 
 def _plain(found: Namespace) -> dict[str, Any]:
@@ -341,7 +342,7 @@ def _component(value: dict[str, Any]) -> dict[str, Any]:
     if not any(
         re.match(r"(mqvae|torch\.(optim|nn\.modules\.loss))\b", module) for module in ancestors
     ):
-        raise ValueError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
+        raise MqvaeError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
     return {"class_path": path, "init_args": value.get("init_args") or {}}
 
 

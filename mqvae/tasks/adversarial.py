@@ -12,6 +12,7 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import fresh_casts, full
 from mqvae.core.updates.update import apply
+from mqvae.errors import MqvaeError
 from mqvae.networks.discriminator import PatchDiscriminator
 from mqvae.tasks.last_layer import LastLayer, without_graph
 from mqvae.tasks.perceptual import SMALLEST, PerceptualDistance
@@ -94,7 +95,7 @@ class Adversarial(Task):
             ("discriminator_lr", discriminator_lr),
         ):
             if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 0 or more, got {value}.")
         self.l1_weight = l1_weight
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight
@@ -133,7 +134,7 @@ class Adversarial(Task):
             self._last_layer = None
         if self.perceptual_weight:
             if min(height, width) < SMALLEST:
-                raise ValueError(
+                raise MqvaeError(
                     f"the perceptual loss needs images of {SMALLEST} × {SMALLEST} pixels or more, "
                     f"got {height} × {width}: larger images, or perceptual_weight 0."
                 )
@@ -193,7 +194,7 @@ class Adversarial(Task):
     def _adaptive_weight(self, of_reconstruction: Tensor, of_generator: Tensor) -> Tensor:
         """λ, given both gradients by the output."""
         if self._last_layer is None:
-            raise ValueError(
+            raise MqvaeError(
                 "Adversarial must know the network whose output it judges: call "
                 "attend(network, x) once before training."
             )
@@ -301,7 +302,7 @@ class _Figures(Measurement):
 
 def _refuse_second_derivatives(gradient: Tensor) -> None:
     if torch.is_grad_enabled():
-        raise ValueError(
+        raise MqvaeError(
             "Adversarial's gradient cannot be differentiated in reverse mode again, as Unrolled "
             "does: use Exact(), which is its equal for one step, or FiniteDifference()."
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.passes import full
+from mqvae.errors import MqvaeError
 from mqvae.tasks.task import Figure, Matrix, Measurement, Task
 
 
@@ -39,7 +40,7 @@ class Classification(Task):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}.")
+            raise MqvaeError(f"label_smoothing must be from 0 to 1, got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def target(self, x: Tensor, y: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class Classification(Task):
             ValueError: if the output is no score for every class.
         """
         if output.ndim != 2:
-            raise ValueError(
+            raise MqvaeError(
                 "Classification expects outputs (B, classes), got "
                 f"{tuple(output.shape)}: take a network that classifies, such as ResNet18."
             )

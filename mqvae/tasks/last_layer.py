@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import RandomState, call
+from mqvae.errors import MqvaeError
 
 
 class LastLayer:
@@ -58,7 +59,7 @@ class LastLayer:
         while self._inputs and sum(map(len, parts)) < len(gradients[0]):
             parts.insert(0, self._inputs.pop())
         if sum(map(len, parts)) != len(gradients[0]):
-            raise ValueError(
+            raise MqvaeError(
                 f"an output of {len(gradients[0])} images is judged that the decoder has not just "
                 "made: call `attend` with the network that is trained, and the task after each of "
                 "its passes."
@@ -107,8 +108,8 @@ def _scale_after(layer: nn.Module, network: VQNetwork, x: Tensor) -> float:
     return scale.item()
 
 
-def _unfit(network: VQNetwork, what: str) -> ValueError:
-    return ValueError(
+def _unfit(network: VQNetwork, what: str) -> MqvaeError:
+    return MqvaeError(
         "the adaptive weight of the discriminator comes from the decoder's last layer: expected "
         "the decoder to have `last_layer`, a Conv2d or ConvTranspose2d whose output is the "
         f"decoder's up to a scale and a shift, but {type(network.decoder).__name__}'s {what}. Take "

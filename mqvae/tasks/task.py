@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mqvae.core.bilevel import LossModule
 from mqvae.core.network import VQNetwork
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Task(LossModule, ABC):
         Raises:
             ValueError: if it gives something else; so it does by default.
         """
-        raise ValueError(f"what a network gives in a {type(self).__name__} task is no image.")
+        raise MqvaeError(f"what a network gives in a {type(self).__name__} task is no image.")
 
     def attend(self, network: VQNetwork, x: Tensor) -> None:
         """Get to know the network, once before training; by default it need not.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from PIL import Image
 
+from mqvae.errors import MqvaeError
 from mqvae.runs import read_json
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
             try:
                 content = read_json(path)
             except ValueError as error:
-                raise ValueError(f"{path} is damaged: {error}") from error
+                raise MqvaeError(f"{path} is damaged: {error}") from error
             if content.get("step", content.get("steps")) == tokenizer.step:
                 return content
     return {}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
 from mqvae.tokenizer.sizes import Size
 
 
@@ -33,7 +34,7 @@ class SizedCodes(Tensor):
     # What makes it is `as_subclass`: a tensor's own constructor would copy.
     def __new__(cls, codes: Tensor, sizes: Sequence[Size]) -> "SizedCodes":
         if len(sizes) != len(codes):
-            raise ValueError(f"codes of {len(codes)} images, but {len(sizes)} sizes.")
+            raise MqvaeError(f"codes of {len(codes)} images, but {len(sizes)} sizes.")
         made = codes.detach().as_subclass(cls)
         made.sizes = tuple(sizes)
         return made
@@ -110,10 +111,10 @@ class Codes:
             ValueError: if the file is not one of codes.
         """
         if not Path(path).is_file():
-            raise ValueError(f"there is no file {path}.")
+            raise MqvaeError(f"there is no file {path}.")
         try:
             if not zipfile.is_zipfile(path):
-                raise ValueError("no .npz file")
+                raise MqvaeError("no .npz file")
             with np.load(path, allow_pickle=False) as file:
                 return cls(
                     codes=file["codes"],
@@ -133,6 +134,6 @@ class Codes:
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} does not hold codes ({error}): pass a file that `mqvae encode` wrote."
             ) from error

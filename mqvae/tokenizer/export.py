@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mqvae.core.network import VQNetwork
+from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.tokenizer.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def export(
         ExtraMissing: if a package that ONNX needs is not installed.
     """
     if not formats or not set(formats) <= set(FORMATS):
-        raise ValueError(
+        raise MqvaeError(
             f"formats are {' and '.join(FORMATS)}, got {', '.join(formats) or 'none'}."
         )
     if "onnx" in formats:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mqvae.data import Images, Reading, load_all
+from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.tokenizer.codes import Codes
 from mqvae.trainer import load_split
@@ -26,7 +27,7 @@ def find_images(tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str) 
         if what in ("train", "test"):
             skip: Any = on_error
             return load_split(replace(data, memory=False, on_error=skip), what)
-        raise ValueError(
+        raise MqvaeError(
             f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
             "or 'test' for that split of the run's dataset."
         )
@@ -39,9 +40,9 @@ def find_images(tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str) 
         text, advice, _ = str(error).partition("; give a side")
         if not advice:
             raise
-        raise ValueError(f"{text}; --fit resizes and crops to {data.side}.") from error
+        raise MqvaeError(f"{text}; --fit resizes and crops to {data.side}.") from error
     if images.shape[0] != data.channels:
-        raise ValueError(
+        raise MqvaeError(
             f"{what} has images of {images.shape[0]} channels, the run was trained on "
             f"{data.channels}: --fit converts them."
         )
@@ -52,7 +53,7 @@ def find_images(tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str) 
         with torch.no_grad():
             tokenizer.network.encode(black)
     except ValueError as error:
-        raise ValueError(f"{what}: {error} --fit resizes them to {data.side}.") from None
+        raise MqvaeError(f"{what}: {error} --fit resizes them to {data.side}.") from None
     return images
 
 
@@ -62,26 +63,26 @@ def check_codes(tokenizer: "Tokenizer", codes: Codes) -> None:
     array = codes.codes
     ndim = 3 if quantizer.groups == 1 else 4
     if codes.num_codes != quantizer.num_codes:
-        raise ValueError(
+        raise MqvaeError(
             f"the codes index {codes.num_codes} codewords, the run has "
             f"{quantizer.num_codes}: they belong to another run."
         )
     if array.ndim != ndim or (ndim == 4 and array.shape[-1] != quantizer.groups):
         shape = "(n, h, w)" if ndim == 3 else f"(n, h, w, {quantizer.groups})"
-        raise ValueError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
+        raise MqvaeError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
     if codes.channels != tokenizer.settings.data.channels:
-        raise ValueError(
+        raise MqvaeError(
             f"the codes are of images with {codes.channels} channels, the run has "
             f"{tokenizer.settings.data.channels}."
         )
     if len(codes.names) != len(array):
-        raise ValueError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
+        raise MqvaeError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
     if not array.size or array.dtype.kind not in "iu":
-        raise ValueError(
+        raise MqvaeError(
             f"codes must be whole numbers, and some, got {array.size} of {array.dtype}."
         )
     if not 0 <= int(array.min()) <= int(array.max()) < quantizer.num_codes:
-        raise ValueError(
+        raise MqvaeError(
             f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
             f"{int(array.max())}."
         )
@@ -89,12 +90,12 @@ def check_codes(tokenizer: "Tokenizer", codes: Codes) -> None:
     output = tokenizer.decode(torch.from_numpy(array[:1].astype(np.int64)))
     image = tokenizer.task.images(output)[0]  # (C, H, W)
     if image.shape != (codes.channels, codes.side, codes.side):
-        raise ValueError(
+        raise MqvaeError(
             f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
             f"{image.shape[1]} × {image.shape[2]}, the file says {codes.side} × {codes.side}."
         )
     if codes.model != tokenizer.model:
-        raise ValueError(
+        raise MqvaeError(
             "these codes were made with other weights: decode them with the run and the "
             "checkpoint that encoded them."
         )

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mqvae.data.decoding import guarded, numbers, upright
+from mqvae.errors import MqvaeError
 
 Picture: TypeAlias = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
 Pictures: TypeAlias = Picture | Sequence[Picture]
@@ -42,12 +43,12 @@ def tensors_of(given: Pictures, channels: int) -> Tensor | list[Tensor]:
     if not isinstance(given, list | tuple):
         return _batch(given, channels)
     if not given:
-        raise ValueError(f"there are no images: {EXPECTED}.")
+        raise MqvaeError(f"there are no images: {EXPECTED}.")
     images = []
     for index, each in enumerate(given):
         batch = _batch(each, channels)
         if len(batch) != 1:
-            raise ValueError(
+            raise MqvaeError(
                 f"entry {index} of the list holds {len(batch)} images: expected one image in each."
             )
         images.append(batch[0])
@@ -69,12 +70,12 @@ def _batch(given: Any, channels: int) -> Tensor:
     elif isinstance(given, Tensor):
         tensor = given.detach()
     else:
-        raise ValueError(f"{EXPECTED}, got {type(given).__name__}.")
+        raise MqvaeError(f"{EXPECTED}, got {type(given).__name__}.")
     batch = tensor[None] if tensor.ndim == 3 else tensor
     if batch.ndim != 4 or batch.shape[1] != channels or not batch.numel():
         what = "a tensor" if isinstance(given, Tensor) else "an array"
         shape = "(C, H, W) or (B, C, H, W)" if what == "a tensor" else "(H, W, C) or (B, H, W, C)"
-        raise ValueError(
+        raise MqvaeError(
             f"{what} of images is {shape} with C = {channels}, the channels that the tokenizer was "
             f"trained on; got {tuple(given.shape)}."
         )
@@ -83,7 +84,7 @@ def _batch(given: Any, channels: int) -> Tensor:
 
 def _file(path: Path, channels: int) -> Tensor:
     if path.is_dir():
-        raise ValueError(
+        raise MqvaeError(
             f"{path} is a folder: pass a list of files, as in sorted(Path({str(path)!r})"
             ".glob('*.png')), or encode all of it with `mqvae encode`."
         )
@@ -100,7 +101,7 @@ def _channels_first(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
     if array.dtype not in (np.uint8, np.float16, np.float32, np.float64):
-        raise ValueError(f"{_NUMBERS}, got an array of {array.dtype}.")
+        raise MqvaeError(f"{_NUMBERS}, got an array of {array.dtype}.")
     if array.ndim in (3, 4):
         array = np.moveaxis(array, -1, -3)
     return torch.from_numpy(np.array(array))  # of its own: it may be a view that goes backwards
@@ -114,8 +115,8 @@ def _scaled(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images / 255
     if not images.is_floating_point():
-        raise ValueError(f"{_NUMBERS}, got {images.dtype}.")
+        raise MqvaeError(f"{_NUMBERS}, got {images.dtype}.")
     low, high = (float(bound) for bound in images.aminmax())
     if not (low >= -SLACK and high <= 1 + SLACK):
-        raise ValueError(f"{_NUMBERS}, got floats from {low:.4g} to {high:.4g}: scale them.")
+        raise MqvaeError(f"{_NUMBERS}, got floats from {low:.4g} to {high:.4g}: scale them.")
     return images

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mqvae import __version__
+from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
 from mqvae.settings import Settings
@@ -57,14 +58,14 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
             if run
             else ("pass a folder that Tokenizer.save_pretrained wrote")
         )
-        raise ValueError(f"{folder} holds no {CONFIG} of a tokenizer: {advice}.")
+        raise MqvaeError(f"{folder} holds no {CONFIG} of a tokenizer: {advice}.")
     config = read_json(folder / CONFIG)
     try:
         settings = Settings.of(config["settings"])
         content = (folder / WEIGHTS).read_bytes()
         weights = load(content)
     except Exception as error:
-        raise ValueError(f"{folder} holds no tokenizer that can be read: {error}") from error
+        raise MqvaeError(f"{folder} holds no tokenizer that can be read: {error}") from error
     digest = hashlib.sha256(content).hexdigest()
     return settings, Checkpoint(weights, {}, {"step": config["step"]}, digest=digest)
 
@@ -84,7 +85,7 @@ def downloaded(
         ExtraMissing: if huggingface_hub is not installed.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise ValueError(
+        raise MqvaeError(
             f"there is no folder {name}: pass one that Tokenizer.save_pretrained wrote, or a "
             "repository on the Hugging Face Hub, as in 'somebody/tokenizer'."
         )
@@ -100,7 +101,7 @@ def downloaded(
             )
         )
     except OSError as error:  # the Hub's errors are derived from it
-        raise ValueError(
+        raise MqvaeError(
             f"there is no folder {name}, nor could it be had from the Hugging Face Hub: {error}"
         ) from error
 

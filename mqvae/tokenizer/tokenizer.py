@@ -14,6 +14,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
 from mqvae.core.shown import html_table
 from mqvae.data import Images, fitting
+from mqvae.errors import MqvaeError
 from mqvae.progress import watched_batches
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings
@@ -239,7 +240,7 @@ class Tokenizer:
 
     def _check_quantized(self) -> None:
         if isinstance(self.network.quantizer, NoQuantizer):
-            raise ValueError("without quantization there are no codes to encode to.")
+            raise MqvaeError("without quantization there are no codes to encode to.")
 
     @torch.no_grad()
     def encode(self, images: Pictures) -> SizedCodes:
@@ -302,7 +303,7 @@ class Tokenizer:
         groups = self.network.quantizer.groups
         if self.network.channel_axis == 1 and codes.ndim != (4 if groups > 1 else 3):
             shape = "(B, h, w)" if groups == 1 else f"(B, h, w, {groups})"
-            raise ValueError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
+            raise MqvaeError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
         if len(set(sizes)) < 2:
             return cut(self._decode(codes), sizes[:1])
         parts: dict[int, Tensor] = {}

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from mqvae.core.network import VQNetwork
 from mqvae.core.updates import Meta, Step, Unquantized, Update
 from mqvae.data import Batches, Images, fitting, these
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
 from mqvae.settings import Settings
 from mqvae.tasks import Player, Task
@@ -124,7 +125,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     """
     start = settings.start
     if settings.warm_start.unquantized and start is not None and "codebook" in start.parts:
-        raise ValueError(
+        raise MqvaeError(
             "warm_start.unquantized ends in a codebook from k-means, which would replace that of "
             f"{start.run}: leave it out, or take --from.parts encoder,decoder."
         )
@@ -161,7 +162,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
             schedules[f"player-{name}"] = player.schedule
     share, rest = divmod(settings.data.batch_size, processes.count)
     if rest:
-        raise ValueError(
+        raise MqvaeError(
             f"data.batch_size must be a multiple of the number of processes, {processes.count}, "
             f"got {settings.data.batch_size}: each takes an equal share of every batch."
         )
@@ -202,7 +203,7 @@ def _above(
     if which == "same":
         return None
     if not isinstance(update, Meta):
-        raise ValueError(
+        raise MqvaeError(
             f"data.above is {which}, but {type(update).__name__} judges the codebook by no batch "
             "of its own: take --update Meta, or leave data.above out."
         )
@@ -213,7 +214,7 @@ def _above(
         return above
     largest = len(splits.validation) // processes.count
     if not largest:
-        raise ValueError(
+        raise MqvaeError(
             "data.above is held-out, but there are no validation images for every process: "
             f"expected data.validation to be {processes.count} or more."
         )

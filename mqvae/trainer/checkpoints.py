@@ -8,6 +8,7 @@ from torch import Tensor
 from mqvae import __version__
 from mqvae.core.distributed import from_all_processes, sum_across_processes
 from mqvae.core.passes import RandomState
+from mqvae.errors import MqvaeError
 from mqvae.runs import Checkpoint, Run, beginning_with, optimizer_state, restore_optimizer
 from mqvae.trainer.assembly import Parts, averaged
 from mqvae.trainer.logs import Log
@@ -66,14 +67,14 @@ def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes:
         ValueError: if it is another network's, or of another version, or was imported.
     """
     if "imported" in checkpoint.state:
-        raise ValueError(
+        raise MqvaeError(
             f"{run.folder} was imported, so there is no training to go on with: begin one from it, "
             f"as in `mqvae train {run.folder}/config.yaml --from {run.folder} --out runs/tuned`."
         )
     try:
         _take_over(checkpoint, parts, log, processes)
     except (KeyError, RuntimeError, AttributeError) as error:
-        raise ValueError(
+        raise MqvaeError(
             f"the checkpoint of {run.folder} does not fit its config.yaml, or is of "
             f"another version (mqvae {checkpoint.state.get('version')}, this is "
             f"{__version__}): {error}\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 from mqvae.data import DATASETS, Images, InMemory, first, hold_out, load, usual_count
 from mqvae.data.images import nothing_to_cut
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Inputs
 from mqvae.settings import Data, Settings
 
@@ -51,14 +52,14 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
     memory = False if data.crop == "random" and data.memory is None else data.memory
     train = load_split(replace(data, memory=memory), "train")
     if data.crop == "random" and isinstance(train, InMemory):
-        raise ValueError(f"{nothing_to_cut(train.name)}.")
+        raise MqvaeError(f"{nothing_to_cut(train.name)}.")
     channels: Any = train.shape[0]  # 1 or 3, as of all images
     # Looking at a million images once is enough.
     test = load_split(replace(data, side=train.shape[1], channels=channels), "test")
     highest = max(int(images.labels.max()) for images in (train, test))
     classes = data.classes or highest + 1
     if classes <= highest:
-        raise ValueError(
+        raise MqvaeError(
             f"data.classes is {classes}, but {train.name} has labels up to {highest}: expected "
             f"{highest + 1} or more; leave it out to have them counted."
         )
@@ -77,7 +78,7 @@ def inputs_of(data: Data) -> Inputs:
         ValueError: if they have not been looked at yet.
     """
     if data.channels is None or data.side is None:
-        raise ValueError("data.channels and data.side must be known to build a network.")
+        raise MqvaeError("data.channels and data.side must be known to build a network.")
     return Inputs(data.channels, data.side, data.classes or 1)
 
 

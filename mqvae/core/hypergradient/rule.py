@@ -13,6 +13,7 @@ from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, along
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import CodebookQuantizer
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def selecting(network: VQNetwork) -> CodebookQuantizer:
     """
     quantizer = network.quantizer
     if not isinstance(quantizer, CodebookQuantizer):
-        raise ValueError(
+        raise MqvaeError(
             f"this rule needs a quantizer that selects the nearest codeword, got a "
             f"{type(quantizer).__name__}: its codebook, if any, gets the gradient of the task loss "
             "itself. Train it with Joint."
@@ -97,7 +98,7 @@ def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
         ValueError: if the estimator is not the straight-through one.
     """
     if not isinstance(quantizer.estimator, StraightThrough):
-        raise ValueError(
+        raise MqvaeError(
             f"{rule} differentiates the straight-through update; with "
             f"{type(quantizer.estimator).__name__}() the update depends on the codebook in a "
             "further way, which it would miss. Use FiniteDifference, which holds for every "
@@ -112,7 +113,7 @@ def require_optimizer_step(look_ahead: object, rule: str) -> None:
         ValueError: if it is plain descent.
     """
     if not getattr(look_ahead, "optimizer_step", True):
-        raise ValueError(
+        raise MqvaeError(
             f"{rule} takes the answer from the step the lower optimizer makes: use it with "
             "look_ahead=Kept(), or Undone(optimizer_step=True)."
         )

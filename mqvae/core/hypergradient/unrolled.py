@@ -16,6 +16,7 @@ from mqvae.core.hypergradient.rule import (
     upper_gradients,
 )
 from mqvae.core.quantizer import CodebookQuantizer
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Unrolled(HypergradientRule):
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}.")
+            raise MqvaeError(f"steps must be 1 or more, got {self.steps}.")
 
     @property
     def uses_upper_loss(self) -> bool:
@@ -48,7 +49,7 @@ class Unrolled(HypergradientRule):
     def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
         require_straight_through(quantizer, "Unrolled")
         if getattr(look_ahead, "optimizer_step", True):
-            raise ValueError(
+            raise MqvaeError(
                 "Unrolled differentiates plain descent: use it with look_ahead=Undone(), whose "
                 "virtual step is not the optimizer's."
             )

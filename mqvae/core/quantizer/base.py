@@ -11,6 +11,7 @@ from mqvae.core.distributed import process_rank
 from mqvae.core.estimator import Estimator
 from mqvae.core.shown import Shown
 from mqvae.core.transport import Transport
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,23 +129,23 @@ class Quantizer(nn.Module, ABC):
     def _check_width(self, z_e: Tensor) -> None:
         if z_e.ndim == 0 or z_e.shape[-1] != self.dim:
             width = z_e.shape[-1] if z_e.ndim else 1
-            raise ValueError(
+            raise MqvaeError(
                 f"the quantizer expects embeddings (..., {self.dim}), channels last, got "
                 f"{tuple(z_e.shape)}: move the channels to the end, or build it with dim={width}."
             )
 
     def _check_codes(self, codes: Tensor) -> Tensor:
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"codes must be integers, got {codes.dtype}.")
+            raise MqvaeError(f"codes must be integers, got {codes.dtype}.")
         if self.groups > 1 and (codes.ndim == 0 or codes.shape[-1] != self.groups):
-            raise ValueError(
+            raise MqvaeError(
                 f"codes must end in a dimension of {self.groups} groups, got {tuple(codes.shape)}."
             )
         codes = codes.long()
         if torch.compiler.is_exporting():  # a program has no errors of its own
             return codes
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
-            raise ValueError(
+            raise MqvaeError(
                 f"codes must lie in 0 … {self.num_codes - 1}, got "
                 f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."
             )

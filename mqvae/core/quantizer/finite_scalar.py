@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.quantizer.base import Quantized, Quantizer
+from mqvae.errors import MqvaeError
 
 MARGIN = 1e-3  # how far tanh reaches over the outermost levels, so that rounding gets there
 
@@ -46,7 +47,7 @@ class FiniteScalarQuantizer(Quantizer):
     def __init__(self, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
-            raise ValueError(
+            raise MqvaeError(
                 "levels must be whole numbers of 2 or more, one for each dimension, got "
                 f"{list(levels)}."
             )

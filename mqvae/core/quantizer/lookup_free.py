@@ -8,6 +8,7 @@ from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.distributed import mean_with_graph
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.quantizer.base import Quantized, Quantizer
+from mqvae.errors import MqvaeError
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -61,15 +62,15 @@ class LookupFreeQuantizer(Quantizer):
         super().__init__()
         if num_codes < 2 or num_codes & (num_codes - 1):
             larger = 2 ** max(2, num_codes.bit_length())
-            raise ValueError(
+            raise MqvaeError(
                 f"num_codes must be a power of two, one bit for each dimension, got {num_codes}: "
                 f"{larger // 2} or {larger} would do."
             )
         for name, value in (("entropy_weight", entropy_weight), ("diversity", diversity)):
             if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 0 or more, got {value}.")
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise MqvaeError(f"temperature must be above 0, got {temperature}.")
         self.num_codes = num_codes
         self.dim = num_codes.bit_length() - 1
         self.groups = 1

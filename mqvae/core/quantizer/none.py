@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.quantizer.base import Quantized, Quantizer
+from mqvae.errors import MqvaeError
 
 
 class NoQuantizer(Quantizer):
@@ -16,7 +17,7 @@ class NoQuantizer(Quantizer):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 1:
-            raise ValueError(f"dim must be 1 or more, got {dim}.")
+            raise MqvaeError(f"dim must be 1 or more, got {dim}.")
         self.num_codes = 1
         self.dim = dim
         self.groups = 1
@@ -29,7 +30,7 @@ class NoQuantizer(Quantizer):
         return torch.zeros(z_e.shape[:-1], dtype=torch.int64, device=z_e.device)
 
     def decode(self, codes: Tensor) -> Tensor:
-        raise ValueError("without quantization there are no codes to decode.")
+        raise MqvaeError("without quantization there are no codes to decode.")
 
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
         """There is nothing to initialize."""

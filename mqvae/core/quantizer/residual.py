@@ -10,6 +10,7 @@ from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.quantizer.base import CodebookQuantizer
 from mqvae.core.quantizer.vector import VectorQuantizer
 from mqvae.core.transport import Transport
+from mqvae.errors import MqvaeError
 
 
 class ResidualQuantizer(CodebookQuantizer):
@@ -36,21 +37,21 @@ class ResidualQuantizer(CodebookQuantizer):
     ) -> None:
         super().__init__()
         if not stages:
-            raise ValueError("a residual quantizer needs one stage or more, got none.")
+            raise MqvaeError("a residual quantizer needs one stage or more, got none.")
         first = stages[0]
         for stage in stages:
             if (stage.num_codes, stage.dim, stage.groups) != (first.num_codes, first.dim, 1):
-                raise ValueError(
+                raise MqvaeError(
                     "the stages of a residual quantizer must have the same num_codes and dim, and "
                     f"groups=1; got {stage} beside {first}."
                 )
             if not isinstance(stage.distance, Euclidean) or stage.replacement is not None:
-                raise ValueError(
+                raise MqvaeError(
                     "the stages of a residual quantizer must be Euclidean and without replacement: "
                     "what is left over has no place on a sphere, and its spread is the stage's own."
                 )
             if not isinstance(stage.estimator, StraightThrough):
-                raise ValueError(
+                raise MqvaeError(
                     "gradients pass a residual quantizer as a whole: give the estimator to "
                     f"ResidualQuantizer, not to its stages; got {type(stage.estimator).__name__}()."
                 )

@@ -14,6 +14,7 @@ from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
 from mqvae.core.replacement import Pool, Replacement, count_uses
 from mqvae.core.selection import select
 from mqvae.core.transport import Transport
+from mqvae.errors import MqvaeError
 
 
 class VectorQuantizer(CodebookQuantizer):
@@ -61,10 +62,10 @@ class VectorQuantizer(CodebookQuantizer):
         super().__init__()
         for name, value in (("num_codes", num_codes), ("dim", dim), ("groups", groups)):
             if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
         if dim % groups:
             divisors = [g for g in range(1, min(dim, 64) + 1) if dim % g == 0]
-            raise ValueError(
+            raise MqvaeError(
                 f"groups must divide dim: got groups={groups}, dim={dim}. "
                 f"Groups that would do: {divisors}."
             )
@@ -81,7 +82,7 @@ class VectorQuantizer(CodebookQuantizer):
         self.codebook = self.codebook_map.build(rows, dim // groups)
         if replacement is not None:
             if not isinstance(self.codebook_map, Table):
-                raise ValueError(
+                raise MqvaeError(
                     f"codewords of a {type(self.codebook_map).__name__} cannot be replaced one by "
                     "one, they share parameters: leave out the replacement, or use Table()."
                 )

@@ -8,6 +8,7 @@ from mqvae.core.hypergradient.rule import codebook_gradient, scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.updates.update import Step, Update, step_of
+from mqvae.errors import MqvaeError
 
 
 class Alternated(Update):
@@ -55,7 +56,7 @@ class Alternated(Update):
             codebook_weight=codebook_weight,
         )
         if not nu >= 0:
-            raise ValueError(f"nu must be 0 or more, got {nu}.")
+            raise MqvaeError(f"nu must be 0 or more, got {nu}.")
         selecting(network)
         self.nu = nu
 

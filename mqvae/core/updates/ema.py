@@ -16,6 +16,7 @@ from mqvae.core.transport import Transport
 from mqvae.core.updates.lookahead import Kept
 from mqvae.core.updates.meta import ahead_of
 from mqvae.core.updates.update import Step, Update, step_of
+from mqvae.errors import MqvaeError
 
 
 class Ema(Update):
@@ -79,9 +80,9 @@ class Ema(Update):
             codebook_weight=0.0,
         )
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}.")
+            raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")
         if not epsilon >= 0:
-            raise ValueError(f"epsilon must be 0 or more, got {epsilon}.")
+            raise MqvaeError(f"epsilon must be 0 or more, got {epsilon}.")
         self.quantizer = plain_table(network, "Ema")
         self.decay = decay
         self.epsilon = epsilon
@@ -165,7 +166,7 @@ def plain_table(network: VQNetwork, rule: str) -> VectorQuantizer:
     """
     quantizer = selecting(network)
     if not (isinstance(quantizer, VectorQuantizer) and isinstance(quantizer.codebook_map, Table)):
-        raise ValueError(
+        raise MqvaeError(
             f"{rule} sets codewords one by one: it needs a VectorQuantizer whose codebook is a "
             f"plain Table(), got {quantizer}."
         )

@@ -17,6 +17,7 @@ from mqvae.core.passes import Start, fresh_casts
 from mqvae.core.shown import Shown
 from mqvae.core.updates.lookahead import LookAhead, Undone
 from mqvae.core.updates.update import apply, check_holds
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,14 +101,14 @@ class GenericMeta:
         derivative: Derivative | None = None,
     ) -> None:
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise ValueError(
+            raise MqvaeError(
                 "GenericMeta averages gradients by itself: pass the module inside "
                 "DistributedDataParallel, module.module."
             )
         if not xi >= 0:
-            raise ValueError(f"xi must be 0 or more, got {xi}.")
+            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
         if isinstance(derivative, ForwardMode):
-            raise ValueError(
+            raise MqvaeError(
                 "GenericMeta differentiates what backpropagation returns, through the module's own "
                 "stop-gradients; forward mode takes a detached tensor for a constant, and would "
                 "find an answer of zero. Use OneSided() or Central()."
@@ -117,7 +118,7 @@ class GenericMeta:
         self.network = [p for p in module.parameters() if id(p) not in above]
         names = {id(p): name for name, p in module.named_parameters()}
         if not above or len(self.codebook) != len(above):
-            raise ValueError(
+            raise MqvaeError(
                 "codebook must be one or more parameters of the module, got "
                 f"{len(above)} of which {len(self.codebook)} are. They are: "
                 f"{', '.join(names.values())}."
@@ -249,7 +250,7 @@ def _scalar(total: Tensor) -> Tensor:
             if torch.is_tensor(total)
             else f"a {type(total).__name__}"
         )
-        raise ValueError(
+        raise MqvaeError(
             f"loss(module, *batch) must return a scalar tensor with a gradient, got {got}: reduce "
             "it to a mean over the batch, and do not call step under torch.no_grad()."
         )

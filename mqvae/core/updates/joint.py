@@ -10,6 +10,7 @@ from mqvae.core.hypergradient.rule import codebook_gradient, scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.updates.update import Step, Update, apply, step_of
+from mqvae.errors import MqvaeError
 
 
 class Joint(Update):
@@ -83,7 +84,7 @@ class Synchronous(Update):
             codebook_weight=codebook_weight,
         )
         if not nu >= 0:
-            raise ValueError(f"nu must be 0 or more, got {nu}.")
+            raise MqvaeError(f"nu must be 0 or more, got {nu}.")
         selecting(network)
         self.nu = nu
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Gradients, moved
 from mqvae.core.updates.update import apply
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Undone(LookAhead):
 
     def __post_init__(self) -> None:
         if self.preconditioned and not self.optimizer_step:
-            raise ValueError(
+            raise MqvaeError(
                 "preconditioned=True differentiates the optimizer's own step: it needs "
                 "optimizer_step=True; plain descent has no second moment."
             )
@@ -169,7 +170,7 @@ def require_adam(optimizer: Optimizer) -> None:
     """
     known = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
     if not known or any(group.get("amsgrad") for group in optimizer.param_groups):
-        raise ValueError(
+        raise MqvaeError(
             "preconditioned=True needs Adam or AdamW without amsgrad as the lower optimizer, got "
             f"{type(optimizer).__name__}."
         )

@@ -15,6 +15,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.updates.lookahead import LookAhead, Undone
 from mqvae.core.updates.update import Step, Update, step_of
+from mqvae.errors import MqvaeError
 
 if TYPE_CHECKING:
     UpperLoss: TypeAlias = Loss
@@ -82,12 +83,12 @@ class Meta(Update):
             codebook_weight=codebook_weight,
         )
         if not xi >= 0:
-            raise ValueError(f"xi must be 0 or more, got {xi}.")
+            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
         self.xi = xi
         self.upper_loss = upper_loss
         self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
         if upper_loss is not None and not self.hypergradient.uses_upper_loss:
-            raise ValueError(
+            raise MqvaeError(
                 f"no task loss above has a part in {self.hypergradient}: leave out upper_loss, or "
                 "take FiniteDifference() or Exact()."
             )

@@ -16,6 +16,7 @@ from mqvae.core.quantizer import Quantized
 from mqvae.core.updates.lookahead import Undone
 from mqvae.core.updates.meta import ahead_of
 from mqvae.core.updates.update import Step, Update, step_of
+from mqvae.errors import MqvaeError
 
 
 class MetaNetwork(Update):
@@ -66,7 +67,7 @@ class MetaNetwork(Update):
             codebook_weight=codebook_weight,
         )
         if not xi >= 0:
-            raise ValueError(f"xi must be 0 or more, got {xi}.")
+            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
         require_straight_through(selecting(network), "MetaNetwork")
         self.xi = xi
 
@@ -130,12 +131,12 @@ class MetaBoth(Update):
             codebook_weight=codebook_weight,
         )
         if not xi >= 0:
-            raise ValueError(f"xi must be 0 or more, got {xi}.")
+            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
         self.xi = xi
         self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
         self.look_ahead = Undone() if look_ahead is None else look_ahead
         if self.look_ahead.kept:
-            raise ValueError(
+            raise MqvaeError(
                 "MetaBoth undoes its look-ahead, since both levels start from the same point: give "
                 "it look_ahead=Undone(…)."
             )

@@ -15,6 +15,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.quantizer import Quantized
 from mqvae.core.shown import Shown
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +86,7 @@ class Update(ABC):
             ("codebook_weight", codebook_weight),
         ):
             if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}.")
+                raise MqvaeError(f"{name} must be 0 or more, got {value}.")
         names = {id(p): name for name, p in network.named_parameters()}
         for name, optimizer, level in (
             ("lower", lower, "network_parameters"),
@@ -105,7 +106,7 @@ class Update(ABC):
             and self.steps_codebook
             and any(p.requires_grad for p in network.codebook_parameters())
         ):
-            raise ValueError(
+            raise MqvaeError(
                 f"{type(self).__name__} trains the codebook: pass upper=an optimizer of "
                 "network.codebook_parameters(), or freeze them."
             )
@@ -193,7 +194,7 @@ class Update(ABC):
         """
         own = self.state_dict()
         if state.keys() != own.keys():
-            raise ValueError(
+            raise MqvaeError(
                 f"{type(self).__name__} remembers {sorted(own)}, got {sorted(state)}: the state "
                 "is another rule's."
             )
@@ -251,7 +252,7 @@ def check_holds(
     missing = {id(p) for p in level if p.requires_grad} - held
     if foreign or missing:
         listed = sorted(names.get(p, "one that is not the module's") for p in foreign)
-        raise ValueError(
+        raise MqvaeError(
             f"the {name} optimizer must hold the parameters {which}. "
             + (f"It also holds: {', '.join(listed)}. " if foreign else "")
             + (f"It lacks: {', '.join(sorted(names[p] for p in missing))}. " if missing else "")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mqvae.core.distance import Cosine, Distance, Euclidean
 from mqvae.core.quantizer import VectorQuantizer
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Inputs
 from mqvae.networks.vqgan.network import VQGAN
 
@@ -148,7 +149,7 @@ def _recognized(tensors: Mapping[str, Tensor]) -> Form:
     for form in FORMS:
         if any(key.startswith(form.levels) for key in tensors):
             return form
-    raise ValueError(
+    raise MqvaeError(
         "expected the tokenizer of "
         + " or ".join(f"{form.name}, with tensors '{form.levels}…'" for form in FORMS)
         + f", got {_listed(list(tensors))}."
@@ -163,14 +164,14 @@ def _sizes(form: Form, tensors: Mapping[str, Tensor], side: int) -> VQGAN:
         key = f"{form.levels}{level}.{form.residual}.0.conv1.weight"
         channels = _shape(key, tensors, 4)[0]
         if channels % width or not channels:
-            raise ValueError(
+            raise MqvaeError(
                 f"{key} has {channels} channels, expected a multiple of the {width} of "
                 "encoder.conv_in.weight."
             )
         multipliers.append(channels // width)
     stride = 2 ** (levels - 1)
     if side < stride or side % stride:
-        raise ValueError(
+        raise MqvaeError(
             f"this tokenizer has {levels} levels, so sides are multiples of {stride}, got {side}: "
             "say the side of the images that it was trained on."
         )
@@ -189,10 +190,10 @@ def _sizes(form: Form, tensors: Mapping[str, Tensor], side: int) -> VQGAN:
 
 def _shape(key: str, tensors: Mapping[str, Tensor], dimensions: int) -> Sequence[int]:
     if key not in tensors:
-        raise ValueError(f"the tensor {key} is missing, which says how large the tokenizer is.")
+        raise MqvaeError(f"the tensor {key} is missing, which says how large the tokenizer is.")
     shape = tensors[key].shape
     if len(shape) != dimensions or not min(shape):
-        raise ValueError(f"{key} must have {dimensions} dimensions, got shape {tuple(shape)}.")
+        raise MqvaeError(f"{key} must have {dimensions} dimensions, got shape {tuple(shape)}.")
     return shape
 
 
@@ -217,7 +218,7 @@ def _check(form: Form, expected: Mapping[str, Tensor], tensors: Mapping[str, Ten
     if len(lines) > SHOWN:
         lines = [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
     if lines:
-        raise ValueError(
+        raise MqvaeError(
             f"this is not a VQ-GAN as {form.name} has it:\n"
             + "\n".join(f"  {line}" for line in lines)
         )

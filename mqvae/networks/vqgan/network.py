@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture, Inputs, check_sides
 from mqvae.networks.vqgan.blocks import (
     Downsample,
@@ -70,14 +71,14 @@ class VQGAN(Architecture):
     def __post_init__(self) -> None:
         for name in ("width", "residual_blocks", "z_channels", "group_channels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+                raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(
+            raise MqvaeError(
                 "multipliers must be whole numbers of 1 or more, one for each level, got "
                 f"{list(self.multipliers)}."
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be 0 or more and below 1, got {self.dropout}.")
+            raise MqvaeError(f"dropout must be 0 or more and below 1, got {self.dropout}.")
 
     @property
     def stride(self) -> int:
@@ -129,7 +130,7 @@ class VQGANEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
         if channels != self.channels:
-            raise ValueError(
+            raise MqvaeError(
                 f"the encoder expects images of {self.channels} channels, got {channels}."
             )
         check_sides(height, width, stride=self.stride)
