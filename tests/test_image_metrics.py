@@ -94,7 +94,7 @@ def test_ssim_of_identical_images_is_1():
     assert measured(Ssim, x, x) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("side", [11, 28])
 def test_ssim_of_constants(side):
     a, b = torch.rand(2, 7, 1, 1, 1)
     expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
@@ -104,9 +104,53 @@ def test_ssim_of_constants(side):
     )
 
 
+def ssim_of_the_paper(a, b):
+    """Wang et al. 2004, Eq. 13 to 16, position by position, of two (H, W) images in [0, 1]."""
+    place = np.arange(11) - 5
+    window = np.exp(-(place[:, None] ** 2 + place[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    c1, c2 = 0.01**2, 0.03**2
+    found = []
+    for i in range(a.shape[0] - 10):
+        for j in range(a.shape[1] - 10):
+            x, y = a[i : i + 11, j : j + 11], b[i : i + 11, j : j + 11]
+            mean_x, mean_y = (window * x).sum(), (window * y).sum()
+            var_x = (window * (x - mean_x) ** 2).sum()
+            var_y = (window * (y - mean_y) ** 2).sum()
+            both = (window * (x - mean_x) * (y - mean_y)).sum()
+            found.append(
+                (2 * mean_x * mean_y + c1)
+                * (2 * both + c2)
+                / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+            )
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 11, 11), (3, 3, 17, 14)])
+def test_ssim_is_that_of_the_paper_and_mirrors_no_border(shape):
+    x = torch.rand(shape)
+    y = (x + 0.3 * torch.rand(shape)).clamp(0, 1)
+    pairs = zip(y.double().flatten(0, 1).numpy(), x.double().flatten(0, 1).numpy())
+    expected = np.mean([ssim_of_the_paper(*pair) for pair in pairs])
+    assert measured(Ssim, y, x) == pytest.approx(expected, abs=1e-5)
+    protocol = Ssim(split(x)).figure.protocol
+    assert "no padding" in protocol and ("channels" in protocol) == (shape[1] == 3)
+
+
+def test_ssim_is_scikit_images_in_the_settings_of_the_paper():
+    metrics = pytest.importorskip("skimage.metrics")
+    x = torch.rand(1, 1, 28, 28)
+    y = (x + 0.3 * torch.rand(1, 1, 28, 28)).clamp(0, 1)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = metrics.structural_similarity(
+        y[0, 0].numpy(), x[0, 0].numpy(), data_range=1.0, **options
+    )
+    assert measured(Ssim, y, x) == pytest.approx(expected, abs=1e-5)
+
+
 def test_ssim_of_images_too_small():
-    with pytest.raises(ValueError, match="6 × 6 pixels or more, got 5 × 5"):
-        Ssim(split(torch.rand(2, 1, 5, 5)))
+    with pytest.raises(ValueError, match="11 × 11 pixels or more, the size of .*, got 10 × 10"):
+        Ssim(split(torch.rand(2, 1, 10, 10)))
 
 
 # -- the Fréchet distance --------------------------------------------------------------------------
@@ -442,7 +486,8 @@ def test_a_file_of_something_else(cache, content):
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    small = ["--data.batch_size", "100", "--network.width", "8", "--steps", "2"]
+    small = ["--data.side", "16", "--data.batch_size", "100", "--network.width", "8"]
+    small += ["--steps", "2"]
     assert main(["train", "digits-tiny", *small, "--out", str(folder)]) == 0
     return folder
 
@@ -602,7 +647,7 @@ def test_a_task_without_images_has_no_figures_of_them():
 
 
 def test_ssim_over_a_split_is_that_of_what_is_shown():
-    images = split(torch.rand(9, 1, 8, 8))
+    images = split(torch.rand(9, 1, 12, 12))
     encoder, decoder = torch.nn.Conv2d(1, 4, 2, 2), torch.nn.ConvTranspose2d(4, 1, 2, 2)
     network = VQNetwork(encoder, VectorQuantizer(6, 4), decoder)
     network.initialize_codebook(images.pixels / 255)

@@ -14,40 +14,52 @@ from mqvae.weights import Weights, read
 
 # AlexNet has nothing left of images under 31 pixels; 64 is what LPIPS was made on.
 _SMALLEST, _SIDE = 32, 64
-_SSIM_SMALLEST = 6  # the reflection beyond the edge takes 5
+_WINDOW = 11  # pixels a side of SSIM's Gaussian window
 
 
 class Ssim(MeanFigure):
-    """Structural similarity.
+    """Structural similarity, over the positions at which the whole window lies in the image.
 
     Args:
         images: What is measured on.
         device: Where it is measured.
 
     Raises:
-        ValueError: if the images are too small.
+        ValueError: if the images are smaller than the window.
+
+    Source:
+        Wang et al. 2004, of each channel of a colour image.
     """
 
     def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
         super().__init__()
-        if min(images.shape[-2:]) < _SSIM_SMALLEST:
+        if min(images.shape[-2:]) < _WINDOW:
             raise MqvaeError(
-                f"ssim needs images of {_SSIM_SMALLEST} × {_SSIM_SMALLEST} pixels or more, got "
-                f"{images.shape[-2]} × {images.shape[-1]}: leave ssim out."
+                f"ssim needs images of {_WINDOW} × {_WINDOW} pixels or more, the size of its "
+                f"window, got {images.shape[-2]} × {images.shape[-1]}: leave ssim out."
             )
         self.figure = Figure(
             "SSIM",
             "higher",
-            "torchmetrics, Gaussian window of 11 × 11, σ 1.5, images in [0, 1], outputs clamped, "
-            f"mean over {len(images):,} images",
+            f"Gaussian window of {_WINDOW} × {_WINDOW}, σ 1.5, at positions where it lies in the "
+            "image (no padding), K 0.01 and 0.03, images in [0, 1], outputs clamped, mean over "
+            f"{_of_channels(images)}{len(images):,} images",
         )
 
     def of_each(self, output: Tensor, target: Tensor) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-        ssim = structural_similarity_index_measure(output, target, reduction="none", data_range=1.0)
-        assert isinstance(ssim, Tensor)
-        return ssim.reshape(-1)
+        found = structural_similarity_index_measure(
+            output, target, sigma=1.5, reduction="none", data_range=1.0, return_full_image=True
+        )
+        # It mirrors images beyond their edges, which the original does not.
+        edge = _WINDOW // 2
+        inside = found[1][..., edge:-edge, edge:-edge]
+        return inside.flatten(1).mean(1)
+
+
+def _of_channels(images: Images) -> str:
+    return "" if images.shape[0] == 1 else "channels and "
 
 
 class Lpips(MeanFigure):

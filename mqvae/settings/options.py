@@ -160,8 +160,8 @@ class Trainer:
         log_every: Steps between two rows of metrics.csv; chosen from `steps` if not given.
         checkpoint_every: Steps between two checkpoints; chosen from `steps` if not given.
         parts: Parts that a process takes its batch in, to hold the graph of one at a time.
-        average: Decay of an exponential average of the weights, which is then what is measured
-            and used; 0 for none.
+        average: Decay of an exponential average of the weights (EMA), which is then what is
+            measured and used; 0 for none. After n steps it is min(average, (1 + n) / (10 + n)).
         loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
             tensorboard,wandb; TensorBoard, where it is installed, if not given; [] for none.
         fast_dev_run: Two updates, few images to measure on, no loggers: whether it works at

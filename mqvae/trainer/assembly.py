@@ -260,12 +260,15 @@ def averaged(average: AveragedModel) -> VQNetwork:
 
 
 def _towards(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
-    """One step of an exponential average that begins as a plain one."""
+    """One step of an EMA whose decay after n steps is min(decay, (1 + n) / (10 + n)).
+
+    So TensorFlow's `ExponentialMovingAverage` with `num_updates`: the first weights, which know
+    nothing, weigh little from the first steps on.
+    """
 
     @torch.no_grad()
     def step(average: Weights, now: Weights, done: Tensor | int) -> None:
         done = int(done)
-        # Over few steps the full decay would be an average of where training began.
         kept = min(decay, (1 + done) / (10 + done))
         torch._foreach_lerp_(average, now, 1 - kept)
 
