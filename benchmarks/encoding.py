@@ -59,7 +59,7 @@ def main() -> None:
 
         def bare() -> None:
             for x in batches:
-                tokenizer.encode(x).cpu()
+                tokenizer.encode_batch(x).cpu()
 
         def pieces() -> None:
             shutil.rmtree(folder / "codes", ignore_errors=True)
@@ -82,7 +82,7 @@ def main() -> None:
             {name: counted(name, make) for name, make in zip(used, (bare, pieces), strict=True)},
             rounds=options.rounds,
         )
-        codes = len(images) * tokenizer.encode(batches[0][:1]).numel()
+        codes = len(images) * tokenizer.encode_batch(batches[0][:1]).numel()
         for name, timing in timings.items():
             print(
                 f"{name}: {timing.seconds:.2f} s, {codes / timing.seconds:,.0f} codes/s, "

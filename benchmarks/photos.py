@@ -29,7 +29,7 @@ def main() -> None:
     originals = images.take(chosen)[0].float() / 255
     rows = [originals]
     for tokenizer in tokenizers:
-        outputs = torch.as_tensor(tokenizer.decode(tokenizer.encode(originals)))
+        outputs = tokenizer.decode(tokenizer.encode(originals))
         rows.append(outputs.float().clamp(0, 1))
     save_image(make_grid(torch.cat(rows), nrow=options.count, padding=2), options.out)
 

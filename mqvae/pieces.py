@@ -115,7 +115,7 @@ class Pieces:
         # Compressed beside the encoding of the next piece.
         with ThreadPoolExecutor(1) as writer:
             for number, x in watched(batches, total, "encoding"):
-                parts.append(self.tokenizer.encode(x).cpu().numpy())
+                parts.append(self.tokenizer.encode_batch(x).cpu().numpy())
                 if sum(map(len, parts)) == len(self._range(number)):
                     if writing is not None:
                         writing.result()

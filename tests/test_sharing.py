@@ -1,9 +1,14 @@
 """mqvae.tokenizer: what it takes for images, sizes cut back, and the folder to share."""
 
+import copy
+import dataclasses
+import io
 import json
+import pickle
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,10 +173,15 @@ def test_any_size_comes_back(runs, kind, height, width):
     assert tokenizer.stride == stride
     channels = tokenizer.settings.data.channels
     x = torch.rand(2, channels, height, width)
-    codes = tokenizer.encode(x)
+    found = tokenizer.encode(x)
+    images = tokenizer.decode(found)
+    if height % stride or width % stride:
+        assert found.sizes == ((height, width),) * 2 and found.mask.all()
+        codes = found.codes
+    else:
+        codes = found
+    assert type(codes) is torch.Tensor
     assert codes.shape[:3] == (2, -(-height // stride), -(-width // stride))
-    assert codes.sizes == ((height, width),) * 2 and codes.mask.all()
-    images = tokenizer.decode(codes)
     assert images.shape == x.shape
     # Filled up with the outermost pixels, then cut.
     rows = torch.arange(-(-height // stride) * stride).clamp(max=height - 1)
@@ -182,8 +192,11 @@ def test_any_size_comes_back(runs, kind, height, width):
     assert torch.equal(codes, whole.quantized.codes)
     assert torch.equal(images, whole.output[:, :, :height, :width])
     # Plain codes know no size.
-    assert torch.equal(tokenizer.decode(codes + 0), whole.output)
+    assert torch.equal(tokenizer.encode_batch(x), codes)
+    for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(tokenizer.decode(codes.to(dtype)), whole.output)
     assert torch.equal(tokenizer.decode(codes.numpy().astype(np.uint16)), whole.output)
+    assert torch.equal(tokenizer.decode(codes.numpy().astype(">i4")), whole.output)
 
 
 @pytest.mark.parametrize("kind", ["grey", "groups"])
@@ -191,30 +204,152 @@ def test_images_of_several_sizes(runs, kind):
     tokenizer = Tokenizer.from_run(runs(kind), device="cpu")
     sizes = ((8, 8), (5, 13), (8, 8), (9, 2))
     given = [torch.rand(1, *size) for size in sizes]
-    codes = tokenizer.encode(given)
-    assert codes.sizes == sizes and codes.shape[:3] == (4, 3, 4)
-    images = tokenizer.decode(codes)
+    record = tokenizer.encode(given)
+    codes = record.codes
+    assert record.sizes == sizes and codes.shape[:3] == (4, 3, 4)
+    images = tokenizer.decode(record)
     assert images.shape == (4, 1, 9, 13)
     for i, (x, (height, width)) in enumerate(zip(given, sizes)):
-        alone = tokenizer.encode(x)
+        alone = tokenizer.encode_batch(x[None])
         own = (i, slice(alone.shape[1]), slice(alone.shape[2]))
         assert torch.equal(codes[own], alone[0])
-        assert codes.mask[own].all() and codes.mask[i].sum() == alone.numel()
-        assert torch.allclose(images[i, :, :height, :width], tokenizer.decode(alone)[0], atol=1e-6)
+        assert record.mask[own].all() and record.mask[i].sum() == alone.numel()
+        back = tokenizer.decode(tokenizer.encode(x))[0]
+        assert torch.allclose(images[i, :, :height, :width], back, atol=1e-6)
         assert not images[i, :, height:].any() and not images[i, :, :, width:].any()
     with pytest.raises(ValueError, match="codes must lie in 0 … 19, got -1"):
-        tokenizer.decode(codes + 0)
+        tokenizer.decode(codes)
 
 
-def test_sized_codes_are_a_tensor():
-    codes = SizedCodes(torch.arange(8).view(2, 2, 2), [(7, 8), (8, 8)])
-    for same in (codes.to("cpu", torch.int32), codes.cpu(), codes.clone(), codes.detach()):
-        assert isinstance(same, SizedCodes) and same.sizes == ((7, 8), (8, 8))
-    for plain in (codes[:1], codes + 1, codes.flatten(), torch.stack([codes, codes]), codes.mask):
-        assert type(plain) is torch.Tensor
-    assert torch.equal(codes, torch.arange(8).view(2, 2, 2))
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+KEPT = {
+    "torch.save": saved,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "slice": lambda value: value[:],
+    "to": lambda value: value.to("cpu", torch.int32),
+}
+
+
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT.keys())
+@pytest.mark.parametrize(
+    "sizes", [[(8, 8)], [(12, 4)] * 3, [(9, 14)] * 2, [(8, 8), (5, 13)]], ids=str
+)
+def test_codes_are_kept_in_any_way(tokenizer, keep, sizes):
+    given = [torch.rand(1, *size) for size in sizes]
+    codes = tokenizer.encode(given)
+    images = tokenizer.decode(keep(codes))
+    assert torch.equal(images, tokenizer.decode(codes))
+    whole = len(set(sizes)) == 1 and not any(side % 4 for side in sizes[0])
+    assert type(codes) is (torch.Tensor if whole else SizedCodes)
+    for i, (height, width) in enumerate(sizes):
+        one = tokenizer.decode(keep(codes)[i : i + 1])
+        assert torch.allclose(one[0, :, :height, :width], images[i, :, :height, :width], atol=1e-6)
+
+
+def test_a_record_of_codes_is_cut_like_a_list():
+    codes = SizedCodes(torch.arange(12).view(3, 2, 2), ((7, 8), (8, 8), (8, 5)))
+    assert codes[1:].sizes == ((8, 8), (8, 5)) and codes[1:].codes.tolist() == [
+        [[4, 5], [6, 7]],
+        [[8, 9], [10, 11]],
+    ]
+    assert codes[-1].sizes == ((8, 5),) and codes[-1].codes.shape == (1, 2, 2)
+    assert codes[::-1].sizes == codes.sizes[::-1]
+    assert [one.sizes for one in codes] == [(size,) for size in codes.sizes]
+    with pytest.raises(IndexError):
+        codes[3]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        codes.sizes = ()
     with pytest.raises(ValueError, match="codes of 2 images, but 1 sizes"):
-        SizedCodes(torch.zeros(2, 1, 1), [(4, 4)])
+        SizedCodes(torch.zeros(2, 1, 1), ((4, 4),))
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        (np.zeros((1, 2, 2)), "whole numbers, got float64"),
+        (np.array([[["0"]]]), "whole numbers, got <U1"),
+        (np.array([[[None]]]), "whole numbers, got object"),
+        ([[[0]]], "whole numbers, got list"),
+        (None, "whole numbers, got NoneType"),
+        (torch.zeros(1, 2, 2), "codes must be integers, got torch.float32"),
+        (torch.zeros(1, 2, 2, dtype=torch.bool), "codes must be integers, got torch.bool"),
+        (torch.full((1, 2, 2), 20), "codes must lie in 0 … 19, got 20"),
+        (torch.full((1, 2, 2), -1), "codes must lie in 0 … 19, got -1"),
+        (np.full((1, 2, 2), 2**64 - 1, np.uint64), "codes must lie in 0 … 19, got -1"),
+        (torch.zeros(0, 2, 2, dtype=torch.int64), r"there are no codes to decode, got \(0, 2, 2\)"),
+        (torch.zeros(1, 0, 2, dtype=torch.int64), r"there are no codes to decode, got \(1, 0, 2\)"),
+    ],
+)
+def test_codes_that_are_none(tokenizer, codes, said):
+    with pytest.raises(ValueError, match=said):
+        tokenizer.decode(codes)
+
+
+# -- the mode of the network -----------------------------------------------------------------------
+
+
+def test_a_network_in_training_encodes_as_in_evaluation(tokenizer, monkeypatch):
+    x = torch.rand(3, 1, 8, 8)
+    codes = tokenizer.encode(x)
+    images = tokenizer.decode(codes)
+    seen = []
+    tokenizer.network.encoder.register_forward_hook(lambda m, _, z: seen.append(m.training))
+    tokenizer.network.decoder.register_forward_hook(lambda m, _, z: seen.append(m.training))
+    tokenizer.network.train()
+    tokenizer.network.decoder.eval()
+    modes = [part.training for part in tokenizer.network.modules()]
+    assert torch.equal(tokenizer.encode(x), codes)
+    assert torch.equal(tokenizer.decode(codes), images)
+    assert tokenizer.stride == 4
+    with pytest.raises(ValueError, match="must lie in"):
+        tokenizer.decode(codes + 20)
+    assert seen and not any(seen)
+    assert [part.training for part in tokenizer.network.modules()] == modes
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_codes_are_the_same_with_and_without_gradients(tokenizer, mode):
+    x = torch.rand(3, 1, 8, 8, requires_grad=True)
+    codes = tokenizer.encode(x)
+    with mode():
+        assert torch.equal(tokenizer.encode(x), codes)
+        images = tokenizer.decode(codes)
+    assert not images.requires_grad
+    loss = tokenizer.network(x.detach()).output.sum()  # it may be trained afterwards
+    loss.backward()
+
+
+def test_autocast_is_the_callers_choice(tokenizer):
+    x = torch.rand(3, 1, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes = tokenizer.encode(x)
+        images = tokenizer.decode(codes)
+    assert codes.dtype == torch.int64 and images.shape == x.shape
+    assert torch.allclose(images.float(), tokenizer.decode(codes), atol=0.05)
+
+
+def test_threads_encode_at_once(tokenizer):
+    tokenizer.network.train()
+    given = [torch.rand(2, 1, 8 + 4 * (i % 3), 8) for i in range(12)]
+    expected = [tokenizer.encode(x) for x in given]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(
+                pool.map(
+                    lambda x: (tokenizer.encode(x), tokenizer.decode(tokenizer.encode(x))), given
+                )
+            )
+            for (codes, images), same in zip(found, expected):
+                assert torch.equal(codes, same)
+                assert torch.equal(images, tokenizer.decode(same))
+    assert all(part.training for part in tokenizer.network.modules())
 
 
 # -- a folder to share -----------------------------------------------------------------------------

@@ -100,7 +100,8 @@ class PriorConfig:
             raise MqvaeError(
                 f"{run} was trained without quantization: it has no codes that a prior could learn."
             )
-        codes = tokenizer.encode(torch.zeros(1, data.channels or 1, data.side or 1, data.side or 1))
+        black = torch.zeros(1, data.channels or 1, data.side or 1, data.side or 1)
+        codes = tokenizer.encode_batch(black)
         if codes.ndim != (3 if quantizer.groups == 1 else 4):
             raise MqvaeError(f"the codes of {run} are no grid: a prior needs (h, w) for an image.")
         try:

@@ -190,7 +190,8 @@ def _codes(tokenizer: Tokenizer, strip: Strip) -> tuple[np.ndarray, Strip]:
     import torch
 
     tiles = strip.tiles[..., :1] if tokenizer.settings.data.channels == 1 else strip.tiles
-    codes = tokenizer.encode(tiles).as_subclass(torch.Tensor)  # (N, h, w) or (N, h, w, G)
+    x = torch.tensor(tiles).movedim(-1, 1) / 255  # (N, C, H, W)
+    codes = tokenizer.encode_batch(x)  # (N, h, w) or (N, h, w, G)
     chosen = tokenizer.network.quantizer.decode(codes).double().cpu().numpy()  # (N, h, w, D)
     _, height, width, dim = chosen.shape
     flat = chosen.reshape(-1, dim)

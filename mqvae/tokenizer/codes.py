@@ -2,8 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +14,53 @@ from mqvae.errors import MqvaeError
 from mqvae.tokenizer.sizes import Size
 
 
-class SizedCodes(Tensor):
-    """Codes that know how large their images were: a tensor, (B, h, w) or (B, h, w, G) int64.
+@dataclass(frozen=True, eq=False)
+class SizedCodes:
+    """Codes of images whose sizes the codes alone do not tell; `Tokenizer.decode` cuts to them.
 
-    `to`, `cpu`, `cuda`, `clone` and `detach` keep the sizes, everything else gives a plain tensor.
-    Where images have several sizes, −1 stands beyond the codes of the smaller ones.
-
-    Args:
-        codes: The codes.
-        sizes: Height and width of every image.
+    Attributes:
+        codes: (B, h, w) int64, or (B, h, w, G) with more than one group. Where images have several
+            sizes, −1 stands beyond the codes of the smaller ones.
+        sizes: Height and width of every image in pixels.
 
     Raises:
-        ValueError: if there is not one size for each.
+        ValueError: if there is not one size for each image.
+
+    Example:
+        >>> codes = tokenizer.encode([wide, tall])
+        >>> images = tokenizer.decode(codes[1:].to("cpu"))
     """
 
+    codes: Tensor
     sizes: tuple[Size, ...]
 
-    # What makes it is `as_subclass`: a tensor's own constructor would copy.
-    def __new__(cls, codes: Tensor, sizes: Sequence[Size]) -> "SizedCodes":
-        if len(sizes) != len(codes):
-            raise MqvaeError(f"codes of {len(codes)} images, but {len(sizes)} sizes.")
-        made = codes.detach().as_subclass(cls)
-        made.sizes = tuple(sizes)
-        return made
-
-    def __init__(self, codes: Tensor, sizes: Sequence[Size]) -> None:
-        super().__init__()
+    def __post_init__(self) -> None:
+        if len(self.sizes) != len(self.codes):
+            raise MqvaeError(f"codes of {len(self.codes)} images, but {len(self.sizes)} sizes.")
 
     @property
     def mask(self) -> Tensor:
         """Where there are codes, of their shape: False beyond those of smaller images."""
-        return self.as_subclass(Tensor) >= 0
+        return self.codes >= 0
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-            if isinstance(args[0], SizedCodes) and func in _KEEPING:
-                result = SizedCodes(result, args[0].sizes)
-        return result
+    def to(self, *arguments: Any, **options: Any) -> "SizedCodes":
+        """The same on another device or in another type; arguments as of `Tensor.to`."""
+        return replace(self, codes=self.codes.to(*arguments, **options))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, which: int | slice) -> "SizedCodes":
+        """Some of the images; a number gives a batch of one."""
+        if isinstance(which, int):
+            indices = [range(len(self))[which]]
+        else:
+            indices = list(range(len(self))[which])
+        return SizedCodes(self.codes[indices], tuple(self.sizes[i] for i in indices))
 
 
-_KEEPING = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.clone, Tensor.detach}
+# What `torch.save` wrote of it, `torch.load` reads without `weights_only=False`.
+torch.serialization.add_safe_globals([SizedCodes])
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ def by_size(sizes: Sequence[Size]) -> Iterable[list[int]]:
     return found.values()
 
 
-def cut(output: Tensor, sizes: Sequence[Size]) -> Tensor:
+def cut(output: Tensor, size: Size) -> Tensor:
     """Images (B, C, H, W) without what is beyond a size; anything else as it is."""
-    if not sizes or output.ndim != 4:
-        return output
-    height, width = sizes[0]
-    return output[:, :, :height, :width]
+    height, width = size
+    return output[:, :, :height, :width] if output.ndim == 4 else output
 
 
 def together(parts: Sequence[Tensor], *, fill: int) -> Tensor:

@@ -1,13 +1,15 @@
 """A trained run as an object that encodes and decodes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mqvae.core.network import VQNetwork
@@ -25,6 +27,7 @@ from mqvae.tokenizer.sizes import Size, by_size, cut, together
 from mqvae.trainer import inputs_of
 
 BATCH_SIZE = 256
+_MODES = Lock()  # not a tokenizer's own, which could not be copied then
 
 
 class Tokenizer:
@@ -60,6 +63,8 @@ class Tokenizer:
         self.step = step
         self.model = model
         self.device = next(network.parameters()).device
+        self._inside = 0  # calls that need eval mode, of all threads
+        self._training: list[nn.Module] = []
 
     @classmethod
     def from_run(
@@ -236,19 +241,21 @@ class Tokenizer:
         """Codes of a black image (C, H, W)."""
         self._check_quantized()
         weight = next(self.network.parameters())
-        return self.network.encode(torch.zeros(1, *shape, dtype=weight.dtype, device=self.device))
+        black = torch.zeros(1, *shape, dtype=weight.dtype, device=self.device)
+        with self._evaluating():
+            return self.network.encode(black)
 
     def _check_quantized(self) -> None:
         if isinstance(self.network.quantizer, NoQuantizer):
             raise MqvaeError("without quantization there are no codes to encode to.")
 
     @torch.no_grad()
-    def encode(self, images: Pictures) -> SizedCodes:
+    def encode(self, images: Pictures) -> Tensor | SizedCodes:
         """Codes of images.
 
         Sides that are no multiple of the stride are filled up, on the right and below, with the
         outermost pixels; `decode` cuts them back. The codes of an image do not depend on the others
-        of a list.
+        of a list. The network is in eval mode meanwhile, whatever mode it is in before and after.
 
         Args:
             images: A PIL image, the path of an image file, an array (H, W), (H, W, C) or
@@ -256,7 +263,8 @@ class Tokenizer:
                 have several sizes. Arrays and tensors are bytes, or floats in [0, 1].
 
         Returns:
-            (B, h, w) int64, or (B, h, w, G) with more than one group, with `sizes` and a `mask`.
+            (B, h, w) int64, or (B, h, w, G) with more than one group. Where images have several
+            sizes, or were filled up, a record of these codes and the sizes.
 
         Raises:
             ValueError: says what is expected if it gets something else, the network refuses the
@@ -266,51 +274,83 @@ class Tokenizer:
         given = tensors_of(images, self.settings.data.channels or 1)
         sizes: list[Size] = [(image.shape[-2], image.shape[-1]) for image in given]
         if isinstance(given, Tensor):
-            return SizedCodes(self._encode(given), sizes)
-        parts: dict[int, Tensor] = {}
-        for indices in by_size(sizes):
-            codes = self._encode(torch.stack([given[i].to(self.device) for i in indices]))
-            parts |= zip(indices, codes, strict=True)
-        return SizedCodes(together([parts[i] for i in range(len(sizes))], fill=-1), sizes)
+            codes = self.encode_batch(given)
+        else:
+            parts: dict[int, Tensor] = {}
+            for indices in by_size(sizes):
+                part = self.encode_batch(torch.stack([given[i].to(self.device) for i in indices]))
+                parts |= zip(indices, part, strict=True)
+            codes = together([parts[i] for i in range(len(sizes))], fill=-1)
+        whole = isinstance(given, Tensor) and not any(self._missing(*sizes[0]))
+        return codes if whole else SizedCodes(codes, tuple(sizes))
 
-    def _encode(self, x: Tensor) -> Tensor:
-        """Codes of images of one size, (B, C, H, W)."""
-        height, width = x.shape[-2:]
-        weight = next(self.network.parameters())
-        if (height, width) != (self.settings.data.side,) * 2:
-            x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        parts = x.split(fitting(BATCH_SIZE, (x.shape[1], x.shape[2], x.shape[3])))
-        return torch.cat([self.network.encode(p.to(self.device, weight.dtype)) for p in parts])
+    def _missing(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that an image lacks to be a whole number of codes."""
+        if (height, width) == (self.settings.data.side,) * 2:
+            return 0, 0
+        return -height % self.stride, -width % self.stride
 
     @torch.no_grad()
-    def decode(self, codes: Tensor | np.ndarray) -> Tensor:
-        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
-
-        Images are as they come; clamp them to [0, 1] to show them. They have the size of those that
-        the codes were made of; of several sizes, zeros stand beyond the smaller ones, and
-        `codes.sizes` says where. Codes that know no sizes give whole images.
+    def encode_batch(self, x: Tensor) -> Tensor:
+        """Codes of images of one size, always a tensor: what `encode` does to each size.
 
         Args:
-            codes: As `encode` gives them, on any device.
+            x: (B, C, H, W) floats in [0, 1], on any device.
+
+        Returns:
+            (B, h, w) int64, or (B, h, w, G) with more than one group, on the tokenizer's device.
+
+        Raises:
+            ValueError: if the network refuses the images, or it does not quantize.
+        """
+        self._check_quantized()
+        below, right = self._missing(x.shape[2], x.shape[3])
+        dtype = next(self.network.parameters()).dtype
+        codes = []
+        with self._evaluating():
+            for part in x.split(fitting(BATCH_SIZE, (x.shape[1], x.shape[2], x.shape[3]))):
+                part = part.to(self.device, dtype)
+                if below or right:
+                    part = F.pad(part, (0, right, 0, below), mode="replicate")
+                codes.append(self.network.encode(part))
+        return torch.cat(codes)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor | np.ndarray | SizedCodes) -> Tensor:
+        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
+
+        Images are as they come; clamp them to [0, 1] to show them. A record's have the sizes that
+        it tells; of several sizes, zeros stand beyond the smaller ones. Other codes give whole
+        images. The network is in eval mode meanwhile, whatever mode it is in before and after.
+
+        Args:
+            codes: As `encode` gives them, on any device: integers of any type.
 
         Raises:
             ValueError: if the codes do not fit the codebook.
         """
-        if isinstance(codes, np.ndarray):
-            codes = torch.from_numpy(codes)
-        sizes = codes.sizes if isinstance(codes, SizedCodes) else ()
-        codes = codes.as_subclass(Tensor).to(self.device)
+        sizes: tuple[Size, ...] = ()
+        if isinstance(codes, SizedCodes):
+            sizes, codes = codes.sizes, codes.codes
+        if isinstance(codes, np.ndarray) and codes.dtype.kind in "iu":
+            codes = torch.from_numpy(codes.astype(np.int64))
+        if not isinstance(codes, Tensor):
+            kind = codes.dtype if isinstance(codes, np.ndarray) else type(codes).__name__
+            raise MqvaeError(f"codes are a tensor or an array of whole numbers, got {kind}.")
+        codes = codes.to(self.device)
         groups = self.network.quantizer.groups
         if self.network.channel_axis == 1 and codes.ndim != (4 if groups > 1 else 3):
             shape = "(B, h, w)" if groups == 1 else f"(B, h, w, {groups})"
             raise MqvaeError(f"the tokenizer decodes codes {shape}, got {tuple(codes.shape)}.")
-        if len(set(sizes)) < 2:
-            return cut(self._decode(codes), sizes[:1])
+        if not codes.numel():
+            raise MqvaeError(f"there are no codes to decode, got {tuple(codes.shape)}.")
+        if not sizes:
+            return self._decode(codes)
         parts: dict[int, Tensor] = {}
         for indices in by_size(sizes):
             height, width = (-(-side // self.stride) for side in sizes[indices[0]])
             output = self._decode(codes[indices, :height, :width])
-            parts |= zip(indices, cut(output, [sizes[indices[0]]]), strict=True)
+            parts |= zip(indices, cut(output, sizes[indices[0]]), strict=True)
         return together([parts[i] for i in range(len(sizes))], fill=0)
 
     def _decode(self, codes: Tensor) -> Tensor:
@@ -320,7 +360,28 @@ class Tokenizer:
         if self.stride > 1 and codes.ndim > 2:
             height, width = (self.stride * codes.shape[axis] for axis in (1, 2))
         parts = codes.split(fitting(BATCH_SIZE, (data.channels or 1, height, width)))
-        return torch.cat([self.network.decode(part) for part in parts])
+        with self._evaluating():
+            return torch.cat([self.network.decode(part) for part in parts])
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Inside, the network is in eval mode; threads may be inside together.
+
+        The last to leave puts back the modes that the first found.
+        """
+        with _MODES:
+            if not self._inside:
+                self._training = [part for part in self.network.modules() if part.training]
+                self.network.eval()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with _MODES:
+                self._inside -= 1
+                if not self._inside:
+                    for part in self._training:
+                        part.training = True
 
     def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
         """An image file, a folder, shards, or a split of the run's dataset, to be encoded.
@@ -342,7 +403,7 @@ class Tokenizer:
     def encode_images(self, images: Images) -> Codes:
         """Codes of many images, with what is needed to decode them."""
         batches = watched_batches(images, BATCH_SIZE, "encoding", device=self.device)
-        parts = [self.encode(x).cpu().numpy() for x, _ in batches]
+        parts = [self.encode_batch(x).cpu().numpy() for x, _ in batches]
         channels, side, _ = images.shape
         return self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
 
