@@ -1,7 +1,9 @@
 """Many image files, by their numbers."""
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,6 +36,20 @@ class Files(ABC):
     def take(self, indices: np.ndarray) -> "Files":
         """Some of them."""
 
+    @abstractmethod
+    def sizes(self) -> np.ndarray:
+        """Bytes of each, (N,) int64; -1 of one that is not there."""
+
+    @cached_property
+    def name_hashes(self) -> np.ndarray:
+        """Of each name, (N,) uint64."""
+        return self.names.hashes()
+
+    @property
+    def split_hashes(self) -> np.ndarray:
+        """What decides the split of each, (N,) uint64."""
+        return self.name_hashes
+
 
 @dataclass(frozen=True)
 class InFolder(Files):
@@ -55,6 +71,10 @@ class InFolder(Files):
 
     def take(self, indices: np.ndarray) -> "InFolder":
         return InFolder(self.folder, self.names.take(indices))
+
+    def sizes(self) -> np.ndarray:
+        root = os.fsencode(self.folder.rstrip("/")) + b"/"
+        return np.fromiter((_size(root + name) for name in self.names.raw()), np.int64, len(self))
 
 
 @dataclass(frozen=True)
@@ -81,3 +101,10 @@ class Reading:
             raise MqvaeError(f"on_error is {self.on_error!r}: expected 'stop' or 'skip'")
         if self.workers is not None and self.workers < 1:
             raise MqvaeError(f"workers is {self.workers}: expected at least 1 thread that decodes")
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

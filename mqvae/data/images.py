@@ -1,14 +1,17 @@
 """Images as every consumer knows them; those in memory, as bytes; a part of others."""
 
 import dataclasses
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from mqvae.data.files import Files
 from mqvae.errors import MqvaeError
 
 MAX_BYTES = 4 * 2**30
@@ -24,6 +27,7 @@ class Images(ABC):
         labels: (N,) int64; zeros where there are no classes.
         source: Where the bytes came from, one readable line.
         names: File names relative to the folder, for folders; else empty.
+        files: The files they are read from; None where there are none.
         ahead: How many batches are worth taking ahead; 0 where taking costs nothing.
         skipped: Names of those met so far that could not be read, where they are skipped.
     """
@@ -33,6 +37,7 @@ class Images(ABC):
     labels: Tensor
     source: str
     names: Sequence[str]
+    files: Files | None = None
     ahead: int = 0
 
     @abstractmethod
@@ -74,6 +79,7 @@ class InMemory(Images):
 
     Attributes:
         pixels: (N, C, H, W) uint8.
+        original: `digest` of the images that these were resized or converted from.
 
     Raises:
         ValueError: if shapes or types are others than these.
@@ -86,6 +92,8 @@ class InMemory(Images):
     source: str
     names: tuple[str, ...] = field(default=(), repr=False)
     skipped: tuple[str, ...] = field(default=(), repr=False)
+    files: Files | None = field(default=None, repr=False)
+    original: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -106,6 +114,16 @@ class InMemory(Images):
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE2b of pixels and labels as they came, before any resizing; 32 hexadecimal digits."""
+        if self.original:
+            return self.original
+        digest = hashlib.blake2b(str(tuple(self.pixels.shape)).encode(), digest_size=16)
+        for values in (self.pixels, self.labels):
+            digest.update(values.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -144,6 +162,11 @@ class Part(Images):
         self.ahead = whole.ahead
         self.labels = whole.labels.index_select(0, indices)
         self.names = _Chosen(whole.names, indices) if whole.names else ()
+
+    @cached_property
+    def files(self) -> Files | None:  # type: ignore[override]
+        files = self.whole.files
+        return None if files is None else files.take(self.indices.cpu().numpy())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -214,7 +237,9 @@ def conform(images: InMemory, *, side: int | None, channels: int | None) -> InMe
         pixels = _resize(pixels, side)
     if channels == 3 and old_channels == 1:
         pixels = pixels.repeat(1, 3, 1, 1)  # (N, 3, H, W)
-    return dataclasses.replace(images, pixels=pixels)
+    # Resizing rounds apart on other processors: the images are known by what they were before.
+    original = "" if pixels is images.pixels else images.digest
+    return dataclasses.replace(images, pixels=pixels, original=original)
 
 
 def check_options(side: int | None, channels: int | None) -> None:

@@ -67,6 +67,10 @@ class Names(Sequence[str]):
                 yield self.text[start:end]
                 start = end
 
+    def hashes(self) -> np.ndarray:
+        """BLAKE2b of each name in 64 bits, (N,) uint64: the same on every machine."""
+        return hashes_of(self.raw(), len(self))
+
     def take(self, indices: np.ndarray) -> "Names":
         """Some of them."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])[indices]
@@ -92,6 +96,14 @@ class Names(Sequence[str]):
         return Names(
             self.text + other.text, np.concatenate([self.ends, other.ends + len(self.text)])
         )
+
+
+def hashes_of(names: Iterable[bytes], count: int) -> np.ndarray:
+    """BLAKE2b of each of `count` names in 64 bits, (count,) uint64."""
+    digests = bytearray()
+    for name in names:
+        digests += hashlib.blake2b(name, digest_size=8).digest()
+    return np.frombuffer(digests, dtype=">u8", count=count).astype(np.uint64)
 
 
 def list_images(folder: Path) -> Names:

@@ -67,6 +67,9 @@ class InShards(Files):
             self.size[indices],
         )
 
+    def sizes(self) -> np.ndarray:
+        return self.size
+
     def count_of(self, shards: Sequence[str]) -> int:
         """How many images some of the shards have."""
         chosen = [self.shards.index(shard) for shard in shards]

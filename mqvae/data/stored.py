@@ -37,6 +37,7 @@ class Stored(Images):
     """
 
     ahead = 2
+    files: Files
 
     def __init__(
         self,
@@ -110,6 +111,7 @@ class Stored(Images):
             source=self.source,
             names=tuple(self.names),
             skipped=tuple(self.skipped),
+            files=self.files,
         )
 
     def _read(self, index: int, offset: float, row: np.ndarray) -> int:
