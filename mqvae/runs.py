@@ -142,11 +142,13 @@ class Run:
             shutil.rmtree(folder)
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "samples").mkdir()
-        write_whole(
-            folder / "config.yaml",
-            yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        )
+        _write_config(folder, config)
         return cls(folder)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Replace config.yaml, whole or not at all."""
+        _write_config(self.folder, config)
+        self.config = dict(config)
 
     @staticmethod
     def require_free(folder: str | Path, *, overwrite: bool = False) -> None:
@@ -297,6 +299,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     _flush(partial)
     os.replace(partial, path)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    write_whole(folder / "config.yaml", text)
 
 
 def read_json(path: Path) -> Any:

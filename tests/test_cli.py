@@ -102,7 +102,11 @@ BAD_INPUT = {
     ),
     "data set": ([*TRAIN, "--data.name", "digts"], "Did you mean 'digits'?"),
     "rule": ([*UPDATE, "Mta"], "--update has no choice 'Mta'. Did you mean 'Meta'?"),
-    "resume with options": (["train", "--resume", "run", "--steps", "5"], "leave out --steps 5"),
+    "resume with options": (["train", "--resume", "run", "--seed", "5"], "leave out --seed 5"),
+    "resume with fewer steps": (
+        ["train", "--resume", "run", "--steps", "3"],
+        "expected 4 or more, got 3",
+    ),
     "evaluate's option": (["evaluate", "run", "--splt", "test"], "Did you mean '--split'?"),
     "encode's option": (
         ["encode", "run", "test", "--out", "new.npz", "--overwrit"],

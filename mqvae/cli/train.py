@@ -28,7 +28,7 @@ def train(arguments: list[str]) -> int:
     training = _training(arguments)
     first, folder = training.processes.first, training.run.folder
     go_on = f"mqvae train --resume {shlex.quote(str(folder))}"
-    if training.step == training.settings.steps and (folder / "summary.json").is_file():
+    if training.step == training.settings.steps and _is_measured(folder, training.step):
         if first:
             print(
                 f"{folder} is complete: all {training.step:,} steps are done and measured in "
@@ -79,13 +79,20 @@ def _training(arguments: list[str]) -> "Training":
 def _resumed(arguments: list[str]) -> "Training":
     parser = parser_of("train", "Go on with a run where it stopped.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="the run's folder")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="train on to this number of steps in all; learning rates follow warm-up and cosine "
+        "over it (default: the run's own)",
+    )
     parser.add_argument("--trainer.devices", type=int, dest="devices", metavar="N")
     parser.add_argument("--trainer.accelerator", dest="accelerator")
     options, others = parser.parse_known_args(arguments)
     if others:
         raise MqvaeError(
             f"--resume goes on with the run's own settings: leave out {' '.join(others)}. Only "
-            "--trainer.devices and --trainer.accelerator may change."
+            "--steps, --trainer.devices and --trainer.accelerator may change."
         )
     from mqvae.runs import Run
     from mqvae.settings import Settings
@@ -96,7 +103,33 @@ def _resumed(arguments: list[str]) -> "Training":
     for name in ("devices", "accelerator"):
         if (given := getattr(options, name)) is not None:
             settings["trainer"][name] = given
-    return resume(run, trainer=Settings.of(settings).trainer)
+    before = settings["steps"]
+    training = resume(run, trainer=Settings.of(settings).trainer, steps=options.steps)
+    if training.settings.steps != before and training.processes.first:
+        print(_stretched(training, before), file=sys.stderr)
+    return training
+
+
+def _stretched(training: "Training", before: int) -> str:
+    """What another number of steps does to the learning rates."""
+    rates = ", ".join(
+        f"{name} {training.parts.levels[level].param_groups[0]['lr']:.3g}"
+        for level, name in (("lower", "network_lr"), ("upper", "codebook_lr"))
+        if level in training.parts.levels
+    )
+    return (
+        f"trains on to {training.settings.steps:,} steps in all instead of {before:,}; "
+        f"{training.step:,} are done. Learning rates follow the schedule over "
+        f"{training.settings.steps:,} steps: now {rates}. Metrics are measured at the end."
+    )
+
+
+def _is_measured(folder: Path, step: int) -> bool:
+    """Whether summary.json is of this step: a run that trains on has an older one."""
+    from mqvae.runs import read_json
+
+    file = folder / "summary.json"
+    return file.is_file() and read_json(file).get("steps") == step
 
 
 def _run_name(settings: "Settings") -> str:

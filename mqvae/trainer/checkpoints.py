@@ -1,9 +1,12 @@
 """The state of a run, to be gone on with bit for bit."""
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from mqvae import __version__
 from mqvae.core.distributed import from_all_processes, sum_across_processes
@@ -60,8 +63,25 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
     )
 
 
-def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes: Processes) -> None:
+def restore(
+    checkpoint: Checkpoint,
+    run: Run,
+    parts: Parts,
+    log: Log,
+    processes: Processes,
+    *,
+    stretched: bool = False,
+) -> None:
     """Put the state of a checkpoint back.
+
+    Args:
+        checkpoint: The state.
+        run: Whose it is, for messages.
+        parts: What is trained.
+        log: What it has to say.
+        processes: Who trains it.
+        stretched: The number of training steps is another than before: learning rates are those
+            of the new schedule.
 
     Raises:
         ValueError: if it is another network's, or of another version, or was imported.
@@ -72,7 +92,7 @@ def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes:
             f"as in `mqvae train {run.folder}/config.yaml --from {run.folder} --out runs/tuned`."
         )
     try:
-        _take_over(checkpoint, parts, log, processes)
+        _take_over(checkpoint, parts, log, processes, stretched)
     except (KeyError, RuntimeError, AttributeError) as error:
         raise MqvaeError(
             f"the checkpoint of {run.folder} does not fit its config.yaml, or is of "
@@ -82,7 +102,9 @@ def restore(checkpoint: Checkpoint, run: Run, parts: Parts, log: Log, processes:
         ) from error
 
 
-def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Processes) -> None:
+def _take_over(
+    checkpoint: Checkpoint, parts: Parts, log: Log, processes: Processes, stretched: bool
+) -> None:
     state, training = checkpoint.state, checkpoint.training
     parts.network.load_state_dict(checkpoint.model)
     if parts.average is not None and checkpoint.average is not None:
@@ -95,13 +117,21 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(task[name])
-    for schedule in parts.schedules.values():
-        # They count on from here; the rates themselves come with the optimizers' groups.
-        schedule.last_epoch = state["step"]
-    for name, of_player in state.get("schedules", {}).items():
-        parts.schedules[name].load_state_dict(of_player)
+    of_players = state.get("schedules", {})
+    rates: dict[str, list[float]] = {}
+    for name, schedule in parts.schedules.items():
+        of_player = of_players.get(name)
+        if stretched:
+            rates[name] = _advanced(schedule, (of_player or {"last_epoch": state["step"]}))
+        elif of_player is not None:
+            schedule.load_state_dict(of_player)
+        else:
+            # They count on from here; the rates themselves come with the optimizers' groups.
+            schedule.last_epoch = state["step"]
     for name, optimizer in parts.optimizers.items():
         restore_optimizer(name, optimizer, training, state["optimizers"][name])
+        for group, rate in zip(optimizer.param_groups, rates.get(name, ()), strict=False):
+            group["lr"] = rate
     parts.update.load_state_dict(beginning_with("rule.", training))
     parts.batches.load_state_dict(state["batches"])
     if parts.above is not None:
@@ -118,6 +148,15 @@ def _take_over(checkpoint: Checkpoint, parts: Parts, log: Log, processes: Proces
             mine = _random_name(kind, processes.rank)
             setattr(random, kind, training.get(mine, getattr(random, kind)))
         random.restore()
+
+
+def _advanced(schedule: LRScheduler, state: Mapping[str, Any]) -> list[float]:
+    """A new schedule's learning rates after as many steps as an old one had made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer has not stepped yet
+        while schedule.last_epoch < state["last_epoch"]:
+            schedule.step()
+    return [group["lr"] for group in schedule.optimizer.param_groups]
 
 
 def _trained(parts: Parts) -> dict[str, Tensor]:

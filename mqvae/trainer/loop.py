@@ -16,6 +16,7 @@ from torch import Tensor
 from mqvae.core.distributed import from_first_process, sum_across_processes
 from mqvae.core.updates import Step
 from mqvae.data import fitting, in_order
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluate, evaluating
 from mqvae.runs import Run, write_json
 from mqvae.settings import Settings, Trainer
@@ -70,17 +71,30 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
     return training
 
 
-def resume(run: Run, *, trainer: Trainer | None = None) -> "Training":
+def resume(run: Run, *, trainer: Trainer | None = None, steps: int | None = None) -> "Training":
     """A run from its last checkpoint, bit for bit as if it had never stopped.
 
     Args:
         run: The run.
         trainer: Other processes than those it was begun with.
+        steps: Number of training steps in all (default: the run's own). With another number the
+            learning rates follow warm-up and cosine over the new one from here on, and
+            config.yaml says so; quantization sets in when it would have.
 
     Raises:
-        ValueError: if its settings or its checkpoint are damaged or do not fit each other.
+        ValueError: if its settings or its checkpoint are damaged or do not fit each other, or
+            more than `steps` steps are done.
     """
     settings = Settings.of_run(run)
+    before = settings.steps
+    if steps is not None:
+        done = run.load(training=False).state["step"]
+        if steps < max(done, 1):
+            raise MqvaeError(
+                f"{run.folder} has made {done:,} training steps, and steps is the new number in "
+                f"all: expected {max(done, 1):,} or more, got {steps:,}."
+            )
+        settings = replace(settings, steps=steps)
     processes = Processes(trainer or settings.trainer)
     with processes.noticing_losses():
         splits, settings = load_splits(settings)
@@ -88,7 +102,11 @@ def resume(run: Run, *, trainer: Trainer | None = None) -> "Training":
         if processes.rank:
             torch.manual_seed(settings.seed + 2**32 * processes.rank)
         training = Training(run, settings, splits, parts, processes)
-        training.restore("last")
+        training.restore("last", steps_before=before)
+        if settings.steps != before:
+            if processes.first:
+                run.write_config({**run.config, "steps": settings.steps})
+            training.save("last")
     return training
 
 
@@ -322,6 +340,8 @@ class Training:
             self.processes,
             {
                 "step": self.step,
+                "steps": self.settings.steps,
+                "onset": [self._onset.first, self._onset.whole],
                 "seconds": self.seconds,
                 "waited": self.waited,
                 "best": None if math.isinf(self.best) else self.best,
@@ -334,14 +354,24 @@ class Training:
         if self.processes.first:
             self.run.save(name, checkpoint)
 
-    def restore(self, name: str) -> None:
+    def restore(self, name: str, *, steps_before: int | None = None) -> None:
         """Go on from a checkpoint of the run.
+
+        Args:
+            name: Which.
+            steps_before: Training steps in all by the run's config.yaml, for a checkpoint that
+                does not say over how many it was trained (default: as many as now).
 
         Raises:
             ValueError: if it is missing, damaged, or does not fit.
         """
         checkpoint = self.run.load(name)
-        restore(checkpoint, self.run, self.parts, self.log, self.processes)
+        before = checkpoint.state.get("steps", steps_before or self.settings.steps)
+        stretched = before != self.settings.steps
+        restore(checkpoint, self.run, self.parts, self.log, self.processes, stretched=stretched)
+        warm = self.settings.warm_start
+        onset = checkpoint.state.get("onset")
+        self._onset = Onset(*onset) if onset else Onset.of(before, warm.unquantized, warm.gradual)
         self.step = checkpoint.state["step"]
         self.seconds = checkpoint.state["seconds"]
         self.waited = checkpoint.state.get("waited", 0.0)
