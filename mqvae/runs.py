@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mqvae.core.shown import html_table
 from mqvae.errors import MqvaeError
+from mqvae.tensors import packed, unpacked
 
 COLUMNS = (
     "step",
@@ -24,6 +25,7 @@ COLUMNS = (
     "task",
     "commitment",
     "codebook",
+    "auxiliary",
     "perplexity",
     "usage",
     "network_lr",
@@ -209,8 +211,6 @@ class Run:
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all; the one of that name is replaced."""
-        from safetensors.torch import save
-
         target = self.folder / "checkpoints" / name
         partial = target.with_name(f"{name}.partial")
         previous = target.with_name(f"{name}.previous")
@@ -223,9 +223,8 @@ class Run:
         ):
             if tensors is None:
                 continue
-            # Not `save_file`, whose files nobody else may read.
-            content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
-            (partial / file).write_bytes(content)
+            # Not safetensors' `save_file`, whose files nobody else may read.
+            (partial / file).write_bytes(packed(tensors))
         digests = {p.name: _sha256(p.read_bytes()) for p in sorted(partial.iterdir())}
         digests["state"] = _sha256(json.dumps(checkpoint.state).encode())
         write_whole(
@@ -250,8 +249,6 @@ class Run:
         Raises:
             ValueError: if there is none, or a file of it is damaged.
         """
-        from safetensors.torch import load
-
         folder = self.folder / "checkpoints" / name
         if not folder.exists() and folder.with_name(f"{name}.previous").exists():
             folder = folder.with_name(f"{name}.previous")
@@ -274,7 +271,7 @@ class Run:
                 content = (folder / file).read_bytes()
                 if _sha256(content) != digest:
                     raise MqvaeError(f"{file} is not what was written")
-                tensors[file] = load(content)
+                tensors[file] = unpacked(content)
             model = tensors["model.safetensors"]
         except Exception as error:
             other = "best" if name == "last" else "last"

@@ -10,6 +10,7 @@ from mqvae.core.distributed import from_all_processes, from_first_process
 from mqvae.core.passes import RandomState, call
 from mqvae.core.quantizer import Quantized, Quantizer
 from mqvae.core.shown import Shown
+from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +35,9 @@ class VQNetwork(nn.Module):
         decoder: G_θ. Gets codewords laid out as the encoder's output was.
         channel_axis: 1 for convolutions, -1 for transformers.
 
+    Raises:
+        ValueError: if two of the three share a parameter.
+
     Example:
         >>> network = VQNetwork(nn.Conv2d(1, 64, 4, 4), VectorQuantizer(num_codes=512, dim=64),
         ...                     nn.ConvTranspose2d(64, 1, 4, 4))
@@ -54,6 +58,25 @@ class VQNetwork(nn.Module):
         self.quantizer = quantizer
         self.decoder = decoder
         self.channel_axis = channel_axis
+        self.require_apart()
+
+    def require_apart(self) -> None:
+        """Refuse a parameter that two of φ, C, θ share: it would be stepped once for each.
+
+        Raises:
+            ValueError: with its names.
+        """
+        seen: dict[int, tuple[str, str]] = {}
+        for part in ("encoder", "quantizer", "decoder"):
+            for name, parameter in getattr(self, part).named_parameters(prefix=part):
+                other, known = seen.setdefault(id(parameter), (part, name))
+                if other != part:
+                    raise MqvaeError(
+                        f"{known} and {name} are the same parameter, but encoder, quantizer and "
+                        "decoder are trained apart, each by gradients of its own. Give each its "
+                        "own parameter (weights may be tied within one of the three), or train "
+                        "the module with GenericMeta, which knows no encoder and decoder."
+                    )
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """φ."""

@@ -11,6 +11,7 @@ from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
 from mqvae.settings import Settings
+from mqvae.tensors import packed, unpacked
 from mqvae.tokenizer.card import CARD, GRID, card_of
 
 if TYPE_CHECKING:
@@ -22,13 +23,10 @@ FILES = (CONFIG, WEIGHTS, CARD, GRID)
 
 def write(tokenizer: "Tokenizer", folder: Path) -> None:
     """Write weights, config.json and the card."""
-    from safetensors.torch import save
-
     card = _copied(tokenizer.folder) if _is_shared(tokenizer.folder) else card_of(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    state = tokenizer.network.state_dict()
     # As a checkpoint writes them, so that their fingerprint is the run's.
-    weights = save({key: tensor.cpu().contiguous() for key, tensor in state.items()})
+    weights = packed(tokenizer.network.state_dict())
     config = {
         "mqvae": __version__,
         "step": tokenizer.step,
@@ -49,8 +47,6 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
     Raises:
         ValueError: if it is something else, or damaged.
     """
-    from safetensors.torch import load
-
     if not _is_shared(folder):
         run = (folder / "config.yaml").is_file()
         advice = (
@@ -63,7 +59,7 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
     try:
         settings = Settings.of(config["settings"])
         content = (folder / WEIGHTS).read_bytes()
-        weights = load(content)
+        weights = unpacked(content)
     except Exception as error:
         raise MqvaeError(f"{folder} holds no tokenizer that can be read: {error}") from error
     digest = hashlib.sha256(content).hexdigest()

@@ -22,7 +22,7 @@ class ResidualQuantizer(CodebookQuantizer):
         stages: Quantizers of the same sizes, Euclidean and without groups or replacement.
 
     Raises:
-        ValueError: if there is no stage or the stages do not fit together.
+        ValueError: if there is no stage, two share a codebook, or they do not fit together.
 
     Example:
         >>> quantizer = ResidualQuantizer([VectorQuantizer(256, 64) for _ in range(4)])
@@ -55,6 +55,17 @@ class ResidualQuantizer(CodebookQuantizer):
                     "gradients pass a residual quantizer as a whole: give the estimator to "
                     f"ResidualQuantizer, not to its stages; got {type(stage.estimator).__name__}()."
                 )
+        owners: dict[int, int] = {}
+        for number, stage in enumerate(stages):
+            for tensor in [*stage.parameters(), *stage.buffers()]:
+                other = owners.setdefault(id(tensor), number)
+                if other != number:
+                    raise MqvaeError(
+                        f"stages {other} and {number} of a residual quantizer share a codebook: "
+                        "each quantizes what the ones before left over, with codewords of its own. "
+                        "Make a VectorQuantizer for each: [VectorQuantizer(…) for _ in range(4)], "
+                        "not [VectorQuantizer(…)] * 4."
+                    )
         self.num_codes = first.num_codes
         self.dim = first.dim
         self.groups = len(stages)

@@ -56,8 +56,8 @@ class Update(ABC):
         codebook_weight: Weight of the codebook loss.
 
     Raises:
-        ValueError: if an optimizer holds other parameters than its level's, or a weight is
-            negative.
+        ValueError: if an optimizer holds other parameters than its level's, two levels share a
+            parameter, or a weight is negative.
     """
 
     method: ClassVar[str]
@@ -87,6 +87,7 @@ class Update(ABC):
         ):
             if not value >= 0:
                 raise MqvaeError(f"{name} must be 0 or more, got {value}.")
+        network.require_apart()  # weights may have been tied since it was built
         names = {id(p): name for name, p in network.named_parameters()}
         for name, optimizer, level in (
             ("lower", lower, "network_parameters"),
