@@ -13,6 +13,7 @@ from mqvae import (
     HyperNetwork,
     LinearMap,
     NoQuantizer,
+    Quantized,
     Quantizer,
     ResidualQuantizer,
     Rotation,
@@ -23,6 +24,12 @@ from mqvae import (
 
 def squared_error(output: Tensor, y: Tensor) -> Tensor:
     return (output - y).square().mean()
+
+
+def auxiliary(found: Quantized) -> Tensor:
+    """The quantizer's own term of the loss, weighted; 0 without one."""
+    loss = found.auxiliary_loss
+    return torch.tensor(0.0) if loss is None else found.auxiliary_weight * loss
 
 
 @dataclass

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import squared_error
+from problems import auxiliary, squared_error
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 from torch.optim import SGD
@@ -111,17 +111,17 @@ def test_the_prior_is_the_weighted_divergence_from_uniform(monkeypatch, training
     uniform = Categorical(logits=torch.zeros(CODES, dtype=torch.float64))
     expected = 0.3 * kl_divergence(Categorical(logits=logits), uniform).mean()
     assert expected > 0.01
-    torch.testing.assert_close(quantizer(z_e).prior_loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(auxiliary(quantizer(z_e)), expected, rtol=1e-12, atol=0)
     half = make(kl_weight=0.15).train(training)
     half.load_state_dict(quantizer.state_dict())
-    torch.testing.assert_close(2 * half(z_e).prior_loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(2 * auxiliary(half(z_e)), expected, rtol=1e-12, atol=0)
 
 
 def test_the_prior_of_extreme_logits_is_finite():
     quantizer = make(kl_weight=1.0)
     quantizer.head.weight.data.mul_(1e4)
     z_e = embeddings(9).requires_grad_()
-    prior = quantizer(z_e).prior_loss
+    prior = auxiliary(quantizer(z_e))
     torch.testing.assert_close(prior, torch.tensor(math.log(CODES), dtype=torch.float64))
     prior.backward()
     assert torch.isfinite(z_e.grad).all()
@@ -135,7 +135,7 @@ def test_the_task_reaches_codebook_head_and_encoder_and_the_prior_no_codeword():
         found.z_q.sin().sum(), leaves, retain_graph=True, allow_unused=True
     )
     assert all(torch.count_nonzero(g) == g.numel() for g in of_task)
-    to_codebook, *others = torch.autograd.grad(found.prior_loss, leaves, allow_unused=True)
+    to_codebook, *others = torch.autograd.grad(auxiliary(found), leaves, allow_unused=True)
     assert to_codebook is None
     assert all(torch.count_nonzero(g) == g.numel() for g in others)
 
@@ -156,7 +156,7 @@ def test_gradients_are_those_of_the_formula_whatever_the_blocks(
     if of_task:
         loss = loss + (found.z_q * direction).sum()
     if of_prior:
-        loss = loss + found.prior_loss
+        loss = loss + auxiliary(found)
     torch.manual_seed(5)
     logits = z_e @ quantizer.head.weight.T + quantizer.head.bias
     sample = ((logits + noise(logits)) / 0.7).softmax(-1)
@@ -188,7 +188,7 @@ def test_a_step_of_joint_is_backpropagation_with_the_prior():
     torch.manual_seed(2)
     result = twin(x)
     task = squared_error(result.output, x)
-    (task + result.quantized.prior_loss).backward()
+    (task + auxiliary(result.quantized)).backward()
     SGD(twin.parameters(), lr=0.1).step()
     for one, other in zip(network.parameters(), twin.parameters()):
         assert torch.equal(one, other)
@@ -247,7 +247,7 @@ def test_the_first_head_prefers_the_nearest_centre():
     codes = quantizer.encode(z_e)
     assert len(codes.unique()) == CODES
     assert torch.equal(codes, torch.cdist(z_e, quantizer.codebook).argmin(1))
-    assert torch.isfinite(quantizer(z_e).prior_loss)
+    assert torch.isfinite(auxiliary(quantizer(z_e)))
     few = embeddings(3)  # fewer than codes: no distance is left
     quantizer.initialize(few)
     assert all(torch.isfinite(p).all() for p in quantizer.parameters())

@@ -190,7 +190,7 @@ TABLE: dict[str, Method] = {
 WORDS = """\
 # Which loss reaches which parameters
 
-L = L_task + β · L_commitment + L_codebook + L_prior (`prior_loss`, Gumbel-VQ's own), and φ, θ, C
+L = L_task + β · L_commitment + L_codebook + L_prior (`auxiliary_loss` × its weight), and φ, θ, C
 are encoder, decoder and quantizer. Every cell is measured: one step by plain descent (by AdamW
 where the method differentiates AdamW's step), with each loss alone, with all of them, and with all
 but one, and the weights compared bit for bit. In a cell,

@@ -303,7 +303,7 @@ def test_metrics(run):
     for step in range(1, 6):
         run.log({"step": step, "seconds": step / 3, "task": 1e-9 * step, "usage": 1.0})
     assert lines(run)[0] == ",".join(COLUMNS)
-    assert lines(run)[3] == "3,1,,3e-09,,,,1,,,,,,"
+    assert lines(run)[3] == "3,1,,3e-09,,,,,1,,,,,,"
     before = lines(run)
     # A row that a kill cut short goes, one that was after the checkpoint too.
     for torn in ("", "6", "1", "6,0.3,", "2,0.4,1e-"):

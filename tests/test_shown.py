@@ -34,7 +34,7 @@ def quantized(codes=((0, 1), (1, 5)), **changed):
 def test_a_line():
     assert repr(quantized()) == (
         "Quantized(z_q=(2, 2, 3) float32, codes=(2, 2) int64, 3 in use, perplexity 2.8, "
-        "commitment_loss=0.1235, codebook_loss=2, prior_loss=0)"
+        "commitment_loss=0.1235, codebook_loss=2, auxiliary_weight=0)"
     )
     assert "codes=(0,) int64, 0 in use" in repr(quantized(codes=[]))
 

@@ -26,18 +26,23 @@ Gradients = list[Tensor | None]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """L = L_task + commitment · L_commit + codebook · L_codebook; `commitment` is the paper's β."""
+    """L = L_task + commitment · L_commit + codebook · L_codebook, and the quantizer's own term.
+
+    `commitment` is the paper's β. The weight of the quantizer's own term is `auxiliary_weight`.
+    """
 
     commitment: float
     codebook: float
 
     def total(self, task: Tensor, quantized: Quantized) -> Tensor:
-        return (
+        total = (
             task
             + self.commitment * quantized.commitment_loss
             + self.codebook * quantized.codebook_loss
-            + quantized.prior_loss
         )
+        if quantized.auxiliary_loss is None:
+            return total
+        return total + quantized.auxiliary_weight * quantized.auxiliary_loss
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class GumbelQuantizer(Quantizer):
 
     In training z_q is the mixture of a Gumbel-softmax sample, through which the task loss trains
     codebook, head and encoder; in eval it is the codeword of the largest logit. There are no
-    commitment and codebook losses; the divergence of the codes from uniform is `prior_loss`.
+    commitment and codebook losses; the divergence of the codes from uniform is `auxiliary_loss`.
     The temperature falls as a cosine over the updates.
 
     Args:
@@ -196,7 +196,7 @@ class GumbelQuantizer(Quantizer):
             z_q = nn.functional.embedding(codes, self.codebook)
         zero = divergence.new_zeros(())
         z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
-        return Quantized(z_q, codes, zero, zero, self.kl_weight * divergence)
+        return Quantized(z_q, codes, zero, zero, divergence, self.kl_weight)
 
     @torch.no_grad()
     def encode(self, z_e: Tensor) -> Tensor:

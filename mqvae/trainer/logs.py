@@ -23,7 +23,7 @@ COLLAPSE_STEPS = 200
 TROUBLED_ROWS = 3
 WAIT_SHARE = 0.2
 WAIT_SECONDS = 10.0  # of training that a share is taken of
-LOSSES = ("task", "commitment", "codebook")
+LOSSES = ("task", "commitment", "codebook", "auxiliary")
 NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
@@ -79,7 +79,8 @@ class Log:
     def losses(self, result: Step) -> dict[str, float]:
         """The loss terms of a step, over all processes."""
         found = mean_across_processes([getattr(result, term) for term in LOSSES])
-        return {term: value.item() for term, value in zip(LOSSES, found, strict=True)}
+        named = zip(LOSSES, found, strict=True)
+        return {term: value.item() for term, value in named if value is not None}
 
     def row(
         self,

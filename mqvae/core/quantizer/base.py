@@ -24,15 +24,17 @@ class Quantized(Shown):
         codes: Indices of the codewords, (...) int64, or (..., G) with G > 1 codes an embedding.
         commitment_loss: mean ‖z_e − sg(z_q)‖² over all numbers (Eq. 4), unweighted scalar.
         codebook_loss: mean ‖sg(z_e) − z_q‖² over all numbers (Eq. 5), unweighted scalar.
-        prior_loss: What a quantizer adds by itself, weighted already: Gumbel-VQ's divergence
-            from uniform codes; zero for the others.
+        auxiliary_loss: The quantizer's own loss term, unweighted scalar: Gumbel-VQ's divergence of
+            the codes from uniform, LFQ's entropies; None for quantizers without one.
+        auxiliary_weight: Its weight in the total loss, which the quantizer sets.
     """
 
     z_q: Tensor
     codes: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
-    prior_loss: Tensor | float = 0.0
+    auxiliary_loss: Tensor | None = None
+    auxiliary_weight: float = 0.0
 
 
 class Quantizer(nn.Module, ABC):

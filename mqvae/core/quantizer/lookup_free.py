@@ -16,9 +16,10 @@ class LookupFreeQuantizer(Quantizer):
 
     Codewords are the corners of a cube, s · (±1, …, ±1): s = 1, and 1/√D on the unit sphere,
     `Cosine()`, which is BSQ. The nearest is found by sign. There is no codebook to be trained and
-    the gradient goes straight through; what keeps codes apart and in use is the prior loss
+    the gradient goes straight through; what keeps codes apart and in use is `auxiliary_loss`, of
+    weight w,
 
-        w · ( E[H(q(z_e))] − γ H(E[q(z_e)]) )        q(k | z) ∝ exp(−‖z − c_k‖² / T)
+        E[H(q(z_e))] − γ H(E[q(z_e)])        q(k | z) ∝ exp(−‖z − c_k‖² / T)
 
     in nats. As q is a product over bits, the first entropy is a sum over them; the mean of q is
     exact, by a product of two matrices of √K columns. In training it is over the embeddings of all
@@ -97,13 +98,13 @@ class LookupFreeQuantizer(Quantizer):
             corner = self.corner.to(wide.dtype)
             z_q = torch.where(wide > 0, corner, -corner)
             commitment = self.of_quantized(wide - z_q).square().mean()
-            prior = self._prior(wide.reshape(-1, self.dim)) if self.training else 0.0
+            entropy = self._entropy(wide.reshape(-1, self.dim)) if self.training else None
         zero = torch.zeros_like(commitment)
         z_q = self.passed_on(z_e, StraightThrough()(z_e, z_q.to(z_e.dtype)))
-        return Quantized(z_q, self._codes(z_e), commitment, zero, prior)
+        return Quantized(z_q, self._codes(z_e), commitment, zero, entropy, self.entropy_weight)
 
-    def _prior(self, z_e: Tensor) -> Tensor:
-        """The prior loss of placed embeddings, (N, D)."""
+    def _entropy(self, z_e: Tensor) -> Tensor:
+        """The auxiliary loss of placed embeddings, (N, D)."""
         # −‖z − c‖² of the two values of a bit differ by 4 s z.
         logits = 4 / self.temperature * self.corner.to(z_e.dtype) * z_e
         of_one = logits.sigmoid()
@@ -115,7 +116,7 @@ class LookupFreeQuantizer(Quantizer):
         # What rounds to nothing has no slope.
         tiny = torch.finfo(mean.dtype).tiny
         diversity = -(mean * mean.clamp(min=tiny).log()).sum()
-        return self.entropy_weight * (certainty - self.diversity * diversity)
+        return certainty - self.diversity * diversity
 
     @torch.no_grad()
     def encode(self, z_e: Tensor) -> Tensor:

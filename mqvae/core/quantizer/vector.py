@@ -162,8 +162,8 @@ class VectorQuantizer(CodebookQuantizer):
         parts = z_e.reshape(-1, self.dim // self.groups)
         rows = self.rows(codes).flatten()
         with torch.autocast(z_e.device.type, enabled=False):
-            z_q, *losses = select(parts, table, rows)
-        return Quantized(z_q.view(z_e.shape), codes, *losses)
+            z_q, commitment, codebook = select(parts, table, rows)
+        return Quantized(z_q.view(z_e.shape), codes, commitment, codebook)
 
     def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
         return (z_e - z_q).square().mean()

@@ -26,6 +26,7 @@ class Step(Shown):
         task: L_task of the first pass, a scalar.
         commitment: mean ‖z_e − sg(z_q)‖², unweighted.
         codebook: mean ‖sg(z_e) − z_q‖², unweighted.
+        auxiliary: The quantizer's own term, unweighted: `Quantized.auxiliary_loss`; None without.
         codes: The codes of the batch.
         output: The decoder's output in the first pass, (B, ...), detached.
         direct_norm: Norm of the direct hypergradient; None for rules without one.
@@ -38,6 +39,7 @@ class Step(Shown):
     codebook: Tensor
     codes: Tensor
     output: Tensor
+    auxiliary: Tensor | None = None
     direct_norm: Tensor | None = None
     indirect_norm: Tensor | None = None
     cosine: Tensor | None = None
@@ -207,12 +209,14 @@ def step_of(
     batch: Batch, task: Tensor, quantized: Quantized, norms: dict[str, Tensor] | None = None
 ) -> Step:
     """The report of a step from its first pass."""
+    auxiliary = quantized.auxiliary_loss
     return Step(
         task.detach(),
         quantized.commitment_loss.detach(),
         quantized.codebook_loss.detach(),
         quantized.codes,
         batch.output,
+        None if auxiliary is None else auxiliary.detach(),
         **(norms or {}),
     )
 
