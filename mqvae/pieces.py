@@ -1,7 +1,7 @@
 """Codes of any number of images: a folder of pieces, written in constant memory."""
 
 import hashlib
-import os
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mqvae.data import Images, fitting, these
+from mqvae.data.identity import identity_of
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.runs import read_json, write_json
@@ -23,10 +24,12 @@ INDEX = "index.json"
 
 
 class Pieces:
-    """A folder of codes that is written piece by piece, and gone on with after a kill.
+    """A folder of codes that is written piece by piece, and resumed after a kill.
 
     A piece is a file as `Codes.save` writes it, of images in their order; `index.json` names the
-    pieces in theirs, and says whether all of them are there.
+    pieces in theirs, and says whether all of them are there. A piece that is there is kept while
+    its images have the names, sizes and times of change they had, and those it skipped still
+    cannot be read; else it is written anew.
 
     Args:
         folder: The folder.
@@ -52,19 +55,23 @@ class Pieces:
         self.size = size = size or fitting(PIECE, images.shape)
         channels, side, _ = images.shape
         count = -(-len(images) // size)
-        self.index: dict[str, Any] = {
-            "images": len(images),
+        # What does not change when images are added, removed or replaced.
+        self._fixed = {
             "piece": size,
-            "pieces": [f"codes-{i:06d}.npz" for i in range(count)],
             "num_codes": tokenizer.network.quantizer.num_codes,
             "side": side,
             "channels": channels,
             "model": tokenizer.model,
             "of": images.name,
             "split": images.split,
-            "names": _digest(images),
+        }
+        self.index: dict[str, Any] = {
+            "images": len(images),
+            "pieces": [f"codes-{i:06d}.npz" for i in range(count)],
+            **self._fixed,
             "complete": False,
         }
+        self._fingerprints = _fingerprints(images, size)
 
     def check(self, *, overwrite: bool) -> bool:
         """Whether there are pieces of the same codes to go on with.
@@ -82,11 +89,11 @@ class Pieces:
                 f"{self.folder} is a folder that holds other files than codes: choose another "
                 "--out, a new folder or a FILE.npz."
             )
-        same = {**there, "complete": False} == self.index
+        same = all(there.get(key) == value for key, value in self._fixed.items())
         if not same and not overwrite:
             raise MqvaeError(
-                f"{self.folder} holds codes of other images or of other weights: choose another "
-                "--out, or add --overwrite."
+                f"{self.folder} holds codes of other images or of other weights"
+                f"{_differing(there, self._fixed)}: choose another --out, or add --overwrite."
             )
         return same and not overwrite
 
@@ -95,12 +102,17 @@ class Pieces:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not going_on:
             (self.folder / INDEX).unlink(missing_ok=True)
-            for path in self.folder.glob("codes-*.npz"):
+        kept = self.index["pieces"] if going_on else ()
+        for path in self.folder.glob("codes-*.npz*"):
+            if path.name not in kept:
                 path.unlink()
         self._write_index(complete=False)
 
     def encode(self, *, rank: int = 0, world_size: int = 1) -> int:
-        """Write the pieces that are not there yet; returns how many images these are.
+        """Write the pieces that are not there yet or are of other images.
+
+        Returns:
+            How many images these pieces are of.
 
         Args:
             rank: This process; they take whole pieces by turns.
@@ -125,9 +137,16 @@ class Pieces:
                 writing.result()
         return sum(len(self._range(number)) for number in missing)
 
-    def finish(self) -> None:
-        """Say that all pieces are there. One process does."""
+    def finish(self) -> int:
+        """Say that all pieces are there. One process does.
+
+        Returns:
+            How many images have codes: those that could not be read have none.
+        """
+        codes = sum(len(Codes.load(self.folder / name).names) for name in self.index["pieces"])
+        self.index["codes"] = codes
         self._write_index(complete=True)
+        return codes
 
     def _range(self, number: int) -> range:
         return range(number * self.size, min((number + 1) * self.size, len(self.images)))
@@ -143,13 +162,20 @@ class Pieces:
         return ((number, x) for (number, _), (x, _) in zip(parts, taken, strict=True))
 
     def _is_there(self, number: int) -> bool:
-        path = self.folder / self.index["pieces"][number]
-        if not path.is_file():
-            return False
+        path, mine = self.folder / self.index["pieces"][number], self._range(number)
         try:
-            return Codes.load(path).model == self.index["model"]
+            found = Codes.load(path)
         except ValueError:
-            return False  # damaged: written anew
+            return False  # not there, or damaged: written anew
+        of = found.model, found.images, len(found.names) + len(found.skipped)
+        if of != (self.index["model"], self._fingerprints[number], len(mine)):
+            return False
+        # What could not be read then may be readable now, by other rights or from another disk.
+        skipped = set(found.skipped)
+        for i in mine if skipped else ():
+            if self.images.names[i] in skipped:
+                self.images.take([i])
+        return skipped <= set(self.images.skipped)
 
     def _save(self, number: int, codes: np.ndarray) -> None:
         mine = self._range(number)
@@ -159,7 +185,8 @@ class Pieces:
         )
         channels, side, _ = self.images.shape
         made = self.tokenizer.as_file(codes, side, channels, names=names)
-        without(made, self.images).save(self.folder / self.index["pieces"][number])
+        made = replace(without(made, self.images), images=self._fingerprints[number])
+        made.save(self.folder / self.index["pieces"][number])
 
     def _write_index(self, *, complete: bool) -> None:
         content = {**self.index, "complete": complete}
@@ -172,7 +199,12 @@ def without(codes: Codes, images: Images) -> Codes:
     kept = [i for i, name in enumerate(codes.names) if name not in skipped]
     if len(kept) == len(codes.names):
         return codes
-    return replace(codes, codes=codes.codes[kept], names=tuple(codes.names[i] for i in kept))
+    return replace(
+        codes,
+        codes=codes.codes[kept],
+        names=tuple(codes.names[i] for i in kept),
+        skipped=tuple(name for name in codes.names if name in skipped),
+    )
 
 
 def pieces_of(folder: str | Path) -> Iterator[Codes]:
@@ -225,13 +257,31 @@ def _indices(mine: range) -> Tensor:
 def _read(folder: Path) -> Mapping[str, Any] | None:
     try:
         index = read_json(folder / INDEX)
-        return index if {"pieces", "complete", "model"} <= index.keys() else None
-    except (OSError, ValueError, AttributeError):
+        # Names of its own: an index that somebody else wrote leads nowhere else.
+        named = all(re.fullmatch(r"codes-\d{6,}\.npz", name) for name in index["pieces"])
+        return index if named and {"complete", "model"} <= index.keys() else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _digest(images: Images) -> str:
-    digest = hashlib.sha256()
-    for name in images.names:
-        digest.update(os.fsencode(name) + b"\0")
-    return digest.hexdigest()[:16]
+def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Which images are there and which are wanted, if it is the images that differ."""
+    pairs = [tuple(f"{of.get('of')} ({of.get('split')})" for of in (there, wanted))]
+    return "".join(f" (those of {then}, not of {now})" for then, now in pairs if then != now)
+
+
+def _fingerprints(images: Images, size: int) -> list[str]:
+    """Of the images of each piece, without looking into files: their names, sizes and times."""
+    if images.files is None:
+        columns = [np.arange(len(images))]
+        start = identity_of(images).digest
+    else:
+        columns = [images.files.name_hashes, images.files.sizes(), images.files.times()]
+        start = ""
+    found = []
+    for first in range(0, len(images), size):
+        digest = hashlib.blake2b(start.encode(), digest_size=16)
+        for column in columns:
+            digest.update(column[first : first + size].astype("<u8").tobytes())
+        found.append(digest.hexdigest())
+    return found

@@ -23,7 +23,8 @@ def encode(arguments: list[str]) -> int:
         required=True,
         metavar="FILE.npz|DIR",
         help="where the codes go: a file for what fits in memory, or a folder of pieces for any "
-        "number of images, which the same command goes on with after a stop",
+        "number of images, which the same command resumes after a stop; again, it encodes what was "
+        "added, replaced or repaired since",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace codes at --out")
     parser.add_argument(
@@ -67,7 +68,8 @@ def encode(arguments: list[str]) -> int:
             if processes.first:
                 pieces.begin(going_on=going_on)
             processes.wait()
-            written = pieces.encode(rank=processes.rank, world_size=processes.count)
+            mine = pieces.encode(rank=processes.rank, world_size=processes.count)
+            written = processes.largest(mine)
             processes.wait()
     if skipped := images.skipped:
         print(
@@ -81,9 +83,9 @@ def encode(arguments: list[str]) -> int:
         shape = " × ".join(map(str, codes.codes.shape[1:]))
         said = f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}"
     else:
-        pieces.finish()
+        count, total = pieces.finish(), len(pieces.index["pieces"])
         there = "" if written or not going_on else ", all there before"
-        said = f"{len(images):,} images, {len(pieces.index['pieces'])} piece(s){there}: {out}"
+        said = f"{count:,} images, {total} piece(s){there}: {out}"
     print(
         f"{said}\nback: mqvae decode {shlex.quote(options.run)} {shlex.quote(str(out))} --out DIR"
     )

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +41,10 @@ class Files(ABC):
     def sizes(self) -> np.ndarray:
         """Bytes of each, (N,) int64; -1 of one that is not there."""
 
+    @abstractmethod
+    def times(self) -> np.ndarray:
+        """When each was changed last, in ns, (N,) int64; -1 of one that is not there."""
+
     @cached_property
     def name_hashes(self) -> np.ndarray:
         """Of each name, (N,) uint64."""
@@ -73,8 +78,16 @@ class InFolder(Files):
         return InFolder(self.folder, self.names.take(indices))
 
     def sizes(self) -> np.ndarray:
+        return self._states(lambda state: state.st_size)
+
+    def times(self) -> np.ndarray:
+        return self._states(lambda state: state.st_mtime_ns)
+
+    def _states(self, of: Callable[[os.stat_result], int]) -> np.ndarray:
         root = os.fsencode(self.folder.rstrip("/")) + b"/"
-        return np.fromiter((_size(root + name) for name in self.names.raw()), np.int64, len(self))
+        found = (state_of(root + name) for name in self.names.raw())
+        values = (-1 if state is None else of(state) for state in found)
+        return np.fromiter(values, np.int64, len(self))
 
 
 @dataclass(frozen=True)
@@ -103,8 +116,9 @@ class Reading:
             raise MqvaeError(f"workers is {self.workers}: expected at least 1 thread that decodes")
 
 
-def _size(path: bytes) -> int:
+def state_of(path: str | bytes) -> os.stat_result | None:
+    """What the file system knows of a file; None where there is none."""
     try:
-        return os.stat(path).st_size
+        return os.stat(path)
     except OSError:
-        return -1
+        return None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mqvae.data.decoding import File
-from mqvae.data.files import Files
+from mqvae.data.files import Files, state_of
 from mqvae.data.listing import CACHED_FROM, EXTENSIONS, Names, keep, kept_at, read_kept
 from mqvae.errors import MqvaeError
 
@@ -69,6 +69,11 @@ class InShards(Files):
 
     def sizes(self) -> np.ndarray:
         return self.size
+
+    def times(self) -> np.ndarray:
+        states = (state_of(os.path.join(self.folder, shard)) for shard in self.shards)
+        times = [-1 if state is None else state.st_mtime_ns for state in states]
+        return np.array(times, dtype=np.int64)[self.shard]
 
     def count_of(self, shards: Sequence[str]) -> int:
         """How many images some of the shards have."""

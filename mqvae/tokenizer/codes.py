@@ -1,7 +1,9 @@
 """Codes of images, and the file they are kept in."""
 
+import hashlib
+import json
+import os
 import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from mqvae.errors import MqvaeError
 from mqvae.tokenizer.sizes import Size
+
+MOST_BYTES = 4 * 2**30  # in a file; as many as images in memory may have
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,8 @@ class Codes:
         channels: Channels of the images.
         names: A name for every image.
         model: Fingerprint of the weights that made them.
+        skipped: Names of images that could not be read and have no codes.
+        images: Fingerprint of the images, where it was taken: names, sizes and times of change.
     """
 
     codes: np.ndarray
@@ -82,56 +88,112 @@ class Codes:
     channels: int
     names: tuple[str, ...]
     model: str
+    skipped: tuple[str, ...] = ()
+    images: str = ""
 
     def save(self, path: str | Path) -> None:
-        """Write a .npz file whole or not at all; readable by numpy alone, without pickle."""
+        """Write a .npz file whole or not at all; readable by numpy alone, without pickle.
+
+        Raises:
+            ValueError: if a code is not in [0, num_codes), or they are more than a file may hold.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        small = np.uint16 if self.num_codes <= 2**16 else np.int32
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                codes=self.codes.astype(small),
-                num_codes=self.num_codes,
-                side=self.side,
-                channels=self.channels,
-                names=np.array(self.names, dtype=str),
-                model=self.model,
+        if self.codes.size and not (
+            self.codes.dtype.kind in "iu"
+            and 0 <= int(self.codes.min()) <= int(self.codes.max()) < self.num_codes
+        ):
+            raise MqvaeError(
+                f"codes must be whole numbers in 0 … {self.num_codes - 1}, got "
+                f"{self.codes.min()} … {self.codes.max()} ({self.codes.dtype})."
             )
-        partial.replace(path)
+        codes = self.codes.astype(_type_for(self.num_codes))
+        names, skipped = (np.array(each, dtype=str) for each in (self.names, self.skipped))
+        if codes.nbytes + names.nbytes + skipped.nbytes > MOST_BYTES:
+            raise MqvaeError(
+                f"{path} would hold {codes.nbytes:,} bytes of codes, more than {MOST_BYTES:,}: "
+                "encode into a folder (--out DIR)."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)  # of a killed process, or a link that leads elsewhere
+        try:
+            with partial.open("xb") as file:
+                np.savez_compressed(
+                    file,
+                    codes=codes,
+                    num_codes=self.num_codes,
+                    side=self.side,
+                    channels=self.channels,
+                    names=names,
+                    model=self.model,
+                    skipped=skipped,
+                    images=self.images,
+                    digest=self._digest(),
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> "Codes":
-        """Read what `save` wrote.
+        """Read what `save` wrote; what other programs wrote needs no skipped, images and digest.
 
         Raises:
-            ValueError: if the file is not one of codes.
+            ValueError: if the file is not one of codes, or was altered.
         """
         if not Path(path).is_file():
             raise MqvaeError(f"there is no file {path}.")
         try:
-            if not zipfile.is_zipfile(path):
-                raise MqvaeError("no .npz file")
-            with np.load(path, allow_pickle=False) as file:
-                return cls(
-                    codes=file["codes"],
-                    num_codes=int(file["num_codes"]),
-                    side=int(file["side"]),
-                    channels=int(file["channels"]),
-                    names=tuple(str(n) for n in file["names"]),
-                    model=str(file["model"]),
-                )
-        except (
-            AttributeError,
-            EOFError,
-            KeyError,
-            NotImplementedError,
-            TypeError,
-            ValueError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+            found, digest = cls._read(path)
+            if digest and digest != found._digest():
+                raise MqvaeError("it is not what was written")
+        # What is damaged or something else fails in too many ways to list.
+        except Exception as error:
             raise MqvaeError(
-                f"{path} does not hold codes ({error}): pass a file that `mqvae encode` wrote."
+                f"{path} does not hold codes ({error or type(error).__name__}): pass a file that "
+                "`mqvae encode` wrote."
             ) from error
+        return found
+
+    @classmethod
+    def _read(cls, path: str | Path) -> tuple["Codes", str]:
+        """What a file holds, and the digest that it tells; empty where it tells none."""
+        if not zipfile.is_zipfile(path):
+            raise MqvaeError("no .npz file")
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(member.file_size for member in archive.infolist())
+        if declared > MOST_BYTES:
+            raise MqvaeError(f"it declares {declared:,} bytes, more than {MOST_BYTES:,}")
+        # numpy leaves a damaged file open that it has opened itself.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            codes, names = file["codes"], file["names"]
+            if codes.ndim < 2 or names.ndim != 1:
+                raise MqvaeError(f"codes {codes.shape} with names {names.shape}")
+            found = cls(
+                codes=codes,
+                num_codes=int(file["num_codes"]),
+                side=int(file["side"]),
+                channels=int(file["channels"]),
+                names=tuple(str(n) for n in names),
+                model=str(file["model"]),
+                skipped=tuple(str(n) for n in file["skipped"]) if "skipped" in file else (),
+                images=str(file["images"]) if "images" in file else "",
+            )
+            return found, str(file["digest"]) if "digest" in file else ""
+
+    def _digest(self) -> str:
+        """SHA-256 of all that is here, whatever type the codes have."""
+        told = [self.num_codes, self.side, self.channels, self.names, self.model]
+        shape = list(self.codes.shape)
+        digest = hashlib.sha256(json.dumps([*told, self.skipped, self.images, shape]).encode())
+        digest.update(np.ascontiguousarray(self.codes, _type_for(self.num_codes)))
+        return digest.hexdigest()
+
+
+def _type_for(num_codes: int) -> np.dtype[Any]:
+    """The smallest that holds all codes, the same on every machine."""
+    kinds = (kind for kind, number in (("<u2", 2**16), ("<i4", 2**31)) if num_codes <= number)
+    return np.dtype(next(kinds, "<i8"))
