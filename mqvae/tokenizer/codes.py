@@ -189,7 +189,7 @@ class Codes:
         told = [self.num_codes, self.side, self.channels, self.names, self.model]
         shape = list(self.codes.shape)
         digest = hashlib.sha256(json.dumps([*told, self.skipped, self.images, shape]).encode())
-        digest.update(np.ascontiguousarray(self.codes, _type_for(self.num_codes)))
+        digest.update(self.codes.astype(_type_for(self.num_codes)).tobytes())
         return digest.hexdigest()
 
 
