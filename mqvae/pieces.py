@@ -260,7 +260,7 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
         # Names of its own: an index that somebody else wrote leads nowhere else.
         named = all(re.fullmatch(r"codes-\d{6,}\.npz", name) for name in index["pieces"])
         return index if named and {"complete", "model"} <= index.keys() else None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
 
 

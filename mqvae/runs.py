@@ -304,8 +304,16 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: if it is no JSON, or nested deeper than Python reads.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise MqvaeError(f"{path} is nested too deep") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int = 2) -> None:

@@ -211,9 +211,7 @@ def test_images_in_memory_are_known_by_their_pixels(tokenizer, tmp_path):
 def test_other_images_and_weights_are_refused_as_before(tokenizer, photos, tmp_path, trained):
     encode(tokenizer, photos, tmp_path / "codes")
     picture(tmp_path / "others" / "0.png", 0)
-    with pytest.raises(
-        ValueError, match=r"of other images or of .* \(those of .*photos"
-    ):
+    with pytest.raises(ValueError, match=r"of other images or of .* \(those of .*photos"):
         encode(tokenizer, tmp_path / "others", tmp_path / "codes")
     other = Tokenizer.from_run(trained("other", SMALL, {"seed": 1}), device="cpu")
     with pytest.raises(ValueError, match="or of other weights: choose another --out, or add"):

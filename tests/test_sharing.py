@@ -22,9 +22,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import mqvae
+from mqvae.errors import MqvaeError
 from mqvae.extras import ExtraMissing
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import SizedCodes, Tokenizer
+from mqvae.tokenizer.places import names_only, without_places
 from mqvae.trainer import begin
 
 KINDS = {
@@ -430,6 +432,53 @@ def test_the_card_says_what_the_run_does(runs, tmp_path):
     assert Tokenizer.from_pretrained(tmp_path / "shared").settings.data.name == "pictures"
 
 
+@pytest.mark.parametrize("named", ["absolute", "relative", "home"])
+def test_no_file_of_what_is_shared_names_a_place(tmp_path, monkeypatch, named):
+    """Not in the card, nor in the settings, nor in the weights: paths, with spaces and letters."""
+    monkeypatch.setenv("HOME", str(tmp_path / "jane"))
+    monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
+    photos = tmp_path / "jane" / "my pictures" / "ferien été"
+    photos.mkdir(parents=True)
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    monkeypatch.chdir(tmp_path / "jane")
+    name = {
+        "absolute": str(photos),
+        "relative": "my pictures/ferien été",
+        "home": "~/my pictures/ferien été",
+    }[named]
+    small = {"data": {"name": name, "channels": 1, "batch_size": 10, "validation": 5}}
+    begin(Settings.of(load_preset("digits-tiny", SMALL, small)), tmp_path / "runs" / "one").fit()
+    start = {"from": {"run": str(tmp_path / "runs" / "one")}, "data": {"root": None}}
+    settings = Settings.of(load_preset("digits-tiny", SMALL, small, start))
+    begin(settings, tmp_path / "runs" / "two").fit()
+    tokenizer = Tokenizer.from_run(tmp_path / "runs" / "two", device="cpu")
+    tokenizer.save_pretrained(tmp_path / "shared")
+    assert len(list((tmp_path / "shared").iterdir())) == 4
+    for path in (tmp_path / "shared").iterdir():
+        content = path.read_bytes()
+        for place in (str(tmp_path), "my pictures", "/runs", "jane", "~/"):
+            assert place.encode() not in content, (path.name, place)
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "image files in ferien été" in card and "https://pypi.org/project/mqvae/" in card
+    assert Tokenizer.from_pretrained(tmp_path / "shared").settings.data.name == "ferien été"
+
+
+def test_paths_in_a_text_become_names():
+    for text, expected in (
+        ("files in /usr/share/mnist (Debian)", "files in mnist (Debian)"),
+        ("from '/data/x.pth', ~/y/z", "from 'x.pth', z"),
+        ("[a](https://a.org/b/c) and/or 3 / 4, 1/2", "[a](https://a.org/b/c) and/or 3 / 4, 1/2"),
+    ):
+        assert names_only(text) == expected
+    assert names_only("in /a b/c d: 3", "/a b/c d") == "in c d: 3"
+    assert without_places({"a": ["/x/y", 3, {"b": "~/z"}], "c": "a/b"}) == {
+        "a": ["y", 3, {"b": "z"}],
+        "c": "a/b",
+    }
+
+
 def test_figures_of_another_step_are_left_out(runs, tmp_path):
     run = shutil.copytree(runs("grey"), tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
@@ -449,6 +498,18 @@ def test_figures_of_another_step_are_left_out(runs, tmp_path):
         card()
 
 
+def edit(folder, old, new):
+    text = (folder / "config.json").read_text()
+    assert old in text
+    (folder / "config.json").write_text(text.replace(old, new))
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -456,12 +517,13 @@ def test_figures_of_another_step_are_left_out(runs, tmp_path):
         (lambda f: (f / "config.json").write_text("{}"), "holds no config.json of a tokenizer"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no tokenizer that can be read"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\1" * 20), "no tokenizer that can be"),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"width": 8', '"width": 10')
-            ),
-            "does not fit",
-        ),
+        (lambda f: (f / "config.json").write_text("[" * 10**5), "holds no config.json of a token"),
+        (lambda f: edit(f, '"width": 8', '"width": 10'), "does not fit"),
+        (lambda f: edit(f, '"width": 8', '"width": 1000000000000'), "cannot be made"),
+        (lambda f: edit(f, '"num_codes": 20', f'"num_codes": {10**15}'), "cannot be made"),
+        (lambda f: edit(f, '"step": 3', '"step": "soon"'), "no tokenizer that can be read"),
+        (lambda f: flip(f / "model.safetensors", -1), "model.safetensors is not what was written"),
+        (lambda f: flip(f / "model.safetensors", 300), "model.safetensors is not what was writt"),
         (
             lambda f: (f / "config.json").write_text(
                 (f / "config.json").read_text().replace("mqvae.VQVAE", "subprocess.Popen")
@@ -486,6 +548,12 @@ def test_names_that_are_none(runs):
 
 
 # -- the Hub, which is not asked -------------------------------------------------------------------
+
+
+def httpx_error(name):
+    """As the Hub's client raises it where there is no network."""
+    client = sys.modules[huggingface_hub.errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
+    return getattr(client, name)("Connection refused")
 
 
 def test_what_the_hub_does_not_have(tmp_path):
@@ -519,6 +587,40 @@ def there(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return there
+
+
+OFFLINE = (
+    ConnectionError("no route"),
+    httpx_error("ConnectError"),
+    httpx_error("ReadTimeout"),
+    huggingface_hub.errors.OfflineModeIsEnabled("offline mode"),
+    huggingface_hub.errors.HFValidationError("Repo id must"),
+)
+
+
+@pytest.mark.parametrize("error", OFFLINE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("call", ["create_repo", "upload_folder", "snapshot_download"])
+def test_a_hub_that_cannot_be_asked_says_what_to_do(tokenizer, there, monkeypatch, call, error):
+    def fail(*arguments, **options):
+        raise error
+
+    if call == "snapshot_download":
+        monkeypatch.setattr(huggingface_hub, call, fail)
+        with pytest.raises(MqvaeError, match=r"could not|could it be had.*check the name and the"):
+            Tokenizer.from_pretrained("me/mine")
+        return
+    monkeypatch.setattr(huggingface_hub.HfApi, call, fail)
+    with pytest.raises(MqvaeError, match=r"could not be pushed to .*mine.* save_pretrained"):
+        tokenizer.push_to_hub("mine")
+
+
+def test_a_fault_of_ours_is_not_said_to_be_the_hubs(tokenizer, there, monkeypatch):
+    def fail(*arguments, **options):
+        raise TypeError("a wrong call")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    with pytest.raises(TypeError, match="a wrong call"):
+        tokenizer.push_to_hub("mine")
 
 
 def test_to_the_hub_and_back(tokenizer, there):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mqvae.errors import MqvaeError
 from mqvae.runs import read_json
+from mqvae.tokenizer.places import names_only
 
 if TYPE_CHECKING:
     from mqvae.tokenizer.tokenizer import Tokenizer
@@ -39,7 +40,9 @@ def card_of(tokenizer: "Tokenizer") -> dict[str, bytes]:
             "Test images above, their reconstructions below.\n"
         )
     parts += [USE, _figures(tokenizer, measured), _data(tokenizer, measured), _settings(tokenizer)]
-    files = {CARD: "\n".join(parts).encode()}
+    data = settings.data
+    places = [data.name, data.root, Path(data.root or ".", data.name), tokenizer.folder]
+    files = {CARD: names_only("\n".join(parts), *places).encode()}
     return files | ({GRID: grid} if grid else {})
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,15 @@ from mqvae.runs import Checkpoint, read_json, write_json, write_whole
 from mqvae.settings import Settings
 from mqvae.tensors import packed, unpacked
 from mqvae.tokenizer.card import CARD, GRID, card_of
+from mqvae.tokenizer.places import without_places
 
 if TYPE_CHECKING:
     from mqvae.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = (CONFIG, WEIGHTS, CARD, GRID)
+# Whose errors say that the Hub cannot be asked, or does not do what it is asked.
+CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
 
 
 def write(tokenizer: "Tokenizer", folder: Path) -> None:
@@ -30,7 +35,8 @@ def write(tokenizer: "Tokenizer", folder: Path) -> None:
     config = {
         "mqvae": __version__,
         "step": tokenizer.step,
-        "settings": _without_places(tokenizer.settings.config()),
+        "settings": _shared(tokenizer.settings.config()),
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
     write_json(folder / CONFIG, config)
     write_whole(folder / WEIGHTS, weights)
@@ -59,11 +65,13 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
     try:
         settings = Settings.of(config["settings"])
         content = (folder / WEIGHTS).read_bytes()
-        weights = unpacked(content)
+        digest = hashlib.sha256(content).hexdigest()
+        if config.get("sha256", digest) != digest:  # version 0.1.0 wrote none
+            raise MqvaeError(f"{WEIGHTS} is not what was written")
+        weights, step = unpacked(content), int(config["step"])
     except Exception as error:
         raise MqvaeError(f"{folder} holds no tokenizer that can be read: {error}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    return settings, Checkpoint(weights, {}, {"step": config["step"]}, digest=digest)
+    return settings, Checkpoint(weights, {}, {"step": step}, digest=digest)
 
 
 def downloaded(
@@ -85,21 +93,21 @@ def downloaded(
             f"there is no folder {name}: pass one that Tokenizer.save_pretrained wrote, or a "
             "repository on the Hugging Face Hub, as in 'somebody/tokenizer'."
         )
-    try:
-        return Path(
-            _hub().snapshot_download(
-                name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=list(FILES),
-            )
+    hub = _hub()
+    with _asking(
+        f"there is no folder {name}, nor could it be had from the Hugging Face Hub",
+        "check the name and the network; a private repository needs `hf auth login`, and what was "
+        "downloaded before is found by local_files_only=True",
+    ):
+        folder = hub.snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=list(FILES),
         )
-    except OSError as error:  # the Hub's errors are derived from it
-        raise MqvaeError(
-            f"there is no folder {name}, nor could it be had from the Hugging Face Hub: {error}"
-        ) from error
+    return Path(folder)
 
 
 def uploaded(
@@ -112,19 +120,48 @@ def uploaded(
     branch: str | None,
     create_pr: bool | None,
 ) -> str:
-    """Put what `write` writes into a repository; returns the commit's address."""
+    """Put what `write` writes into a repository; returns the commit's address.
+
+    Raises:
+        ValueError: if the Hub does not take it, or there is no network.
+        ExtraMissing: if huggingface_hub is not installed.
+    """
     api = _hub().HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    asking = _asking(
+        f"the tokenizer could not be pushed to {repo_id} on the Hugging Face Hub",
+        "check the network, and by `hf auth whoami` who you are there; offline, "
+        "save_pretrained(FOLDER) writes the same files, which `hf upload` takes later",
+    )
     with TemporaryDirectory() as folder:
         write(tokenizer, Path(folder))
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=branch,
-            create_pr=create_pr,
-        )
+        with asking:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
+            )
     return str(commit.commit_url)
+
+
+@contextmanager
+def _asking(failed: str, advice: str) -> Iterator[None]:
+    """Inside, what the Hub, its client or the network refuses is the user's to mend.
+
+    Args:
+        failed: What was not done.
+        advice: What to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        client = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError) and client not in CLIENTS:
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise MqvaeError(f"{failed}: {said.rstrip('.')}. To do: {advice}.") from error
 
 
 def _hub() -> Any:
@@ -146,11 +183,12 @@ def _copied(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in (CARD, GRID) if (folder / name).exists()}
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+def _shared(config: dict[str, Any]) -> dict[str, Any]:
     """Settings without the folders of this machine, which say nothing elsewhere."""
     data, start = config["data"], config["from"]
     data["root"] = None
     data["name"] = PurePath(data["name"]).name
     if start is not None:
         start["run"] = PurePath(start["run"]).name
-    return config
+    shared: dict[str, Any] = without_places(config)
+    return shared

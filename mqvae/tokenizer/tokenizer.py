@@ -133,8 +133,15 @@ class Tokenizer:
         saved: Checkpoint,
         device: torch.device | str | None,
     ) -> "Tokenizer":
-        components = settings.components()
-        network = components.network.build(inputs_of(settings.data), components.quantizer)
+        try:
+            components = settings.components()
+            network = components.network.build(inputs_of(settings.data), components.quantizer)
+        except (RuntimeError, MemoryError, OverflowError, ValueError) as error:
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise MqvaeError(
+                f"the network that the settings of {folder} describe cannot be made ({said}): have "
+                "they been changed? A run keeps the sizes it was trained with."
+            ) from error
         saved.give_weights(network, folder)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

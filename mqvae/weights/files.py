@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import warnings
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -106,7 +107,7 @@ def fetch(name: str) -> Path:
         try:
             get(network)
             return _cached(name)
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, subprocess.SubprocessError, HTTPException) as error:
             tried.append(f"\n  {what}: {' '.join(str(error).split())}")
         except _NotThere:
             continue
