@@ -71,6 +71,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
+def finite_rows(values: Tensor) -> Tensor:
+    """Values (K, d), zero in each row that holds a number which is not finite."""
+    return values.where(torch.isfinite(values).all(1, keepdim=True), 0)
+
+
 @contextmanager
 def fresh_casts() -> Iterator[None]:
     """Inside, autocast casts weights anew at every pass; afterwards none of its casts are left.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distributed import sums_across_processes
+from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
 
@@ -46,7 +47,8 @@ class Transport:
             z_e: The embeddings, (N, d).
             change: Δ, what the step did to them, (N, d).
         """
-        table, z_e, change = table.detach(), z_e.to(table.dtype), change.to(table.dtype)
+        table = full(table.detach())
+        z_e, change = z_e.to(table.dtype), change.to(table.dtype)
         dim = table.shape[1]
         origin = table.mean(0)  # of all processes alike; sums of squares want to be about something
         point = torch.cat([z_e - origin, z_e.new_ones(len(z_e), 1)], 1)  # (N, d + 1)
@@ -66,6 +68,8 @@ class Transport:
         limits = torch.finfo(table.dtype)
         least = limits.eps**0.5 * moments.diagonal()[:dim].mean() / number + limits.tiny
         spread.diagonal().add_(torch.maximum(self.ridge * spread.diagonal().mean(), least))
-        fitted = torch.linalg.solve(spread, cross[:dim] / number - torch.outer(mean, drift))
+        drawn = cross[:dim] / number - torch.outer(mean, drift)
+        # The ridge keeps it regular; looking at whether it is would wait for the device.
+        fitted, _ = torch.linalg.solve_ex(spread, drawn)
         everywhere = drift + (table - origin - mean) @ fitted
         return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], everywhere)

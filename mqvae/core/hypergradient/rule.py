@@ -12,6 +12,7 @@ from mqvae.core.estimator import StraightThrough
 from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, along
 from mqvae.core.network import VQNetwork
+from mqvae.core.passes import full
 from mqvae.core.quantizer import CodebookQuantizer
 from mqvae.errors import MqvaeError
 
@@ -174,9 +175,12 @@ def embedding_tangent(
 
 
 def scatter(batch: Batch, codes: Tensor, values: Tensor) -> Tensor:
-    """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up."""
+    """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up.
+
+    In float32 at least: half precision cannot sum many.
+    """
     quantizer = selecting(batch.network)
-    codebook = quantizer.table().detach().requires_grad_()
+    codebook = full(quantizer.table().detach()).requires_grad_()
     with torch.enable_grad():
         z_q = quantizer.lookup(codes, codebook)
     [summed] = pulled_back(values, z_q, [codebook])

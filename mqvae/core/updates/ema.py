@@ -10,7 +10,7 @@ from mqvae.core.distributed import sums_across_processes
 from mqvae.core.hypergradient import Ahead
 from mqvae.core.hypergradient.rule import ends, scatter, selecting
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot
+from mqvae.core.passes import Snapshot, finite_rows, full
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.transport import Transport
 from mqvae.core.updates.lookahead import Kept
@@ -24,9 +24,16 @@ class Ema(Update):
 
         N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e        e_k = m_k / N_k
 
-    with n_k the number of embeddings of code k in the batch, and N smoothed so that a rarely used
-    codeword does not divide by nearly nothing. φ and θ step as in `Joint`. A quantizer that is
-    frozen or in eval mode keeps its codewords, and the averages wait.
+    with n_k the number of embeddings of code k in the batch. Smoothing counts ε embeddings at where
+    the codeword is, e_k = (m_k + ε e_k) / (N_k + ε), so that it pulls no codeword to the origin;
+    one that no embedding of the batch chose stays where it is, to the bit, unless it is carried
+    along (below). φ and θ step as in `Joint`. A quantizer that is frozen or in eval mode keeps its
+    codewords, and the averages wait.
+
+    Averages are kept in float32 at least and follow the codebook's device and type. A codeword that
+    anything else has set since the last step (an initialization, loaded weights, a replacement)
+    starts again as an average of itself. Sums that are not finite are left out, as if no embedding
+    had chosen that code.
 
     An average lags behind embeddings that move. With a transport it does not: what is remembered is
     carried along by the step of the encoder before the embeddings after that step come in,
@@ -46,7 +53,7 @@ class Ema(Update):
         loss: L_task(output, target) → scalar, a mean over the batch.
         lower: Optimizer of φ and θ.
         decay: γ.
-        epsilon: Laplace smoothing of N.
+        epsilon: ε, smoothing of N, in embeddings.
         commitment_weight: β.
         transport: How far codewords go with their embeddings; None for not at all.
 
@@ -87,10 +94,10 @@ class Ema(Update):
         self.decay = decay
         self.epsilon = epsilon
         self.transport = transport
-        self._started = torch.zeros((), dtype=torch.bool)
-        table = self.quantizer.table().detach()
-        self._sizes = torch.zeros(len(table), dtype=table.dtype, device=table.device)
-        self._sums = torch.zeros_like(table)
+        codewords = self.quantizer.codebook().detach()
+        self._codewords = torch.zeros_like(codewords)  # as the last step left them
+        self._sums = full(torch.zeros_like(codewords))
+        self._sizes = self._sums.new_zeros(len(codewords))  # 0: no average yet
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
@@ -99,7 +106,7 @@ class Ema(Update):
         frozen = not any(p.requires_grad for p in self.quantizer.codebook.parameters())
         waits = frozen or not self.quantizer.training
         if not waits:
-            self._start()
+            self._follow()
         if self.transport is None or waits:
             self._descend_network(here.g_phi, here.g_theta)
         else:
@@ -111,12 +118,14 @@ class Ema(Update):
         return step_of(batch, here.task, here.quantized)
 
     @torch.no_grad()
-    def _start(self) -> None:
-        if not self._started:
-            # Not at construction: the codebook may be initialized between then and the first step.
-            self._sizes.fill_(1)
-            self._sums.copy_(self.quantizer.table())
-            self._started.fill_(True)
+    def _follow(self) -> None:
+        """Take over the codebook's device and type, and codewords that anything else has set."""
+        codewords, table = self.quantizer.codebook(), full(self.quantizer.table())
+        self._codewords = self._codewords.to(codewords)
+        self._sizes, self._sums = self._sizes.to(table), self._sums.to(table)
+        anew = (codewords != self._codewords).any(1) | (self._sizes == 0)
+        self._sizes.masked_fill_(anew, 1)
+        self._sums = torch.where(anew[:, None], table, self._sums)
 
     @torch.no_grad()
     def _carry(self, transport: Transport, ahead: Ahead) -> Tensor:
@@ -124,38 +133,56 @@ class Ema(Update):
         z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
         codes = ahead.here.quantized.codes
         shift = self.quantizer.transported(transport, codes, z_here, z_ahead - z_here)
+        shift = finite_rows(shift)
         self._sums.addcmul_(self._sizes[:, None], shift)
         self.quantizer.translate(shift)
         return z_ahead
 
     @torch.no_grad()
     def _average(self, batch: Batch, codes: Tensor, z_e: Tensor) -> None:
-        table = self.quantizer.table()
+        codewords, table = self.quantizer.codebook(), full(self.quantizer.table())
         rows = self.quantizer.rows(codes).flatten()
         counts = torch.bincount(rows, minlength=len(table)).to(table.dtype)
         sums = scatter(batch, codes, z_e)
         counts, sums = sums_across_processes([counts, sums])
+        counts = counts * torch.isfinite(sums).all(1)
+        sums = finite_rows(sums)
         self._sizes.lerp_(counts, 1 - self.decay)
         self._sums.lerp_(sums, 1 - self.decay)
         # A size that falls to nothing would take its sum along, and the codeword with it.
         least = torch.finfo(table.dtype).tiny ** 0.5
         fell = self._sizes < least
         self._sizes.masked_fill_(fell, least)
-        self._sums[fell] = least * table[fell]
-        total = self._sizes.sum()
-        smoothed = (self._sizes + self.epsilon) / (total + len(table) * self.epsilon) * total
-        self.quantizer.codebook.assign(self._sums / smoothed[:, None])
+        self._sums = torch.where(fell[:, None], least * table, self._sums)
+        means = (self._sums + self.epsilon * table) / (self._sizes + self.epsilon)[:, None]
+        means = means.to(codewords.dtype)
+        if self.transport is None:  # without embeddings nothing moves, not even by rounding
+            means = torch.where(counts[:, None] > 0, means, codewords)
+        self.quantizer.codebook.assign(means)
+        self._codewords.copy_(self.quantizer.codebook())
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
         """Rows that were replaced start again as an average of themselves."""
-        if self._started:
-            self._sizes[rows] = 1
-            self._sums[rows] = self.quantizer.table()[rows]
+        self._sizes[rows] = 1
+        self._sums[rows] = full(self.quantizer.table())[rows]
+        self._codewords[rows] = self.quantizer.codebook()[rows]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, N and m."""
-        return {"started": self._started, "sizes": self._sizes, "sums": self._sums}
+        """The averages, N and m, and the codewords that they are of."""
+        return {"sizes": self._sizes, "sums": self._sums, "codewords": self._codewords}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put `state_dict` back; that of a run made before codewords were in it, too.
+
+        Raises:
+            ValueError: if it is another rule's.
+        """
+        if state.keys() == {"started", "sizes", "sums"}:
+            codewords = self.quantizer.codebook()
+            state = {"sizes": state["sizes"], "sums": state["sums"], "codewords": codewords}
+        super().load_state_dict(state)
 
 
 def plain_table(network: VQNetwork, rule: str) -> VectorQuantizer:
