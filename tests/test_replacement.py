@@ -1,6 +1,7 @@
 """Unused codewords replaced: which, when, by what, and what is forgotten."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch.optim import SGD, AdamW
 from mqvae import (
     Affine,
     Alternated,
+    ByError,
+    ByTaskGradient,
     Cosine,
     Ema,
     HyperNetwork,
@@ -23,10 +26,14 @@ from mqvae import (
     Meta,
     MetaBoth,
     MetaNetwork,
+    MqvaeError,
     Synchronous,
     VectorQuantizer,
     VQNetwork,
 )
+from mqvae.runs import Run
+from mqvae.settings import Settings, Start, load_preset
+from mqvae.trainer import begin
 
 CODES, DIM = 9, 4
 FAR = 1e3  # where no embedding goes
@@ -289,3 +296,108 @@ def test_codewords_of_a_map_are_not_replaced(codebook):
 def test_no_patience_is_refused(after):
     with pytest.raises(ValueError, match=f"after must be 1 or more updates, got {after}"):
         LeastRecentlyUsed(after)
+
+
+# -- a codebook that is set anew -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_fresh_codewords_are_not_replaced_for_what_the_old_ones_did(shared):
+    """A counter that was almost full replaced 14 of 64 fresh codewords one step later."""
+    network = network_of(after=3, groups=2, shared_codebook=shared)
+    update = update_of(network, upper_lr=0.0)
+    for step in range(2):
+        update.step(batch(step), batch(step))
+    unused = network.quantizer.get_buffer("unused_steps")
+    assert (unused == 2).any()
+    network.initialize_codebook(batch(2))
+    assert not unused.any()
+    before = network.quantizer.codebook.weight.detach().clone()
+    update.step(batch(3), batch(3))
+    assert torch.equal(network.quantizer.codebook.weight, before)
+    assert unused.max() <= 1
+
+
+def test_a_codebook_taken_from_another_run_starts_unused(trained, tmp_path):
+    quantizer = {"init_args": {"replacement": {"class_path": "mqvae.LeastRecentlyUsed"}}}
+    small = {
+        "steps": 2,
+        "data": {"name": "digits", "side": 8, "batch_size": 4},
+        "network": {"init_args": {"width": 8, "residual_blocks": 1}},
+        "quantizer": quantizer,
+        "trainer": {"accelerator": "cpu"},
+    }
+    run = trained("replacing", small)
+    settings = Settings.of(load_preset("digits-tiny", small))
+    parts = ["encoder", "codebook", "decoder"]
+    settings = replace(settings, start=Start(str(run), parts))
+    training = begin(settings, tmp_path / "tuned")
+    there = Run(run).load("last", training=False).weights
+    assert there["quantizer.unused_steps"].any()
+    mine = training.parts.network.quantizer
+    assert torch.equal(mine.codebook.weight, there["quantizer.codebook.weight"])
+    assert not mine.get_buffer("unused_steps").any()
+
+
+def test_codewords_that_are_not_finite_in_the_codebooks_type_are_refused():
+    quantizer = VectorQuantizer(CODES, DIM).half()
+    before = quantizer.codebook.weight.detach().clone()
+    with pytest.raises(MqvaeError, match=r"finite numbers of the codebook's type, torch\.float16"):
+        quantizer.initialize(1e6 * torch.randn(50, DIM))
+    assert torch.equal(quantizer.codebook.weight, before)
+
+
+# -- embeddings that are not finite ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("placed", [None, ByError(), ByTaskGradient()])
+def test_no_codeword_becomes_an_embedding_that_is_not_finite(placed, bad):
+    """Half the embeddings are broken: the finite ones are drawn, now or at a later step."""
+    network = network_of(after=1, groups=2)
+    quantizer = network.quantizer
+    quantizer.replacement = LeastRecentlyUsed(1, placed)
+    rows = unused_rows(quantizer.codebook.weight)
+    z_e = torch.randn(20, DIM)
+    z_e[::2] = bad
+    codes = torch.zeros(20, 2, dtype=torch.int64)
+    forgotten: list[Tensor] = []
+    for _ in range(8):
+        quantizer.after_step(z_e, codes, forgotten.append, torch.randn(20, DIM))
+        assert torch.isfinite(quantizer.codebook.weight).all()
+    if bad < 1e38:  # large, but a number
+        return
+    assert (quantizer.codebook.weight[rows].abs() < FAR / 2).all()
+    # Never the origin, as a draw of nobody would give.
+    assert (quantizer.codebook.weight[rows] != 0).all()
+    every = z_e.view(20, 2, -1)[1::2]
+    for row in torch.cat(forgotten).unique().tolist():
+        drawn = quantizer.codebook.weight[row]
+        assert (every[:, row // CODES] == drawn).all(1).any()
+
+
+def test_where_no_embedding_is_finite_nothing_is_replaced():
+    network = network_of(after=1)
+    quantizer = network.quantizer
+    before = quantizer.codebook.weight.detach().clone()
+    z_e, codes = torch.full((6, DIM), torch.nan), torch.zeros(6, dtype=torch.int64)
+    for _ in range(3):
+        quantizer.after_step(z_e, codes, lambda rows: None)
+    assert torch.equal(quantizer.codebook.weight, before)
+    # They are still due.
+    assert quantizer.get_buffer("unused_steps").tolist() == [0] + [3] * (CODES - 1)
+
+
+def test_a_draw_whose_loss_is_not_a_number_does_not_win():
+    network = network_of(after=1)
+    network.quantizer.replacement = LeastRecentlyUsed(1, draws=3)
+    losses = iter([torch.tensor(2.0), torch.tensor(torch.nan), torch.tensor(1.0)])
+    tables: list[Tensor] = []
+
+    def loss(table: Tensor) -> Tensor:
+        tables.append(table)
+        return next(losses)
+
+    codes = torch.zeros(20, dtype=torch.int64)
+    network.quantizer.after_step(torch.randn(20, DIM), codes, lambda rows: None, None, loss)
+    assert torch.equal(network.quantizer.codebook.weight, tables[2])

@@ -130,7 +130,9 @@ class VQNetwork(nn.Module):
     ) -> None:
         """Set the codebook to the k-means centres of the embeddings of `x`.
 
-        Leaves everything but the codebook as it was, batch-norm statistics included. Several
+        Leaves everything but the codebook as it was, batch-norm statistics included; how long the
+        old codewords went unused is forgotten with them, and `Ema` begins its averages anew. An
+        optimizer's moments stay: `update.forget(torch.arange(rows))` clears them. Several
         processes pool their embeddings and end with the same codebook.
 
         Args:

@@ -73,8 +73,8 @@ class Pool:
         The embeddings of a codebook lie end to end, each as long as its weight, those of all
         processes one after another; each of R rows draws in an R-th of that length.
         """
-        # Where all weights are zero, all are alike.
-        weights = weights.clamp(min=torch.finfo(torch.float32).tiny)
+        # Where all weights are zero, all are alike; what is not finite is nobody's error.
+        weights = weights.nan_to_num(0, 0, 0).clamp(min=torch.finfo(torch.float32).tiny)
         totals = weights.new_zeros(world_size(), weights.shape[1])
         totals[process_rank()] = weights.sum(0)
         ends = sum_across_processes(totals).cumsum(0)  # (processes, G)
@@ -204,7 +204,7 @@ class LeastRecentlyUsed(Replacement):
                 "pass batch to `_after_step`, or leave draws out."
             )
         (losses,) = mean_across_processes([torch.stack([pool.loss(dead, new) for new in found])])
-        return dead, found[int(losses.argmin())]
+        return dead, found[int(losses.nan_to_num(torch.inf).argmin())]
 
 
 def count_uses(rows: Tensor, number: int, size: int) -> tuple[Tensor, Tensor]:

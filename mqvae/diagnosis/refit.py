@@ -152,7 +152,7 @@ def set_codebook(quantizer: VectorQuantizer, codewords: Tensor) -> None:
     Raises:
         ValueError: if its codebook is a map that does not take them.
     """
-    quantizer.codebook.assign(codewords)
+    quantizer.assign(codewords)
     table = quantizer.table()
     if not torch.allclose(table, codewords.to(table.dtype), rtol=1e-3, atol=1e-5):
         raise MqvaeError(

@@ -42,6 +42,8 @@ def start_from(start: Start, network: VQNetwork) -> None:
         )
     for name in start.parts:
         parts_of(network)[name].load_state_dict(there[name])
+    if "codebook" in start.parts:
+        network.quantizer.forget_use()
 
 
 def _misfits(prefix: str, there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:

@@ -105,6 +105,9 @@ class Quantizer(nn.Module, ABC):
             loss: L on this process's batch under a table, (rows, d), where it can be told.
         """
 
+    def forget_use(self) -> None:
+        """Forget how long codes have gone unused; what loads other codewords calls it."""
+
     def passed_on(self, z_e: Tensor, z_q: Tensor) -> Tensor:
         """z_q, with the embeddings themselves of samples that are not quantized, (B, ..., D)."""
         here = self._unquantized(z_e)

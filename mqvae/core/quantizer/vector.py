@@ -175,13 +175,37 @@ class VectorQuantizer(CodebookQuantizer):
         Args:
             z_e: Embeddings, (..., D); some ten per codeword are plenty.
             generator: Source of randomness, on the device of `z_e`.
+
+        Raises:
+            ValueError: if an embedding or a centre is not finite.
         """
         self._check_width(z_e)
         wide = z_e.detach().to(torch.promote_types(z_e.dtype, torch.float32))
         samples = self.by_codebook(self.place(wide))
-        self.codebook.assign(
-            torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples])
-        )
+        self.assign(torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples]))
+
+    @torch.no_grad()
+    def assign(self, codewords: Tensor) -> None:
+        """Make codewords the codebook, and forget how long the old ones went unused.
+
+        Args:
+            codewords: (rows, D/G), codebooks of several groups below each other.
+
+        Raises:
+            ValueError: if a number is not finite in the codebook's type.
+        """
+        dtype = next(self.codebook.parameters()).dtype
+        if not torch.isfinite(codewords.to(dtype)).all():
+            raise MqvaeError(
+                f"codewords must be finite numbers of the codebook's type, {dtype}, got inf or "
+                "nan: train in a wider type, or look for what made the embeddings so large."
+            )
+        self.codebook.assign(codewords)
+        self.forget_use()
+
+    def forget_use(self) -> None:
+        if self.replacement is not None:
+            self.get_buffer("unused_steps").zero_()
 
     @torch.no_grad()
     def after_step(
@@ -218,6 +242,10 @@ class VectorQuantizer(CodebookQuantizer):
         )
         rows, codewords = self.replacement(unused, pool)
         if len(rows):
-            weight[rows] = codewords.to(weight.dtype)
+            codewords = codewords.to(weight.dtype)
+            # What is drawn may not be finite; such a row is due again at the next step.
+            finite = torch.isfinite(codewords).all(1)
+            rows = rows[finite]
+            weight[rows] = codewords[finite]
             unused[rows] = 0
             forget(rows)
