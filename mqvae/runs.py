@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mqvae.core.shown import html_table
 from mqvae.errors import MqvaeError
+from mqvae.plain import read_json as read_json
+from mqvae.plain import read_yaml
 from mqvae.tensors import packed, unpacked
 
 COLUMNS = (
@@ -97,15 +99,12 @@ class Run:
                 "`mqvae train` wrote."
             )
         try:
-            text = (self.folder / "config.yaml").read_text(encoding="utf-8")
-            self.config: dict[str, Any] = yaml.safe_load(text)
+            self.config: dict[str, Any] = read_yaml(self.folder / "config.yaml")
         except FileNotFoundError:
             raise MqvaeError(
                 f"{self.folder} is not a run: it has no config.yaml. Pass a folder that "
                 "`mqvae train` wrote."
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise MqvaeError(f"{self.folder / 'config.yaml'} is not valid YAML: {error}") from None
         if not isinstance(self.config, dict):
             raise MqvaeError(f"{self.folder / 'config.yaml'} holds no settings: it is damaged.")
 
@@ -301,19 +300,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     write_whole(folder / "config.yaml", text)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: if it is no JSON, or nested deeper than Python reads.
-    """
-    text = path.read_text(encoding="utf-8")
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise MqvaeError(f"{path} is nested too deep") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int = 2) -> None:

@@ -178,9 +178,13 @@ def test_layers_keep_what_belongs_to_the_same_class():
     settings = Settings.of(base, deltas)
     assert settings.network["init_args"]["width"] == usual["network"] != mqvae.VQVAE().width
     assert settings.optimizer.codebook["init_args"]["eps"] == usual["optimizer"] != 1e-8
-    # Typed, what both rules have stays.
-    typed = settings_of("digits-tiny", "--update.codebook_weight", "0.75", "--update", "Joint")
-    assert typed.update["init_args"] == {"commitment_weight": 0.1, "codebook_weight": 0.75}
+    # Options are one layer, in whichever order they come.
+    for typed in (
+        ["--update.codebook_weight", "0.75", "--update", "Joint"],
+        ["--update", "Joint", "--update.codebook_weight", "0.75"],
+    ):
+        found = settings_of("digits-tiny", *typed).update["init_args"]
+        assert found == {"commitment_weight": 0.1, "codebook_weight": 0.75}
     kept = {"init_args": {"look_ahead": {"class_path": "mqvae.Kept"}}}
     ahead = Settings.of(base, {"update": kept}).update["init_args"]["look_ahead"]
     assert ahead["class_path"] == "mqvae.Kept" and "optimizer_step" not in ahead["init_args"]
@@ -661,7 +665,7 @@ BAD_OPTIONS = {
     ),
     "group as a value": (
         ["--data", "digits"],
-        "--data takes a YAML file; a single setting goes as in --data.name.",
+        "--data takes settings of its own, no class or value: name, root,",
     ),
     "group as a class": (
         ["--optimizer", "torch.optim.SGD"],

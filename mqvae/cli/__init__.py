@@ -14,7 +14,7 @@ from mqvae.extras import ExtraMissing
 from mqvae.spelling import nearest
 
 COMMANDS = {
-    "train": "train a network, or go on with a run that stopped",
+    "train": "train a network, or resume a run",
     "evaluate": "measure a run on its test images",
     "diagnose": "what limits a run, and what to try",
     "encode": "images to codes",
@@ -42,7 +42,8 @@ commands:
 {commands}
 
 `mqvae COMMAND --help` tells more of each. Every command takes --debug, which shows
-the traceback of an error.
+the traceback of an error, and --import MODULE, which imports a module of your own for
+settings that name its classes; nothing else imports one.
 
 first steps:
   mqvae train digits-tiny --out runs/first    # seconds, on data that is already there
@@ -54,6 +55,7 @@ first steps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program `mqvae`; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _forgiving()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         lines = [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
         print(USAGE.format(commands="\n".join(lines)), end="")
@@ -70,9 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in rest
     rest = [a for a in rest if a != "--debug"]
     try:
-        return _command(name)(rest)
+        return _command(name)(_imported(rest))
     except SystemExit as leaving:
-        return int(leaving.code or 0)
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BrokenPipeError:  # as of `mqvae doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (MqvaeError, OSError, ExtraMissing) as error:
         if debug:
             traceback.print_exc()
@@ -86,13 +91,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if _is_a_failed_training(error):
             print(f"mqvae: {error}", file=sys.stderr)
-        elif not debug:
-            print(
-                f"mqvae: unexpected {type(error).__name__}: {error}\n"
-                "This looks like a fault of mqvae; --debug shows where it happened.",
-                file=sys.stderr,
-            )
+        else:
+            print(_owned_up(error), file=sys.stderr)
         return 1
+
+
+def _forgiving() -> None:
+    """A terminal that knows no × gets a question mark, and the command its end."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+def _imported(arguments: list[str]) -> list[str]:
+    """The arguments without --import, whose modules are imported.
+
+    Nothing else imports a module from elsewhere because a file or an option names it.
+
+    Raises:
+        MqvaeError: if a module is not there or fails.
+    """
+    others = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        option, given, module = argument.partition("=")
+        if option != "--import":
+            others.append(argument)
+            continue
+        if not given:
+            module = rest.pop(0) if rest and not rest[0].startswith("--") else ""
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise MqvaeError(
+                f"--import takes a module's name, as in --import my_module, got '{module}'."
+            )
+        sys.path.insert(0, os.getcwd())  # where `python -m` looks first, too
+        try:
+            OWN_MODULES.add(getattr(import_module(module), "__file__", None))
+        except Exception as error:
+            missing = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
+            raise MqvaeError(
+                f"--import {module}: there is no such module in this folder or among installed "
+                "packages."
+                if missing
+                else f"--import {module}: importing it failed with {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            sys.path.remove(os.getcwd())
+    return others
+
+
+OWN_MODULES: set[str | None] = set()
+"""Files of the modules that --import named."""
+
+
+def _owned_up(error: Exception) -> str:
+    """What is said of an exception that nothing foresaw, with its place."""
+    package = os.path.dirname(os.path.dirname(__file__))
+    place, own = "", False
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith(package + os.sep):
+            inside = os.path.relpath(frame.filename, os.path.dirname(package))
+            place, own = f"{inside}:{frame.lineno}", False
+        elif frame.filename in OWN_MODULES:
+            place, own = f"{frame.filename}:{frame.lineno}", True
+    said = f"mqvae: unexpected {type(error).__name__} at {place}: {error}\n"
+    if own:
+        return f"{said}It was raised in a module of --import; --debug shows the traceback."
+    return (
+        f"{said}This is a fault of mqvae: please report the command and this line; --debug shows "
+        "the traceback."
+    )
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

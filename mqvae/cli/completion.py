@@ -53,8 +53,8 @@ def options_of(command: str) -> list[str]:
     with contextlib.redirect_stdout(shown):
         main([command, "--help"])
     found = re.findall(r"^ +(?:-\w, )?(--[\w.-]+)", shown.getvalue(), re.MULTILINE)
-    further = ["--resume", "--sweep", "--debug"] if command == "train" else ["--debug"]
-    return [*dict.fromkeys([*found, *further])]
+    further = ["--resume", "--sweep", "--lr"] if command == "train" else []
+    return [*dict.fromkeys([*found, *further, "--debug", "--import"])]
 
 
 def _case(pattern: str, words: Iterable[str]) -> str:

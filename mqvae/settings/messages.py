@@ -2,16 +2,19 @@
 
 import inspect
 import re
+import sys
 from dataclasses import fields
-from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 import jsonargparse.typing
 import torch
 
 import mqvae
+from mqvae.settings.classes import UNFIT, find, public
 from mqvae.settings.options import GROUPS, HANDED_LATER, SLOTS, Start
 from mqvae.spelling import nearest
+
+LONGEST = 1000  # characters of a message
 
 # jsonargparse's conditions on numbers, in words.
 RANGES = {
@@ -32,6 +35,13 @@ def explained(message: str, options: list[str], dashes: str = "") -> str:
         options: Every option, with its dashes.
         dashes: What the writer put before a name.
     """
+    try:
+        return _shortened(_explained(message, options, dashes))
+    except (LookupError, TypeError, AttributeError, NameError):  # of another form than the known
+        return _shortened(_flat(message))
+
+
+def _explained(message: str, options: list[str], dashes: str) -> str:
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     classes = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     key = dashes + ".".join(keys) if keys else ""
@@ -85,19 +95,36 @@ def explained(message: str, options: list[str], dashes: str = "") -> str:
         bad = classes[-1] if len(classes) == len(keys) else ""
         name = (path or bad or said(r"class_path': ([^,}]+)") or value).strip("'")
         name, known = name.removeprefix("mqvae."), choices(_base_of(keys, classes))
-        return f"{key} has no choice '{name}'.{nearest(name, known)} Choices: {', '.join(known)}."
+        home = name.partition(".")[0] if "." in name else ""
+        own = (
+            ""
+            if home in ("", "torch", *sys.stdlib_module_names) or home in sys.modules
+            else f" For a class of your own add --import {name.rpartition('.')[0]}, or import it."
+        )
+        meant = f"{nearest(name, known)}{own} Choices: {', '.join(known)}."
+        return f"{key} has no choice '{name}'.{meant}"
     if re.search(r"unhashable type: |argument of type '\w+' is not iterable", message):
         known = choices(_base_of(keys, classes))
         return f"{key}.class_path must name a class. Choices: {', '.join(known)}."
+    return _flat(message)
+
+
+def _flat(message: str) -> str:
     return re.sub(r"\s*\n\s*(- )?", " ", message).strip()
+
+
+def _shortened(text: str) -> str:
+    """One line that a terminal holds, however much was written where a word belongs."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def choices(base: Any) -> list[str]:
     """The short names of the classes derived from one."""
-    public = [getattr(home, name) for home in (mqvae, torch.optim) for name in home.__all__]
-    kinds = [kind for kind in public if isinstance(kind, type) and issubclass(kind, base)]
+    kinds = [kind for kind in public().values() if issubclass(kind, base)]
     abstract = (torch.optim.Optimizer, mqvae.LookAhead)
-    return [k.__name__ for k in kinds if not inspect.isabstract(k) and k not in abstract]
+    fit = [k for k in kinds if not inspect.isabstract(k) and k not in abstract]
+    return [k.__name__ for k in fit if k.__name__ not in UNFIT]
 
 
 def _base_of(keys: list[str], classes: list[str]) -> Any:
@@ -109,4 +136,4 @@ def _base_of(keys: list[str], classes: list[str]) -> Any:
 
 
 def _at(class_path: str) -> Any:
-    return locate(class_path)
+    return find(class_path)

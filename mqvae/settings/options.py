@@ -1,12 +1,13 @@
 """Everything that can be set, in the words that --help shows."""
 
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from torch.optim import Optimizer as TorchOptimizer
 
 import mqvae
@@ -14,6 +15,7 @@ from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Update
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
+from mqvae.settings.classes import UNFIT
 from mqvae.settings.presets import preset_names
 from mqvae.tasks import Task
 
@@ -98,7 +100,7 @@ class Optimizer:
     """Both levels' optimizers; their rates rise linearly, then fall as a cosine.
 
     Args:
-        network_lr: Learning rate of encoder and decoder.
+        network_lr: Learning rate of encoder and decoder; `--lr` for short.
         codebook_lr: Learning rate of the codebook.
         weight_decay: Weight decay of both, unless a level's own optimizer names one.
         warmup: Share of the steps in which the rates rise.
@@ -207,6 +209,13 @@ HANDED_LATER = {"network", "loss", "lower", "upper", "params", "lr"}
 
 
 class _Help(DefaultHelpFormatter):
+    def format_help(self) -> str:
+        # Optimizers that can step neither level are no choices.
+        text = super().format_help()
+        for name in UNFIT:
+            text = re.sub(rf"torch\.optim\.{name},?\s*", "", text)
+        return text
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         # Names of presets are not broken at their hyphens.
         return textwrap.fill(text, width, break_on_hyphens=False)
@@ -215,8 +224,6 @@ class _Help(DefaultHelpFormatter):
 @cache
 def settings_parser() -> ArgumentParser:
     """What knows every setting, its type, its range and its default."""
-    # Paths to what runs commands are refused before they are imported.
-    set_parsing_settings(import_path_denylist=[])
     for name in mqvae.__all__:  # classes answer to their names once they are imported
         getattr(mqvae, name)
     parser = ArgumentParser(
@@ -224,14 +231,16 @@ def settings_parser() -> ArgumentParser:
         formatter_class=_Help,
         description="Train a network. Options change what the preset says; `--update NAME` takes "
         "a rule and `--update.OPTION` its arguments, and so for every component. "
-        "`mqvae train --resume RUN` goes on where RUN stopped. `mqvae train PRESET --sweep "
+        "`mqvae train --resume RUN` goes on where RUN stopped, with `--steps MORE` to another "
+        "number of steps in all. `--import MODULE` imports a module of your own, whose classes "
+        "components may then be. `mqvae train PRESET --sweep "
         "seed=0,1 optimizer.codebook_lr=3e-3,1e-2` trains every combination. "
         f"Presets: {', '.join(preset_names())}.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", action="config", help="a YAML file over the preset")
+    add("--config", action="config", help="a YAML file over the preset; options are over it")
     add("--out", type=str, help="the run's folder (default: runs/DATA-RULE-SEED)")
     add("--overwrite", action="store_true", help="replace the run at --out")
     add("--name", type=str | None, help="label in tables and plots (default: the method)")

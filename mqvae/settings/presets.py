@@ -5,10 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mqvae.errors import MqvaeError
-from mqvae.spelling import nearest
+from mqvae.plain import read_yaml
+from mqvae.spelling import brief, nearest
 
 PRESETS = resources.files("mqvae") / "presets"
 
@@ -67,6 +66,21 @@ def layers(name: str, *, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     return [*layers(base, above=above), settings]
 
 
+def delta_of(path: str) -> dict[str, Any]:
+    """What a YAML file of --config says, over whatever it is laid.
+
+    Raises:
+        ValueError: if there is none, it is no YAML of settings, or it has a `base` of its own.
+    """
+    settings = contents(Path(path))
+    if "base" in settings:
+        raise MqvaeError(
+            f"{path} has a base, so it is a preset of its own: `mqvae train {path}`. --config "
+            "takes a file without one."
+        )
+    return settings
+
+
 def contents(path: Any) -> dict[str, Any]:
     """What a YAML file of settings says.
 
@@ -74,13 +88,11 @@ def contents(path: Any) -> dict[str, Any]:
         ValueError: if there is none, or it is not YAML, or holds something else.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = read_yaml(path)
     except FileNotFoundError:
         raise MqvaeError(f"there is no file {path}. {presets_in_words()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MqvaeError(f"{path} is not valid YAML: {error}") from None
     if settings is None:
         settings = {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise MqvaeError(f"{path} must hold settings as 'name: value', got {settings!r}.")
+        raise MqvaeError(f"{path} must hold settings as 'name: value', got {brief(settings)}.")
     return settings

@@ -3,7 +3,6 @@
 import json
 import re
 from argparse import ArgumentError
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,7 +11,6 @@ from functools import lru_cache, partial, reduce
 from inspect import signature
 from operator import getitem
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import torch
@@ -27,9 +25,10 @@ from mqvae.core.updates import Update
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
-from mqvae.settings.messages import explained
+from mqvae.settings.classes import UNFIT, find, is_ours, only_ours
+from mqvae.settings.merging import merged
+from mqvae.settings.messages import choices, explained
 from mqvae.settings.options import (
-    FLAGS,
     GROUPS,
     LEVELS,
     SLOTS,
@@ -43,7 +42,8 @@ from mqvae.settings.options import (
     settings_parser,
     with_arguments,
 )
-from mqvae.settings.presets import contents, layers, presets_in_words
+from mqvae.settings.presets import delta_of, layers, presets_in_words
+from mqvae.settings.typed import typed
 from mqvae.tasks import Task
 
 
@@ -98,8 +98,8 @@ class Settings:
         return cls._read(_layered(configs))
 
     @classmethod
-    def _read(cls, config: str) -> "Settings":
-        given = _given([config])
+    def _read(cls, config: Mapping[str, Any]) -> "Settings":
+        given = _given(config)
         return cls._of(given, _complete(given))
 
     @classmethod
@@ -108,7 +108,7 @@ class Settings:
         for level in LEVELS:  # that of both holds where a level names none
             if f"optimizer.{level}.init_args.weight_decay" not in given:
                 values["optimizer"][level]["init_args"].pop("weight_decay", None)
-        start, rule = values["from"], locate(values["update"]["class_path"])
+        start, rule = values["from"], find(values["update"]["class_path"])
         return cls(
             name=values["name"] or getattr(rule, "method", getattr(rule, "__name__", "")),
             start=start and Start(start["run"], tuple(start["parts"])),
@@ -128,7 +128,7 @@ class Settings:
         if isinstance(data := config.get("data"), dict):  # 0.1.0 trained on every image
             config["data"] = {"validation": 0, **data}
         try:
-            return deepcopy(_checked(_layered([config])))
+            return deepcopy(_checked(json.dumps(_layered([config]))))
         except ValueError as error:
             raise MqvaeError(f"{run.folder / 'config.yaml'}: {error}") from error
 
@@ -160,7 +160,8 @@ class Settings:
         later = [(_later, base, True) for base in (Update, TorchOptimizer)]
         parser = settings_parser()
         try:
-            return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
+            with only_ours(config):
+                return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
         except ValueError as error:
             # What a class refuses, out of the list of all that jsonargparse tried.
             own = re.findall(r"^ *- (?!Expected a)(.+)$", str(error), re.MULTILINE)
@@ -179,7 +180,7 @@ class Settings:
 @lru_cache(maxsize=32)
 def _checked(config: str) -> Settings:
     """From an argument, when it describes a network; a run is opened many times."""
-    settings = Settings._read(config)
+    settings = Settings._read(json.loads(config))
     # Not on "meta": numbers that are not there, torch reckons with by importing its compiler.
     with torch.device("cpu"), torch.random.fork_rng(devices=()):
         settings._made("network", "quantizer")
@@ -192,114 +193,92 @@ def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: says what is wrong with a setting, or that there is no such preset or file.
     """
-    return _plain(_given([_layered([*layers(name), *deltas])]))
+    return _plain(_given(_layered([*layers(name), *deltas])))
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     """Settings, --out and --overwrite from what is typed after `mqvae train`.
 
+    The preset is the lowest layer, then come the files of --config as they are typed, then the
+    options together.
+
     Raises:
         ValueError: says what is wrong with a preset, a file or an option.
     """
-    helping = any(a in ("-h", "--help") or ".help" in a for a in arguments)
     names = [a for a in arguments[:1] if not a.startswith("-")]
-    if not names and not helping:
+    if helping := _asked_for_help(arguments):
+        option, _, kind = "=".join(helping).partition("=")
+        if kind and not is_ours(find(kind)):
+            raise MqvaeError(f"{option} takes the name of a class, got '{kind}'.")
+        _given({}, "--", helping)  # prints it and leaves
+    if not names:
         raise MqvaeError(
             "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
             f"{presets_in_words()}"
         )
-    preset = _layered(layers(names[0] if names else "paper"))
-    typed = [preset, *_rewritten(arguments[len(names) :])]
+    options, files = typed(arguments[len(names) :])
+    configs = [*layers(names[0]), *map(delta_of, files)]
     try:
-        given = _given(typed, "--")
+        below = _layered(configs)
+    except MqvaeError as error:
+        raise MqvaeError(f"{(files or names)[-1]}: {error}") from error
+    config = _layered([below, options])
+    try:
+        given = _given(config, "--")
         complete = _complete(given, "--")
-    except ValueError as error:
+    except MqvaeError as error:
         try:
-            _complete(_given([preset]))
-        except ValueError as own:  # the file's own mistake is told as such
-            if str(own) == str(error).replace("--", ""):
-                raise MqvaeError(f"{names[0]}: {own}") from error
+            _complete(_given(below))
+        except MqvaeError as own:  # the file's own mistake is told as such
+            if str(own).replace("--", "") == str(error).replace("--", ""):
+                raise MqvaeError(f"{(files or names)[-1]}: {own}") from error
         raise
     out = Path(complete.out) if complete.out else None
     return Settings._of(given, complete), out, complete.overwrite
 
 
-def _layered(configs: Iterable[Mapping[str, Any]]) -> str:
-    """Settings as an argument, each over those before."""
-    return f"--config={yaml.safe_dump(reduce(_merged, map(upgraded, configs)))}"
+def _asked_for_help(arguments: list[str]) -> list[str]:
+    """The options that print something instead of training, with what follows them."""
+    for at, argument in enumerate(arguments):
+        name = argument.partition("=")[0]
+        if name in ("-h", "--help"):
+            return ["--help"]
+        if name.startswith("--") and name.endswith(".help"):
+            return [argument, *arguments[at + 1 : at + 2][: "=" not in argument]]
+    return []
 
 
-def _merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
-    """`delta` over `base`; another class takes nothing from the old one's arguments.
-
-    jsonargparse would hand over those that both have, as it does for options.
-    """
-    result = dict(base)
-    for key, value in delta.items():
-        old, own = result.get(key), value
-        if isinstance(old, dict) and isinstance(value, dict):
-            same = value.get("class_path", old.get("class_path")) == old.get("class_path")
-            own = _merged(old, value) if same else value
-        result[key] = own
-    return result
+def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings, each over those before."""
+    return reduce(merged, configs, {})
 
 
-def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are written now; 0.1.0 had one network, and said its arguments alone."""
-    config = dict(config)
-    for group in GROUPS:
-        if not isinstance(config.get(group, {}), Mapping):
-            given = config[group]
-            raise MqvaeError(f"{group} must hold settings as 'name: value', got {given!r}.")
-    network = config.get("network")
-    if isinstance(network, Mapping) and not {"class_path", "init_args"} & network.keys():
-        config["network"] = {"init_args": dict(network)}
-    for slot in SLOTS:
-        given = config.get(slot)
-        names = given.keys() if isinstance(given, Mapping) else set()
-        if names & {"class_path", "init_args"} and (more := names - {"class_path", "init_args"}):
-            raise MqvaeError(
-                f"{slot} has a class_path and init_args, but also {', '.join(sorted(more))}."
-            )
-    if isinstance(config.get("from"), str):
-        config["from"] = {"run": config["from"]}
-    return config
+def _given(config: Mapping[str, Any], dashes: str = "", more: Iterable[str] = ()) -> Namespace:
+    """What settings say.
 
-
-def _rewritten(arguments: list[str]) -> Iterator[str]:
-    """What is typed as jsonargparse knows it: flags, `--from RUN`, lists as `encoder,codebook`."""
-    rest = deque(arguments)
-    while rest:
-        argument = rest.popleft()
-        option, _, value = argument.partition("=")
-        if argument in FLAGS and not (rest and rest[0] in ("true", "false")):
-            yield f"{argument}=true"
-        elif option in ("--from", "--from.parts", "--freeze", "--trainer.loggers", "--config"):
-            given = value if "=" in argument else rest.popleft() if rest else None
-            if given is None:
-                yield argument
-            elif option == "--from":
-                yield f"--from.run={given}"
-            elif option == "--config":
-                yield _layered([contents(Path(given))])
-            else:
-                yield f"{option}=[{given.strip('[]')}]"
-        else:
-            yield argument
-
-
-def _given(arguments: list[str], dashes: str = "") -> Namespace:
-    """What files and options say together.
+    Args:
+        config: From files and options together.
+        dashes: What the writer put before a name.
+        more: Options as typed, --help among them.
 
     Raises:
         ValueError: in plain words.
     """
     parser = settings_parser()
-    with _in_plain_words(dashes):
-        given = parser.parse_args(arguments, defaults=False)
+    more = list(more)
+    with _in_plain_words(dashes), only_ours([config, more]):
+        text = yaml.safe_dump(dict(config), allow_unicode=True)
+        given = parser.parse_args([f"--config={text}", *more], defaults=False)
     for action in parser._actions:
         if action.default is not None and given.get(action.dest, action.default) is None:
             raise MqvaeError(f"{dashes}{action.dest} expects a value, got none.")
+    for slot in (f"optimizer.{level}" for level in LEVELS):
+        name = str(given.get(f"{slot}.class_path")).rpartition(".")[2]
+        if name in UNFIT:
+            raise MqvaeError(
+                f"{dashes}{slot} cannot be {name}, which {UNFIT[name]}. Choices: "
+                f"{', '.join(choices(TorchOptimizer))}."
+            )
     return given
 
 
@@ -311,7 +290,7 @@ def _complete(given: Namespace, dashes: str = "") -> Namespace:
     """
     # Another class than a slot's usual one would take that one's defaults where both have them.
     emptied = Namespace({slot: None for slot in SLOTS if slot in given})
-    with _in_plain_words(dashes):
+    with _in_plain_words(dashes), only_ours(given.as_dict()):
         return settings_parser().parse_object(given.clone(), namespace=emptied)
 
 
@@ -326,7 +305,8 @@ def _in_plain_words(dashes: str) -> Iterator[None]:
 
 def _plain(found: Namespace) -> dict[str, Any]:
     """The same in plain types, its components looked at."""
-    text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
+    with only_ours(found.as_dict()):
+        text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
     return json.loads(text, object_hook=_component)
 
 
@@ -338,10 +318,7 @@ def _component(value: dict[str, Any]) -> dict[str, Any]:
     if "class_path" not in value:
         return value
     path = str(value["class_path"])
-    ancestors = [kind.__module__ for kind in getattr(locate(path), "__mro__", ())]
-    if not any(
-        re.match(r"(mqvae|torch\.(optim|nn\.modules\.loss))\b", module) for module in ancestors
-    ):
+    if not is_ours(find(path)):
         raise MqvaeError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
     return {"class_path": path, "init_args": value.get("init_args") or {}}
 

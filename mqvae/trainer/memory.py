@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
-from pydoc import locate
 from typing import Any
 
 import torch
 
 from mqvae.settings import Settings
+from mqvae.settings.classes import find
 from mqvae.trainer.stopping import OutOfMemory
 
 # What allocators say; only CUDA's has a class of its own.
@@ -36,7 +36,7 @@ def what_to_lower(settings: Settings, processes: int) -> str:
         parts = min(2 * options.parts, share)
         ways.append(f"--trainer.parts {parts} (the same batch, in smaller parts)")
     network = settings.network
-    described: Any = locate(network["class_path"])
+    described: Any = find(network["class_path"])
     on = network.get("init_args", {}).get("checkpointing", False)
     if "checkpointing" in signature(described).parameters and not on:
         ways.append("--network.checkpointing true (the same, computed twice)")

@@ -1,0 +1,277 @@
+"""Whose fault an error is, and what a file from elsewhere can make the program do."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mqvae
+from mqvae.cli import main
+from mqvae.errors import MqvaeError
+from mqvae.plain import read_json, read_yaml
+from mqvae.runs import Run
+from mqvae.settings import Settings, from_arguments, load_preset
+
+SMALL = [
+    *["--data.side", "8", "--data.batch_size", "100", "--network.width", "4"],
+    *["--network.residual_blocks", "1", "--quantizer.num_codes", "8", "--quantizer.dim", "4"],
+    *["--trainer.accelerator", "cpu", "--steps", "2", "--trainer.loggers", "[]"],
+]
+
+# -- modules from elsewhere ------------------------------------------------------------------------
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_name("imported").touch()
+import mqvae
+import torch
+
+class Rule(mqvae.Joint):
+    pass
+
+class Net(mqvae.VQVAE):
+    pass
+
+class Codes(mqvae.VectorQuantizer):
+    pass
+
+class Aim(mqvae.Reconstruction):
+    pass
+
+class Stepper(torch.optim.SGD):
+    pass
+
+class Ahead(mqvae.Kept):
+    pass
+"""
+CLASSES = {
+    "network": "Net",
+    "quantizer": "Codes",
+    "task": "Aim",
+    "update": "Rule",
+    "optimizer.network": "Stepper",
+    "optimizer.codebook": "Stepper",
+    "update.look_ahead": "Ahead",
+    "update.upper_loss": "Aim",
+}
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module where Python finds it, that leaves a file when it is imported."""
+    (tmp_path / "evil.py").write_text(EVIL)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in ("evil", "pack"):
+        sys.modules.pop(name, None)
+
+
+def was_imported(folder):
+    return any(folder.rglob("imported")) or {"evil", "pack"} & sys.modules.keys()
+
+
+def with_class(slot, spec):
+    """Settings of digits-tiny with a component of this class."""
+    config = yaml.safe_load(yaml.safe_dump(load_preset("digits-tiny")))
+    *groups, name = slot.split(".")
+    level = config
+    for group in groups:
+        level = level[group]
+        level = level["init_args"] if group == "update" else level
+    level[name] = spec
+    return config
+
+
+@pytest.mark.parametrize(
+    ("slot", "module"), [*zip(CLASSES, 4 * ["evil", "pack.evil", "pack"], strict=False)]
+)
+def test_settings_import_nothing(evil, slot, module):
+    path = f"{module}.{CLASSES[slot]}"
+    spec = {"class_path": path, "init_args": {"x": 1}}
+    for said in (path, spec):
+        with pytest.raises(MqvaeError) as raised:
+            Settings.of(with_class(slot, said))
+    (evil / "new.yaml").write_text(yaml.safe_dump(with_class(slot, spec)))
+    (evil / "over.yaml").write_text("base: new.yaml\n")
+    for typed in (
+        ["over.yaml"],
+        ["digits-tiny", "--config", "new.yaml"],
+        ["digits-tiny", f"--{slot}", json.dumps(spec)],
+        ["digits-tiny", f"--{slot}", path],
+    ):
+        with pytest.raises(MqvaeError) as raised:
+            from_arguments(typed)
+    assert f"--import {module}" in str(raised.value)
+    if "." not in slot:
+        with pytest.raises(MqvaeError):
+            from_arguments([f"--{slot}.help", path])
+        settings = Settings.of(load_preset("digits-tiny"))
+        with pytest.raises(MqvaeError):
+            replace(settings, **{slot: {"class_path": path, "init_args": {}}}).components()
+    assert not was_imported(evil)
+
+
+def test_nothing_of_mqvae_runs_the_program(evil):
+    for path in (
+        "mqvae.__main__.X",
+        "mqvae.__main__.main",
+        "mqvae.cli.main",
+        "mqvae.cli.os.system",
+    ):
+        with pytest.raises(MqvaeError):
+            Settings.of(with_class("update", path))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, and what `save_pretrained` makes of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["train", "digits-tiny", *SMALL, "--out", str(folder / "run")]) == 0
+    mqvae.Tokenizer.from_run(folder / "run").save_pretrained(folder / "shared")
+    return folder
+
+
+@pytest.mark.parametrize("slot", ["network", "update", "optimizer.codebook"])
+def test_a_run_or_a_tokenizer_from_elsewhere_imports_nothing(evil, trained, capsys, slot):
+    import shutil
+
+    for name in ("run", "shared"):
+        shutil.copytree(trained / name, evil / name)
+    config = yaml.safe_load((evil / "run" / "config.yaml").read_text())
+    level = config["optimizer"] if "." in slot else config
+    level[slot.rpartition(".")[2]] = {"class_path": f"evil.{CLASSES[slot]}", "init_args": {}}
+    (evil / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    shared = json.loads((evil / "shared" / "config.json").read_text())
+    (evil / "shared" / "config.json").write_text(json.dumps({**shared, "settings": config}))
+    for command in (
+        ["train", "--resume", "run"],
+        ["train", "run/config.yaml", "--out", "again"],
+        ["evaluate", "run"],
+        ["encode", "run", "test", "--out", "codes.npz"],
+        ["diagnose", "run"],
+        ["prior", "run"],
+        ["export", "run"],
+    ):
+        assert main(command) == 2, command
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        assert "--import evil" in err, command
+    with pytest.raises(MqvaeError):
+        mqvae.Tokenizer.from_pretrained(evil / "shared")
+    assert not was_imported(evil)
+
+
+def test_a_module_that_is_named_is_imported(evil, capsys):
+    options = ["--network", "evil.Net", "--update", "evil.Rule", *SMALL, "--out", "run"]
+    assert main(["train", "digits-tiny", "--import", "evil", *options]) == 0
+    assert Run("run").config["network"]["class_path"] == "evil.Net"
+    (evil / "imported").unlink()
+    del sys.modules["evil"]  # as in another process
+    assert main(["evaluate", "run"]) == 2
+    assert "add --import evil" in capsys.readouterr().err
+    assert not was_imported(evil)
+    assert main(["evaluate", "run", "--import=evil"]) == 0
+    # In Python the module is imported by whoever calls.
+    assert type(mqvae.Tokenizer.from_run("run").settings.components().network).__name__ == "Net"
+
+
+def test_a_module_that_cannot_be_imported(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    for module, said in (
+        ("nowhere", "there is no such module"),
+        ("broken", "failed with ZeroDivisionError"),
+        ("../broken", "takes a module's name"),
+        ("", "takes a module's name"),
+    ):
+        assert main(["evaluate", "run", f"--import={module}"]) == 2
+        assert said in capsys.readouterr().err
+    assert str(tmp_path) not in sys.path
+
+
+def test_what_another_program_sets_for_jsonargparse_stays():
+    import jsonargparse
+
+    class Thing:
+        pass
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=type)
+    from_arguments(["digits-tiny"])
+    assert parser.parse_args(["--x", "fractions.Fraction"]).x.__name__ == "Fraction"
+
+
+# -- files that may come from anybody --------------------------------------------------------------
+
+HOSTILE = {
+    "python object": "update: !!python/object/apply:os.system ['touch ran']",
+    "python name": "update: !!python/name:os.system",
+    "python module": "update: !!python/module:evil",
+    "python new": "update: !!python/object/new:subprocess.Popen [['touch', 'ran']]",
+    "laughs": "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
+    ),
+    "a circle": "update: &a {class_path: *a}",
+    "a circle of lists": "freeze: &a [*a]",
+    "deep": "freeze: " + "[" * 3000 + "]" * 3000,
+    "a date": "name: 2001-01-01",
+    "no date": "name: 2001-99-99",
+    "bytes": "name: !!binary aGVsbG8=",
+    "a set": "name: !!set {a}",
+    "an int of a word": "steps: !!int word",
+    "an int of many digits": "steps: " + "9" * 5000,
+    "a list as a key": "? [a]\n: b",
+    "two documents": "a: 1\n---\nb: 2",
+    "not utf-8": b"name: \xff\xfe",
+    "nul": b"name: \x00",
+    "utf-16": "name: a".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_yaml(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    content = content.encode() if isinstance(content, str) else content
+    Path("new.yaml").write_bytes(content)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_bytes(content)
+    with pytest.raises(MqvaeError, match="valid YAML"):
+        read_yaml(Path("new.yaml"))
+    for command in (
+        ["train", "new.yaml", "--out", "new"],
+        ["train", "digits-tiny", "--config", "new.yaml", "--out", "new"],
+        ["train", "--resume", "run"],
+        ["evaluate", "run"],
+    ):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" not in err and err.count("\n") == 1 and len(err) < 1500
+    assert sorted(os.listdir()) == ["new.yaml", "run"]
+
+
+def test_a_file_that_is_no_file_of_settings(tmp_path):
+    (tmp_path / "large.yaml").write_bytes(b"#" * (5 << 20))
+    with pytest.raises(MqvaeError, match="is no file of settings"):
+        read_yaml(tmp_path / "large.yaml")
+    with pytest.raises(MqvaeError, match="is no file of settings"):
+        from_arguments(["digits-tiny", "--config", "/dev/zero"])
+    for content in ("{", "[" * 100_000, b"\xff".decode("latin-1"), ""):
+        (tmp_path / "a.json").write_text(content, encoding="latin-1")
+        with pytest.raises(MqvaeError, match=r"a\.json is not valid JSON"):
+            read_json(tmp_path / "a.json")
+
+
+def test_a_settings_value_reads_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("secret.yaml").write_text("class_path: mqvae.NoQuantizer\ninit_args: {dim: 4}\n")
+    for slot in ("quantizer", "update", "network", "task", "optimizer.codebook"):
+        with pytest.raises(MqvaeError, match=f"{slot} has no choice"):
+            from_arguments(["digits-tiny", f"--{slot}", "secret.yaml"])
