@@ -33,6 +33,7 @@ needs_fashion = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed"
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+TESTS_OF_50 = ("18.png", "29.png", "47.png")
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 
 
@@ -616,7 +617,7 @@ def test_celeba_hq_is_whole_and_numbered_or_a_folder_by_its_path(tmp_path, few):
         with pytest.raises(ValueError) as error:
             data.load("celeba-hq", split, root=tmp_path)
         says(error, tmp_path, "is not the whole", "expected 10 images, got 9", advice)
-    assert data.load(str(tmp_path), "test").names == ("0.jpg",)
+    assert data.load(str(tmp_path), "test").names == ("6.jpg",)
     make_faces(tmp_path, "{:05}.jpg", [8])
     with pytest.raises(ValueError) as error:
         data.load("celeba-hq", "train", root=tmp_path)
@@ -808,18 +809,19 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path, monk
 # ---- folders ----
 
 
-def test_a_folder_gives_every_tenth_file_to_the_test_split(tmp_path):
-    arrays = [values((6, 6), seed=number) for number in range(23)]
-    for number, array in enumerate(arrays):
-        save(tmp_path / f"{number:02}.png", array)
+def test_a_folder_gives_a_tenth_of_its_files_to_the_test_split(tmp_path):
+    arrays = {f"{number:02}.png": values((6, 6), seed=number) for number in range(50)}
+    for name, array in arrays.items():
+        save(tmp_path / name, array)
     train, test = (data.load(str(tmp_path), split) for split in ("train", "test"))
-    assert test.names == ("00.png", "10.png", "20.png")
-    assert sorted(train.names + test.names) == [f"{number:02}.png" for number in range(23)]
-    assert train.pixels[:, 0].numpy().tolist() == [
-        a.tolist() for i, a in enumerate(arrays) if i % 10
-    ]
+    # As the first version that splits by hash had it, and all later ones have to.
+    assert test.names == TESTS_OF_50
+    assert sorted(train.names + test.names) == list(arrays)
+    for images in (train, test):
+        for name, pixels in zip(images.names, images.pixels, strict=True):
+            assert pixels[0].tolist() == arrays[name].tolist()
     assert (train.name, train.split, train.shape) == (str(tmp_path), "train", (1, 6, 6))
-    assert train.labels.tolist() == [0] * 20
+    assert train.labels.tolist() == [0] * len(train)
 
 
 def test_two_images_are_one_each_and_one_is_too_few(tmp_path):
@@ -848,9 +850,12 @@ def test_class_folders_without_split_folders(tmp_path):
     for name in ("b/1", "b/2", "a/1"):
         save(tmp_path / f"{name}.png", values((4, 4)))
     train = data.load(str(tmp_path), "train")
-    assert (train.names, train.labels.tolist()) == (("b/1.png", "b/2.png"), [1, 1])
+    assert (train.names, train.labels.tolist()) == (("a/1.png", "b/1.png"), [0, 1])
     save(tmp_path / "loose.png", values((4, 4)))
-    assert data.load(str(tmp_path), "train").labels.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError) as error:
+        data.load(str(tmp_path), "train")
+    says(error, tmp_path / "loose.png", "has no label, as 1 of the 4", "--data.classes 1")
+    assert data.load(str(tmp_path), "train", labels=False).labels.tolist() == [0, 0, 0]
 
 
 def test_an_empty_test_folder_is_named(tmp_path):
@@ -872,7 +877,7 @@ def test_grey_unless_one_image_in_either_split_is_in_colour(tmp_path):
     for number in range(3):
         save(tmp_path / f"{number}.png", grey)
     assert data.load(str(tmp_path), "train").shape == (1, 4, 4)
-    save(tmp_path / "0.png", colour)  # the test split's only one
+    save(tmp_path / "2.png", colour)  # the test split's only one
     assert data.load(str(tmp_path), "train").shape == (3, 4, 4)
     test = data.load(str(tmp_path), "test")
     assert test.pixels[0].permute(1, 2, 0).numpy().tolist() == colour.tolist()
@@ -957,7 +962,7 @@ def test_floating_point_images_are_refused(tmp_path):
 def test_an_image_that_cannot_be_read_is_named(tmp_path, kind, options):
     for number in range(3):
         save(tmp_path / f"{number}.png", values((32, 32)))
-    bad = tmp_path / "1.png"
+    bad = tmp_path / "1.png"  # for training; 2.png is for test
     whole = bad.read_bytes()
     bad.write_bytes({"cut": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[kind])
     with pytest.raises(ValueError, match="cannot be read: expected an image") as error:

@@ -61,6 +61,16 @@ def add_machine(
         )
 
 
+def add_accept(parser: argparse.ArgumentParser) -> None:
+    """--accept-changed-data, of all commands that use a run's own images."""
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="use the images that are there now, though they are not those that the run had; what "
+        "is written says so",
+    )
+
+
 def processes_of(options: argparse.Namespace) -> "Processes":
     """The processes that `add_machine`'s options ask for, met and ready.
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import parser_of
+from mqvae.cli.parser import add_accept, parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError
@@ -88,6 +88,7 @@ def _resumed(arguments: list[str]) -> "Training":
     )
     parser.add_argument("--trainer.devices", type=int, dest="devices", metavar="N")
     parser.add_argument("--trainer.accelerator", dest="accelerator")
+    add_accept(parser)
     options, others = parser.parse_known_args(arguments)
     if others:
         raise MqvaeError(
@@ -104,7 +105,12 @@ def _resumed(arguments: list[str]) -> "Training":
         if (given := getattr(options, name)) is not None:
             settings["trainer"][name] = given
     before = settings["steps"]
-    training = resume(run, trainer=Settings.of(settings).trainer, steps=options.steps)
+    training = resume(
+        run,
+        trainer=Settings.of(settings).trainer,
+        steps=options.steps,
+        accept_changed_data=options.accept_changed_data,
+    )
     if training.settings.steps != before and training.processes.first:
         print(_stretched(training, before), file=sys.stderr)
     return training

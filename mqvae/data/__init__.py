@@ -2,28 +2,36 @@
 
 from mqvae.data.batches import Batches, fitting, in_order, these
 from mqvae.data.files import Reading
-from mqvae.data.folder import image_files, load_all, load_files
+from mqvae.data.folder import has_validation, image_files, load_all, load_files
+from mqvae.data.identity import Difference, Identity, identity_of
 from mqvae.data.images import Images, InMemory, Part, first
 from mqvae.data.listing import EXTENSIONS
 from mqvae.data.named import DATASETS, load
 from mqvae.data.places import DataNotFound, cache_folder
 from mqvae.data.stored import Stored
-from mqvae.data.validation import hold_out, usual_count
+from mqvae.data.validation import Bounds, bounds_of, draw, hold_out, usual_count
 
 __all__ = [
     "DATASETS",
     "EXTENSIONS",
     "Batches",
+    "Bounds",
     "DataNotFound",
+    "Difference",
+    "Identity",
     "Images",
     "InMemory",
     "Part",
     "Reading",
     "Stored",
+    "bounds_of",
     "cache_folder",
+    "draw",
     "first",
     "fitting",
+    "has_validation",
     "hold_out",
+    "identity_of",
     "image_files",
     "in_order",
     "load",

@@ -2,14 +2,15 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
 from mqvae.data.decoding import File
-from mqvae.data.listing import Names
+from mqvae.data.listing import Names, hashes_of
 from mqvae.errors import MqvaeError
 
 
@@ -24,6 +25,13 @@ class Files(ABC):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _hashed_as(self, whole: "Files", indices: np.ndarray) -> Self:
+        """With those hashes of the files it was taken from that are known already."""
+        for kind in ("name_hashes", "split_hashes"):
+            if kind in whole.__dict__:
+                self.__dict__[kind] = whole.__dict__[kind][indices]
+        return self
 
     @abstractmethod
     def open(self, index: int) -> File:
@@ -50,10 +58,16 @@ class Files(ABC):
         """Of each name, (N,) uint64."""
         return self.names.hashes()
 
-    @property
+    @cached_property
     def split_hashes(self) -> np.ndarray:
-        """What decides the split of each, (N,) uint64."""
-        return self.name_hashes
+        """Of what decides the split of each, its name without the ending, (N,) uint64.
+
+        So the same images have the same splits in a folder, as files of another kind and in shards.
+        """
+        return hashes_of(self._keys(), len(self))
+
+    def _keys(self) -> Iterator[bytes]:
+        return (name.rpartition(b".")[0] for name in self.names.raw())
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class InFolder(Files):
         return f"{self.folder.rstrip('/')}/{self.names[index]}"
 
     def take(self, indices: np.ndarray) -> "InFolder":
-        return InFolder(self.folder, self.names.take(indices))
+        return InFolder(self.folder, self.names.take(indices))._hashed_as(self, indices)
 
     def sizes(self) -> np.ndarray:
         return self._states(lambda state: state.st_size)
@@ -101,6 +115,7 @@ class Reading:
         workers: Threads that decode; as many as there are cores, 8 at most, where None.
         on_error: What an image that cannot be read is: "stop" is an error that names it, "skip"
             takes the next one in its place.
+        labels: Whether images have labels; zeros if not.
     """
 
     side: int | None = None
@@ -108,6 +123,7 @@ class Reading:
     memory: bool | None = None
     workers: int | None = None
     on_error: str = "stop"
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if self.on_error not in ("stop", "skip"):

@@ -1,8 +1,10 @@
 """Image files, folders of them and folders of shards -> images."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import numpy as np
 from mqvae.data.files import Files, InFolder, Reading
 from mqvae.data.images import Images, check_options
 from mqvae.data.listing import EXTENSIONS, Names, list_images
-from mqvae.data.shards import expand, index_shards, shards_in
+from mqvae.data.shards import NO_LABEL, expand, index_shards, shards_in
+from mqvae.data.splits import by_hash, concatenated, split_folders
 from mqvae.data.stored import images_of, settle
 from mqvae.errors import MqvaeError
 
@@ -21,13 +24,15 @@ class Divided:
 
     Attributes:
         files: All of them.
-        labels: Of all of them, (N,).
-        splits: Split -> which of them.
+        labels: Of all of them, (N,); -1 of those without one.
+        splits: Split -> which of them: "train", "test" and perhaps "validation".
+        remarks: What was left out or met twice, a sentence each, and empty ones.
     """
 
     files: Files
     labels: np.ndarray
     splits: Mapping[str, np.ndarray]
+    remarks: tuple[str, ...] = ()
 
 
 def image_files(path: str | Path) -> list[Path]:
@@ -93,6 +98,7 @@ def load_all(path: Path, reading: Reading) -> Images:
     path = path.expanduser()
     if path.suffix == ".tar":
         files, _ = index_shards(*expand(str(path)))
+        say(files.remark)
         return _everything(files, reading, name=str(path), source=f"shards of {path}")
     if not path.is_dir():
         return load_files(image_files(path), side=reading.side, channels=reading.channels)
@@ -101,6 +107,7 @@ def load_all(path: Path, reading: Reading) -> Images:
     except FileNotFoundError:
         if shards := shards_in(path):
             files, _ = index_shards(path, shards)
+            say(files.remark)
             return _everything(files, reading, name=str(path), source=f"shards of {path}")
         raise
     source = f"{len(names)} file(s) in {path}"
@@ -116,6 +123,7 @@ def _everything(files: Files, reading: Reading, *, name: str, source: str) -> Im
         name=name,
         split="files",
         source=source,
+        remarks=filter(None, (getattr(files, "remark", ""),)),
     )
 
 
@@ -133,9 +141,7 @@ def load_folder(folder: Path, split: str, reading: Reading) -> Images:
 
 def load_shards(pattern: str, split: str, reading: Reading) -> Images:
     """One split of the shards that a pattern names; see `load`."""
-    folder, shards = expand(pattern)
-    files, labels = index_shards(folder, shards)
-    divided = Divided(files, labels, every_tenth(len(files), pattern))
+    divided = _shards_by_hash(*expand(pattern), pattern)
     what = "images in the shards"
     return load_parts(divided, split, reading, name=pattern, what=what, folder=Path(pattern))
 
@@ -153,74 +159,109 @@ def load_parts(
         name: Of the images.
         folder: The one that holds them all.
         what: What they are, for the readable line of where they came from.
+
+    Raises:
+        ValueError: if there is no such split, or only some of the images have labels.
     """
+    if split not in divided.splits:
+        raise MqvaeError(
+            f"{folder} has no {split} split of its own: expected a subfolder val/, valid/ or "
+            f"validation/ beside train/ and test/"
+        )
+    labels = _labels(divided, folder) if reading.labels else np.zeros(len(divided.files))
+    remarks = tuple(filter(None, divided.remarks))
+    for remark in remarks:
+        say(remark)
     side, channels = settle(divided.files, reading)
     chosen = divided.splits[split]
     return images_of(
         divided.files.take(chosen),
-        divided.labels[chosen],
+        labels[chosen],
         replace(reading, side=side, channels=channels),
         name=name,
         split=split,
         source=f"{len(chosen)} {what or 'image files in'} {folder}",
+        remarks=remarks,
     )
 
 
+def _labels(divided: Divided, folder: Path) -> np.ndarray:
+    """The labels of all images; zeros if none has one.
+
+    Raises:
+        ValueError: if some have one.
+    """
+    bare = divided.labels == NO_LABEL
+    if bare.all():
+        return np.zeros_like(divided.labels)
+    if bare.any():
+        raise MqvaeError(
+            f"{divided.files.where(int(bare.argmax()))} has no label, as {int(bare.sum()):,} of "
+            f"the {len(bare):,} images in {folder}: expected all in class folders (of shards: with "
+            "a .cls each), or none; put it into its class or take it out. If there are no classes, "
+            "and folders mean nothing, add --data.classes 1 (labels=False)"
+        )
+    return divided.labels
+
+
+@cache
+def say(remark: str) -> None:
+    """Print a remark to stderr, once, and in the first process alone."""
+    if remark and int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+        print(f"mqvae: warning: {remark}", file=sys.stderr)
+
+
+def has_validation(folder: Path) -> bool:
+    """Whether a folder has a validation split of its own, beside train and test."""
+    return folder.is_dir() and "validation" in split_folders(folder)[0]
+
+
 def divide(folder: Path) -> Divided:
-    """By the folder's own train/ and test/ or val/; else every tenth image is for test."""
-    bases = _own_splits(folder)
+    """By the folder's own train/ and test/ or val/; else by a hash of each image's name."""
+    bases, remark = split_folders(folder)
     if bases:
         names = {base: list_images(folder / base) for base in sorted(bases.values())}
-        first, second = names
         classes = number(class_of(name) for part in names.values() for name in part.raw())
-        together = names[first].below(first) + names[second].below(second)
-        ends = np.cumsum([0, *map(len, names.values())])
-        where = {base: np.arange(ends[i], ends[i + 1]) for i, base in enumerate(names)}
+        together = Names.of(())
+        for base, part in names.items():
+            together += part.below(base)
+        where = concatenated({base: len(part) for base, part in names.items()})
         splits = {split: where[base] for split, base in bases.items()}
-        return Divided(InFolder(str(folder), together), classes, splits)
+        return Divided(InFolder(str(folder), together), classes, splits, (remark,))
     listed = list_images(folder)
-    splits = every_tenth(len(listed), str(folder))
+    files = InFolder(str(folder), listed)
     classes = number(class_of(name) for name in listed.raw())
-    return Divided(InFolder(str(folder), listed), classes, splits)
+    splits, remark = by_hash(files.split_hashes, str(folder))
+    beside = ""
+    if shards := shards_in(folder):
+        beside = (
+            f"{len(shards):,} tar file(s) left out, as there are images beside them: "
+            f"{folder / shards[0]}"
+        )
+    return Divided(files, classes, splits, (remark, beside))
 
 
 def _divide_shards(folder: Path) -> Divided | None:
     """As `divide`, of a folder of shards; None where there are none."""
-    bases = _own_splits(folder)
+    bases, remark = split_folders(folder)
+    if not bases:
+        shards = shards_in(folder)
+        return _shards_by_hash(folder, shards, str(folder)) if shards else None
     parts = {base: shards_in(folder, base) for base in sorted(bases.values())}
-    if all(parts.values()) and parts:
-        shards = [shard for part in parts.values() for shard in part]
-        files, labels = index_shards(folder, shards)
-        ends = np.cumsum([0, *(files.count_of(part) for part in parts.values())])
-        where = {base: np.arange(ends[i], ends[i + 1]) for i, base in enumerate(parts)}
-        return Divided(files, labels, {split: where[base] for split, base in bases.items()})
-    if not (shards := shards_in(folder)):
+    if not all(parts.values()):
         return None
+    files, labels = index_shards(folder, [shard for part in parts.values() for shard in part])
+    where = concatenated({base: files.count_of(part) for base, part in parts.items()})
+    if empty := [base for base, indices in where.items() if not len(indices)]:
+        raise FileNotFoundError(f"the shards in {folder / empty[0]} hold no images")
+    splits = {split: where[base] for split, base in bases.items()}
+    return Divided(files, labels, splits, (remark, files.remark))
+
+
+def _shards_by_hash(folder: Path, shards: Sequence[str], what: str) -> Divided:
     files, labels = index_shards(folder, shards)
-    return Divided(files, labels, every_tenth(len(files), str(folder)))
-
-
-def _own_splits(folder: Path) -> dict[str, str]:
-    """Split -> the name of the folder's own subfolder for it; nothing where it has none."""
-    tests = [name for name in ("test", "val") if (folder / name).is_dir()]
-    if tests and (folder / "train").is_dir():
-        return {"train": "train", "test": tests[0]}
-    return {}
-
-
-def every_tenth(count: int, what: str) -> dict[str, np.ndarray]:
-    """Every tenth image for test, from the first on.
-
-    Raises:
-        ValueError: if one of the splits would be empty.
-    """
-    if count < 2:
-        raise MqvaeError(
-            f"{what} has too few images to split: expected at least 2 (one to train, one to "
-            f"test), got {count}; add images, or subfolders train and test"
-        )
-    places = np.arange(count)
-    return {"train": places[places % 10 > 0], "test": places[::10]}
+    splits, remark = by_hash(files.split_hashes, what)
+    return Divided(files, labels, splits, (remark, files.remark))
 
 
 def class_of(name: bytes) -> bytes | None:
@@ -230,12 +271,10 @@ def class_of(name: bytes) -> bytes | None:
 
 
 def number(classes: Iterable[bytes | None]) -> np.ndarray:
-    """The number of each class in sorted order; zeros if a file is in none."""
+    """The number of each class in sorted order; -1 of a file that is in none."""
     met: dict[bytes | None, int] = {}
     found = np.fromiter((met.setdefault(name, len(met)) for name in classes), dtype=np.int64)
-    if None in met:
-        return np.zeros_like(found)
-    place = np.empty(len(met), dtype=np.int64)
+    place = np.full(len(met), NO_LABEL, dtype=np.int64)
     for i, name in enumerate(sorted(filter(None, met))):
         place[met[name]] = i
     return place[found]

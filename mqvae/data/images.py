@@ -28,6 +28,7 @@ class Images(ABC):
         source: Where the bytes came from, one readable line.
         names: File names relative to the folder, for folders; else empty.
         files: The files they are read from; None where there are none.
+        remarks: What was left out or met twice as they were listed, a sentence each.
         ahead: How many batches are worth taking ahead; 0 where taking costs nothing.
         skipped: Names of those met so far that could not be read, where they are skipped.
     """
@@ -38,6 +39,7 @@ class Images(ABC):
     source: str
     names: Sequence[str]
     files: Files | None = None
+    remarks: tuple[str, ...] = ()
     ahead: int = 0
 
     @abstractmethod
@@ -94,6 +96,7 @@ class InMemory(Images):
     skipped: tuple[str, ...] = field(default=(), repr=False)
     files: Files | None = field(default=None, repr=False)
     original: str = field(default="", repr=False)
+    remarks: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -160,6 +163,7 @@ class Part(Images):
         self.split = whole.split if split is None else split
         self.source = whole.source
         self.ahead = whole.ahead
+        self.remarks = whole.remarks
         self.labels = whole.labels.index_select(0, indices)
         self.names = _Chosen(whole.names, indices) if whole.names else ()
 

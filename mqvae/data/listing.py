@@ -144,6 +144,13 @@ def list_images(folder: Path) -> Names:
     return names
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image or a shard under a folder."""
+    if any(_walk(os.fsencode(folder), b"", frozenset(), {})):
+        return True
+    return any(not path.name.startswith(".") for path in folder.glob("*.tar"))
+
+
 def _walk(
     folder: bytes,
     inside: bytes,

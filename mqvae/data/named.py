@@ -44,18 +44,20 @@ def load(
     memory: bool | None = None,
     workers: int | None = None,
     on_error: str = "stop",
+    labels: bool = True,
 ) -> Images:
     """Load a data set by its name, a folder of images, or shards.
 
-    A folder is split by its subfolders train/ and test/ (or val/) if it has them; otherwise every
-    tenth file in sorted order, beginning with the first, is for test. Its labels number the
-    class subfolders in sorted order. A folder of tar files, or a pattern that names some, is split
-    in the same way; their labels are in them. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say
-    which files these two are; `mqvae data photos` makes those of photos.
+    A folder is split by its subfolders train/ and test/ (or val/), in any case, if it has them;
+    otherwise a hash of each file's name decides, and a tenth is for test: images that come or go
+    move no other. Its labels number the class subfolders in sorted order. A folder of tar files, or
+    a pattern that names some, is split in the same way, by the keys of samples; their labels are in
+    them. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say which files these two are;
+    `mqvae data photos` makes those of photos.
 
     Args:
         name: One of `DATASETS`, an existing folder, or shards as in `photos/{0000..0123}.tar`.
-        split: "train" or "test".
+        split: "train" or "test"; "validation" of a folder that has val/ beside train/ and test/.
         root: Folder of the files, and then nowhere else; where a relative folder `name` starts.
         side: Pixels a side; shorter side resized (bicubic) and centre cropped. None: as it is.
         channels: 1 (grey) or 3 (colour). None: as it is; a folder is grey if all its images are.
@@ -65,10 +67,12 @@ def load(
             sets, other than celeba-hq, imagenet and photos, always are.
         workers: Threads that decode files; as many as there are cores, 8 at most, if None.
         on_error: "stop" at a file that cannot be read, or "skip" it: the next takes its place.
+        labels: Whether images of folders and shards have labels; zeros if not.
 
     Raises:
         ValueError: if the name, split, side or channels are not among those possible, if a file is
-            damaged, or if the images do not fit together or in memory.
+            damaged, if only some images have labels, or if the images do not fit together or in
+            memory.
         FileNotFoundError: if files are missing; `DataNotFound` if a named data set is in none of
             its usual places.
 
@@ -77,10 +81,10 @@ def load(
         >>> load("digits", "test").shape
         (1, 8, 8)
     """
-    if split not in ("train", "test"):
+    if split not in ("train", "test") and (split != "validation" or name in DATASETS):
         raise MqvaeError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
     check_options(side, channels)
-    reading = Reading(side, channels, memory, workers, on_error)
+    reading = Reading(side, channels, memory, workers, on_error, labels)
     root = None if root is None else Path(root).expanduser()
     if name in _LOADERS:
         return conform(_LOADERS[name](split, root, download), side=side, channels=channels)

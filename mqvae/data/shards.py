@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from mqvae.data.files import Files, state_of
 from mqvae.data.listing import CACHED_FROM, EXTENSIONS, Names, keep, kept_at, read_kept
 from mqvae.errors import MqvaeError
 
+NO_LABEL = -1
+_LONGEST_LABEL = 32  # bytes of a .cls file
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -34,6 +37,7 @@ class InShards(Files):
         shard: Which shard each is in, (N,).
         start: Where in it, in bytes, (N,).
         size: How many bytes, (N,).
+        remark: What was left out or met twice, a sentence; empty if nothing.
     """
 
     folder: str
@@ -42,6 +46,7 @@ class InShards(Files):
     shard: np.ndarray
     start: np.ndarray
     size: np.ndarray
+    remark: str = ""
 
     def open(self, index: int) -> File:
         size = int(self.size[index])
@@ -65,7 +70,15 @@ class InShards(Files):
             self.shard[indices],
             self.start[indices],
             self.size[indices],
-        )
+            self.remark,
+        )._hashed_as(self, indices)
+
+    def _keys(self) -> Iterator[bytes]:
+        """Of the samples: the same whichever shard they are in."""
+        before = [len(os.fsencode(shard.removesuffix(".tar"))) + 1 for shard in self.shards]
+        for name, shard in zip(self.names.raw(), self.shard.tolist(), strict=True):
+            folder, slash, member = name[before[shard] :].rpartition(b"/")
+            yield folder + slash + member.partition(b".")[0]
 
     def sizes(self) -> np.ndarray:
         return self.size
@@ -116,15 +129,16 @@ def expand(pattern: str) -> tuple[Path, list[str]]:
 def index_shards(folder: Path, shards: Sequence[str]) -> tuple[InShards, np.ndarray]:
     """The images of shards, and their labels, in the order of shards and members.
 
-    A sample is what shares a name up to its first dot: an image (of several the first), and its
-    label as a number in `.cls`; all labels are zero if one image has none. The index is kept in the
-    cache and read there, as long as all shards have the size and time they had.
+    A sample is what shares a name up to its first dot, wherever in the shard: an image (of several
+    the first), and its label as a number in `.cls`; -1 is that of an image without one. Of a member
+    that is stored twice the later one is taken, as `tar` does. The index is kept in the cache and
+    read there, as long as all shards have the size and time they had.
 
     Raises:
         ValueError: if a shard cannot be read, or there are no images.
     """
     state = np.array([_state(folder / shard) for shard in shards], dtype=np.int64)
-    place = kept_at("shards", "\0".join([str(folder.absolute()), *shards]))
+    place = kept_at("samples", "\0".join([str(folder.absolute()), *shards]))
 
     def unchanged(kept: Mapping[str, np.ndarray]) -> bool:
         return np.array_equal(kept["state"], state)
@@ -141,7 +155,13 @@ def index_shards(folder: Path, shards: Sequence[str]) -> tuple[InShards, np.ndar
             f"{', '.join(EXTENSIONS)}, got none; check the path"
         )
     found = InShards(
-        str(folder), tuple(shards), names, arrays["shard"], arrays["start"], arrays["size"]
+        str(folder),
+        tuple(shards),
+        names,
+        arrays["shard"],
+        arrays["start"],
+        arrays["size"],
+        str(arrays["remark"]),
     )
     return found, arrays["labels"]
 
@@ -150,14 +170,13 @@ def _index(folder: Path, shards: Sequence[str]) -> dict[str, np.ndarray]:
     names: list[bytes] = []
     places: list[tuple[int, int, int]] = []
     labels: list[int] = []
-    labelled = True
+    odd = Odd()
     for number, shard in enumerate(shards):
         before = os.fsencode(shard.removesuffix(".tar")) + b"/"
-        for image, label in _samples(folder / shard):
-            names.append(before + os.fsencode(image.name))
-            places.append((number, image.offset_data, image.size))
-            labels.append(label or 0)
-            labelled = labelled and label is not None
+        for sample in _samples(folder / shard, odd):
+            names.append(before + os.fsencode(sample.name))
+            places.append((number, sample.start, sample.size))
+            labels.append(sample.label)
     kept = Names.of(names)
     columns = np.array(places, dtype=np.int64).reshape(-1, 3)
     return {
@@ -166,37 +185,119 @@ def _index(folder: Path, shards: Sequence[str]) -> dict[str, np.ndarray]:
         "shard": columns[:, 0].astype(np.int32),
         "start": columns[:, 1],
         "size": columns[:, 2],
-        "labels": np.array(labels if labelled else [0] * len(labels), dtype=np.int64),
+        "labels": np.array(labels, dtype=np.int64),
+        "remark": np.array(odd.words(folder)),
     }
 
 
-def _samples(path: Path) -> Iterator[tuple[tarfile.TarInfo, int | None]]:
-    """The image and the label of each sample that has an image."""
-    key, image, label = "", None, None
+class Odd:
+    """Members that are left out or met twice: how many, and the first of each kind."""
+
+    WORDS: Mapping[str, str] = {
+        "further": "left out, as there is an image before them in their sample",
+        "twice": "stored twice, the later one is taken",
+        "links": "left out, as they are links, devices or sparse",
+    }
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(self.WORDS, 0)
+        self.first: dict[str, str] = {}
+
+    def count(self, kind: str, member: str, path: Path) -> None:
+        self.counts[kind] += 1
+        self.first.setdefault(kind, f"{member} of {path.name}")
+
+    def words(self, folder: Path) -> str:
+        """A sentence; empty if there are none."""
+        parts = [
+            f"{count:,} {self.WORDS[kind]} ({self.first[kind]}{', …' * (count > 1)})"
+            for kind, count in self.counts.items()
+            if count
+        ]
+        return f"images in the shards of {folder}: {'; '.join(parts)}" if parts else ""
+
+
+@dataclass
+class _Sample:
+    name: str = ""
+    start: int = 0
+    size: int = 0
+    label: int = NO_LABEL
+
+
+def _samples(path: Path, odd: Odd) -> list[_Sample]:
+    """The samples of a shard that have an image, in the order of their first members."""
+    samples: dict[str, _Sample] = {}
     try:
-        with tarfile.open(path, "r:") as shard:
-            while (member := shard.next()) is not None:
-                shard.members = []  # type: ignore[attr-defined]  # it would remember them all
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
+            for member in _members(shard):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, kind = name.partition(".")
-                if not member.isfile() or not stem:
+                if not stem:
                     continue
-                if f"{folder}/{stem}" != key:
-                    if image is not None:
-                        yield image, label
-                    key, image, label = f"{folder}/{stem}", None, None
-                if image is None and os.path.splitext(f"x.{kind}")[1].lower() in EXTENSIONS:
-                    image = member
-                elif kind == "cls":
-                    content = shard.extractfile(member)
-                    label = None if content is None else int(content.read())
-            if image is not None:
-                yield image, label
-    except (tarfile.TarError, ValueError, EOFError) as error:
+                is_image = os.path.splitext(f"x.{kind}")[1].lower() in EXTENSIONS
+                if not member.isreg() or member.issparse():
+                    if is_image:
+                        odd.count("links", member.name, path)
+                    continue
+                if not is_image and kind != "cls":
+                    continue
+                sample = samples.setdefault(f"{folder}/{stem}", _Sample())
+                if kind == "cls":
+                    sample.label = _label(shard, member)
+                elif sample.name and sample.name != member.name:
+                    odd.count("further", member.name, path)
+                else:
+                    if sample.name:
+                        odd.count("twice", member.name, path)
+                    sample.name, sample.size = member.name, member.size
+                    sample.start = member.offset_data
+            _check_end(file, shard.offset)
+    except OSError:
+        raise
+    # What tarfile meets damaged headers with is not all its own.
+    except Exception as error:
         raise MqvaeError(
-            f"{path} cannot be read: expected a tar file that is not compressed, with numbers in "
-            f"its .cls files, got: {error}; write it anew, or take it out"
+            f"{path} cannot be read: expected a whole tar file that is not compressed, with "
+            f"numbers in its .cls files, got: {error}; write it anew, or take it out"
         ) from error
+    return [sample for sample in samples.values() if sample.name]
+
+
+def _members(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    before = -1
+    while (member := shard.next()) is not None:
+        shard.members = []  # type: ignore[attr-defined]  # it would remember them all
+        if member.size < 0 or shard.offset <= before:
+            raise MqvaeError(f"a damaged header, that of {member.name}")
+        before = shard.offset
+        yield member
+
+
+def _label(shard: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    content = shard.extractfile(member)
+    text = b"" if content is None else content.read(_LONGEST_LABEL)
+    try:
+        label = int(text)
+    except ValueError:
+        label = NO_LABEL
+    if not 0 <= label < 2**31:
+        raise MqvaeError(f"{text.decode(errors='replace')!r} in {member.name}")
+    return label
+
+
+def _check_end(file: IO[bytes], end: int) -> None:
+    """tarfile takes a header that is cut or damaged for the end of the archive."""
+    file.seek(end)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE:
+        raise MqvaeError(
+            f"one that ends after {end + len(mark):,} bytes, without a mark of its end"
+        )
+    while mark:
+        if mark.strip(b"\0"):
+            raise MqvaeError(f"what is neither a member nor the end, at byte {end:,} or after it")
+        mark = file.read(2**20)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -34,6 +34,7 @@ class Stored(Images):
         channels: 1 or 3.
         workers: Threads that decode.
         skip: Take the next image for one that cannot be read.
+        remarks: As of all `Images`.
     """
 
     ahead = 2
@@ -51,6 +52,7 @@ class Stored(Images):
         channels: int,
         workers: int,
         skip: bool,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         self.files = files
         self.labels = labels
@@ -58,6 +60,7 @@ class Stored(Images):
         self.split = split
         self.source = source
         self.names = files.names
+        self.remarks = remarks
         self.workers = workers
         self._side = side
         self._channels = channels
@@ -112,6 +115,7 @@ class Stored(Images):
             names=tuple(self.names),
             skipped=tuple(self.skipped),
             files=self.files,
+            remarks=self.remarks,
         )
 
     def _read(self, index: int, offset: float, row: np.ndarray) -> int:
@@ -166,7 +170,14 @@ def in_order_of(
 
 
 def images_of(
-    files: Files, labels: np.ndarray, reading: Reading, *, name: str, split: str, source: str
+    files: Files,
+    labels: np.ndarray,
+    reading: Reading,
+    *,
+    name: str,
+    split: str,
+    source: str,
+    remarks: Iterable[str] = (),
 ) -> Images:
     """Images of files, in memory or not; side and channels have to be settled.
 
@@ -184,6 +195,7 @@ def images_of(
         channels=reading.channels,
         workers=workers_of(reading),
         skip=reading.on_error == "skip",
+        remarks=tuple(remarks),
     )
     memory = reading.memory
     if memory is None:

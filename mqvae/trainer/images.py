@@ -1,16 +1,35 @@
 """The images of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mqvae.data import DATASETS, Images, InMemory, first, hold_out, load, usual_count
+from mqvae.data import (
+    DATASETS,
+    Bounds,
+    Identity,
+    Images,
+    InMemory,
+    bounds_of,
+    draw,
+    first,
+    has_validation,
+    hold_out,
+    identity_of,
+    load,
+    usual_count,
+)
 from mqvae.data.images import nothing_to_cut
+from mqvae.data.validation import MOST
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Inputs
+from mqvae.runs import Run
 from mqvae.settings import Data, Settings
+from mqvae.trainer.known import Changes, Known, check
 
 FAST_IMAGES = 64  # of trainer.fast_dev_run
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -19,18 +38,40 @@ class Splits:
 
     Attributes:
         train: What it is trained on.
-        validation: What the best checkpoint is chosen on, held out of the training set; may be
-            empty.
+        validation: What the best checkpoint is chosen on, held out of the training set, or of a
+            validation split that the folder has; may be empty.
         test: What it is measured on, and nothing else.
+        bounds: What decides by an image's hash whether it is held out; None where images have no
+            names.
     """
 
     train: Images
     validation: Images
     test: Images
+    bounds: Bounds | None = None
+
+    def by_name(self) -> Mapping[str, Images]:
+        """Split -> images."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A split of a run, as it is there now.
+
+    Attributes:
+        images: The images.
+        identity: Which they are.
+        changes: What is different from those that the run had, and was accepted.
+    """
+
+    images: Images
+    identity: Identity
+    changes: Changes
 
 
 def load_split(options: Data, split: str) -> Images:
-    """A split of a run's dataset, as it came."""
+    """A split of a run's dataset, as it came; "train" has the images held out in it, too."""
     return load(
         options.name,
         split,
@@ -40,11 +81,18 @@ def load_split(options: Data, split: str) -> Images:
         memory=options.memory,
         workers=options.workers,
         on_error=options.on_error,
+        # Said by the user of images in folders that mean nothing; found in those without any.
+        labels=options.classes != 1,
     )
 
 
-def load_splits(settings: Settings) -> tuple[Splits, Settings]:
-    """The images of a run, and its settings with what was found in them."""
+def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits, Settings]:
+    """The images of a run, and its settings with what was found in them.
+
+    Args:
+        settings: Of the run.
+        known: What the run knows of its images, which keeps each of them in its split.
+    """
     data, start = _absolute(settings.data), settings.start
     if start is not None:
         start = replace(start, run=str(Path(start.run).expanduser().absolute()))
@@ -55,7 +103,8 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
         raise MqvaeError(f"{nothing_to_cut(train.name)}.")
     channels: Any = train.shape[0]  # 1 or 3, as of all images
     # Looking at a million images once is enough.
-    test = load_split(replace(data, side=train.shape[1], channels=channels), "test")
+    seen = replace(data, side=train.shape[1], channels=channels)
+    test = load_split(seen, "test")
     highest = max(int(images.labels.max()) for images in (train, test))
     classes = data.classes or highest + 1
     if classes <= highest:
@@ -63,12 +112,77 @@ def load_splits(settings: Settings) -> tuple[Splits, Settings]:
             f"data.classes is {classes}, but {train.name} has labels up to {highest}: expected "
             f"{highest + 1} or more; leave it out to have them counted."
         )
-    count = usual_count(train) if data.validation is None else data.validation
-    data = replace(data, channels=channels, side=train.shape[1], classes=classes, validation=count)
-    train, validation = hold_out(train, count, seed=settings.seed, limit=data.limit)
+    settings = replace(settings, data=seen)
+    train, validation, bounds, count = _held_out(train, settings, known.bounds if known else None)
+    data = replace(seen, classes=classes, validation=count)
     if settings.trainer.fast_dev_run:
         validation, test = (first(images, FAST_IMAGES) for images in (validation, test))
-    return Splits(train, validation, test), replace(settings, data=data, start=start)
+    splits = Splits(train, validation, test, bounds)
+    return splits, replace(settings, data=data, start=start)
+
+
+def load_run_split(
+    run: Run,
+    settings: Settings,
+    split: str,
+    *,
+    checkpoint: str = "last",
+    accept_changed_data: bool = False,
+) -> Found:
+    """One split of a run, as the run has it, compared with what it had.
+
+    "train" is what it was trained on: without the validation images, and within the limit.
+
+    Args:
+        run: The run.
+        settings: Its settings; `data.root` and how images are read may be others.
+        split: "train", "validation" or "test".
+        checkpoint: Whose record is compared.
+        accept_changed_data: Take the images as they are, though they are others.
+
+    Raises:
+        ValueError: if there is no such split, or the images are others and not accepted.
+    """
+    if split not in SPLITS:
+        raise MqvaeError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}.")
+    known = Known.of_run(run, checkpoint)
+    settings = replace(settings, data=_absolute(settings.data))
+    if split == "test":
+        images = load_split(settings.data, "test")
+    else:
+        whole = load_split(settings.data, "train")
+        train, validation, *_ = _held_out(whole, settings, known.bounds if known else None)
+        images = train if split == "train" else validation
+    if settings.trainer.fast_dev_run and split != "train":
+        images = first(images, FAST_IMAGES)
+    identity = identity_of(images)
+    changes = check(run.folder, known, {split: identity}, accept=accept_changed_data)
+    return Found(images, identity, changes)
+
+
+def _held_out(
+    train: Images, settings: Settings, bounds: Bounds | None
+) -> tuple[Images, Images, Bounds | None, int]:
+    """What is trained on, what is for validation, what decides that, and how many were asked for.
+
+    Bounds that are known already hold; counts of images are for a run that begins.
+    """
+    data, seed, limit = settings.data, settings.seed, settings.data.limit
+    folder = Path(data.root or "", Path(data.name).expanduser())
+    if data.name not in DATASETS and has_validation(folder):
+        whole = load_split(data, "validation")
+        count = min(MOST, len(whole)) if data.validation is None else data.validation
+        known = None if bounds is None else bounds.validation
+        validation, bound = draw(whole, count, seed=seed, bound=known)
+        end = bounds or bounds_of(train, 0, seed=seed, limit=limit)
+        if end is not None:
+            train, _ = hold_out(train, 0, seed=seed, bounds=replace(end, validation=0))
+            bounds = replace(end, validation=bound)
+        return train, validation, bounds, count
+    count = usual_count(train) if data.validation is None else data.validation
+    bounds = bounds or bounds_of(train, count, seed=seed, limit=limit)
+    left, validation = hold_out(train, count, seed=seed, limit=limit, bounds=bounds)
+    return left, validation, bounds, count
 
 
 def inputs_of(data: Data) -> Inputs:

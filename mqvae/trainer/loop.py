@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mqvae.core.distributed import from_first_process, sum_across_processes
 from mqvae.core.updates import Step
-from mqvae.data import fitting, in_order
+from mqvae.data import Batches, fitting, in_order
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluate, evaluating
 from mqvae.runs import Run, write_json
@@ -23,6 +23,7 @@ from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
 from mqvae.trainer.checkpoints import capture, not_finite, restore
 from mqvae.trainer.images import Splits, load_splits
+from mqvae.trainer.known import Changes, Known, check
 from mqvae.trainer.loggers import chosen
 from mqvae.trainer.logs import Log
 from mqvae.trainer.memory import noticing_shortage
@@ -67,11 +68,20 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
         if processes.rank:  # dropout and the like are each process's own
             torch.manual_seed(settings.seed + 2**32 * processes.rank)
         training = Training(Run(out), settings, splits, parts, processes)
+        if processes.first:
+            training.known = Known.of(splits.by_name(), splits.bounds)
+            training.known.write(training.run)
         training.save("last")
     return training
 
 
-def resume(run: Run, *, trainer: Trainer | None = None, steps: int | None = None) -> "Training":
+def resume(
+    run: Run,
+    *,
+    trainer: Trainer | None = None,
+    steps: int | None = None,
+    accept_changed_data: bool = False,
+) -> "Training":
     """A run from its last checkpoint, bit for bit as if it had never stopped.
 
     Args:
@@ -80,10 +90,12 @@ def resume(run: Run, *, trainer: Trainer | None = None, steps: int | None = None
         steps: Number of training steps in all (default: the run's own). With another number the
             learning rates follow warm-up and cosine over the new one from here on, and
             config.yaml says so; quantization sets in when it would have.
+        accept_changed_data: Train on with the images that are there, though they are not those
+            that the run had; the run then says so.
 
     Raises:
-        ValueError: if its settings or its checkpoint are damaged or do not fit each other, or
-            more than `steps` steps are done.
+        ValueError: if its settings or its checkpoint are damaged or do not fit each other, if
+            more than `steps` steps are done, or if its images are others and not accepted.
     """
     settings = Settings.of_run(run)
     before = settings.steps
@@ -97,17 +109,50 @@ def resume(run: Run, *, trainer: Trainer | None = None, steps: int | None = None
         settings = replace(settings, steps=steps)
     processes = Processes(trainer or settings.trainer)
     with processes.noticing_losses():
-        splits, settings = load_splits(settings)
+        known = Known.of_run(run)
+        splits, settings = load_splits(settings, known)
+        now, changes = _compared(run, known, splits, processes, accept=accept_changed_data)
         parts, settings = assemble(settings, splits, processes)
         if processes.rank:
             torch.manual_seed(settings.seed + 2**32 * processes.rank)
         training = Training(run, settings, splits, parts, processes)
-        training.restore("last", steps_before=before)
+        training.known, training.changes = known or now, changes
+        others = accept_changed_data or known is None
+        training.restore("last", steps_before=before, other_images=others)
+        if known is not None and changes:
+            training.known = known.accepting(now, changes, training.step)
+        training.unrecorded = known is None or bool(changes)
         if settings.steps != before:
             if processes.first:
                 run.write_config({**run.config, "steps": settings.steps})
             training.save("last")
     return training
+
+
+def _compared(
+    run: Run, known: Known | None, splits: Splits, processes: Processes, *, accept: bool
+) -> tuple[Known, Changes]:
+    """The images that are there now, and what is different; the first process looks.
+
+    Raises:
+        ValueError: in all processes, if they are others and not accepted.
+    """
+    now, changes, refused = Known(), dict[str, str](), None
+    if processes.first:
+        now = Known.of(splits.by_name(), splits.bounds)
+        try:
+            changes = dict(check(run.folder, known, now.splits, accept=accept))
+        except MqvaeError as error:
+            refused = error
+    if processes.largest(int(refused is not None)):
+        raise refused or MqvaeError("the images are not those that the run had.")
+    return now, changes
+
+
+def _end_epoch(place: dict[str, int] | None, batches: Batches | None) -> None:
+    """Move a place beyond the end of its epoch, of fewer images than before, to the next one."""
+    if place is not None and batches is not None and place["position"] >= batches.batches_per_epoch:
+        place.update(epoch=place["epoch"] + 1, position=0)
 
 
 class Training:
@@ -123,6 +168,9 @@ class Training:
         seconds: Time they took.
         waited: What of it was spent waiting for data.
         best: The lowest validation loss of a checkpoint.
+        known: Which images the run has; empty in all processes but the first.
+        changes: What is different from the images that the run had, and was accepted.
+        unrecorded: The run's files do not know its images as they are now yet; `fit` writes them.
     """
 
     def __init__(
@@ -138,6 +186,9 @@ class Training:
         self.splits = splits
         self.parts = parts
         self.processes = processes
+        self.known = Known()
+        self.changes: Changes = {}
+        self.unrecorded = False
         options, steps = settings.trainer, settings.steps
         self.log_every = options.log_every or max(1, min(100, steps // 50))
         self.checkpoint_every = options.checkpoint_every or max(1, min(1000, steps // 5))
@@ -177,6 +228,7 @@ class Training:
                 self.processes.noticing_losses(),
                 noticing_shortage(self.settings, self.processes.count, self._after_which),
             ):
+                self._record_images()
                 self._train(after_step)
                 return self._finish()
         except TrainingFailed as failure:
@@ -184,6 +236,14 @@ class Training:
                 content = {"step": self.step, "cause": failure.cause, "reason": str(failure)}
                 write_json(failed, content)
             raise
+
+    def _record_images(self) -> None:
+        """The last checkpoint and images.npz are of the images that are trained on from here."""
+        if self.processes.largest(int(self.unrecorded)):
+            self.save("last")
+            if self.processes.first:
+                self.known.write(self.run)
+        self.unrecorded = False
 
     def _train(self, after_step: Callable[["Training"], None] | None) -> None:
         from mqvae.progress import Progress
@@ -347,6 +407,7 @@ class Training:
                 "best": None if math.isinf(self.best) else self.best,
                 "unsaid": self._unsaid,
                 "validation": self._last_validation,
+                **self.known.state(),
             },
         )
         if bad := not_finite(checkpoint):
@@ -354,19 +415,25 @@ class Training:
         if self.processes.first:
             self.run.save(name, checkpoint)
 
-    def restore(self, name: str, *, steps_before: int | None = None) -> None:
+    def restore(
+        self, name: str, *, steps_before: int | None = None, other_images: bool = False
+    ) -> None:
         """Go on from a checkpoint of the run.
 
         Args:
             name: Which.
             steps_before: Training steps in all by the run's config.yaml, for a checkpoint that
                 does not say over how many it was trained (default: as many as now).
+            other_images: The images may be fewer: an epoch that would be over by now is.
 
         Raises:
             ValueError: if it is missing, damaged, or does not fit.
         """
         checkpoint = self.run.load(name)
         before = checkpoint.state.get("steps", steps_before or self.settings.steps)
+        if other_images:
+            for batches in ("batches", "above"):
+                _end_epoch(checkpoint.state[batches], getattr(self.parts, batches))
         stretched = before != self.settings.steps
         restore(checkpoint, self.run, self.parts, self.log, self.processes, stretched=stretched)
         warm = self.settings.warm_start
@@ -405,6 +472,7 @@ class Training:
             "seed": settings.seed,
             "device": device_name(device, self.processes.count),
             "warnings": self.log.warnings,
+            **self.known.summary(),
         }
         if not self.processes.first:
             return {**result.figures, **further}
