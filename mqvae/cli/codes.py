@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mqvae.cli.parser import add_machine, folder_for, parser_of, processes_of
+from mqvae.cli.parser import add_accept, add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import quiet
 from mqvae.errors import MqvaeError
 
@@ -16,7 +16,7 @@ def encode(arguments: list[str]) -> int:
         "images",
         metavar="IMAGES",
         help="an image file, a folder of images or shards, or a split of the run's dataset (train, "
-        "test)",
+        "validation, test)",
     )
     parser.add_argument(
         "--out",
@@ -40,6 +40,7 @@ def encode(arguments: list[str]) -> int:
         choices=("stop", "skip"),
         help="what an image that cannot be read does; one that is skipped has no codes",
     )
+    add_accept(parser)
     options = parser.parse_args(arguments)
     from mqvae.tokenizer import Tokenizer
 
@@ -53,7 +54,12 @@ def encode(arguments: list[str]) -> int:
         tokenizer = Tokenizer.from_run(
             options.run, checkpoint=options.checkpoint, device=processes.device
         )
-        images = tokenizer.find_images(options.images, fit=options.fit, on_error=options.on_error)
+        images = tokenizer.find_images(
+            options.images,
+            fit=options.fit,
+            on_error=options.on_error,
+            accept_changed_data=options.accept_changed_data,
+        )
         if to_file:
             from mqvae.pieces import without
 

@@ -3,7 +3,7 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_machine, parser_of
+from mqvae.cli.parser import add_accept, add_machine, parser_of
 from mqvae.cli.terminal import quiet
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def diagnose(arguments: list[str]) -> int:
         help="steps of a copy in which drift is measured, 8 if not given",
     )
     add_machine(parser, default=None)
+    add_accept(parser)
     options = parser.parse_args(arguments)
     from mqvae.diagnosis.run import diagnose as of_run
     from mqvae.diagnosis.run import write_diagnosis
@@ -49,6 +50,7 @@ def diagnose(arguments: list[str]) -> int:
         searched=options.searched,
         steps=options.steps,
         accelerator=options.accelerator,
+        accept_changed_data=options.accept_changed_data,
     )
     print(_text(diagnosis))
     written = write_diagnosis(diagnosis, Run(options.run))

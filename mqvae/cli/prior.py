@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_machine, folder_for, parser_of, processes_of
+from mqvae.cli.parser import add_accept, add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError
 from mqvae.uncompiled import uncompiled_optimizers
@@ -78,19 +78,24 @@ def _prior_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a prior that is there")
     parser.add_argument("--resume", action="store_true", help="go on where it stopped")
     add_machine(parser)
+    add_accept(parser)
     return parser
 
 
 def _training(options: argparse.Namespace) -> "PriorTraining":
     from mqvae.prior import PriorSettings, begin_prior, resume_prior
 
-    others = ("run", "overwrite", "resume", "accelerator")
+    others = ("run", "overwrite", "resume", "accelerator", "accept_changed_data")
     given = {name: value for name, value in vars(options).items() if name not in others}
     if options.resume:
         if given or options.overwrite:
             names = " ".join(f"--{n}" for n in [*given, *["overwrite"] * options.overwrite])
             raise MqvaeError(f"--resume goes on with the prior's own settings: leave out {names}.")
-        return resume_prior(options.run, device=processes_of(options).device)
+        return resume_prior(
+            options.run,
+            device=processes_of(options).device,
+            accept_changed_data=options.accept_changed_data,
+        )
     checkpoint = given.pop("checkpoint", "last")
     return begin_prior(
         options.run,
@@ -98,6 +103,7 @@ def _training(options: argparse.Namespace) -> "PriorTraining":
         checkpoint=checkpoint,
         device=processes_of(options).device,
         overwrite=options.overwrite,
+        accept_changed_data=options.accept_changed_data,
     )
 
 

@@ -1,7 +1,7 @@
 """What limits a run: all of it measured, from its folder alone."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mqvae.errors import MqvaeError
 from mqvae.runs import Run, write_json
 from mqvae.settings import Settings
 from mqvae.trainer import Training, resume, warmup_cosine
+from mqvae.trainer.known import Changes
 from mqvae.trainer.start import set_training
 
 FILE = "diagnosis.json"
@@ -34,16 +35,19 @@ class Diagnosis:
         measured: The measurements.
         findings: What they say, the weightiest first.
         step: Updates that the run has had.
+        changes: What is different from the images that the run had, by split, and was accepted.
     """
 
     measured: Measured
     findings: tuple[Finding, ...]
     step: int
+    changes: Changes = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         """As diagnosis.json has it."""
         return {"step": self.step, **dataclasses.asdict(self.measured)} | {
-            "findings": [dataclasses.asdict(finding) for finding in self.findings]
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "accepted_changes": dict(self.changes),
         }
 
 
@@ -54,6 +58,7 @@ def diagnose(
     searched: int | None = None,
     steps: int = 8,
     accelerator: str | None = None,
+    accept_changed_data: bool = False,
 ) -> Diagnosis:
     """Measure what limits a run, on its test images and a sample of its training images.
 
@@ -68,6 +73,7 @@ def diagnose(
             task with networks of its own, whose loss is dear.
         steps: Steps in which motion is measured.
         accelerator: Another than the run's.
+        accept_changed_data: Measure on the images that are there, though the run had others.
 
     Raises:
         ValueError: if it is no run, is damaged, has another quantizer than a `VectorQuantizer` or
@@ -83,7 +89,7 @@ def diagnose(
         trainer = dataclasses.replace(trainer, accelerator=accelerator)  # type: ignore[arg-type]
     random = RandomState(torch.device("cpu"))
     try:
-        training = resume(run, trainer=trainer)
+        training = resume(run, trainer=trainer, accept_changed_data=accept_changed_data)
         quantizer = quantizer_of(training.parts.network)
         if searched is None:
             searched = SEARCHED_DEAR if training.parts.players else SEARCHED
@@ -91,7 +97,7 @@ def diagnose(
     finally:
         random.restore()
     said = findings(measured, settings, quantizer, Path(folder))
-    return Diagnosis(measured, said, training.step)
+    return Diagnosis(measured, said, training.step, training.changes)
 
 
 def write_diagnosis(diagnosis: Diagnosis, run: Run) -> Path:

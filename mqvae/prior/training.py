@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Interrupted, NotFinite, device_name, versions, warmup_cosine
 from mqvae.trainer.images import load_splits
+from mqvae.trainer.known import Changes, Known, check
 from mqvae.trainer.stopping import KEPT, Signals
 
 COLUMNS = ("step", "seconds", "loss", "validation")
@@ -52,6 +53,7 @@ def begin_prior(
     checkpoint: str = "last",
     device: torch.device | str | None = None,
     overwrite: bool = False,
+    accept_changed_data: bool = False,
 ) -> "PriorTraining":
     """A prior from its first step; `RUN/prior` is made, with a first checkpoint in it.
 
@@ -61,9 +63,11 @@ def begin_prior(
         checkpoint: The tokenizer's, "last" or "best".
         device: Where to train; a GPU if there is one.
         overwrite: Replace a prior that is there.
+        accept_changed_data: Train on the images that are there, though the run had others.
 
     Raises:
-        ValueError: if the run has no codes or gives no images, or has a prior already.
+        ValueError: if the run has no codes or gives no images, has a prior already, or had other
+            images.
         WeightsNotFound: if samples should be measured, and what they are measured with is not here.
     """
     folder = Path(run) / FOLDER
@@ -77,23 +81,31 @@ def begin_prior(
         settings = dataclasses.replace(settings, distance=usual_distance())
     config = PriorConfig.of(tokenizer, settings, checkpoint)
     network = config.network()  # refuses what does not fit before anything is written
-    splits, distance = _measured(tokenizer, config)
+    splits, distance, changes = _measured(tokenizer, config, accept=accept_changed_data)
     Run.create(folder, config.content(), overwrite=overwrite)
     (folder / "samples").rmdir()
     training = PriorTraining(Run(folder), config, tokenizer, network, splits, distance)
+    training.accept(changes)
     training.save()
     return training
 
 
-def resume_prior(run: str | Path, *, device: torch.device | str | None = None) -> "PriorTraining":
+def resume_prior(
+    run: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    accept_changed_data: bool = False,
+) -> "PriorTraining":
     """A prior from its last checkpoint, as if it had never stopped; bit for bit on a CPU.
 
     Args:
         run: The run.
         device: Where to train; a GPU if there is one.
+        accept_changed_data: Train on the images that are there, though the run had others.
 
     Raises:
-        ValueError: if there is no prior, or it is damaged or another tokenizer's.
+        ValueError: if there is no prior, it is damaged or another tokenizer's, or the run had
+            other images.
     """
     Run(run)
     folder = Path(run) / FOLDER
@@ -103,9 +115,10 @@ def resume_prior(run: str | Path, *, device: torch.device | str | None = None) -
     network = config.network()
     saved = Run(folder).load("last")
     saved.give_weights(network, folder)
-    splits, distance = _measured(tokenizer, config)
+    splits, distance, changes = _measured(tokenizer, config, accept=accept_changed_data)
     training = PriorTraining(Run(folder), config, tokenizer, network, splits, distance)
     training.restore(saved)
+    training.accept(changes)
     return training
 
 
@@ -123,6 +136,7 @@ class PriorTraining:
         distance: How far samples are; None where they are not measured.
         step: Updates made.
         seconds: Time they took.
+        accepted: Changes of the run's images that were accepted, with the step.
     """
 
     def __init__(
@@ -147,7 +161,13 @@ class PriorTraining:
         self.checkpoint_every = max(1, min(500, config.prior.steps // 5))
         self.step = 0
         self.seconds = 0.0
+        self.accepted: list[dict[str, Any]] = []
         self._unsaid: float | None = None  # a validation loss that no row has yet
+
+    def accept(self, changes: Changes) -> None:
+        """Note from which step on the images are others than the run had."""
+        if changes and {**changes} not in [_without_step(noted) for noted in self.accepted]:
+            self.accepted.append({"step": self.step, **changes})
 
     def fit(
         self, *, after_step: Callable[["PriorTraining"], object] | None = None
@@ -226,6 +246,7 @@ class PriorTraining:
             "validation": self._unsaid,
             "optimizer": rest,
             "version": __version__,
+            "accepted_changes": self.accepted,
         }
         self.run.save("last", Checkpoint(self.network.state_dict(), tensors, state))
 
@@ -235,6 +256,7 @@ class PriorTraining:
         self.step = saved.state["step"]
         self.seconds = saved.state["seconds"]
         self._unsaid = saved.state["validation"]
+        self.accepted = saved.state.get("accepted_changes", [])
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -262,20 +284,28 @@ class PriorTraining:
             "protocol": {"split": "test", "images": len(self.test), "precision": "float32"},
             "figures": {key: dataclasses.asdict(figure) for key, figure in figures.items()},
             "versions": versions(),
+            "accepted_changes": self.accepted,
         }
         write_json(self.run.folder / "summary.json", content)
         return content
 
 
+def _without_step(noted: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: words for name, words in noted.items() if name != "step"}
+
+
 def _measured(
-    tokenizer: Tokenizer, config: PriorConfig
-) -> tuple[tuple[CodeSplit, CodeSplit, CodeSplit], SampleDistance | None]:
-    """The codes of the run's own splits, and what measures samples if that is asked for.
+    tokenizer: Tokenizer, config: PriorConfig, *, accept: bool
+) -> tuple[tuple[CodeSplit, CodeSplit, CodeSplit], SampleDistance | None, Changes]:
+    """The codes of the run's own splits, what measures samples if asked for, and what changed.
 
     Raises:
-        ValueError: if there are fewer than a batch to train on.
+        ValueError: if there are fewer than a batch to train on, or the images are others.
     """
-    splits, _ = load_splits(tokenizer.settings)
+    known = Known.of_run(tokenizer.run, config.checkpoint)
+    splits, _ = load_splits(tokenizer.settings, known)
+    now = Known.of(splits.by_name(), splits.bounds)
+    changes = check(tokenizer.run.folder, known, now.splits, accept=accept)
     if len(splits.train) < config.prior.batch_size:
         raise MqvaeError(
             f"batch_size must be {len(splits.train)} or less, the number of training images, got "
@@ -287,4 +317,4 @@ def _measured(
         CodeSplit.of(tokenizer, images, classes=config.classes > 0)
         for images in (splits.train, splits.validation, splits.test)
     )
-    return (train, validation, test), distance
+    return (train, validation, test), distance, changes

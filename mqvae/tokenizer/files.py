@@ -12,7 +12,7 @@ from mqvae.data import Images, Reading, load_all
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.tokenizer.codes import Codes
-from mqvae.trainer import load_split
+from mqvae.trainer.images import SPLITS, load_run_split
 
 if TYPE_CHECKING:
     from mqvae.tokenizer.tokenizer import Tokenizer
@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 BATCH_SIZE = 256  # images that are held to be written
 
 
-def find_images(tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str) -> Images:
+def find_images(
+    tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str, accept_changed_data: bool
+) -> Images:
     """`Tokenizer.find_images`."""
     data, path = tokenizer.settings.data, Path(what)
     if not path.exists() and path.suffix != ".tar":
-        if what in ("train", "test"):
+        if what in SPLITS:
             skip: Any = on_error
-            return load_split(replace(data, memory=False, on_error=skip), what)
+            data = replace(data, memory=False, on_error=skip)
+            settings = replace(tokenizer.settings, data=data)
+            return load_run_split(
+                tokenizer.run, settings, what, accept_changed_data=accept_changed_data
+            ).images
         raise MqvaeError(
-            f"there is no '{what}': IMAGES is an image file, a folder of images, or 'train' "
-            "or 'test' for that split of the run's dataset."
+            f"there is no '{what}': IMAGES is an image file, a folder of images, or one of "
+            f"{', '.join(SPLITS)} for that split of the run's dataset."
         )
     reading = Reading(memory=False, workers=data.workers, on_error=on_error)
     if fit:

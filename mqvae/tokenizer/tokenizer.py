@@ -390,22 +390,33 @@ class Tokenizer:
                     for part in self._training:
                         part.training = True
 
-    def find_images(self, what: str, *, fit: bool = False, on_error: str = "stop") -> Images:
+    def find_images(
+        self,
+        what: str,
+        *,
+        fit: bool = False,
+        on_error: str = "stop",
+        accept_changed_data: bool = False,
+    ) -> Images:
         """An image file, a folder, shards, or a split of the run's dataset, to be encoded.
 
         Files stay on the disk: each is wanted once.
 
         Args:
-            what: A path, or "train" or "test".
+            what: A path, or "train", "validation" or "test", as the run has them.
             fit: Resize, crop and convert files to what the run was trained on.
             on_error: "stop" at an image that cannot be read, or "skip" it.
+            accept_changed_data: Take a split as it is, though it has other images than the run had.
 
         Raises:
-            ValueError: if it is none of these, or the images do not fit the run.
+            ValueError: if it is none of these, the images do not fit the run, or a split has other
+                images than the run had.
         """
         from mqvae.tokenizer.files import find_images
 
-        return find_images(self, what, fit=fit, on_error=on_error)
+        return find_images(
+            self, what, fit=fit, on_error=on_error, accept_changed_data=accept_changed_data
+        )
 
     def encode_images(self, images: Images) -> Codes:
         """Codes of many images, with what is needed to decode them."""

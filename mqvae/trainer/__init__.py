@@ -1,6 +1,6 @@
 """Training: settings in, a run folder out."""
 
-from mqvae.trainer.images import inputs_of, load_split
+from mqvae.trainer.images import inputs_of, load_run_split, load_split
 from mqvae.trainer.loop import Training, begin, resume
 from mqvae.trainer.processes import Processes, restarted
 from mqvae.trainer.results import device_name, versions, write_evaluation
@@ -24,6 +24,7 @@ __all__ = [
     "begin",
     "device_name",
     "inputs_of",
+    "load_run_split",
     "load_split",
     "restarted",
     "resume",

@@ -12,6 +12,7 @@ import numpy as np
 from mqvae.data import Bounds, Identity, Images, identity_of
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run, read_json, write_whole
+from mqvae.trainer.processes import is_first
 
 FILE = "images.npz"
 ACCEPT = "--accept-changed-data"
@@ -155,8 +156,13 @@ def check(
             f"Put them back as they were, or accept them as they are: {ACCEPT} "
             "(accept_changed_data=True)."
         )
-    print(f"mqvae: warning: changed images are accepted for {folder}:{lines}", file=sys.stderr)
+    _warn(f"changed images are accepted for {folder}:{lines}")
     return changes
+
+
+def _warn(text: str) -> None:
+    if is_first():
+        print(f"mqvae: warning: {text}", file=sys.stderr)
 
 
 def _read(file: Path) -> dict[str, dict[str, np.ndarray]]:
