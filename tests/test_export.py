@@ -48,7 +48,15 @@ def made_with(change):
     settings = Settings.of(load_preset("digits-tiny", SMALL, change))
     made = settings.components()
     network = made.network.build(inputs_of(settings.data), made.quantizer)
-    network.initialize_codebook(torch.rand(32, 1, 16, 16))
+    x = torch.rand(32, 1, 16, 16)
+    network.initialize_codebook(x)
+    if not list(network.codebook_parameters()):  # then the embeddings are fitted to the codes
+        last = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+        with torch.no_grad():
+            z_e = network.encoder(x)
+            mean, std = z_e.mean((0, 2, 3)), z_e.std((0, 2, 3))
+            last.weight.div_(std.view(-1, 1, 1, 1))
+            last.bias.sub_(mean).div_(std)
     return Tokenizer("nowhere", settings, network, made.task, 0, "")
 
 
@@ -57,10 +65,29 @@ def images_of(tokenizer):
     return [torch.rand(3, 1, 16, 16), torch.rand(2, 1, 24, 8), torch.rand(1, 1, 8, 16)]
 
 
-@pytest.mark.parametrize("change", [COMPOSED, GUMBEL])
+def quantizer(name, **arguments):
+    return {"quantizer": {"class_path": f"mqvae.{name}", "init_args": arguments}}
+
+
+STAGES = [
+    {"class_path": "mqvae.VectorQuantizer", "init_args": {"num_codes": 20, "dim": 4}}
+    for _ in range(3)
+]
+KINDS = {
+    "composed": COMPOSED,
+    "Gumbel": GUMBEL,
+    "shared": {"quantizer": {"init_args": {"groups": 4, "shared_codebook": True}}},
+    "residual": quantizer("ResidualQuantizer", stages=STAGES),
+    "FSQ": quantizer("FiniteScalarQuantizer", levels=[8, 5, 3]),
+    "LFQ": quantizer("LookupFreeQuantizer", num_codes=16),
+}
+
+
+@pytest.mark.parametrize("change", KINDS.values(), ids=KINDS.keys())
 def test_programs_give_what_the_tokenizer_gives(tmp_path, monkeypatch, change):
     monkeypatch.setattr(gumbel, "CACHED", 20 * 30)  # blocks, which a program has none of
     tokenizer = made_with(change)
+    tokenizer.network.train()  # by mistake: programs are for evaluation, as `encode` is
     written = export(tokenizer, tmp_path / "out", formats=["pt2"])
     assert [path.name for path in written] == ["encoder.pt2", "decoder.pt2"]
     encoder, decoder = (torch.export.load(path).module() for path in written)
@@ -68,8 +95,13 @@ def test_programs_give_what_the_tokenizer_gives(tmp_path, monkeypatch, change):
         codes = tokenizer.encode(x)
         assert len(codes.unique()) > 2
         assert torch.equal(encoder(x), codes)
-        plain = codes + 0
-        assert torch.allclose(decoder(plain), tokenizer.decode(plain), atol=1e-6)
+        images = decoder(codes)
+        assert torch.allclose(images, tokenizer.decode(codes), atol=1e-6)
+        # A program is used, not trained: without no_grad it holds no graph.
+        assert not images.requires_grad and not encoder(x.requires_grad_()).requires_grad
+    # The network may still be.
+    assert all(p.requires_grad for p in tokenizer.network.parameters())
+    assert all(part.training for part in tokenizer.network.modules())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (500, 130, 6), (70, 1000, 3)])

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -47,9 +48,9 @@ def export(
 
     `encoder` takes `images`, (B, C, H, W) float32 in [0, 1] whose sides are multiples of the
     stride, and gives `codes`; `decoder` takes `codes`, int64, and gives `images` as they come. What
-    they give is what the tokenizer gives, to rounding. Sizes may change from call to call where the
-    network lets them, down to two codes a side. Nothing is checked: what does not fit is an error
-    of the program, or nonsense.
+    they give is what the tokenizer gives, to rounding, and asks for no gradients. Sizes may change
+    from call to call where the network lets them, down to two codes a side. Nothing is checked:
+    what does not fit is an error of the program, or nonsense.
 
     Args:
         tokenizer: Whose; the programs stay on its device.
@@ -86,7 +87,9 @@ def export(
 
 @torch.no_grad()
 def _programs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
-    data, network = tokenizer.settings.data, tokenizer.network
+    data = tokenizer.settings.data
+    # A copy, for evaluation and without gradients: what a program gives asks for none.
+    network = deepcopy(tokenizer.network).eval().requires_grad_(False)
     weight = next(network.parameters())
     shape = (2, data.channels or 1, data.side or 1, data.side or 1)
     images = torch.rand(shape).to(tokenizer.device, weight.dtype)
