@@ -1,5 +1,18 @@
 """The public names, once: type checkers read them here, and so does `__init__.py`."""
 
+from . import core as core
+from . import data as data
+from . import diagnosis as diagnosis
+from . import metrics as metrics
+from . import networks as networks
+from . import prior as prior
+from . import report as report
+from . import runs as runs
+from . import settings as settings
+from . import tasks as tasks
+from . import tokenizer as tokenizer
+from . import trainer as trainer
+from . import weights as weights
 from .core.codebook import Affine as Affine
 from .core.codebook import CodebookMap as CodebookMap
 from .core.codebook import HyperNetwork as HyperNetwork

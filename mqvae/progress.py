@@ -1,5 +1,6 @@
 """How far long work is."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,13 @@ from mqvae.data import Images, in_order
 
 T = TypeVar("T")
 
+EVERY = 30.0  # seconds between two lines where there is no terminal
+
 
 class Progress:
-    """A bar with rate, time left and losses; without a terminal, a line every tenth of the way.
+    """A bar with rate, time left and losses; without a terminal, lines.
+
+    The first line is of the first step, then come one every 30 seconds and that of the last step.
 
     Args:
         name: What is being trained.
@@ -38,7 +43,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self.began = time.perf_counter()
-        self.shown = self.began if self.terminal else self.start * 10 // self.total
+        self.shown = self.began if self.terminal else -math.inf
         if self.terminal:
             self.bar = _bar("rate", "losses")
             self.bar.start()
@@ -58,40 +63,48 @@ class Progress:
             step: How many.
             result: What the last one gave, or words for it.
         """
+        now = time.perf_counter()
+        every = 0.2 if self.terminal else EVERY
+        if self.silent or (now - self.shown < every and step != self.total):
+            return
+        self.shown = now
         if self.terminal:
-            now = time.perf_counter()
-            if now - self.shown > 0.2 or step == self.total:
-                self.shown = now
-                self.bar.update(
-                    self.task, completed=step, rate=self._rate(step), losses=_losses(result)
-                )
-        elif step * 10 // self.total > self.shown and not self.silent:
-            self.shown = step * 10 // self.total
-            rate = (step - self.start) / (time.perf_counter() - self.began)
-            left = (self.total - step) / rate
-            print(
-                f"{self.name}: {step}/{self.total}, {self._rate(step)}, {left:.0f} s left, "
-                f"{_losses(result)}",
-                file=sys.stderr,
-                flush=True,
+            self.bar.update(
+                self.task, completed=step, rate=self._rate(step), losses=_losses(result)
             )
+            return
+        left = (self.total - step) * (now - self.began) / max(1, step - self.start)
+        print(
+            f"{self.name}: {step}/{self.total}, {self._rate(step)}, {left:.0f} s left, "
+            f"{_losses(result)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _rate(self, step: int) -> str:
-        return f"{(step - self.start) / (time.perf_counter() - self.began):.1f} {self.unit}/s"
+        took = max(time.perf_counter() - self.began, 1e-9)
+        return f"{(step - self.start) / took:.1f} {self.unit}/s"
 
 
 def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The same parts; meanwhile, on a terminal, a bar with rate and time left.
+    """The same parts; meanwhile a bar with rate and time left, or a line every 30 seconds.
 
     Args:
         parts: What is worked on, such as batches.
         total: How many there are.
         what: What is being done.
     """
-    if not sys.stderr.isatty() or process_rank():
+    if process_rank():
         yield from parts
         return
-    began = time.perf_counter()
+    began = shown = time.perf_counter()
+    if not sys.stderr.isatty():
+        for done, part in enumerate(parts, start=1):
+            yield part
+            if (now := time.perf_counter()) - shown >= EVERY:
+                shown, left = now, (total - done) * (now - began) / done
+                print(f"{what}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+        return
     with _bar("rate", transient=True) as bar:
         task = bar.add_task(what, total=total, rate="")
         for done, part in enumerate(parts, start=1):

@@ -1,10 +1,13 @@
 """What may import what."""
 
 import ast
+import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -16,17 +19,20 @@ ROOT = Path(mqvae.__file__).parent
 
 # Imports point one way: a part imports itself, parts of its own row, and rows above.
 ORDER = [
+    {"errors"},
     {"core"},
     {"networks"},
     {
         "data",
         "extras",
         "metrics",
+        "plain",
         "progress",
         "runs",
         "settings",
         "spelling",
         "tasks",
+        "tensors",
         "uncompiled",
         "weights",
     },
@@ -217,3 +223,48 @@ def test_the_check_sees_what_it_should(tmp_path, path, text, complaint):
     else:
         assert len(found) == 1
         assert complaint in found[0]
+
+
+WRITTEN = re.compile(r"\bmqvae(?:\.[A-Za-z_]\w*)+")
+
+FRESH = """
+import os, sys
+from functools import reduce
+import jsonargparse, torch, torchmetrics, torchvision  # once, not in every child
+import mqvae
+
+for name in sys.argv[1:]:
+    child = os.fork()  # each where nothing else is imported
+    if not child:
+        reduce(getattr, name.split(".")[1:], mqvae)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="asks a fresh interpreter for each name")
+def test_what_pages_write_is_reachable_after_import_mqvae():
+    root = Path(mqvae.__file__).parents[1]
+    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("examples/*.py")]
+    names = {name for page in pages for name in WRITTEN.findall(page.read_text(encoding="utf-8"))}
+    assert "mqvae.trainer.begin" in names
+    # Of each module one name; its others are there once it is imported.
+    by_module = {name.rpartition(".")[0]: name for name in sorted(names) if name.count(".") > 1}
+    by_module = {m: n for m, n in by_module.items() if m.count(".") > 1 or m == "mqvae.trainer"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *by_module.values()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stdout == "", done.stderr
+    for name in sorted(names):
+        reduce(getattr, name.split(".")[1:], mqvae)
+
+
+def test_modules_that_are_reachable_are_no_public_names():
+    stub = Path(mqvae.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    assert set(re.findall(r"^from \. import (\w+) as", stub, re.MULTILINE)) == mqvae.MODULES
+    assert not mqvae.MODULES & set(mqvae.__all__)

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
+from importlib import import_module
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -168,3 +170,11 @@ def _gradient_gap(network: VQNetwork, task: Task, x: Tensor, target: Tensor) -> 
         for part in zip(x.split(size), target.split(size), strict=True)
     ]
     return math.hypot(*found)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in ("registry",):  # which pages write without importing them
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,17 @@
 """A trained run as an object: images to codes and back, shared and exported."""
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from mqvae.tokenizer.codes import Codes, SizedCodes
 from mqvae.tokenizer.tokenizer import BATCH_SIZE, Tokenizer
 
 __all__ = ["BATCH_SIZE", "Codes", "SizedCodes", "Tokenizer"]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in ("export",):  # which pages write without importing them
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
