@@ -62,11 +62,12 @@ def main() -> None:
                 two_updates = [*train, str(short), "--steps", "2"]
                 seconds(two_updates, tree.resolve(), short / "summary.json")
                 first = [*train, str(run), "--trainer.log_every", "1"]
-                evaluate = [*program, "evaluate", str(short)]
+                # Training has measured the last checkpoint itself.
+                evaluate = [*program, "evaluate", str(short), "--checkpoint", "best"]
                 for what, command, file in (
                     ("first quantized batch", ["-c", BATCH.format(done=str(done))], done),
                     ("first update", first, run / "metrics.csv"),
-                    ("run measured", evaluate, short / "evaluation.json"),
+                    ("run measured", evaluate, short / "evaluations" / "test-best.json"),
                 ):
                     taken = seconds(command, tree.resolve(), file)
                     found.setdefault((what, tree), []).append(taken)

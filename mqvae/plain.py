@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from mqvae.errors import MqvaeError
+from mqvae.finite import restored
 
 LARGEST = 4 << 20  # bytes of a file of settings, which has a few thousand
 MOST_VALUES = 100_000  # that a file of settings may hold, aliases written out
@@ -50,14 +51,14 @@ def parsed_yaml(text: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """What a JSON file holds; what `only_finite` has replaced is there again.
 
     Raises:
         FileNotFoundError: if there is none.
         MqvaeError: if it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return restored(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
         raise MqvaeError(f"{path} is not valid JSON: {error}") from error
 

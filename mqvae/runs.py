@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mqvae.core.shown import html_table
 from mqvae.errors import MqvaeError
+from mqvae.finite import only_finite
 from mqvae.plain import read_json as read_json
 from mqvae.plain import read_yaml
 from mqvae.tensors import packed, unpacked
@@ -303,8 +304,10 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int = 2) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+    """Write a JSON file whole or not at all; numbers that are not finite as `only_finite` does."""
+    content = only_finite(content)
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_whole(path, text + "\n")
 
 
 def beginning_with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -266,7 +266,7 @@ def test_it_learns(run, request):
     assert 0 < summary["gradient_gap"] < float("inf")
     assert summary["warnings"] == []
     assert list(summary["figures"])[:3] == ["accuracy", "f1", "cross_entropy"]
-    with (folder / "samples" / "confusion.csv").open(newline="") as file:
+    with (folder / "samples" / "test-last" / "confusion.csv").open(newline="") as file:
         counts = [[int(cell) for cell in row] for row in csv.reader(file)]
     assert sum(counts[i][i] for i in range(10)) == round(summary["accuracy"] * 297)
     assert sum(map(sum, counts)) == 297

@@ -506,17 +506,27 @@ def test_interrupted_before_there_is_a_run(tmp_path, capsys, monkeypatch):
 def test_evaluate(there, capsys):
     summary = json.loads((there / "run" / "summary.json").read_text())
     assert main(["evaluate", "run"]) == 0
-    assert "run/evaluation.json" in capsys.readouterr().out
-    found = json.loads((there / "run" / "evaluation.json").read_text())
+    out = capsys.readouterr().out
+    assert "written: run/evaluations/test-last.json" in out
+    assert out.startswith("297 test images of digits, checkpoint last (step 4)\n")
+    last = there / "run" / "evaluations" / "test-last.json"
+    found = json.loads(last.read_text())
     for name in ("mse", "psnr", "perplexity", "usage", "gradient_gap"):
         assert found[name] == pytest.approx(summary[name], rel=1e-6)
     assert found["protocol"] == summary["protocol"]
     assert (found["checkpoint"], found["step"]) == ("last", 4)
     assert set(found) >= {"device", "versions"}
+    before = last.read_bytes()
     assert main(["evaluate", "run", "--split", "train", "--checkpoint", "best"]) == 0
-    found = json.loads((there / "run" / "evaluation.json").read_text())
-    assert (found["protocol"]["split"], found["protocol"]["images"]) == ("train", 1500)
+    found = json.loads((there / "run" / "evaluations" / "train-best.json").read_text())
+    # Without the 150 that are held out for validation.
+    assert (found["protocol"]["split"], found["protocol"]["images"]) == ("train", 1350)
     assert found["checkpoint"] == "best"
+    assert main(["evaluate", "run", "--split", "validation"]) == 0
+    found = json.loads((there / "run" / "evaluations" / "validation-last.json").read_text())
+    assert (found["protocol"]["split"], found["protocol"]["images"]) == ("validation", 150)
+    assert found["mse"] == pytest.approx(summary["validation"], rel=1e-5)
+    assert last.read_bytes() == before
 
 
 def test_encode_and_decode(there, capsys):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mqvae import VectorQuantizer, VQNetwork
-from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
+from mqvae.core import diagnostics
+from mqvae.core.diagnostics import CodeCounts, count_codes, gradient_gap, perplexity, usage
 
 
 def squared_error(output, y):
@@ -45,6 +46,41 @@ def test_perplexity(counts, expected):
 )
 def test_usage(counts, expected):
     assert usage(torch.tensor(counts)).item() == expected
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_code_counts_are_those_of_all_codes_together(groups, monkeypatch):
+    monkeypatch.setattr(diagnostics, "PENDING", 40)  # some are counted on the way
+    parts = [torch.randint(0, 9, (4, 2, n, groups)) for n in (1, 3, 2)]
+    counts, again = CodeCounts(12, groups), CodeCounts(12, groups)
+    for part in parts:
+        counts.add(part if groups > 1 else part.squeeze(-1))
+    dense = count_codes(torch.cat([p.flatten(0, -2) for p in parts]).squeeze(-1), 12, groups=groups)
+    table = counts.table()
+    assert table.dtype == torch.int64
+    expected = [[g, k, int(dense[g, k])] for g, k in dense.nonzero().tolist()]
+    assert table.tolist() == expected
+    assert counts.used == len(expected)
+    assert counts.usage == pytest.approx(usage(dense).item(), rel=1e-12)
+    assert counts.perplexity == pytest.approx(perplexity(dense).item(), rel=1e-12)
+    again.add_table(table)
+    again.add_table(table)
+    assert again.table()[:, 2].tolist() == (2 * table[:, 2]).tolist()
+    assert counts.of_all_processes().table().equal(table)
+
+
+def test_code_counts_of_nothing():
+    counts = CodeCounts(7, 2)
+    assert (counts.used, counts.usage, counts.perplexity) == (0, 0, 1)
+    assert counts.table().shape == (0, 3)
+
+
+def test_code_counts_hold_nothing_of_the_number_of_codes():
+    counts = CodeCounts(2**62)
+    codes = torch.tensor([2**62 - 1, 5, 5, 2**40])
+    counts.add(codes)
+    assert counts.table().tolist() == [[0, 5, 2], [0, 2**40, 1], [0, 2**62 - 1, 1]]
+    assert counts.used == 3 and counts.usage == 3 / 2**62
 
 
 def linear_network(channel_axis=-1):

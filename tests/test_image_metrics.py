@@ -149,7 +149,7 @@ def test_ssim_is_scikit_images_in_the_settings_of_the_paper():
 
 
 def test_ssim_of_images_too_small():
-    with pytest.raises(ValueError, match="11 × 11 pixels or more, the size of .*, got 10 × 10"):
+    with pytest.raises(ValueError, match="11 × 11 pixels or more, the size of its window"):
         Ssim(split(torch.rand(2, 1, 10, 10)))
 
 
@@ -497,7 +497,7 @@ def test_evaluate_with_further_figures(real, run, capsys):
     assert main(["evaluate", str(run), "--metrics", "mse,lpips,frechet_vgg16"]) == 0
     out, err = capsys.readouterr()
     assert "frechet_vgg16" in out and err == ""
-    content = json.loads((run / "evaluation.json").read_text())
+    content = json.loads((run / "evaluations" / "test-last.json").read_text())
     assert content["lpips"] > 0 and content["frechet_vgg16"] > 0
     assert "ssim" not in content
     assert list(content["figures"])[-3:] == ["gradient_gap", "lpips", "frechet_vgg16"]
@@ -508,7 +508,7 @@ def test_all_is_what_can_be_had(cache, run, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run), "--metrics", "all"]) == 0
     out, err = capsys.readouterr()
-    assert "ssim" in out and "lpips" not in out
+    assert "ssim" in out
     for name in ("lpips", "fid", "inception_score", "frechet_vgg16"):
         assert f"mqvae: {name} is left out: the weights of" in err
     assert "class_score is left out: a class score takes a classifier" in err
@@ -544,7 +544,7 @@ def test_evaluate_with_a_class_score(run, classifier, capsys):
     capsys.readouterr()
     arguments = ["--metrics", "class_score", "--classifier", str(classifier)]
     assert main(["evaluate", str(run), *arguments]) == 0
-    content = json.loads((run / "evaluation.json").read_text())
+    content = json.loads((run / "evaluations" / "test-last.json").read_text())
     assert 1 < content["class_score"] < 10
     accuracy = json.loads((classifier / "summary.json").read_text())["accuracy"]
     protocol = content["figures"]["class_score"]["protocol"]

@@ -253,7 +253,7 @@ def test_import_evaluate_encode_decode(form, there, capsys):
         f"mqvae.{FORMS[form][2].__name__}"
     )
     assert main(["evaluate", "run"]) == 0
-    assert json.loads(Path("run/evaluation.json").read_text())["mse"] > 0
+    assert json.loads(Path("run/evaluations/test-last.json").read_text())["mse"] > 0
     assert main(["encode", "run", "photos", "--out", "codes.npz"]) == 0
     assert main(["decode", "run", "codes.npz", "--out", "back"]) == 0
     assert len(list(Path("back").iterdir())) == 40

@@ -330,7 +330,7 @@ def test_figures_take_colours_from_the_page_and_say_what_they_show(page: Page) -
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 4  # originals once, and three reconstructions
     assert all(image["alt"] for image in images)
-    assert "16 of 64 codes used, 48 dead, perplexity 1" in page.text
+    assert "16 of 64 codes used over 10,000 test images, 48 not, perplexity 1" in page.text
 
 
 def test_no_gradient_dynamics_without_a_hypergradient(
@@ -414,20 +414,28 @@ def test_runs_with_other_images_get_their_own_originals(three: list[Path], tmp_p
     assert "Originals of Colour" in page.text
 
 
+def evaluated(run: Path, name: str, content: dict[str, Any]) -> None:
+    """What `mqvae evaluate` leaves."""
+    (run / "evaluations").mkdir(exist_ok=True)
+    (run / "evaluations" / f"{name}.json").write_text(json.dumps(content))
+
+
 def test_evaluation_takes_precedence_and_brings_columns(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "measured", "Measured")
     fid = {"title": "FID", "better": "lower", "protocol": "features of Inception"}
     evaluation = {
         "mse": 7e-3,
+        "psnr": 22.5,
         "fid": 31.5,
         "protocol": {"images": 5},
         "figures": {**FIGURES, "fid": fid},
     }
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    evaluated(run, "test-last", evaluation)
     page = read([three[0], run], tmp_path / "r.html")
     first, second = page.table("Quality")
     assert list(first)[5:8] == ["Gradient gap", "FID", "Cost of a step"]
-    assert (second["MSE"], second["PSNR"]) == ("7.00", "21.00")
+    # Both are of one file: what it does not have was not measured of these weights.
+    assert (second["MSE"], second["PSNR"], second["Usage"]) == ("7.00", "22.50", "-")
     assert (second["FID"], first["FID"]) == ("31.5", "-")
     assert "FID: features of Inception." in page.text
     assert "measured under different protocols" in page.text
@@ -443,14 +451,13 @@ def undescribed(run: Path) -> Path:
 
 def test_undescribed_numbers_are_columns_by_their_keys(tmp_path: Path) -> None:
     runs = [undescribed(make_run(tmp_path / name, name)) for name in ("a", "b")]
-    (runs[1] / "evaluation.json").write_text(json.dumps({"mse": 7e-3, "my_score": 0.5}))
     page = read(runs, tmp_path / "r.html")
     first, second = page.table("Quality")
-    titles = ["mse", "psnr", "perplexity", "usage", "gradient gap", "my score"]
-    assert list(first)[1:7] == titles
-    assert (second["mse"], second["gradient gap"]) == ("0.00700", "0.000180")
+    titles = ["mse", "psnr", "perplexity", "usage", "gradient gap"]
+    assert list(first)[1:6] == titles
+    assert (second["mse"], second["gradient gap"]) == ("0.00800", "0.000180")
     assert not page.best
-    assert "b: mse 12.5% lower, at 1.00 times the cost of a step." in page.text
+    assert "b: the same mse, at 1.00 times the cost of a step." in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 3
 
 
@@ -620,6 +627,9 @@ def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:
         write_report([make_run(tmp_path / "run")], tmp_path)
 
 
+EVALUATION = "evaluations/test-last.json"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -628,7 +638,8 @@ def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:
         ("config.yaml", b"\xff\xfe\x00", "UTF-8"),
         ("summary.json", b'{"mse": 0.1', "not JSON"),
         ("summary.json", b"[1]", "expected an object"),
-        ("evaluation.json", b"", "not JSON"),
+        ("evaluations/test-last.json", b"", "not JSON"),
+        ("evaluations/train-best.json", b"", "not JSON"),
         ("metrics.csv", b"", "expected a column 'step', got none"),
         ("metrics.csv", b"step,seconds\n1,2\n", "expected a column 'task', got step, seconds"),
         ("metrics.csv", b"step,seconds,task\n1,2,3\n2,3\n", "line 3 has 2 values, expected 3"),
@@ -636,12 +647,12 @@ def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:
         ("metrics.csv", b'step,seconds,task\n1,2,"3\n', "not CSV"),
         ("code_counts.csv", b"group,code,count\n0,0,1.5\n", "whole numbers"),
         ("code_counts.csv", b"group,code,count\n0,-1,3\n", "no codebook has code -1"),
-        ("code_counts.csv", b"group,code,count\n0,99999999999,3\n", "no codebook has code"),
+        ("code_counts.csv", b"group,code,count\n0,9223372036854775808,3\n", "no codebook has code"),
         ("samples/originals.png", b"not an image", "not a readable image"),
-        ("evaluation.json", b'{"figures": {"a": {"better": "less"}}}', "a better lower, higher or"),
-        ("evaluation.json", b'{"figures": {"a": {"scale": 0}}}', "a positive scale of a, got 0"),
-        ("evaluation.json", b'{"pictures": [{"file": "../x.png"}]}', "in the run's folder, got"),
-        ("evaluation.json", b'{"pictures": [{"file": "/x.png"}]}', "in the run's folder, got"),
+        (EVALUATION, b'{"figures": {"a": {"better": "less"}}}', "a better lower, higher or"),
+        (EVALUATION, b'{"figures": {"a": {"scale": 0}}}', "a positive scale of a, got 0"),
+        (EVALUATION, b'{"pictures": [{"file": "../x.png"}]}', "in the run's folder, got"),
+        (EVALUATION, b'{"pictures": [{"file": "/x.png"}]}', "in the run's folder, got"),
     ],
 )
 def test_damaged_file_is_named_and_the_old_page_stays(
@@ -649,6 +660,7 @@ def test_damaged_file_is_named_and_the_old_page_stays(
 ) -> None:
     run, out = make_run(tmp_path / "run", rows=3), tmp_path / "r.html"
     out.write_text("the old page")
+    (run / "evaluations").mkdir()
     (run / file).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(run / file)) + ".*" + re.escape(message)):
         write_report([run], out)

@@ -392,6 +392,7 @@ def test_what_was_shared_is_shared_again_with_its_card(tokenizer, runs, tmp_path
     # Another run's takes its place whole.
     bare = shutil.copytree(runs("groups"), tmp_path / "bare")
     (bare / "summary.json").unlink()
+    shutil.rmtree(bare / "evaluations")
     Tokenizer.from_run(bare).save_pretrained(tmp_path / "a")
     assert "None were taken at step 3" in (tmp_path / "a" / "README.md").read_text()
     assert not (tmp_path / "a" / "reconstructions.png").exists()
@@ -421,7 +422,7 @@ def test_the_card_says_what_the_run_does(runs, tmp_path):
     ):
         assert text in card.content, text
     with Image.open(tmp_path / "shared" / "reconstructions.png") as grid:
-        strip = Image.open(run / "samples" / "originals.png")
+        strip = Image.open(run / "samples" / "test-last" / "originals.png")
         width, height = strip.size
         assert grid.size == (8 * width, 8 * (2 * height + 2))  # enlarged to 64 pixels a row
         first = grid.resize((width, 2 * height + 2), Image.Resampling.NEAREST)
@@ -482,8 +483,9 @@ def test_paths_in_a_text_become_names():
 def test_figures_of_another_step_are_left_out(runs, tmp_path):
     run = shutil.copytree(runs("grey"), tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
-    evaluation = {**summary, "mse": 0.4321, "step": 3}
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    file = run / "evaluations" / "test-last.json"
+    evaluation = {**json.loads(file.read_text()), "mse": 0.4321}
+    file.write_text(json.dumps(evaluation))
     (run / "summary.json").write_text(json.dumps({**summary, "mse": 0.1234}))
 
     def card():
@@ -491,7 +493,7 @@ def test_figures_of_another_step_are_left_out(runs, tmp_path):
         return (tmp_path / "shared" / "README.md").read_text()
 
     assert "| MSE | 0.4321 |" in card()
-    (run / "evaluation.json").write_text(json.dumps({**evaluation, "step": 2}))
+    file.write_text(json.dumps({**evaluation, "weights": "of another step"}))
     assert "| MSE | 0.1234 |" in card()
     (run / "summary.json").write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json is damaged"):

@@ -217,11 +217,11 @@ def test_another_task_from_training_to_the_report(tmp_path):
             "kind": "matrix",
             "rows": "class",
             "columns": "prediction",
-            "file": "samples/confusion.csv",
+            "file": "samples/test-last/confusion.csv",
             "title": "Confusion matrix",
         }
     ]
-    with (tmp_path / "run" / "samples" / "confusion.csv").open(newline="") as file:
+    with (tmp_path / "run" / "samples" / "test-last" / "confusion.csv").open(newline="") as file:
         counts = [[int(cell) for cell in row] for row in csv.reader(file)]
     assert sum(map(sum, counts)) == 297
     hits = sum(counts[i][i] for i in range(10))

@@ -47,6 +47,7 @@ SMALL = {
     "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
     "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5},
 }
+EVALUATION = "evaluations/test-last.json"
 RULES = {
     "joint": {"class_path": "mqvae.Joint"},
     "alternated": {"class_path": "mqvae.Alternated"},
@@ -130,9 +131,11 @@ def test_files_of_a_run(finished):
         "config.yaml",
         "metrics.csv",
         "summary.json",
-        "code_counts.csv",
-        "samples/originals.png",
-        "samples/reconstructions.png",
+        "images.npz",
+        "evaluations/test-last.json",
+        "evaluations/test-last-code_counts.csv",
+        "samples/test-last/originals.png",
+        "samples/test-last/reconstructions.png",
         *(f"checkpoints/{name}/{part}" for name in ("last", "best") for part in parts),
     }
 
@@ -207,10 +210,34 @@ def test_summary(finished):
 
 
 def test_code_counts(finished):
-    with (finished("meta") / "code_counts.csv").open() as file:
+    with (finished("meta") / "evaluations" / "test-last-code_counts.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [(int(r["group"]), int(r["code"])) for r in table] == [(0, k) for k in range(16)]
+    codes = [int(r["code"]) for r in table]
+    assert {r["group"] for r in table} == {"0"}
+    assert codes == sorted(set(codes)) and set(codes) <= set(range(16))
+    # Codes that were never chosen have no row.
+    assert all(int(r["count"]) > 0 for r in table)
     assert sum(int(r["count"]) for r in table) == 297 * 2 * 2
+    summary = json.loads((finished("meta") / "summary.json").read_text())
+    told = {"num_codes": 16, "groups": 1, "used": len(table)}
+    assert summary["codes"].items() >= told.items()
+    assert summary["usage"] == len(table) / 16
+
+
+def test_summary_is_of_what_the_evaluation_of_the_last_checkpoint_says(finished):
+    folder = finished("meta")
+    summary, evaluation = (
+        json.loads((folder / name).read_text()) for name in ("summary.json", EVALUATION)
+    )
+    assert summary["evaluation"] == EVALUATION
+    for key in (*summary["figures"], "figures", "protocol", "codes", "pictures", "versions"):
+        assert summary[key] == evaluation[key], key
+    assert (evaluation["split"], evaluation["checkpoint"], evaluation["step"]) == (
+        "test",
+        "last",
+        12,
+    )
+    assert evaluation["weights"] == Tokenizer.from_run(folder, device="cpu").model
 
 
 def test_samples(finished):
@@ -219,7 +246,7 @@ def test_samples(finished):
     x = tokenizer.find_images("test").pixels[:16] / 255
     shown = {"originals": x, "reconstructions": tokenizer.network(x).output.clamp(0, 1)}
     for name, images in shown.items():
-        with Image.open(folder / "samples" / f"{name}.png") as picture:
+        with Image.open(folder / "samples" / "test-last" / f"{name}.png") as picture:
             strip = np.asarray(picture.convert("L"))
         assert strip.shape == (8, 16 * 8 + 15 * 2)
         for i, image in enumerate(images):
@@ -722,7 +749,7 @@ def log_rows(training, used):
     training.log.open(training.run, training.step)
     for number in used:
         training.step += training.log_every
-        training.log.counts[:, :number] = 5
+        training.log.counts.add(torch.arange(number).repeat(5))
         training.log.row(training.step, 1.0, 1.0, 0.1, {"task": 1.0}, step, {}, None)
     training.log.close()
 

@@ -87,5 +87,5 @@ def _table(measured: "Measured") -> list[str]:
         "",
         f"perplexity {measured.perplexity:.1f} of {measured.codes:,} codes, refitted "
         f"{measured.perplexity_refitted:.1f}; usage {measured.usage:.1%} of the codes on "
-        f"{measured.test_images:,} test images",
+        f"{measured.test_images:,} test images (a code that these do not choose need not be dead)",
     ]

@@ -2,23 +2,33 @@
 
 import sys
 
-from mqvae.cli.parser import add_machine, parser_of, processes_of
+from mqvae.cli.parser import add_accept, add_machine, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet
 from mqvae.errors import MqvaeError
 
 
 def evaluate(arguments: list[str]) -> int:
-    parser = parser_of("evaluate", "Measure a run on its test images; writes evaluation.json.")
+    parser = parser_of("evaluate", "Measure a run; writes evaluations/SPLIT-CHECKPOINT.json.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--split", default="test", choices=("test", "train"))
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("test", "validation", "train"),
+        help="test, validation (the images held out in training), or train, without these "
+        "(default: test)",
+    )
+    parser.add_argument(
+        "--checkpoint", default="last", choices=("last", "best"), help="(default: last)"
+    )
+    add_accept(parser)
     add_machine(parser, "the images")
     parser.add_argument(
         "--metrics",
         default="",
         metavar="NAME,…",
-        help="further figures of images: ssim, lpips, fid, inception_score, frechet_vgg16, "
-        "class_score, or all that can be had; the task's own are always measured",
+        help="further metrics of images: ssim, lpips, fid, inception_score, frechet_vgg16, "
+        "class_score, or all that can be had; the task's own are always measured. Those that the "
+        "file has of the same weights and images stay",
     )
     parser.add_argument(
         "--classifier",
@@ -39,15 +49,28 @@ def evaluate(arguments: list[str]) -> int:
     from mqvae.metrics import evaluate as measured
     from mqvae.metrics.registry import Maker, further_figures
     from mqvae.metrics.score import ClassScore
+    from mqvae.runs import read_json
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import device_name, load_split, write_evaluation
+    from mqvae.trainer import device_name, load_run_split, not_finite, write_evaluation
 
     quiet()
     processes = processes_of(options)
     tokenizer = Tokenizer.from_run(
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
-    images = load_split(tokenizer.settings.data, options.split)
+    found = load_run_split(
+        tokenizer.run,
+        tokenizer.settings,
+        options.split,
+        checkpoint=options.checkpoint,
+        accept_changed_data=options.accept_changed_data,
+    )
+    images = found.images
+    if not len(images):
+        raise MqvaeError(
+            f"the run has no {options.split} images: choose another --split "
+            "(data.validation holds some out for validation)."
+        )
     makers: dict[str, Maker] = {}
     if options.classifier is not None:
         classifier = classifier_of(
@@ -73,18 +96,27 @@ def evaluate(arguments: list[str]) -> int:
     )
     if not processes.first:
         return 0
-    content = write_evaluation(
+    path = write_evaluation(
         tokenizer.run,
-        "evaluation.json",
         result,
-        {
-            "checkpoint": options.checkpoint,
-            "step": tokenizer.step,
-            "device": device_name(processes.device, processes.count),
-        },
+        found.identity,
+        images.source,
+        changes=found.changes,
+        checkpoint=options.checkpoint,
+        step=tokenizer.step,
+        weights=tokenizer.model,
+        device=device_name(processes.device, processes.count),
+    )
+    for sentence in not_finite(result):
+        _remark(f"warning: {sentence}")
+    content = read_json(path)
+    protocol = result.protocol
+    print(
+        f"{protocol['images']:,} {protocol['split']} images of {protocol['dataset']}, checkpoint "
+        f"{options.checkpoint} (step {tokenizer.step:,})"
     )
     print_figures(content, content["figures"])
-    print(f"written: {tokenizer.run.folder / 'evaluation.json'}")
+    print(f"written: {path}")
     return 0
 
 

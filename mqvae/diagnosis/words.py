@@ -35,7 +35,7 @@ class Measured:
         changed: Share of codes that are then others.
         candidates: How many nearest codes were tried.
         codewords: Rows of the table.
-        dead: Those that no embedding of the training images had chosen.
+        dead: Those that no embedding of the training images looked at had chosen.
         perplexity: Of the codes of the test images.
         usage: Share of codes that these use.
         codes: K.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.diagnostics import count_codes, gradient_gap, perplexity, usage
+from mqvae.core.diagnostics import CodeCounts, gradient_gap
 from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
 from mqvae.data import Images, fitting
@@ -51,14 +51,14 @@ class Evaluation:
         figures: The task's own, then perplexity, usage (0 to 1), gradient_gap and further ones.
         described: What each of them is.
         protocol: What they were computed on, and how.
-        code_counts: How often each code was chosen, (G, K).
+        code_counts: How often codes were chosen.
         pictures: What can be shown of the split.
     """
 
     figures: dict[str, float]
     described: dict[str, Figure]
     protocol: dict[str, str | int]
-    code_counts: Tensor
+    code_counts: CodeCounts
     pictures: tuple[Picture, ...] = ()
 
 
@@ -103,7 +103,7 @@ def evaluate(
     quantizer = network.quantizer
     measured = task.measurement()
     batch_size = fitting(BATCH_SIZE, images.shape)
-    counts = torch.zeros(quantizer.groups, quantizer.num_codes, dtype=torch.int64, device=device)
+    counts = CodeCounts(quantizer.num_codes, quantizer.groups, device=device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
     with evaluating(network, task):
         rank, count = (process_rank(), world_size()) if together else (0, 1)
@@ -114,9 +114,7 @@ def evaluate(
             target = task.target(x, y)
             with torch.no_grad():
                 result = network(x)
-            counts += count_codes(
-                result.quantized.codes, quantizer.num_codes, groups=quantizer.groups
-            )
+            counts.add(result.quantized.codes)
             measured.update(result.output, target)
             if further:
                 shown = task.images(result.output)
@@ -131,13 +129,13 @@ def evaluate(
         found = measured.compute(total)
         with torch.no_grad():
             pictures = measured.show(x, network(x).output)
-    counts = total(counts).cpu()
+    counts = counts.of_all_processes() if together else counts
     gap, measured_batches = total(gaps).tolist()
     return Evaluation(
         figures={
             **found,
-            "perplexity": perplexity(counts).item(),
-            "usage": usage(counts).item(),
+            "perplexity": counts.perplexity,
+            "usage": counts.usage,
             "gradient_gap": gap / measured_batches,
             **{name: figure.compute(total) for name, figure in further.items()},
         },

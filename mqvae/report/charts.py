@@ -131,15 +131,24 @@ def curves(
 
 
 def ranks(
-    shares: np.ndarray, *, run: int, name: str, alt: str, total: int, lowest: float, highest: float
+    shares: np.ndarray,
+    *,
+    run: int,
+    name: str,
+    alt: str,
+    of: int,
+    total: int,
+    lowest: float,
+    highest: float,
 ) -> Markup:
     """Shares of the codes, the most frequent first, over the rank; y is logarithmic.
 
     Args:
-        shares: one share per code, in any order.
+        shares: one share per code that was chosen, in any order.
         run: position of the run, for its colour.
         name: prefix of the ids, unique in the page.
         alt: the chart in words.
+        of: how many codes there are, with those never chosen.
         total: ranks on the axis.
         lowest: the smallest share on the axis.
         highest: the largest.
@@ -149,7 +158,6 @@ def ranks(
         from matplotlib.ticker import MaxNLocator
 
         ordered = np.sort(shares)[::-1]
-        ordered = ordered[ordered > 0]
         picked = np.unique(np.linspace(0, max(len(ordered) - 1, 0), 600).round().astype(int))
         colour = RUN.format(run % COLOURS)
         axes.set_yscale("log")
@@ -160,7 +168,7 @@ def ranks(
                 ordered[picked], edges, baseline=lowest / 10, fill=True, color=colour, alpha=0.25
             )
             axes.stairs(ordered[picked], edges, baseline=lowest / 10, color=colour, lw=1.5)
-            axes.axhline(1 / len(shares), color=INK, lw=0.7, ls=(0, (4, 3)), alpha=0.7)
+            axes.axhline(1 / of, color=INK, lw=0.7, ls=(0, (4, 3)), alpha=0.7)
         axes.set_xlim(0.5, total + 0.5)
         axes.set_ylim(lowest / 1.5, highest * 1.6)
         axes.set_xlabel("code, by rank")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mqvae.report.files import Counts
 from mqvae.report.run import Run
 from mqvae.report.strips import Strip, read_strip
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mqvae.tokenizer import Tokenizer
 
 KEPT = "codebook.npz"
-VERSION = "2"  # of what is drawn: another one is not taken from `KEPT`
+VERSION = "3"  # of what is drawn: another one is not taken from `KEPT`
 ARRAYS = ("codewords", "order", "chosen", "places")  # of what is drawn, kept by these names
 MOST = 1024  # codewords in a picture
 PIXELS = 2**24  # decoded for it at most: a network for large images shows fewer codewords
@@ -45,7 +46,7 @@ class Decoded:
         codes: The run's sample images in the colours of their codes.
         different: How many codes these images have.
         order: The codes of the codewords shown (G, K), in the order of the picture.
-        chosen: How often the test set chose them (G, K); None where that was not counted.
+        chosen: How often the images measured on chose them (G, K); None where that was not counted.
         places: Of each position of the sample images (N, h, w, G) the codeword in the picture,
             group after group; -1 where it is not shown.
     """
@@ -69,7 +70,7 @@ def decoded(run: Run) -> Decoded:
     strips = [each for each in run.pictures or () if each.kind == "strip"]
     originals = next((each.file for each in strips if each.reference), None)
     try:
-        made_of = _fingerprint([last, run.path / "code_counts.csv", originals])
+        made_of = _fingerprint([last, run.counted, originals])
         found = _kept(run.path / KEPT, made_of)
         if found is None:
             found = _decode(run, originals)
@@ -95,7 +96,7 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
             0 if codes is None else len(np.unique(codes.reshape(-1, codes.shape[-1]), axis=0))
         )
         try:
-            found = _codewords(tokenizer, run.counts)
+            found = _codewords(tokenizer, run.counts, run.images)
         except ValueError as error:
             return Decoded(f"cannot be shown: {error}", codes=coloured, different=different)
     assert found.order is not None
@@ -108,13 +109,17 @@ def _places(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
     shown = order.shape[1]
     found = np.full(codes.shape, -1, np.int32)
     for group, own in enumerate(order):
-        where = np.full(max(int(codes.max()), int(own.max())) + 1, -1, np.int32)
-        where[own] = group * shown + np.arange(shown)
-        found[..., group] = where[codes[..., group]]
+        ascending = np.argsort(own)
+        place = np.searchsorted(own, codes[..., group], sorter=ascending).clip(max=shown - 1)
+        here = ascending[place]
+        there = own[here] == codes[..., group]
+        found[..., group] = np.where(there, group * shown + here, -1)
     return found
 
 
-def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> Decoded:
+def _codewords(
+    tokenizer: Tokenizer, counts: Sequence[Counts], images: str = "test images"
+) -> Decoded:
     """Every codeword on the whole of the decoder's map, and of the image the middle.
 
     Of a codeword's own group that is: the other groups, or stages, have their most used codeword.
@@ -123,34 +128,34 @@ def _codewords(tokenizer: Tokenizer, counts: Sequence[np.ndarray]) -> Decoded:
 
     quantizer, side = tokenizer.network.quantizer, tokenizer.settings.data.side or 1
     groups, total = quantizer.groups, quantizer.num_codes
-    if known := [len(group) for group in counts] == [total] * groups:
-        order = [np.argsort(-group, kind="stable") for group in counts]
-    else:
-        order = [np.arange(total)] * groups
     shown = min(total, max(min(MOST, PIXELS // side**2) // groups, 64))
+    if known := [group.total for group in counts] == [total] * groups:
+        order = [group.first(shown) for group in counts]
+    else:
+        order = [np.arange(shown)] * groups
     usual = torch.tensor([int(each[0]) for each in order])
-    blocks, dead = [], 0
+    blocks, unchosen = [], 0
     for group, codes in enumerate(order):
         alone = usual.repeat(shown, 1)  # (shown, G)
-        alone[:, group] = torch.from_numpy(codes[:shown].copy())
+        alone[:, group] = torch.from_numpy(codes)
         tiles = np.concatenate(
             [_middle(tokenizer, part) for part in alone.split(max(BATCH // side**2, 1))]
         )
         opacity = np.full((*tiles.shape[:3], 1), 255, np.uint8)
         if known:
-            unused = counts[group][codes[:shown]] == 0
-            opacity[unused] = FAINT
-            dead += int(unused.sum())
+            never = counts[group].of(codes) == 0
+            opacity[never] = FAINT
+            unchosen += int(never.sum())
         blocks.append(_in_rows(np.concatenate([tiles, opacity], -1), gap=BESIDE))
     what = "codewords" if total == shown else f"of {total:,} codewords"
     words = f"{shown:,} {what}{' in each group' if groups > 1 else ''}"
     words += ", the most used first, row by row" if known else ", in the order of their numbers"
-    if dead:
-        words += f"; faint: {dead:,} that were never chosen"
+    if unchosen:
+        words += f"; faint: {unchosen:,} that none of the {images} chose"
     if groups > 1:
         words += "; a block for each group, the others at their most used codeword"
-    listed = np.stack([codes[:shown] for codes in order])
-    chosen = np.stack([counts[g][listed[g]] for g in range(groups)]) if known else None
+    listed = np.stack(order)
+    chosen = np.stack([counts[g].of(listed[g]) for g in range(groups)]) if known else None
     picture = _in_rows(np.stack(blocks), gap=BETWEEN)
     return Decoded(f"{words}.", picture, order=listed, chosen=chosen)
 

@@ -12,6 +12,8 @@ from mqvae.report.charts import COLOURS, DENSE, NARROW, Line, Mark, curves, mark
 from mqvae.report.run import Run
 from mqvae.report.words import enumerate_words
 
+RANKS = 64  # the axis of ranks is at most so many times as long as the longest curve
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -131,14 +133,16 @@ def codes(runs: Sequence[Run]) -> Charts | None:
     One chart per run, or all of them in one where there are more than colours.
     """
     shares = {
-        i: np.concatenate(run.counts) / sum(group.sum() for group in run.counts)
+        i: np.concatenate([each.counts for each in run.counts])
+        / sum(each.counts.sum() for each in run.counts)
         for i, run in enumerate(runs)
-        if any(group.any() and len(group) > 1 for group in run.counts)  # without quantization, one
+        # Without quantization there is one.
+        if any(len(each.codes) and each.total > 1 for each in run.counts)
     }
     if not shares:
         return None
     if len(runs) > COLOURS:
-        ordered = {i: np.sort(share[share > 0])[::-1] for i, share in shares.items()}
+        ordered = {i: np.sort(share)[::-1] for i, share in shares.items()}
         lines = [Line(np.arange(1.0, len(y) + 1), y, i) for i, y in ordered.items()]
         told = [f"{runs[i].name} {runs[i].codes_used[0]:,}" for i in shares]
         svg = curves(
@@ -150,16 +154,16 @@ def codes(runs: Sequence[Run]) -> Charts | None:
             averaged=False,
             percent=True,
         )
-        total = max(len(each) for each in shares.values())
+        total = max(runs[i].codes_used[1] for i in shares)
         title = f"Share of a code, of up to {total:,}"
         return Charts([Chart(title, svg)], [mark(runs[i].name, i) for i in shares])
     charts = []
     for i, share in shares.items():
         used, total = runs[i].codes_used
-        peers = [each for j, each in shares.items() if runs[j].kind == runs[i].kind]
-        positive = np.concatenate([each[each > 0] for each in peers])
+        peers = [j for j in shares if runs[j].kind == runs[i].kind]
+        positive = np.concatenate([shares[j] for j in peers])
         title = (
-            f"{used:,} of {total:,} codes used, {total - used:,} dead, "
+            f"{used:,} of {total:,} codes used over {runs[i].images}, {total - used:,} not, "
             f"perplexity {runs[i].perplexity:,.1f}"
         )
         svg = ranks(
@@ -167,7 +171,12 @@ def codes(runs: Sequence[Run]) -> Charts | None:
             run=i,
             name=f"codes-{i}",
             alt=f"{runs[i].name}: share of every code, most frequent first; {title}.",
-            total=max(map(len, peers)),
+            of=total,
+            # An axis of a billion ranks would show none of those there are.
+            total=min(
+                max(runs[j].codes_used[1] for j in peers),
+                RANKS * max(runs[j].codes_used[0] for j in peers),
+            ),
             lowest=float(positive.min()),
             highest=float(positive.max()),
         )

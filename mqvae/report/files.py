@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import yaml
 
 from mqvae.errors import MqvaeError
+from mqvae.finite import restored
 
 REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (
@@ -23,7 +25,6 @@ METRICS = (
     "indirect_norm",
     "cosine",
 )
-MOST_CODES = 2**24  # beyond it a code is a slip, and would need memory to match
 
 
 def damaged(file: Path, what: str) -> MqvaeError:
@@ -42,10 +43,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`; an absent file is an empty one."""
-    if not file.is_file():
-        return {}
     try:
-        content = json.loads(_read_text(file))
+        content = restored(json.loads(_read_text(file)))
+    except FileNotFoundError:
+        return {}
     except json.JSONDecodeError as error:
         raise damaged(file, f"not JSON ({error})") from error
     return _mapping(file, content, "an object")
@@ -70,23 +71,60 @@ def read_metrics(file: Path, *, finished: bool) -> dict[str, np.ndarray]:
     return columns
 
 
-def read_counts(file: Path) -> tuple[np.ndarray, ...]:
-    """One array per codebook group: how often the test set chose each code."""
+@dataclass(frozen=True)
+class Counts:
+    """How often the codes of a group were chosen.
+
+    Attributes:
+        codes: Those chosen, ascending.
+        counts: How often, 1 or more.
+        total: K, with those never chosen.
+    """
+
+    codes: np.ndarray
+    counts: np.ndarray
+    total: int
+
+    def __getitem__(self, code: int) -> int:
+        return int(self.of(np.array([code]))[0])
+
+    def of(self, codes: np.ndarray) -> np.ndarray:
+        """How often each of some codes was chosen, in their shape."""
+        if not len(self.codes):
+            return np.zeros_like(codes)
+        place = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
+        return np.where(self.codes[place] == codes, self.counts[place], 0)
+
+    def first(self, number: int) -> np.ndarray:
+        """So many codes, the most used first, equally used ones by their numbers."""
+        order = np.argsort(-self.counts, kind="stable")[:number]
+        # Among the first numbers so many are left, whatever K is.
+        left = np.setdiff1d(np.arange(min(self.total, len(self.codes) + number)), self.codes)
+        return np.concatenate([self.codes[order], left])[:number]
+
+
+def read_counts(file: Path, num_codes: int | None = None) -> tuple[Counts, ...]:
+    """How often the codes of each group were chosen.
+
+    Args:
+        file: Rows of group, code and count; codes without one were not chosen.
+        num_codes: K; one more than the last code in the file if not given.
+    """
     if not file.is_file():
         return ()
     lines = _read_text(file).splitlines(keepends=True)
     groups: dict[str, dict[int, int]] = {}
     for row in _read_table(file, ("group", "code", "count"), lines):
         code, count = _whole(file, row["code"]), _whole(file, row["count"])
-        if not 0 <= code < MOST_CODES or count < 0:
+        if not 0 <= code < (num_codes or 2**63) or not 0 <= count < 2**63:
             raise damaged(file, f"no codebook has code {code} chosen {count} times")
         groups.setdefault(row["group"], {})[code] = count
-    arrays = []
-    for codes in groups.values():
-        array = np.zeros(max(codes) + 1, dtype=np.int64)
-        array[list(codes)] = list(codes.values())
-        arrays.append(array)
-    return tuple(arrays)
+    found = []
+    for of_codes in groups.values():
+        rows = sorted((code, count) for code, count in of_codes.items() if count)
+        codes, counts = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+        found.append(Counts(codes, counts, num_codes or max(of_codes) + 1))
+    return tuple(found)
 
 
 def read_matrix(file: Path) -> np.ndarray | None:

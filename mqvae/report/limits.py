@@ -76,10 +76,11 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
     gained = 1 - found["chosen"][figure] / found["nearest"][figure]
     unit = found["units"][figure] or ("" if scale == 1 else f"×{scientific(scale)}")
     return (
-        f"{found['titles'][figure]} {unit}".strip(),
+        f"{found['titles'][figure]} {unit}".strip() + f" ({found['test_images']:,} test images)",
         *(f"{found[case][figure] / scale:.4g}" for case in ("now", "unquantized", "refitted")),
         f"{100 * gained:.1f}%",
-        f"{found['dead']:,} of {found['codewords']:,}",
+        f"{found['dead']:,} of {found['codewords']:,} "
+        f"(over {found['train_images']:,} training images)",
         f"{moved['drift']:.2g}",
         f"{100 * moved['coherence']:.0f}%",
         f"{moved['speed']:.2g}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -22,7 +23,9 @@ from mqvae.report.tables import (
     comparisons,
     details,
     figures,
+    measured_on,
     one_rule,
+    others,
     results,
     settings,
     sought,
@@ -103,6 +106,8 @@ def render(
             rule=one_rule(runs),
             many=len(runs) > COLOURS,
             comparisons=comparisons(runs),
+            measured=measured_on(runs),
+            others=others(runs),
             notes=_notes(runs),
             figures=[figure for figure in figures(runs).values() if figure.protocol],
             training=training(runs),
@@ -149,16 +154,15 @@ def breakable(name: str) -> Markup:
 def _lead(runs: Sequence[Run], datasets: Sequence[str]) -> str:
     """What is compared, in one sentence."""
     planned = {run.steps if run.finished else run.planned_steps for run in runs}
-    tested = {(run.protocol.get("images"), run.protocol.get("split", "test")) for run in runs}
-    tested = {(images, split) for images, split in tested if isinstance(images, int)}
+    tested = {run.images for run in runs if isinstance(run.protocol.get("images"), int)}
     each, same = (" each", "the same ") if len(runs) > 1 else ("", "")
     sentence = f"{count(len(runs), 'network')} trained".capitalize()
     if len(planned) == 1 and (updates := planned.pop()):
         sentence += f" for {updates:,} updates{each}"
     sentence += f" on {enumerate_words(datasets)}"
-    for images, split in tested if len(tested) == 1 else ():
+    for images in tested if len(tested) == 1 else ():
         done = "" if all(run.protocol for run in runs) else ", where finished,"
-        sentence += f" and{done} measured on {same}{images:,} {split} images"
+        sentence += f" and{done} measured on {same}{images}"
     return f"{sentence}."
 
 
@@ -177,12 +181,26 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     if len({run.steps for run in runs if run.finished}) > 1:
         notes.append("The runs made different numbers of updates.")
     for run in runs:
+        step = run.number("step")
+        if run.figures and step is not None and run.steps is not None and step < run.steps:
+            notes.append(
+                f"{run.name} was measured at step {step:,.0f}; it has made {run.steps:,} updates."
+            )
+        bad = [f"{run.figures[key].title} is {text}" for key, text in _not_finite(run)]
+        if bad:
+            notes.append(f"{run.name}: {enumerate_words(bad)} on {run.images}.")
         if run.failure:
             cause = run.failure.get("cause")
             notes.append(f"{run.name} failed, and is shown as far as it got: {cause}")
     if unfinished := [run.name for run in runs if not run.finished and not run.failure]:
         notes.append(f"Unfinished, shown as far as it got: {enumerate_words(unfinished)}.")
     return notes
+
+
+def _not_finite(run: Run) -> list[tuple[str, str]]:
+    """The metrics that are no finite number, and what they are."""
+    values = [(key, run.number(key)) for key in run.figures]
+    return [(key, str(v)) for key, v in values if v is not None and not math.isfinite(v)]
 
 
 def _origins(runs: Sequence[Run]) -> dict[str, list[str]]:

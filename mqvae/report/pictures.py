@@ -214,7 +214,7 @@ def _codebook(run: Run, index: int, found: Decoded, uri: str, size: tuple[int, i
         order=order.ravel().tolist(),
         chosen=[] if found.chosen is None else found.chosen.ravel().tolist(),
         groups=len(order),
-        choices=int(run.counts[0].sum()) if run.counts else 0,
+        choices=int(run.counts[0].counts.sum()) if run.counts else 0,
     )
 
 

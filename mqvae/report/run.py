@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from mqvae.errors import MqvaeError
-from mqvae.report.files import damaged, read_counts, read_json, read_metrics, read_yaml
+from mqvae.report.files import Counts, damaged, read_counts, read_json, read_metrics, read_yaml
 from mqvae.report.words import dataset_title
 
 # Numbers of a summary without descriptions, as 0.1.0 wrote it, that say nothing about quality.
@@ -32,6 +33,10 @@ BOOKKEEPING = frozenset(
         "validation",
     }
 )
+
+
+MAIN = "test-last"  # what of `evaluations` the page is about
+KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,29 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """A file of `evaluations/`: what was measured of a checkpoint on some images.
+
+    Attributes:
+        content: The file.
+        figures: Those measured, by keys of `content`.
+    """
+
+    content: dict[str, Any] = field(repr=False)
+    figures: dict[str, Figure]
+
+    @property
+    def images(self) -> str:
+        """How many images of which split, in words."""
+        return images_of(self.content)
+
+    @property
+    def of(self) -> str:
+        """The checkpoint, and at which step."""
+        return checkpoint_of(self.content)
+
+
+@dataclass(frozen=True)
 class Run:
     """What one run folder says.
 
@@ -65,11 +93,14 @@ class Run:
         path: The folder.
         name: What the page calls it.
         config: `config.yaml`.
-        summary: `summary.json` with `evaluation.json`, which is newer, laid over it.
+        summary: `summary.json`; what was measured of the test split is that of
+            `evaluations/test-last.json` where there is one.
         figures: What the run measured, in the order of the columns, by keys of `summary`.
         pictures: What of it can be shown; None where the run does not say so (yet).
         metrics: A column of `metrics.csv` to one float per logged step.
-        counts: One array per codebook group: how often the test set chose each code.
+        counts: Of each codebook group, how often the images measured on chose its codes.
+        others: What was measured of other splits, checkpoints and images.
+        counted: The file of `counts`, whether it is there or not.
         diagnosis: `diagnosis.json`, what `mqvae diagnose` wrote; empty without it.
         finished: It has a summary.
         failure: `failure.json`, why training ended before its last step; empty if it has not.
@@ -83,9 +114,11 @@ class Run:
     figures: dict[str, Figure]
     pictures: tuple[Picture, ...] | None
     metrics: dict[str, np.ndarray] = field(repr=False)
-    counts: tuple[np.ndarray, ...] = field(repr=False)
+    counts: tuple[Counts, ...] = field(repr=False)
     finished: bool
     written: datetime
+    counted: Path
+    others: tuple[Evaluation, ...] = field(repr=False, default=())
     diagnosis: dict[str, Any] = field(repr=False, default_factory=dict)
     failure: dict[str, Any] = field(repr=False, default_factory=dict)
 
@@ -101,6 +134,16 @@ class Run:
     @property
     def protocol(self) -> dict[str, Any]:
         return _mapping(self.summary.get("protocol"))
+
+    @property
+    def images(self) -> str:
+        """What it was measured on, as in "297 test images"."""
+        return images_of(self.summary)
+
+    @property
+    def checkpoint(self) -> str:
+        """What of it was measured, as in "checkpoint last, step 500"; empty if that is unknown."""
+        return checkpoint_of(self.summary)
 
     @property
     def dataset(self) -> str:
@@ -161,19 +204,37 @@ class Run:
     @property
     def codes_used(self) -> tuple[int, int]:
         """Codes chosen at least once, and all codes, over all groups."""
-        used = sum(int((group > 0).sum()) for group in self.counts)
-        return used, sum(len(group) for group in self.counts)
+        used = sum(len(group.codes) for group in self.counts)
+        return used, sum(group.total for group in self.counts)
 
     @property
     def perplexity(self) -> float:
         """That of the counts, per group, then averaged."""
-        groups = [group[group > 0] / group.sum() for group in self.counts if group.any()]
+        groups = [each.counts / each.counts.sum() for each in self.counts if len(each.codes)]
         return float(np.mean([math.exp(-float((p * np.log(p)).sum())) for p in groups]))
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a number and not a truth value, which Python counts as one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def images_of(content: Mapping[str, Any]) -> str:
+    """How many images of which split a file is about, in words, and of what other data."""
+    protocol = _mapping(content.get("protocol"))
+    number, split = protocol.get("images"), protocol.get("split", "test")
+    words = f"{split} images" if split != "files" else "images"
+    if isinstance(number, int):
+        words = f"{number:,} {words}"
+    return f"{words} of {content['data']}" if content.get("data") else words
+
+
+def checkpoint_of(content: Mapping[str, Any]) -> str:
+    """Which checkpoint a file is about, in words; empty where it does not say so."""
+    if not content.get("checkpoint"):
+        return ""
+    step = content.get("step")
+    return f"checkpoint {content['checkpoint']}" + (f", step {step:,}" if is_number(step) else "")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -221,34 +282,58 @@ def read_run(path: Path) -> Run:
             "pass a folder that `mqvae train` wrote"
         )
     config = read_yaml(path / "config.yaml")
-    measured = [path / "summary.json", path / "evaluation.json"]
-    finished = measured[0].is_file()
-    dated = [file for file in (*measured, path / "metrics.csv") if file.is_file()]
-    contents = [(file, read_json(file)) for file in measured]
-    figures: dict[str, Figure] = {}
+    files = sorted((path / "evaluations").glob("*.json"))
+    written = [path / "summary.json", path / "metrics.csv", *files]
+    summary = read_json(path / "summary.json")
+    finished = bool(summary)
     pictures = _pictures_of_0_1(path)
-    for file, content in contents:
-        described = _read_figures(file, content)
-        figures |= described if "figures" in content else described | figures
-        if isinstance(content.get("pictures"), list):
-            pictures = tuple(_read_picture(file, _mapping(each)) for each in content["pictures"])
+    figures: dict[str, Figure] = _read_figures(path / "summary.json", summary)
+    others = []
+    if isinstance(summary.get("pictures"), list):
+        pictures = _read_pictures(path / "summary.json", path, summary)
+    for file in files:
+        found = read_json(file)
+        if not found:  # it was there a moment ago
+            continue
+        described = _read_figures(file, found)
+        if file.stem != MAIN:
+            others.append(Evaluation(found, described))
+        else:
+            # The rest of the summary is about the training.
+            kept = (*described, *KEPT)
+            summary = {k: v for k, v in summary.items() if k not in figures}
+            summary |= {key: found[key] for key in kept if key in found}
+            figures = described
+            pictures = _read_pictures(file, path, found)
+    codes = _mapping(summary.get("codes"))
+    counts = _inside(path / "summary.json", path, codes.get("file", "code_counts.csv"))
+    number = codes.get("num_codes")
     return Run(
         path=path,
         name=str(config.get("name") or path.resolve().name),
         config=config,
-        summary=contents[0][1] | contents[1][1],
+        summary=summary,
         figures=figures,
         pictures=pictures,
         metrics=read_metrics(path / "metrics.csv", finished=finished),
-        counts=read_counts(path / "code_counts.csv"),
+        counts=read_counts(counts, int(number) if is_number(number) else None),
         finished=finished,
         # The newest file's date, not the clock's: the same runs give the same page.
-        written=datetime.fromtimestamp(
-            max(file.stat().st_mtime for file in dated or [path / "config.yaml"]), UTC
-        ),
+        written=_date_of(written) or _date_of([path / "config.yaml"]) or datetime.now(UTC),
+        counted=counts,
+        others=tuple(others),
         diagnosis=read_json(path / "diagnosis.json"),
         failure=read_json(path / "failure.json"),
     )
+
+
+def _date_of(files: Sequence[Path]) -> datetime | None:
+    """That of the newest of the files there are."""
+    dates = []
+    for file in files:
+        with suppress(FileNotFoundError):
+            dates.append(file.stat().st_mtime)
+    return datetime.fromtimestamp(max(dates), UTC) if dates else None
 
 
 def _class_name(path: object) -> str:
@@ -278,15 +363,27 @@ def _read_figure(file: Path, key: str, fields: dict[str, Any]) -> Figure:
     return Figure(title or key, better, protocol.rstrip("."), unit, float(scale))
 
 
-def _read_picture(file: Path, fields: dict[str, Any]) -> Picture:
-    path = Path(str(fields.get("file")))
+def _read_pictures(file: Path, folder: Path, content: dict[str, Any]) -> tuple[Picture, ...]:
+    listed = content.get("pictures")
+    given = listed if isinstance(listed, list) else []
+    return tuple(_read_picture(file, folder, _mapping(each)) for each in given)
+
+
+def _inside(file: Path, folder: Path, given: object) -> Path:
+    """A file of the run that another one of it names."""
+    path = Path(str(given))
     # A page is passed on: it must hold nothing but what lies in the run.
     if path.is_absolute() or ".." in path.parts:
-        raise damaged(file, f"expected pictures in the run's folder, got {path}")
+        raise damaged(file, f"expected files in the run's folder, got {path}")
+    return folder / path
+
+
+def _read_picture(file: Path, folder: Path, fields: dict[str, Any]) -> Picture:
+    path = _inside(file, folder, fields.get("file"))
     title, rows, columns = (str(fields.get(name, name)) for name in ("title", "rows", "columns"))
     reference = fields.get("reference") is True
     kind = str(fields.get("kind"))
-    return Picture(kind, file.parent / path, title, reference, rows, columns)
+    return Picture(kind, path, title, reference, rows, columns)
 
 
 def _pictures_of_0_1(path: Path) -> tuple[Picture, ...] | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mqvae.report.run import Figure, Run
+from mqvae.report.run import Figure, Run, is_number
 from mqvae.report.words import aligned, duration, scientific
 
 FEW = 3  # settings up to which those that differ have columns of the results
@@ -104,6 +104,65 @@ def results(runs: Sequence[Run]) -> list[Column]:
     ]
 
 
+@dataclass(frozen=True)
+class Other:
+    """A row of what was measured of a run besides: which run, on what, of which checkpoint."""
+
+    run: int
+    images: str
+    checkpoint: str
+    cells: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Others:
+    """What was measured of the runs besides: other splits, checkpoints and images.
+
+    `columns` are without cells, which the rows have.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Other]
+    figures: Sequence[Figure] = ()
+
+
+def others(runs: Sequence[Run]) -> Others | None:
+    """A row for each file of `evaluations` that the results are not about; None without any."""
+    found = [(i, each) for i, run in enumerate(runs) for each in run.others]
+    described: dict[str, Figure] = {}
+    for _, each in found:
+        for key, figure in each.figures.items():
+            described.setdefault(key, figure)
+    columns = [
+        _formatted(figure, [_number(each.content.get(key)) for _, each in found])
+        for key, figure in described.items()
+    ]
+    rows = [
+        Other(i, each.images, each.of, [column.cells[row] for column in columns])
+        for row, (i, each) in enumerate(found)
+    ]
+    return Others(columns, rows, list(described.values())) if rows else None
+
+
+def measured_on(runs: Sequence[Run]) -> str:
+    """On which images, and of which checkpoint, the results were measured, in words."""
+    told = {
+        run.name: ", ".join(filter(None, (run.images, run.checkpoint)))
+        for run in runs
+        if run.figures
+    }
+    if len(set(told.values())) <= 1:
+        return next(iter(told.values()), "the test images")
+    images = {run.images for run in runs if run.figures}
+    if len(images) == 1:
+        return f"{images.pop()}, the last checkpoint of each run"
+    return "; ".join(f"{name}: {words}" for name, words in told.items())
+
+
+def _number(value: object) -> float | None:
+    return float(value) if is_number(value) else None
+
+
 def details(runs: Sequence[Run]) -> list[str]:
     """The first figure of every run, in words; nothing where it has none."""
     columns = (_column(runs, key, figure) for key, figure in figures(runs).items())
@@ -149,16 +208,21 @@ def _compare(figure: Figure, value: float, reference: float) -> str:
 
 
 def _column(runs: Sequence[Run], key: str, figure: Figure) -> Column:
-    raw = [run.number(key) for run in runs]
-    values = [None if value is None else value / figure.scale for value in raw]
-    # A decibel is a logarithm: its fourth digit is a difference to be seen.
-    shown = aligned(values, digits=4 if figure.unit == "dB" else 3)
-    unit = figure.unit or ("" if figure.scale == 1 else f"×{scientific(figure.scale)}")
+    column = _formatted(figure, [run.number(key) for run in runs])
+    values, shown = column.values, column.cells
     winners: frozenset[int] = frozenset()
     for kind in {run.kind for run in runs}:
         own = [v if run.kind == kind else None for v, run in zip(values, runs, strict=True)]
         winners |= best(own, shown, figure.better)
-    return Column(figure.title, shown, figure.better, unit, winners, values=raw)
+    return replace(column, best=winners)
+
+
+def _formatted(figure: Figure, raw: Sequence[float | None]) -> Column:
+    values = [None if value is None else value / figure.scale for value in raw]
+    # A decibel is a logarithm: its fourth digit is a difference to be seen.
+    shown = aligned(values, digits=4 if figure.unit == "dB" else 3)
+    unit = figure.unit or ("" if figure.scale == 1 else f"×{scientific(figure.scale)}")
+    return Column(figure.title, shown, figure.better, unit, values=raw)
 
 
 def best(

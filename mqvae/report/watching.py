@@ -9,7 +9,7 @@ from pathlib import Path
 from mqvae.report.page import write_report
 
 ENDS = ("summary.json", "failure.json")
-FILES = ("metrics.csv", *ENDS, "evaluation.json", "diagnosis.json")
+FILES = ("metrics.csv", *ENDS, "diagnosis.json")
 
 
 def watch(
@@ -34,7 +34,7 @@ def watch(
     seen: object = None
     try:
         while not all(any((run / end).is_file() for end in ENDS) for run in runs):
-            now = [_state(run / name) for run in runs for name in FILES]
+            now = [(file, _state(file)) for run in runs for file in _files(run)]
             if now != seen:
                 write_report(runs, out, title=title, reload=seconds)
                 seen = now
@@ -42,6 +42,11 @@ def watch(
     except KeyboardInterrupt:
         pass
     return write_report(runs, out, title=title)
+
+
+def _files(run: Path) -> list[Path]:
+    """What the page of a run is made of, whether it is there yet or not."""
+    return [*(run / name for name in FILES), *sorted((run / "evaluations").glob("*.json"))]
 
 
 def _state(file: Path) -> tuple[int, int] | None:

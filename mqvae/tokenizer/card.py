@@ -59,15 +59,17 @@ images = tokenizer.decode(codes)  # (B, C, H, W), at the images' own size
 
 
 def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
-    """The newest figures that were taken at the tokenizer's step; none if there are none."""
-    for file in ("evaluation.json", "summary.json"):
-        path = tokenizer.run.folder / file
+    """What was measured of the tokenizer's weights on the test images; empty if nothing was."""
+    folder = tokenizer.run.folder
+    for path in [*sorted(folder.glob("evaluations/test-*.json")), folder / "summary.json"]:
         if path.is_file():
             try:
                 content = read_json(path)
             except ValueError as error:
                 raise MqvaeError(f"{path} is damaged: {error}") from error
-            if content.get("step", content.get("steps")) == tokenizer.step:
+            same = content.get("weights") == tokenizer.model
+            # The summary is of the last step, whatever weights were saved there.
+            if same or ("weights" not in content and content.get("steps") == tokenizer.step):
                 return content
     return {}
 

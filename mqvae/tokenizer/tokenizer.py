@@ -183,9 +183,9 @@ class Tokenizer:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `from_pretrained` reads: weights, config.json, and a model card of the run.
 
-        The card, README.md, has the figures of summary.json or evaluation.json if they were taken
-        at this step, and reconstructions.png. A tokenizer that was not made by `from_run` hands
-        its card on as it is.
+        The card, README.md, has what was measured of these weights on the test images, by training
+        or `mqvae evaluate`, and reconstructions.png. A tokenizer that was not made by `from_run`
+        hands its card on as it is.
 
         Args:
             folder: Where the files go, over those of these names.

@@ -3,7 +3,7 @@
 from mqvae.trainer.images import inputs_of, load_run_split, load_split
 from mqvae.trainer.loop import Training, begin, resume
 from mqvae.trainer.processes import Processes, restarted
-from mqvae.trainer.results import device_name, versions, write_evaluation
+from mqvae.trainer.results import device_name, not_finite, versions, write_evaluation
 from mqvae.trainer.schedule import warmup_cosine
 from mqvae.trainer.stopping import (
     Interrupted,
@@ -26,6 +26,7 @@ __all__ = [
     "inputs_of",
     "load_run_split",
     "load_split",
+    "not_finite",
     "restarted",
     "resume",
     "versions",

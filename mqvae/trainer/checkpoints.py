@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from mqvae import __version__
-from mqvae.core.distributed import from_all_processes, sum_across_processes
+from mqvae.core.distributed import from_all_processes
 from mqvae.core.passes import RandomState
 from mqvae.errors import MqvaeError
 from mqvae.runs import Checkpoint, Run, beginning_with, optimizer_state, restore_optimizer
@@ -30,7 +30,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
     training: dict[str, Tensor] = {
         **{f"rule.{key}": value for key, value in parts.update.state_dict().items()},
         **{f"task.{key}": value for key, value in _trained(parts).items()},
-        "counts": sum_across_processes(log.counts),
+        "code_counts": log.counts.of_all_processes().table(),
     }
     groups: dict[str, Any] = {}
     for name, optimizer in parts.optimizers.items():
@@ -141,7 +141,7 @@ def _take_over(
     log.skipped = set(state.get("skipped", ()))
     log.warnings = state["warnings"]
     if processes.first:  # what all have counted; the others count on from nothing
-        log.counts = training["counts"].to(processes.device)
+        log.counts.add_table(training["code_counts"])
     if processes.first or state.get("processes") == processes.count:
         random = RandomState(processes.device)
         for kind in _kinds(random):

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mqvae.core.diagnostics import count_codes, perplexity, usage
-from mqvae.core.distributed import (
-    from_all_processes,
-    mean_across_processes,
-    sum_across_processes,
-)
+from mqvae.core.diagnostics import CodeCounts
+from mqvae.core.distributed import from_all_processes, mean_across_processes
 from mqvae.core.updates import Step
 from mqvae.runs import Run
 from mqvae.trainer.assembly import Parts
@@ -37,7 +33,7 @@ class Log:
         loggers: Names of those that take the rows as well.
 
     Attributes:
-        counts: How often this process has seen each code since the last row, (G, K).
+        counts: How often this process has seen each code since the last row.
         collapsed_steps: For how many steps hardly any code has been used.
         troubled_rows: In how many rows in succession the task has had a trouble, by kind; stays
             when it has been warned of.
@@ -73,8 +69,7 @@ class Log:
 
     def count(self, result: Step) -> None:
         """Count the codes of a step."""
-        quantizer = self._parts.network.quantizer
-        self.counts += count_codes(result.codes, quantizer.num_codes, groups=quantizer.groups)
+        self.counts.add(result.codes)
 
     def losses(self, result: Step) -> dict[str, float]:
         """The loss terms of a step, over all processes."""
@@ -106,9 +101,8 @@ class Log:
             validation: The validation loss, if there is a new one.
         """
         [waited] = (t.item() for t in mean_across_processes([torch.tensor(waited)]))
-        counts = sum_across_processes(self.counts).cpu()
-        used = usage(counts).item()
-        quantized = bool(counts.any())  # before quantization sets in there are no codes
+        counts = self.counts.of_all_processes()
+        quantized = counts.used > 0  # before quantization sets in there are no codes
         means = mean_across_processes([logged[name].detach().float() for name in logged])
         players = {name: value.item() for name, value in zip(logged, means, strict=True)}
         levels = self._parts.levels
@@ -116,8 +110,8 @@ class Log:
             "step": step,
             "seconds": seconds,
             "data_wait": waited / took,
-            "perplexity": perplexity(counts).item() if quantized else None,
-            "usage": used if quantized else None,
+            "perplexity": counts.perplexity if quantized else None,
+            "usage": counts.usage if quantized else None,
             **{
                 f"{of}_lr": levels[level].param_groups[0]["lr"]
                 for of, level in (("network", "lower"), ("codebook", "upper"))
@@ -136,23 +130,22 @@ class Log:
             for logger in self._loggers:
                 logger.log(figures, step)
         if quantized:
-            self._look_for_collapse(counts, used, step)
+            self._look_for_collapse(counts, step)
         self._look_for_troubles(players, step)
         self._look_for_waiting(took, waited, step)
         self.counts = self._nothing()
 
-    def _look_for_collapse(self, counts: Tensor, used: float, step: int) -> None:
-        num_codes = self._parts.network.quantizer.num_codes
+    def _look_for_collapse(self, counts: CodeCounts, step: int) -> None:
+        codes = counts.num_codes
         # One code left is a collapse also where it is more than 1% of them.
-        few = used < max(COLLAPSE_USAGE, 1.5 / num_codes) and num_codes > 1
+        few = counts.usage < max(COLLAPSE_USAGE, 1.5 / codes) and codes > 1
         collapsed = self.collapsed_steps + self._every if few else 0
         if self.collapsed_steps < COLLAPSE_STEPS <= collapsed:
-            total = counts.numel()
-            self._warn(
-                f"codebook collapse: {round(used * total)} of {total} codes were used over the "
-                f"last {self._every} steps, and hardly more for {collapsed} steps, up to step "
-                f"{step}. Try a higher optimizer.codebook_lr, fewer quantizer.num_codes, a "
-                "smaller quantizer.dim, or quantizer.groups."
+            self.warn(
+                f"codebook collapse: {counts.used} of {counts.groups * codes} codes were used over "
+                f"the training images of the last {self._every} steps, and hardly more for "
+                f"{collapsed} steps, up to step {step}. Try a higher optimizer.codebook_lr, fewer "
+                "quantizer.num_codes, a smaller quantizer.dim, or quantizer.groups."
             )
         self.collapsed_steps = collapsed
 
@@ -162,7 +155,7 @@ class Log:
         for kind, message in found.items():
             self.troubled_rows[kind] = rows = before.get(kind, 0) + 1
             if rows == TROUBLED_ROWS:
-                self._warn(f"{message} So it was in {rows} rows of metrics.csv, up to step {step}.")
+                self.warn(f"{message} So it was in {rows} rows of metrics.csv, up to step {step}.")
 
     def _look_for_waiting(self, took: float, waited: float, step: int) -> None:
         images = self._parts.batches.images
@@ -173,7 +166,7 @@ class Log:
         self._since = (0.0, 0.0)
         said = any(warning.startswith("waiting for data") for warning in self.warnings)
         if waited > WAIT_SHARE * took and not said:
-            self._warn(
+            self.warn(
                 f"waiting for data took {waited / took:.0%} of the time up to step {step}. Try "
                 "more data.workers, images that are stored no larger than data.side needs, shards "
                 "instead of single files, or data.memory true if they fit."
@@ -189,18 +182,18 @@ class Log:
         before = len(self.skipped)
         self.skipped |= set(text.split("\0")) - {""}
         if self.skipped and not before:
-            self._warn(
+            self.warn(
                 f"{len(self.skipped)} image(s) could not be read and were skipped, up to step "
                 f"{step}; the next one took the place of each. The first is {min(self.skipped)}. "
                 "--data.on_error stop ends a run at such an image; summary.json counts them."
             )
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Say something on the terminal, and keep it for summary.json."""
         self.warnings.append(message)
         if self._processes.first:
             print(f"mqvae: warning: {message}", file=sys.stderr)
 
-    def _nothing(self) -> Tensor:
+    def _nothing(self) -> CodeCounts:
         quantizer = self._parts.network.quantizer
-        shape = (quantizer.groups, quantizer.num_codes)
-        return torch.zeros(shape, dtype=torch.int64, device=self._processes.device)
+        return CodeCounts(quantizer.num_codes, quantizer.groups, device=self._processes.device)

@@ -18,17 +18,18 @@ from mqvae.core.updates import Step
 from mqvae.data import Batches, fitting, in_order
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluate, evaluating
-from mqvae.runs import Run, write_json
+from mqvae.runs import Run, read_json, write_json
 from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
-from mqvae.trainer.checkpoints import capture, not_finite, restore
+from mqvae.trainer.checkpoints import capture, restore
+from mqvae.trainer.checkpoints import not_finite as of_checkpoint
 from mqvae.trainer.images import Splits, load_splits
 from mqvae.trainer.known import Changes, Known, check
 from mqvae.trainer.loggers import chosen
 from mqvae.trainer.logs import Log
 from mqvae.trainer.memory import noticing_shortage
 from mqvae.trainer.processes import Processes, is_first
-from mqvae.trainer.results import device_name, write_evaluation
+from mqvae.trainer.results import device_name, not_finite, write_evaluation
 from mqvae.trainer.schedule import Onset
 from mqvae.trainer.start import set_training, start_from
 from mqvae.trainer.stopping import KEPT, Interrupted, NotFinite, Signals, TrainingFailed
@@ -410,7 +411,7 @@ class Training:
                 **self.known.state(),
             },
         )
-        if bad := not_finite(checkpoint):
+        if bad := of_checkpoint(checkpoint):
             raise self._not_finite(f"{bad} is not finite")
         if self.processes.first:
             self.run.save(name, checkpoint)
@@ -456,6 +457,8 @@ class Training:
             parts.measured, parts.task, self.splits.test, device=device, together=True
         )
         self._note_skipped()
+        for sentence in not_finite(result):
+            self.log.warn(sentence)
         further: dict[str, Any] = {
             "name": settings.name,
             "method": type(parts.update).method,
@@ -476,4 +479,23 @@ class Training:
         }
         if not self.processes.first:
             return {**result.figures, **further}
-        return write_evaluation(self.run, "summary.json", result, further)
+        path = write_evaluation(
+            self.run,
+            result,
+            self.known.splits["test"],
+            self.splits.test.source,
+            checkpoint="last",
+            step=self.step,
+            weights=self.run.load("last", training=False).digest,
+            device=further["device"],
+        )
+        evaluation = read_json(path)
+        content = {
+            **result.figures,
+            **further,
+            "evaluation": path.relative_to(self.run.folder).as_posix(),
+            "figures": {key: evaluation["figures"][key] for key in result.figures},
+            **{key: evaluation[key] for key in ("protocol", "codes", "pictures", "versions")},
+        }
+        write_json(self.run.folder / "summary.json", content)
+        return content

@@ -3,62 +3,152 @@
 import csv
 import dataclasses
 import io
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import Image
 
 from mqvae import __version__
+from mqvae.data import Identity
 from mqvae.metrics import Evaluation
-from mqvae.runs import Run, write_json, write_whole
+from mqvae.runs import Run, read_json, write_json, write_whole
 from mqvae.tasks import Picture, Strip
 
+EVALUATIONS = "evaluations"
 GAP = 2  # pixels between the images of a strip
+# What must agree for metrics to be of the same images.
+SAME = ("dataset", "split", "images")
 
 
 def write_evaluation(
-    run: Run, file: str, result: Evaluation, further: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The figures as a JSON file of the run, code_counts.csv and the pictures.
+    run: Run,
+    result: Evaluation,
+    images: Identity,
+    source: str,
+    *,
+    changes: Mapping[str, str] = MappingProxyType({}),
+    checkpoint: str,
+    step: int,
+    weights: str,
+    device: str,
+    name: str = "",
+) -> Path:
+    """Merge what was measured into the file of its split and checkpoint, `evaluations/NAME.json`.
+
+    Metrics that the file has and that were not measured now stay, if they were of the same weights
+    and of the same images; otherwise it begins afresh. Code counts and pictures lie beside it.
 
     Args:
         run: The run.
-        file: summary.json or evaluation.json.
         result: What was measured.
-        further: What else the file says.
+        images: Which images these are.
+        source: Where they came from, in words.
+        changes: How they differ from those of the run, where that was accepted.
+        checkpoint: "last" or "best".
+        step: Training steps that it has had.
+        weights: Fingerprint of its weights.
+        device: What it was measured on, in words.
+        name: Of the file; SPLIT-CHECKPOINT if not given.
 
     Returns:
-        The file's contents.
+        The file.
     """
-    lines = ["group,code,count"]
-    for group, counts in enumerate(result.code_counts.tolist()):
-        lines += [f"{group},{code},{count}" for code, count in enumerate(counts)]
-    write_whole(run.folder / "code_counts.csv", "\n".join(lines) + "\n")
+    name = name or f"{result.protocol['split']}-{checkpoint}"
+    path = run.folder / EVALUATIONS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    identity = images.to_json()
+    same = {key: result.protocol[key] for key in SAME}
+    before = _of_the_same(path, weights, identity, same)
+    described = {key: dataclasses.asdict(figure) for key, figure in result.described.items()}
+    all_described = {**before.get("figures", {}), **described}
+    names = list(result.figures)
+    now = {"figures": names, "device": device, "versions": versions()}
     content = {
+        "split": result.protocol["split"],
+        "checkpoint": checkpoint,
+        "step": step,
+        "weights": weights,
+        "images": identity,
+        "source": source,
+        **({"accepted_changes": dict(changes)} if changes else {}),
+        **{key: before[key] for key in before.get("figures", {})},
         **result.figures,
-        **further,
         "protocol": result.protocol,
-        "figures": {key: dataclasses.asdict(f) for key, f in result.described.items()},
-        "pictures": [_write_picture(run, picture) for picture in result.pictures],
-        "versions": versions(),
+        "figures": all_described,
+        "codes": _write_counts(run, name, result),
+        "pictures": [_write_picture(run, name, picture) for picture in result.pictures],
+        "device": device,
+        "versions": now["versions"],
+        "measured": [*_left_of(before.get("measured", []), names), now],
     }
-    write_json(run.folder / file, content)
-    return content
+    write_json(path, content)
+    return path
 
 
-def _write_picture(run: Run, picture: Picture) -> dict[str, Any]:
+def _of_the_same(
+    path: Path, weights: str, images: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a file says of these weights and images; nothing if it is about others, or damaged."""
+    try:
+        content = read_json(path)
+        same = content["weights"] == weights and content["images"] == images
+        same = same and protocol.items() <= content["protocol"].items()
+        if same and all(key in content for key in content["figures"]):
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def _left_of(measured: Sequence[Mapping[str, Any]], now: Sequence[str]) -> list[dict[str, Any]]:
+    """What each earlier measurement said of metrics that were not measured again."""
+    left = [{**each, "figures": [f for f in each["figures"] if f not in now]} for each in measured]
+    return [each for each in left if each["figures"]]
+
+
+def not_finite(result: Evaluation) -> list[str]:
+    """A sentence about each metric that is not a finite number."""
+    where = f"the {result.protocol['images']:,} {result.protocol['split']} images"
+    return [
+        f"{name} is {value} on {where}."
+        for name, value in result.figures.items()
+        if not math.isfinite(value)
+    ]
+
+
+def _write_counts(run: Run, name: str, result: Evaluation) -> dict[str, Any]:
+    """How often codes were chosen, as a file of the run; returns what it is."""
+    counts = result.code_counts
+    file = f"{EVALUATIONS}/{name}-code_counts.csv"
+    lines = ["group,code,count", *(",".join(map(str, row)) for row in counts.table().tolist())]
+    write_whole(run.folder / file, "\n".join(lines) + "\n")
+    return {
+        "file": file,  # codes that were never chosen have no row
+        "num_codes": counts.num_codes,
+        "groups": counts.groups,
+        "used": counts.used,
+    }
+
+
+def _write_picture(run: Run, name: str, picture: Picture) -> dict[str, Any]:
     """The picture as a file of the run; returns what it is."""
-    (run.folder / "samples").mkdir(exist_ok=True)
+    folder = f"samples/{name}"
+    (run.folder / folder).mkdir(parents=True, exist_ok=True)
     if isinstance(picture, Strip):
-        file = f"samples/{picture.name}.png"
+        file = f"{folder}/{picture.name}.png"
         pixels = (picture.images.cpu().clamp(0, 1) * 255).byte().expand(-1, 3, -1, -1)
         strip = torch.cat([*torch.nn.functional.pad(pixels, (0, GAP))], dim=-1)[..., :-GAP]
-        Image.fromarray(strip.permute(1, 2, 0).numpy()).save(run.folder / file)  # (H, W, 3)
+        image = io.BytesIO()
+        Image.fromarray(strip.permute(1, 2, 0).numpy()).save(image, "PNG")  # (H, W, 3)
+        write_whole(run.folder / file, image.getvalue())
         kind = {"kind": "strip", "reference": picture.reference}
     else:
-        file = f"samples/{picture.name}.csv"
+        file = f"{folder}/{picture.name}.csv"
         written = io.StringIO()
         csv.writer(written, lineterminator="\n").writerows(picture.counts.tolist())
         write_whole(run.folder / file, written.getvalue())
