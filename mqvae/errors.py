@@ -1,5 +1,11 @@
 """Whose fault an error is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
+
 
 class MqvaeError(ValueError):
     """Something the user can mend: an option, a file, a shape, a missing download.
@@ -8,3 +14,46 @@ class MqvaeError(ValueError):
     that message alone and exits with code 2; every other exception is a fault of mqvae's, exit
     code 1. It is a ValueError, so that code which catches one keeps working.
     """
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Inside, where a user's values are handed over, what a library refuses is the user's to mend.
+
+    torch says "Invalid learning rate" by a ValueError, a size that no memory holds by a
+    RuntimeError. What the package's own lines raise stays what it is, but for what torch's
+    functions say when those lines call them.
+
+    Args:
+        what: The setting, for the message.
+
+    Raises:
+        MqvaeError: for what a library refuses.
+    """
+    try:
+        yield
+    except MqvaeError:
+        raise
+    except (ValueError, TypeError, RuntimeError, MemoryError, ArithmeticError) as error:
+        if own := _of_the_user(error):
+            raise own from error
+        if _raised_here(error) and not isinstance(error, RuntimeError | MemoryError):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise MqvaeError(f"{what}: {said[:500]}") from error
+
+
+def _of_the_user(error: BaseException | None) -> MqvaeError | None:
+    """The MqvaeError that another library has wrapped."""
+    while error is not None:
+        if isinstance(error, MqvaeError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE)

@@ -52,11 +52,22 @@ def test_what_is_typed():
         (["--sweep", "seed=0,one"], "seed"),
         (["--sweep", "sed=0"], "--sed"),
         (["--sweep", "seed=0", "--trainer.devices", "2"], "leave trainer.devices out"),
+        # What only the parts know, of a combination that is not the first.
+        (
+            ["--sweep", "quantizer.dim=16,15", "quantizer.groups=4"],
+            "quantizer.dim=15,quantizer.groups=4: groups must divide dim",
+        ),
+        (["--sweep", "network.width=8,7"], "network.width=7: width must be an even number"),
+        (["--sweep", "data.batch_size=50,5000"], "data.batch_size=5000: "),
+        (["--sweep", "optimizer.codebook=Adam,LBFGS"], "optimizer.codebook=LBFGS: "),
+        (["--sweep", "optimizer.network.betas=[0.9,0.95],[2,3]"], "Invalid beta"),
+        (["--sweep", "data.above=same,held-out", "data.validation=0"], "no validation images"),
     ],
 )
 def test_what_cannot_be_trained_is_said_first(arguments, said, tmp_path, capsys):
     assert main([*TINY, *arguments, "--out", str(tmp_path / "out")]) == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err and "run 1 of" not in err
     assert not (tmp_path / "out").exists()
 
 

@@ -5,7 +5,8 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,11 +116,19 @@ def _check(asked: Sweep) -> None:
     """
     from mqvae.runs import read_json, write_whole
     from mqvae.settings import from_arguments
+    from mqvae.trainer import tried
 
-    for own in asked.runs().values():
-        settings, _, _ = from_arguments([*asked.fixed, *own])
+    every = []
+    for folder, own in asked.runs().items():
+        with _named(folder):
+            settings, _, _ = from_arguments([*asked.fixed, *own])
         if settings.trainer.devices > 1:
             raise MqvaeError("--sweep trains in one process: leave trainer.devices out.")
+        every.append(settings)
+    checked = tried(every)
+    for folder in asked.runs():
+        with _named(folder):  # the parts of each are put together, and taken apart again
+            next(checked)
     file = asked.out / FILE
     if file.is_file() and not asked.overwrite:
         before = read_json(file)["arguments"]
@@ -130,6 +139,15 @@ def _check(asked: Sweep) -> None:
             )
     asked.out.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({"arguments": asked.fixed}) + "\n")
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What cannot be trained is said of which combination."""
+    try:
+        yield
+    except MqvaeError as error:
+        raise MqvaeError(f"{folder.name}: {error}") from error
 
 
 def _conclude(out: Path, folders: list[Path]) -> None:

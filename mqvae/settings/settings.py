@@ -1,7 +1,6 @@
 """Settings of a run: read, written, and made into objects."""
 
 import json
-import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import mqvae
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Update
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, refused
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
 from mqvae.settings.classes import UNFIT, find, is_ours, only_ours
@@ -159,13 +158,8 @@ class Settings:
             wanted[slot] = _namespace(reduce(getitem, slot.split("."), config))
         later = [(_later, base, True) for base in (Update, TorchOptimizer)]
         parser = settings_parser()
-        try:
-            with only_ours(config):
-                return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
-        except ValueError as error:
-            # What a class refuses, out of the list of all that jsonargparse tried.
-            own = re.findall(r"^ *- (?!Expected a)(.+)$", str(error), re.MULTILINE)
-            raise MqvaeError(own[-1] if own else str(error)) from error
+        with refused(", ".join(slots)), only_ours(config):
+            return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
 
     def resolved(self, network: VQNetwork, update: Update, **data: Any) -> "Settings":
         """With what quantizer and rule chose by themselves written out, and these of the data."""

@@ -12,6 +12,7 @@ from mqvae.trainer.stopping import (
     ProcessLost,
     TrainingFailed,
 )
+from mqvae.trainer.trying import tried
 
 __all__ = [
     "Interrupted",
@@ -29,6 +30,7 @@ __all__ = [
     "not_finite",
     "restarted",
     "resume",
+    "tried",
     "versions",
     "warmup_cosine",
     "write_evaluation",

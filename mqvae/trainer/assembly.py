@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from mqvae.core.network import VQNetwork
 from mqvae.core.updates import Meta, Step, Unquantized, Update
 from mqvae.data import Batches, Images, fitting, these
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, refused
 from mqvae.metrics import evaluating
 from mqvae.settings import Settings
 from mqvae.tasks import Player, Task
@@ -132,21 +132,26 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     torch.manual_seed(settings.seed)
     device = processes.device
     components = settings.components()
-    network = components.network.build(inputs_of(settings.data), components.quantizer).to(device)
-    # Whatever the encoder cannot take is said before anything is written.
-    x = torch.zeros(1, *splits.train.shape, device=device)
-    with evaluating(network), torch.no_grad():
-        network.embed(x)
-    freeze(network, settings.freeze)
-    task = components.task.to(device)
+    with refused("network and quantizer"):
+        network = components.network.build(inputs_of(settings.data), components.quantizer)
+        network = network.to(device)
+        # Whatever the encoder cannot take is said before anything is written.
+        x = torch.zeros(1, *splits.train.shape, device=device)
+        with evaluating(network), torch.no_grad():
+            network.embed(x)
+        freeze(network, settings.freeze)
+        task = components.task.to(device)
 
-    levels = {"lower": components.network_optimizer(network.network_parameters())}
+    with refused("optimizer.network"):
+        levels = {"lower": components.network_optimizer(network.network_parameters())}
     codebook = list(network.codebook_parameters())
     upper: dict[str, Optimizer | None] = {}
     if components.rule.steps_codebook:
-        upper["upper"] = components.codebook_optimizer(codebook) if codebook else None
+        with refused("optimizer.codebook"):
+            upper["upper"] = components.codebook_optimizer(codebook) if codebook else None
         levels |= {name: optimizer for name, optimizer in upper.items() if optimizer is not None}
-    update = components.update(network, task, lower=levels["lower"], **upper)
+    with refused("update"):
+        update = components.update(network, task, lower=levels["lower"], **upper)
     if isinstance(update, Meta) and isinstance(update.upper_loss, nn.Module):
         update.upper_loss.to(device)
 
