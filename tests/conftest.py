@@ -1,9 +1,12 @@
 """Shared fixtures."""
 
+import os
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
+from rounding import Rounding
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,13 +25,23 @@ SMALL = {
 }
 
 # The problems are tiny: threads would only wait for each other.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 torch.manual_seed(0)  # what is made while tests are collected is the same each time
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rounding",
+        action="store_true",
+        help="results of other shapes differ in their last bit, see tests/rounding.py",
+    )
+
+
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded(request):
     torch.manual_seed(0)
+    with Rounding() if request.config.getoption("rounding") else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="module")

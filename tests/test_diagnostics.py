@@ -107,10 +107,11 @@ def test_gradient_gap_of_a_linear_decoder():
 
 def test_gradient_gap_vanishes_on_codewords():
     network, x, y = linear_network()
+    far = gradient_gap(network, squared_error, x[:5], y[:5])
     with torch.no_grad():
         network.quantizer.codebook.assign(network.encoder(x)[:5])
-    assert gradient_gap(network, squared_error, x[:5], y[:5]) == 0
-    assert gradient_gap(network, squared_error, x, y) > 0
+    # Not zero to the bit: a batch of five may round otherwise than five of a larger batch.
+    assert gradient_gap(network, squared_error, x[:5], y[:5]) < 1e-12 * far
 
 
 def test_gradient_gap_of_feature_maps():
