@@ -4,7 +4,9 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from mqvae.core.distributed import process_rank
 from mqvae.core.shown import html_table
 from mqvae.errors import MqvaeError
 from mqvae.finite import only_finite
+from mqvae.locking import LOCK, Lock, lock
 from mqvae.plain import read_json as read_json
 from mqvae.plain import read_yaml
 from mqvae.tensors import packed, unpacked
@@ -63,6 +67,13 @@ class Checkpoint:
         """What the network is measured and used with: the average where there is one."""
         return self.model if self.average is None else self.average
 
+    @property
+    def weights_alone(self) -> "Checkpoint":
+        """Nothing but the weights that the network is used with, and what is said of them."""
+        resumes = ("batches", "above", "optimizers", "schedules")
+        state = {k: v for k, v in self.state.items() if k not in resumes}
+        return Checkpoint(self.weights, {}, state)
+
     def give_weights(self, network: nn.Module, folder: str | Path) -> None:
         """Load `weights` into a network.
 
@@ -92,8 +103,11 @@ class Run:
         ValueError: if the folder is not a run.
     """
 
+    _lock: Lock | None = None
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._damaged: set[str] = set()  # checkpoints that were found so
         if not self.folder.is_dir():
             raise MqvaeError(
                 f"{self.folder} is not a run: there is no such folder. Pass a folder that "
@@ -133,19 +147,28 @@ class Run:
     def create(
         cls, folder: str | Path, config: Mapping[str, Any], *, overwrite: bool = False
     ) -> "Run":
-        """Make a run folder; an old one is replaced only if `overwrite`.
+        """Make a run folder, locked; an old one is replaced only if `overwrite`.
 
         Raises:
             ValueError: if the folder exists, holds something, and must or should not be replaced.
         """
         folder = Path(folder)
         cls.require_free(folder, overwrite=overwrite)
-        if folder.exists():
-            shutil.rmtree(folder)
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "samples").mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
+        own = lock(folder)
+        cls.require_free(folder, overwrite=overwrite)  # nobody was faster
+        # Whenever this is cut short, what is there can still be replaced.
+        for path in folder.iterdir():
+            if path.name not in (LOCK, "config.yaml", "checkpoints"):
+                _remove(path)
+        for name in ("checkpoints", "samples"):
+            (folder / name).mkdir(exist_ok=True)
+        for path in (folder / "checkpoints").iterdir():
+            _remove(path)
         _write_config(folder, config)
-        return cls(folder)
+        run = cls(folder)
+        run._lock = own
+        return run
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace config.yaml, whole or not at all."""
@@ -160,19 +183,52 @@ class Run:
             ValueError: if it holds something, and must or should not be replaced.
         """
         folder = Path(folder)
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return
         if folder.is_file():
             raise MqvaeError(f"{folder} is a file: --out takes a folder for the run.")
+        if not folder.exists() or _holds_nothing(folder):
+            return
         if not overwrite:
+            resumes = f", or resume it by `mqvae train --resume {folder}`"
             raise MqvaeError(
-                f"{folder} exists already: choose another --out, add --overwrite to replace "
-                f"it, or go on with it by `mqvae train --resume {folder}`."
+                f"{folder} exists already: choose another --out, or add --overwrite to replace it"
+                f"{resumes if Run.resumable(folder) else ''}."
             )
         if not ((folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()):
             raise MqvaeError(
                 f"{folder} is not a run, so --overwrite leaves it alone: choose another --out."
             )
+        lock(folder)  # of a run in training nothing is replaced
+
+    @staticmethod
+    def resumable(folder: str | Path) -> bool:
+        """Whether a folder is a run with a checkpoint to resume from; never raises."""
+        there = Run.checkpoint_in(folder) is not None
+        return there and (Path(folder) / "config.yaml").is_file()
+
+    @staticmethod
+    def checkpoint_in(folder: str | Path, name: str = "last") -> Path | None:
+        """The folder of a run's checkpoint, or of the one before it where a kill left that alone.
+
+        Args:
+            folder: The run's.
+            name: "last" or "best".
+        """
+        names = (name, _before(name))
+        found = (Path(folder) / "checkpoints" / each for each in names)
+        return next((path for path in found if path.is_dir()), None)
+
+    def lock(self) -> None:
+        """Let no other process train in the folder, until `unlock` or the end of this one.
+
+        Raises:
+            ValueError: if another process does.
+        """
+        self._lock = lock(self.folder)
+
+    def unlock(self) -> None:
+        """Let others train in the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     # -- metrics.csv ---------------------------------------------------------------------------
 
@@ -210,92 +266,188 @@ class Run:
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint whole or not at all; the one of that name is replaced."""
+        """Write a checkpoint whole or not at all; the one before it of that name is kept.
+
+        Raises:
+            ValueError: if it cannot be written; the one before it is whole.
+        """
         target = self.folder / "checkpoints" / name
         partial = target.with_name(f"{name}.partial")
-        previous = target.with_name(f"{name}.previous")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for file, tensors in (
-            ("model.safetensors", checkpoint.model),
-            ("training.safetensors", checkpoint.training),
-            ("average.safetensors", checkpoint.average),
-        ):
-            if tensors is None:
-                continue
-            # Not safetensors' `save_file`, whose files nobody else may read.
-            (partial / file).write_bytes(packed(tensors))
-        digests = {p.name: _sha256(p.read_bytes()) for p in sorted(partial.iterdir())}
-        digests["state"] = _sha256(json.dumps(checkpoint.state).encode())
-        write_whole(
-            partial / "state.json", json.dumps({**checkpoint.state, "sha256": digests}, indent=2)
-        )
-        for path in partial.iterdir():
-            _flush(path)
-        # At every moment one of `name` and `name.previous` is whole.
-        if target.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            target.rename(previous)
-        partial.rename(target)
-        shutil.rmtree(previous, ignore_errors=True)
+        previous = target.with_name(_before(name))
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            _write(partial, checkpoint)
+            # At every moment one of `name` and the one before it is whole.
+            if name in self._damaged:
+                shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                target.rename(previous)
+            partial.rename(target)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise MqvaeError(
+                f"the checkpoint {target} cannot be written: {error.strerror or error}. "
+                + (
+                    "The one before it is kept: when there is room, and leave to write, resume "
+                    "with --resume."
+                    if target.exists() or previous.exists()
+                    else "There is none before it: make room, or choose another --out."
+                )
+            ) from error
+        self._damaged.discard(name)
 
-    def load(self, name: str = "last", *, training: bool = True) -> Checkpoint:
-        """Read a checkpoint.
+    def load(
+        self, name: str = "last", *, training: bool = True, weights: bool = True
+    ) -> Checkpoint:
+        """Read a checkpoint; the one before it, with a warning, if it is damaged.
 
         Args:
             name: "last" or "best".
-            training: Read what only going on needs, too.
+            training: Read what only resuming needs, too.
+            weights: Read the weights; without them the state is all there is.
 
         Raises:
-            ValueError: if there is none, or a file of it is damaged.
+            ValueError: if there is none, or files of it and of the one before are damaged.
         """
         folder = self.folder / "checkpoints" / name
-        if not folder.exists() and folder.with_name(f"{name}.previous").exists():
-            folder = folder.with_name(f"{name}.previous")
-        if not folder.is_dir():
+        while True:
+            there = _identity(folder)
+            found, damage = _newest_whole(folder, training=training, weights=weights)
+            # One that is replaced while it is read looks damaged, or is not there.
+            if _identity(folder) == there or (found is not None and damage is None):
+                break
+        if found is not None:
+            if damage is not None:
+                self._damaged.add(name)
+                if process_rank() == 0:
+                    print(
+                        f"mqvae: warning: the checkpoint {folder} is damaged ({_reason(damage)}): "
+                        f"the one before it is taken, of step {found.state.get('step')}.",
+                        file=sys.stderr,
+                    )
+            return found
+        if damage is None:
             raise MqvaeError(
                 f"{self.folder} has no checkpoint '{name}' (yet): train it, or train it again with "
                 "--overwrite."
                 + " The best is chosen on validation images: it needs data.validation above 0."
                 * (name == "best")
             )
+        other = "best" if name == "last" else "last"
+        raise MqvaeError(
+            f"the checkpoint {folder} is damaged ({_reason(damage)}), and no whole one is before "
+            "it. Train the run again with --overwrite"
+            + (
+                f"; to use it as it is, the other one may be whole: --checkpoint {other}."
+                if folder.with_name(other).is_dir()
+                else "."
+            )
+        ) from damage
+
+
+def _before(name: str) -> str:
+    """The folder of the checkpoint before the one of a name."""
+    return f"{name}.previous"
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    """All files of a checkpoint, on the disk when this returns."""
+    folder.mkdir(parents=True)
+    digests = {}
+    for file, tensors in (
+        ("average.safetensors", checkpoint.average),
+        ("model.safetensors", checkpoint.model),
+        ("training.safetensors", checkpoint.training or None),
+    ):
+        if tensors is None:
+            continue
+        content = packed(tensors)  # not safetensors' `save_file`, whose files nobody else may read
+        (folder / file).write_bytes(content)
+        digests[file] = _sha256(content)
+    digests["state"] = _sha256(json.dumps(checkpoint.state).encode())
+    (folder / "state.json").write_text(_as_text({**checkpoint.state, "sha256": digests}))
+    for path in folder.iterdir():
+        _flush(path)
+
+
+def _read(folder: Path, *, training: bool, weights: bool) -> Checkpoint:
+    """A checkpoint; raises whatever comes of damage to it."""
+    text = (folder / "state.json").read_text(encoding="utf-8")
+    state = json.loads(text)
+    same = text == _as_text(state)
+    digests = state.pop("sha256")
+    if not same or _sha256(json.dumps(state).encode()) != digests["state"]:
+        raise MqvaeError("state.json is not what was written")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for file, digest in digests.items():
+        if file == "state" or not (training if file == "training.safetensors" else weights):
+            continue
+        content = (folder / file).read_bytes()
+        if _sha256(content) != digest:
+            raise MqvaeError(f"{file} is not what was written")
+        tensors[file] = unpacked(content)
+    average = tensors.get("average.safetensors")
+    used = next(f for f in ("average.safetensors", "model.safetensors") if f in digests)
+    further = tensors.get("training.safetensors", {})
+    model = tensors["model.safetensors"] if weights else {}
+    return Checkpoint(model, further, state, average, digests[used])
+
+
+def _newest_whole(
+    folder: Path, *, training: bool, weights: bool
+) -> tuple[Checkpoint | None, Exception | None]:
+    """A checkpoint, or the one before it if it is damaged or missing; and what damage was met."""
+    damage: Exception | None = None
+    for each in (folder, folder.with_name(_before(folder.name))):
+        if not each.is_dir():
+            continue
         try:
-            state = read_json(folder / "state.json")
-            digests = state.pop("sha256")
-            if _sha256(json.dumps(state).encode()) != digests["state"]:
-                raise MqvaeError("state.json is not what was written")
-            tensors: dict[str, dict[str, Tensor]] = {}
-            for file, digest in digests.items():
-                if file == "state" or (file == "training.safetensors" and not training):
-                    continue
-                content = (folder / file).read_bytes()
-                if _sha256(content) != digest:
-                    raise MqvaeError(f"{file} is not what was written")
-                tensors[file] = unpacked(content)
-            model = tensors["model.safetensors"]
+            return _read(each, training=training, weights=weights), damage
+        except (MemoryError, PermissionError):
+            raise  # they say nothing of what is in the file
         except Exception as error:
-            other = "best" if name == "last" else "last"
-            raise MqvaeError(
-                f"the checkpoint {folder} is damaged ({_reason(error)}). Train the run again with "
-                "--overwrite"
-                + (
-                    f"; to use it as it is, the other one may be whole: --checkpoint {other}."
-                    if folder.with_name(other).is_dir()
-                    else "."
-                )
-            ) from error
-        average = tensors.get("average.safetensors")
-        used = "model.safetensors" if average is None else "average.safetensors"
-        further = tensors.get("training.safetensors", {})
-        return Checkpoint(model, further, state, average, digests[used])
+            damage = damage or error
+    return None, damage
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that takes its place; None where there is none."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _as_text(state: Mapping[str, Any]) -> str:
+    return json.dumps(state, indent=2)
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether no file is in a folder or below, but for what a run killed in `create` leaves."""
+    left = re.compile(rf"{re.escape(LOCK)}|config\.yaml\.\d+\.partial")
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return all(path.parent == folder and left.fullmatch(path.name) for path in files)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text as UTF-8."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    _flush(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        _flush(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk has no room for it
+        raise
 
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -300,7 +300,7 @@ def test_a_run_without_a_record_is_taken_with_a_warning(run, capsys):
     state.pop("sha256")
     digests = json.loads(file.read_text())["sha256"]
     digests["state"] = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    file.write_text(json.dumps({**state, "sha256": digests}))
+    file.write_text(json.dumps({**state, "sha256": digests}, indent=2))
     (out / "images.npz").unlink()
     change(folder)
     training = resume(Run(out))

@@ -1,9 +1,13 @@
 """mqvae.runs: a checkpoint is whole or not there, and damage has a name."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from torch import nn
 
 from mqvae import runs
+from mqvae.errors import MqvaeError
 from mqvae.runs import (
     COLUMNS,
     Checkpoint,
@@ -138,7 +143,8 @@ def test_checkpoints_come_back(run):
     run.save("last", checkpoint(4))
     assert same(run.load("last"), checkpoint(4))
     assert run.load("last").digest != run.load("best").digest
-    assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["best", "last"]
+    there = sorted(p.name for p in (run.folder / "checkpoints").iterdir())
+    assert there == ["best", "last", "last.previous"]
 
 
 def test_whoever_may_read_the_config_may_read_the_weights(run):
@@ -203,7 +209,8 @@ def test_killed_at_any_moment_a_checkpoint_is_whole(run, before, monkeypatch):
         whole = newer if same(found, newer) else whole
     assert moments >= 10
     assert same(run.load("last"), newer)
-    assert [p.name for p in (run.folder / "checkpoints").iterdir()] == ["last"]
+    there = sorted(p.name for p in (run.folder / "checkpoints").iterdir())
+    assert there == ["last", "last.previous"]
 
 
 def flip(path, where=0.5):
@@ -242,7 +249,7 @@ def change_step(path):
     ],
 )
 @pytest.mark.parametrize("name", ["last", "best"])
-def test_damage_is_named(run, name, file, damage, said):
+def test_damage_is_named(run, name, file, damage, said, capsys):
     for each in ("last", "best"):
         run.save(each, checkpoint(2))
     damage(run.folder / "checkpoints" / name / file)
@@ -254,6 +261,109 @@ def test_damage_is_named(run, name, file, damage, said):
     other = {"last": "best", "best": "last"}[name]
     assert f"--checkpoint {other}" in text
     assert same(run.load(other), checkpoint(2))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("model.safetensors", flip, "model.safetensors is not what was written"),
+        ("training.safetensors", halve, "training.safetensors is not what was written"),
+        ("state.json", change_step, "state.json is not what was written"),
+        ("state.json", Path.unlink, "state.json is missing"),
+    ],
+)
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(run, file, damage, said, capsys):
+    for step in (1, 2, 3):
+        run.save("last", checkpoint(step))
+    damage(run.folder / "checkpoints" / "last" / file)
+    for training in (True, False):
+        found = run.load("last", training=training)
+        weights_are_whole = file == "training.safetensors" and not training
+        assert found.state == checkpoint(3 if weights_are_whole else 2).state
+        warned = capsys.readouterr().err
+        if weights_are_whole:
+            assert warned == ""
+        else:
+            assert warned.startswith("mqvae: warning: the checkpoint ")
+            assert f"is damaged ({said}): the one before it is taken, of step 2." in warned
+    # The next one takes the damaged one's place; the whole one stays until after that.
+    assert same(run.load("last"), checkpoint(2))
+    run.save("last", checkpoint(4))
+    assert same(run.load("last"), checkpoint(4))
+    flip(run.folder / "checkpoints" / "last" / "state.json")
+    assert same(run.load("last"), checkpoint(2))
+
+
+def test_killed_while_a_damaged_checkpoint_is_replaced(run, monkeypatch):
+    moments = 0
+    while True:
+        for step in (1, 2, 3):
+            run.save("last", checkpoint(step))
+        flip(run.folder / "checkpoints" / "last" / "model.safetensors")
+        opened = Run(run.folder)
+        assert same(opened.load("last"), checkpoint(2))
+        with monkeypatch.context() as patch:
+            for owner, name, operation in killing_at(moments, before=False):
+                patch.setattr(owner, name, operation)
+            try:
+                opened.save("last", checkpoint(4))
+                break
+            except Killed:
+                moments += 1
+        found = Run(run.folder).load("last")
+        assert same(found, checkpoint(2)) or same(found, checkpoint(4)), f"moment {moments}"
+    assert moments >= 8
+
+
+def test_any_byte_changed_is_noticed(run, capsys):
+    """Every byte of every file, its lowest and its highest bit."""
+    saved = [
+        Checkpoint({"w": torch.full((2,), i)}, {"m": torch.ones(2)}, {"step": i, "ξ": [0.1, None]})
+        for i in (1, 2)
+    ]
+    for each in saved:
+        run.save("last", each)
+    count = 0
+    for path in (run.folder / "checkpoints" / "last").iterdir():
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            for bit in (1, 128):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+                found = run.load("last")
+                assert same(found, saved[0]), (path.name, place)
+                assert "is damaged" in capsys.readouterr().err
+                count += 1
+        path.write_bytes(whole)
+    assert same(run.load("last"), saved[1])
+    assert count > 900
+
+
+def test_read_while_it_is_replaced(run, monkeypatch, capsys):
+    """Whoever reads finds a whole one, and no damage, whenever the next one is written."""
+    newest = [2]
+    for step in (1, 2):
+        run.save("last", checkpoint(step))
+    read = Path.read_bytes
+    for moment in range(6):
+        count = iter(range(10**6))
+
+        def replacing(path, count=count, moment=moment):
+            if path.parent.parent.name == "checkpoints" and next(count) == moment:
+                with monkeypatch.context() as patch:
+                    patch.setattr(Path, "read_bytes", read)
+                    for _ in range(2):
+                        newest.append(newest[-1] + 1)
+                        Run(run.folder).save("last", checkpoint(newest[-1]))
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", replacing)
+            found = Run(run.folder).load("last")
+        assert same(found, checkpoint(found.state["step"]))
+        assert found.state["step"] in newest[-3:]
+        assert capsys.readouterr().err == ""
+    assert len(newest) > 3
 
 
 def test_damage_without_another_checkpoint(run):
@@ -387,3 +497,187 @@ def test_an_optimizer_that_remembers_what_no_checkpoint_holds():
     optimizer.state[layer.weight]["note"] = "hello"
     with pytest.raises(ValueError, match="SGD remembers a str, 'note'"):
         optimizer_state("lower", optimizer)
+
+
+# -- whether there is something to resume ----------------------------------------------------------
+
+
+def test_resumable(tmp_path, run):
+    assert not Run.resumable(tmp_path / "nowhere")
+    assert not Run.resumable(tmp_path)
+    assert not Run.resumable(run.folder)
+    run.save("last", checkpoint(1))
+    assert Run.resumable(run.folder)
+    last = run.folder / "checkpoints" / "last"
+    last.rename(last.with_name("last.previous"))  # a kill between two renamings
+    assert Run.resumable(run.folder)
+    assert same(run.load("last"), checkpoint(1))
+    (run.folder / "config.yaml").unlink()
+    assert not Run.resumable(run.folder)
+
+
+def test_what_says_that_a_folder_is_in_use_offers_what_works(run):
+    with pytest.raises(ValueError) as raised:
+        Run.require_free(run.folder)
+    assert "--overwrite" in str(raised.value) and "--resume" not in str(raised.value)
+    run.save("last", checkpoint(1))
+    with pytest.raises(ValueError, match=r"--overwrite.*--resume"):
+        Run.require_free(run.folder)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_while_a_run_is_made_it_can_be_made_again(tmp_path, monkeypatch, overwrite):
+    moments = 0
+    while True:
+        folder = tmp_path / f"run{moments}"
+        if overwrite:
+            old = Run.create(folder, CONFIG)
+            old.save("last", checkpoint(1))
+            old.start_metrics(after_step=0)
+            (folder / "samples" / "a.png").write_text("picture")
+            old.unlock()
+        new = {"name": "another"}
+        with monkeypatch.context() as patch:
+            for owner, name, operation in killing_at(moments, before=False):
+                patch.setattr(owner, name, operation)
+            try:
+                Run.create(folder, new, overwrite=overwrite)
+                break
+            except Killed:
+                moments += 1
+        assert Run.create(folder, new, overwrite=True).config == new
+        assert not Run.resumable(folder)
+        assert sorted(p.name for p in folder.iterdir() if p.name[0] != ".") == [
+            "checkpoints",
+            "config.yaml",
+            "samples",
+        ]
+    assert moments >= 4
+
+
+# -- one trainer at a time -------------------------------------------------------------------------
+
+HOLDING = """
+import sys
+from mqvae.runs import Run
+run = Run(sys.argv[1])
+run.lock()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_process_trains(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_in_training_is_not_trained_nor_replaced(run):
+    run.save("last", checkpoint(1))
+    run.unlock()
+    with another_process_trains(run.folder) as process:
+        said = rf"{run.folder} is being trained already, by process {process.pid} on "
+        for attempt in (
+            run.lock,
+            lambda: Run.create(run.folder, CONFIG, overwrite=True),
+            lambda: Run.require_free(run.folder, overwrite=True),
+        ):
+            with pytest.raises(MqvaeError, match=said):
+                attempt()
+        assert same(run.load(), checkpoint(1))
+        process.kill()  # whatever ends it ends the lock
+        process.wait()
+        run.lock()
+    run.unlock()
+    assert not (run.folder / ".lock").exists()
+
+
+def test_the_lock_is_one_for_all_of_a_process(run):
+    again = Run(run.folder)
+    again.lock()
+    again.unlock()
+    run.unlock()
+    run.lock()
+
+
+def test_a_file_system_without_locks(run, monkeypatch):
+    from mqvae import locking
+
+    run.unlock()
+
+    def refuses(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locking.fcntl, "flock", refuses)
+    run.lock()
+    monkeypatch.setattr(locking, "fcntl", None)
+    run.unlock()
+    run.lock()
+
+
+# -- disks that are full or may not be written -----------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_more(run, monkeypatch, number):
+    for step in (1, 2):
+        run.save("last", checkpoint(step))
+    moments = 0
+    while True:
+        newer = checkpoint(moments + 3)
+        with monkeypatch.context() as patch:
+            for owner, name, operation in failing_at(moments, number):
+                patch.setattr(owner, name, operation)
+            try:
+                run.save("last", newer)
+                break
+            except MqvaeError as error:
+                said = str(error)
+                moments += 1
+        assert os.strerror(number) in said and "--resume" in said
+        assert same(Run(run.folder).load("last"), checkpoint(2)), f"moment {moments}"
+        assert not (run.folder / "checkpoints" / "last.partial").exists()
+    assert moments >= 6
+    assert same(run.load("last"), newer)
+
+
+def failing_at(moment, number):
+    """Patches by which the operation number `moment` on the disk, and all after it, are refused."""
+    counter = iter(range(10**6))
+
+    def wrapped(original):
+        def operation(*args, **kwargs):
+            if next(counter) >= moment:
+                raise OSError(number, os.strerror(number))
+            return original(*args, **kwargs)
+
+        return operation
+
+    stages = [stage for stage in STAGES if stage[1] not in ("rename", "rmtree")]
+    return [(owner, name, wrapped(getattr(owner, name))) for owner, name in stages]
+
+
+def test_a_file_that_finds_no_room_leaves_none_of_it(tmp_path, monkeypatch):
+    write_whole(tmp_path / "summary.json", "old")
+    write = Path.write_bytes
+
+    def half(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "summary.json", "newer")
+    assert (tmp_path / "summary.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

@@ -55,13 +55,14 @@ def sweep(arguments: list[str], train: Callable[[list[str]], int]) -> int:
     """
     asked = taken_apart(arguments)
     _check(asked)
+    from mqvae.runs import Run
     from mqvae.trainer import TrainingFailed
 
     failed = False
     runs = asked.runs()
     for number, (folder, own) in enumerate(runs.items(), start=1):
         print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
-        there = (folder / "checkpoints" / "last").is_dir() and not asked.overwrite
+        there = Run.resumable(folder) and not asked.overwrite
         plain = [*asked.fixed, *own, "--out", str(folder)]
         try:
             # What was stopped before its first checkpoint begins anew.

@@ -71,8 +71,11 @@ def _training(arguments: list[str]) -> "Training":
     if settings.trainer.fast_dev_run and out is None:
         out, overwrite = Path("runs") / "fast_dev_run", True
     out = out or Path("runs") / _run_name(settings)
-    if restarted() and (out / "checkpoints").is_dir():
-        return resume(Run(out))
+    if restarted():
+        if Run.resumable(out):
+            return resume(Run(out))
+        # Begun by those before, and lost before its first checkpoint.
+        overwrite = overwrite or not (out / "metrics.csv").exists()
     return begin(settings, out, overwrite=overwrite)
 
 

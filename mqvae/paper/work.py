@@ -250,7 +250,7 @@ class Run:
         folder = self.folder(place)
         if (folder / "summary.json").is_file():
             return folder
-        if (folder / "checkpoints" / "last").is_dir():
+        if Folder.resumable(folder):
             training = resume(Folder(folder))
         else:
             training = begin(place.at(self.settings()), folder, overwrite=folder.exists())

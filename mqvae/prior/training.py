@@ -22,6 +22,7 @@ from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer, writ
 from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import Interrupted, NotFinite, device_name, versions, warmup_cosine
+from mqvae.trainer.checkpoints import not_finite
 from mqvae.trainer.images import load_splits
 from mqvae.trainer.known import Changes, Known, check
 from mqvae.trainer.stopping import KEPT, Signals
@@ -72,19 +73,21 @@ def begin_prior(
     """
     folder = Path(run) / FOLDER
     Run(run)
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if not overwrite and Run.resumable(folder):
         raise MqvaeError(
-            f"{folder} exists already: add --overwrite to replace it, or --resume to go on with it."
+            f"{folder} exists already: add --overwrite to replace it, or --resume to resume it."
         )
+    overwrite = overwrite or folder.is_dir()  # begun, and killed before its first checkpoint
+    Run.require_free(folder, overwrite=overwrite)
     tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
     if settings.samples_every and settings.distance is None:
         settings = dataclasses.replace(settings, distance=usual_distance())
     config = PriorConfig.of(tokenizer, settings, checkpoint)
     network = config.network()  # refuses what does not fit before anything is written
     splits, distance, changes = _measured(tokenizer, config, accept=accept_changed_data)
-    Run.create(folder, config.content(), overwrite=overwrite)
+    own = Run.create(folder, config.content(), overwrite=overwrite)
     (folder / "samples").rmdir()
-    training = PriorTraining(Run(folder), config, tokenizer, network, splits, distance)
+    training = PriorTraining(own, config, tokenizer, network, splits, distance)
     training.accept(changes)
     training.save()
     return training
@@ -110,13 +113,15 @@ def resume_prior(
     Run(run)
     folder = Path(run) / FOLDER
     config = PriorConfig.load(folder)
+    own = Run(folder)
+    own.lock()
     tokenizer = Tokenizer.from_run(run, checkpoint=config.checkpoint, device=device)
     config.check(tokenizer)
     network = config.network()
-    saved = Run(folder).load("last")
+    saved = own.load("last")
     saved.give_weights(network, folder)
     splits, distance, changes = _measured(tokenizer, config, accept=accept_changed_data)
-    training = PriorTraining(Run(folder), config, tokenizer, network, splits, distance)
+    training = PriorTraining(own, config, tokenizer, network, splits, distance)
     training.restore(saved)
     training.accept(changes)
     return training
@@ -180,7 +185,16 @@ class PriorTraining:
         Raises:
             Interrupted: after SIGINT or SIGTERM, when a checkpoint is written.
             NotFinite: if the loss is not finite; the last good checkpoint stays.
+            ValueError: if another process trains it.
         """
+        self.run.lock()
+        try:
+            self._train(after_step)
+            return self._finish()
+        finally:
+            self.run.unlock()
+
+    def _train(self, after_step: Callable[["PriorTraining"], object] | None) -> None:
         prior = self.config.prior
         batches = shuffled(len(self.train), prior.batch_size, seed=prior.seed, start=self.step)
         self.run.start_metrics(after_step=self.step, columns=COLUMNS)
@@ -199,7 +213,6 @@ class PriorTraining:
                     self.save()
                     raise Interrupted(self.step, asked.number)
                 self._measure_samples()
-        return self._finish()
 
     def _update(self, indices: Tensor) -> float:
         """One batch, and all that is due after it."""
@@ -214,10 +227,7 @@ class PriorTraining:
         value = loss.item()
         self.seconds += time.perf_counter() - began
         if not math.isfinite(value):
-            raise NotFinite(
-                f"the loss is {value} at step {self.step}. {KEPT} "
-                f"{self.run.folder / 'checkpoints' / 'last'}. Try a lower lr."
-            )
+            raise self._not_finite(f"the loss is {value}")
         ended = self.step == self.config.prior.steps
         at_checkpoint = ended or self.step % self.checkpoint_every == 0
         if at_checkpoint and len(self.validation):
@@ -230,6 +240,12 @@ class PriorTraining:
             self.save()
         return value
 
+    def _not_finite(self, what: str) -> NotFinite:
+        return NotFinite(
+            f"{what} at step {self.step}. {KEPT} {self.run.folder / 'checkpoints' / 'last'}. Try a "
+            "lower lr."
+        )
+
     def _measure_samples(self) -> None:
         if self.distance is not None and self.distance.due(self.step):
             self.save()  # drawing may take longer than training did
@@ -238,7 +254,11 @@ class PriorTraining:
     # -- checkpoints -----------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the last checkpoint."""
+        """Write the last checkpoint.
+
+        Raises:
+            NotFinite: if a number in it is not finite; the one before stays.
+        """
         tensors, rest = optimizer_state("optimizer", self.optimizer)
         state = {
             "step": self.step,
@@ -248,7 +268,10 @@ class PriorTraining:
             "version": __version__,
             "accepted_changes": self.accepted,
         }
-        self.run.save("last", Checkpoint(self.network.state_dict(), tensors, state))
+        checkpoint = Checkpoint(self.network.state_dict(), tensors, state)
+        if bad := not_finite(checkpoint):
+            raise self._not_finite(f"{bad} is not finite")
+        self.run.save("last", checkpoint)
 
     def restore(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint, whose weights the network has already."""

@@ -62,15 +62,17 @@ class Decoded:
 
 def decoded(run: Run) -> Decoded:
     """Decode the codebook of a run, or take what was kept of it; says why where that cannot be."""
-    last = run.path / "checkpoints" / "last" / "state.json"
     if not run.finished:
         return Decoded("decoded when the run has finished.")
-    if not last.is_file():
+    from mqvae.runs import Run as Folder
+
+    checkpoint = Folder.checkpoint_in(run.path)
+    if checkpoint is None:
         return Decoded("has no checkpoint to decode its codebook with.")
     strips = [each for each in run.pictures or () if each.kind == "strip"]
     originals = next((each.file for each in strips if each.reference), None)
     try:
-        made_of = _fingerprint([last, run.counted, originals])
+        made_of = _fingerprint([checkpoint / "state.json", run.counted, originals])
         found = _kept(run.path / KEPT, made_of)
         if found is None:
             found = _decode(run, originals)

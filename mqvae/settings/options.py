@@ -166,6 +166,9 @@ class Trainer:
             measured and used; 0 for none. After n steps it is min(average, (1 + n) / (10 + n)).
         loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
             tensorboard,wandb; TensorBoard, where it is installed, if not given; [] for none.
+        on_nonfinite: What happens at a step whose loss, gradient norm or weight is not finite: stop
+            ends the run there, and names it; skip takes the step back whole and counts it, at the
+            price of a copy of all that is trained, and of waiting for the device, at every step.
         fast_dev_run: Two updates, few images to measure on, no loggers: whether it works at
             all. Without --out, in runs/fast_dev_run, which is replaced.
     """
@@ -178,6 +181,7 @@ class Trainer:
     parts: Number = 1
     average: Decay = 0.0
     loggers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     fast_dev_run: bool = False
 
 

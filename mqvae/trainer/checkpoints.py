@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from mqvae import __version__
@@ -57,6 +57,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
             "collapsed_steps": log.collapsed_steps,
             "troubled_rows": log.troubled_rows,
             "skipped": sorted(log.skipped),
+            "skipped_steps": [log.skipped_steps, log.skipped_in_a_row],
             "warnings": log.warnings,
             "version": __version__,
         },
@@ -102,6 +103,49 @@ def restore(
         ) from error
 
 
+class Before:
+    """All that a step changes, as it is now, to take the step back.
+
+    Args:
+        parts: What is trained.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._modules = [(m, _clones(m.state_dict())) for m in _modules(parts)]
+        self._task = _clones(_trained(parts))
+        self._rule = _clones(parts.update.state_dict())
+        self._optimizers = {}
+        for name, optimizer in parts.optimizers.items():
+            tensors, rest = optimizer_state(name, optimizer)
+            self._optimizers[name] = _clones(tensors), rest
+        self._random = RandomState(parts.batches.device)
+
+    def restore(self) -> None:
+        """Put all of it back."""
+        for module, state in self._modules:
+            module.load_state_dict(state)
+        _give(_trained(self._parts), self._task)
+        self._parts.update.load_state_dict(self._rule)
+        for name, optimizer in self._parts.optimizers.items():
+            restore_optimizer(name, optimizer, *self._optimizers[name])
+        self._random.restore()
+
+
+def _modules(parts: Parts) -> list[nn.Module]:
+    return [parts.network] if parts.average is None else [parts.network, parts.average]
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in tensors.items()}
+
+
+@torch.no_grad()
+def _give(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        tensor.copy_(values[name])
+
+
 def _take_over(
     checkpoint: Checkpoint, parts: Parts, log: Log, processes: Processes, stretched: bool
 ) -> None:
@@ -114,9 +158,7 @@ def _take_over(
     own = _trained(parts)
     if task.keys() != own.keys():
         raise KeyError(f"the task has {sorted(own)}, the checkpoint {sorted(task)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(task[name])
+    _give(own, task)
     of_players = state.get("schedules", {})
     rates: dict[str, list[float]] = {}
     for name, schedule in parts.schedules.items():
@@ -139,6 +181,7 @@ def _take_over(
     log.collapsed_steps = state["collapsed_steps"]
     log.troubled_rows = state.get("troubled_rows", {})
     log.skipped = set(state.get("skipped", ()))
+    log.skipped_steps, log.skipped_in_a_row = state.get("skipped_steps", (0, 0))
     log.warnings = state["warnings"]
     if processes.first:  # what all have counted; the others count on from nothing
         log.counts.add_table(training["code_counts"])
@@ -185,9 +228,10 @@ def _random_name(kind: str, rank: int) -> str:
 
 def not_finite(checkpoint: Checkpoint) -> str | None:
     """The name of a tensor that holds a number that is not finite."""
-    for name, tensor in {**checkpoint.model, **checkpoint.training}.items():
-        if not torch.isfinite(tensor).all():
-            return name
+    for tensors in (checkpoint.model, checkpoint.training, checkpoint.average or {}):
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                return name
     return None
 
 

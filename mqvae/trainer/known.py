@@ -11,7 +11,7 @@ import numpy as np
 
 from mqvae.data import Bounds, Identity, Images, identity_of
 from mqvae.errors import MqvaeError
-from mqvae.runs import Run, read_json, write_whole
+from mqvae.runs import Run, write_whole
 from mqvae.trainer.processes import is_first
 
 FILE = "images.npz"
@@ -44,17 +44,12 @@ class Known:
         """What a checkpoint of a run knows; None if it was written before runs knew any.
 
         Raises:
-            ValueError: if its `state.json` is damaged.
+            ValueError: if its `state.json` is damaged, and so is that of the one before it.
         """
-        for name in (checkpoint, f"{checkpoint}.previous"):
-            file = run.folder / "checkpoints" / name / "state.json"
-            if not file.is_file():
-                continue
-            try:
-                return cls.from_state(read_json(file), run.folder)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise MqvaeError(f"{file} is damaged ({error}): take another checkpoint") from error
-        return None
+        if Run.checkpoint_in(run.folder, checkpoint) is None:
+            return None
+        state = run.load(checkpoint, training=False, weights=False).state
+        return cls.from_state(state, run.folder)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], folder: Path) -> "Known | None":

@@ -1,5 +1,6 @@
 """What a run says on its way: metrics.csv, loggers, warnings."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -31,6 +32,7 @@ class Log:
         processes: Who trains it.
         every: Steps between two rows.
         loggers: Names of those that take the rows as well.
+        skips: Whether steps in which a number is not finite are skipped, and counted in the rows.
 
     Attributes:
         counts: How often this process has seen each code since the last row.
@@ -38,20 +40,30 @@ class Log:
         troubled_rows: In how many rows in succession the task has had a trouble, by kind; stays
             when it has been warned of.
         skipped: Names of images that no process could read.
+        skipped_steps: How many steps were taken back, since a number was not finite.
+        skipped_in_a_row: How many of them were the last ones.
         warnings: What has been warned of.
     """
 
     def __init__(
-        self, parts: Parts, processes: Processes, every: int, loggers: Sequence[str] = ()
+        self,
+        parts: Parts,
+        processes: Processes,
+        every: int,
+        loggers: Sequence[str] = (),
+        *,
+        skips: bool = False,
     ) -> None:
         self._parts = parts
         self._processes = processes
         self._every = every
         self._names = loggers
+        self._skips = skips
         self._loggers: list[Logger] = []
         self.collapsed_steps = 0
         self.troubled_rows: dict[str, int] = {}
         self.skipped: set[str] = set()
+        self.skipped_steps = self.skipped_in_a_row = 0
         self.warnings: list[str] = []
         self._since = (0.0, 0.0)  # seconds looked at for waiting, and those waited of them
         self.counts = self._nothing()
@@ -60,7 +72,8 @@ class Log:
         """Begin or go on after a step."""
         self._run = run
         if self._processes.first:
-            run.start_metrics(after_step=step, further=self._parts.task.logs)
+            further = [*self._parts.task.logs, *["skipped_steps"] * self._skips]
+            run.start_metrics(after_step=step, further=further)
             self._loggers = opened(self._names, run, step)
 
     def close(self) -> None:
@@ -120,10 +133,13 @@ class Log:
             **losses,
             **players,
             "validation": validation,
+            **({"skipped_steps": self.skipped_steps} if self._skips else {}),
         }
         for name in NORMS:
             value: Tensor | None = getattr(result, name)
             row[name] = None if value is None else value.item()
+        # Only those of a step that was skipped are not finite.
+        row = {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
         if self._processes.first:
             self._run.log(row)
             figures = {k: v for k, v in row.items() if v is not None and k != "step"}
@@ -186,6 +202,16 @@ class Log:
                 f"{len(self.skipped)} image(s) could not be read and were skipped, up to step "
                 f"{step}; the next one took the place of each. The first is {min(self.skipped)}. "
                 "--data.on_error stop ends a run at such an image; summary.json counts them."
+            )
+
+    def note_skipped_step(self, what: str, step: int) -> None:
+        """A step that was taken back, and why. All processes take part."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_steps == 1:
+            self.warn(
+                f"step {step} was skipped: {what}. It has changed nothing; metrics.csv and "
+                "summary.json count such steps (skipped_steps)."
             )
 
     def warn(self, message: str) -> None:

@@ -1,11 +1,13 @@
 """The loop: batches in, a run folder out."""
 
+import errno
 import math
+import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from mqvae.metrics import evaluate, evaluating
 from mqvae.runs import Run, read_json, write_json
 from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
-from mqvae.trainer.checkpoints import capture, restore
+from mqvae.trainer.checkpoints import Before, capture, restore
 from mqvae.trainer.checkpoints import not_finite as of_checkpoint
+from mqvae.trainer.finite import Finite
 from mqvae.trainer.images import Splits, load_splits
 from mqvae.trainer.known import Changes, Known, check
 from mqvae.trainer.loggers import chosen
@@ -36,6 +39,9 @@ from mqvae.trainer.stopping import KEPT, Interrupted, NotFinite, Signals, Traini
 
 VALIDATION_BATCH = 250
 FAST_STEPS = 2  # of trainer.fast_dev_run
+AGREE_EVERY = 1.0  # seconds between two looks of all processes at whether they are asked to stop
+MOST_SKIPPED = 10  # steps in a row; more are no accident
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "Training":
@@ -61,14 +67,13 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
         parts, settings = assemble(settings, splits, processes)
         if settings.start is not None:
             start_from(settings.start, parts.network)
-        if processes.first:
-            Run.create(out, settings.config(), overwrite=overwrite)
+        made = processes.first and Run.create(out, settings.config(), overwrite=overwrite)
         processes.wait()
         with noticing_shortage(settings, processes.count, lambda: "before the first step."):
             initialize_codebook(parts, splits.train, settings)
         if processes.rank:  # dropout and the like are each process's own
             torch.manual_seed(settings.seed + 2**32 * processes.rank)
-        training = Training(Run(out), settings, splits, parts, processes)
+        training = Training(made or Run(out), settings, splits, parts, processes)
         if processes.first:
             training.known = Known.of(splits.by_name(), splits.bounds)
             training.known.write(training.run)
@@ -95,9 +100,12 @@ def resume(
             that the run had; the run then says so.
 
     Raises:
-        ValueError: if its settings or its checkpoint are damaged or do not fit each other, if
-            more than `steps` steps are done, or if its images are others and not accepted.
+        ValueError: if its settings or its checkpoints are damaged or do not fit each other, more
+            than `steps` steps are done, its images are others and not accepted, or another process
+            trains it.
     """
+    if is_first():
+        run.lock()
     settings = Settings.of_run(run)
     before = settings.steps
     if steps is not None:
@@ -193,7 +201,9 @@ class Training:
         options, steps = settings.trainer, settings.steps
         self.log_every = options.log_every or max(1, min(100, steps // 50))
         self.checkpoint_every = options.checkpoint_every or max(1, min(1000, steps // 5))
-        self.log = Log(parts, processes, self.log_every, chosen(options))
+        self._finite = Finite(parts, processes)
+        self._skips = options.on_nonfinite == "skip"
+        self.log = Log(parts, processes, self.log_every, chosen(options), skips=self._skips)
         warm = settings.warm_start
         self._onset = Onset.of(steps, warm.unquantized, warm.gradual)
         self.step = 0
@@ -204,11 +214,14 @@ class Training:
         self._last_validation: float | None = None
         self._unsaid: float | None = None  # a validation loss that no row has yet
         self.step_seconds: deque[float] = deque(maxlen=10_000)
+        self._agreed = (0, 0.0)  # the step, and the time, of the last agreement of all processes
+        self._agrees_at = 1
 
     def fit(self, *, after_step: Callable[["Training"], None] | None = None) -> dict[str, Any]:
         """Train to the last step, evaluate, and write summary.json; returns its contents.
 
-        What ends it otherwise, and at which step, is in failure.json until it goes on.
+        What ends it otherwise, and at which step, is in failure.json until it resumes. Meanwhile no
+        other process can train in the folder.
 
         Args:
             after_step: Called after every step, whose time it does not count for.
@@ -218,14 +231,18 @@ class Training:
             NotFinite: if a loss is not finite; the last good checkpoint stays.
             OutOfMemory: if a step does not fit in memory; the last good checkpoint stays.
             ProcessLost: if another of the processes has ended.
+            ValueError: if another process trains in the folder, or nothing can be written to it.
         """
+        if self.processes.first:
+            self.run.lock()
         set_training(self.parts.network, self.settings.freeze)
         self.parts.task.train()
         failed = self.run.folder / "failure.json"
-        if self.processes.first:
-            failed.unlink(missing_ok=True)
         try:
+            if self.processes.first:
+                failed.unlink(missing_ok=True)
             with (
+                self._noticing_full_disks(),
                 self.processes.noticing_losses(),
                 noticing_shortage(self.settings, self.processes.count, self._after_which),
             ):
@@ -237,6 +254,22 @@ class Training:
                 content = {"step": self.step, "cause": failure.cause, "reason": str(failure)}
                 write_json(failed, content)
             raise
+        finally:
+            self.run.unlock()
+
+    @contextmanager
+    def _noticing_full_disks(self) -> Iterator[None]:
+        """What the system says of the run's folder is said with what is kept, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise MqvaeError(
+                f"{self.run.folder} cannot be written to after step {self.step}: "
+                f"{os.strerror(error.errno)}. {self._kept()} When there is room, and leave to "
+                f"write, resume by `mqvae train --resume {self.run.folder}`."
+            ) from error
 
     def _record_images(self) -> None:
         """The last checkpoint and images.npz are of the images that are trained on from here."""
@@ -281,6 +314,7 @@ class Training:
         above = parts.next_above()
         self.waited += time.perf_counter() - began
         parts.network.quantizer.unquantized = self._onset.unquantized(self.step)
+        before = Before(parts) if self._skips else None
         result, logged = parts.train(
             *(x, y, above),
             in_parts=self.settings.trainer.parts,
@@ -292,11 +326,15 @@ class Training:
                 initialize_codebook(parts, self.splits.train, self.settings)
         at_checkpoint = self.step % self.checkpoint_every == 0 or self.step == steps
         at_log = self.step % self.log_every == 0 or self.step == steps
-        losses: dict[str, float] = {}
-        if at_log or (cpu and self.processes.count == 1):
+        self._finite.look(self.step, result, logged)
+        skipped = False
+        if before is not None:
+            skipped = self._skipped(before)
+        elif at_log or at_checkpoint or (cpu and self.processes.count == 1):
             # On a GPU every look at a value waits for it, and of several processes for all.
-            losses = self._checked(self.log.losses(result))
-        self.log.count(result)
+            self._require_finite()
+        if not skipped:
+            self.log.count(result)
         if at_log and not cpu:
             torch.accelerator.synchronize()
         elapsed = time.perf_counter() - began
@@ -309,6 +347,7 @@ class Training:
         if at_log:
             took, waited = self.seconds - self._last_row[0], self.waited - self._last_row[1]
             self._last_row = (self.seconds, self.waited)
+            losses = self.log.losses(result)
             self.log.row(
                 self.step, self.seconds, took, waited, losses, result, logged, self._unsaid
             )
@@ -321,23 +360,42 @@ class Training:
         return result
 
     def _stops_here(self, asked: Signals) -> bool:
-        """Whether a signal has come; several processes agree on it now and then."""
-        if self.processes.count > 1 and self.step % self.log_every:
+        """Whether a signal has come; several processes agree on it every second or two."""
+        if self.step < self._agrees_at:
             return False
+        if self.processes.count > 1:
+            now, (then, began) = time.monotonic(), self._agreed
+            per_step = (now - began) / (self.step - then) if then else AGREE_EVERY
+            milliseconds = self.processes.largest(1 + int(1000 * per_step))
+            self._agreed = self.step, now
+            steps = int(1000 * AGREE_EVERY) // milliseconds
+            self._agrees_at = self.step + max(1, min(self.log_every, steps))
         return self.processes.largest(asked.number or 0) > 0
 
     # -- what must be finite ---------------------------------------------------------------------
 
-    def _checked(self, losses: dict[str, float]) -> dict[str, float]:
-        for term, value in losses.items():
-            if not math.isfinite(value):
-                raise self._not_finite(f"the {term} loss is {value}")
-        return losses
+    def _require_finite(self) -> None:
+        if found := self._finite.found():
+            raise self._not_finite(*found)
 
-    def _not_finite(self, what: str) -> NotFinite:
+    def _skipped(self, before: Before) -> bool:
+        """Take a step back in which a number was not finite."""
+        found = self._finite.found()
+        if found is None:
+            self.log.skipped_in_a_row = 0
+            return False
+        what, step = found
+        before.restore()
+        self._finite.forget()
+        self.log.note_skipped_step(what, step)
+        if self.log.skipped_in_a_row >= MOST_SKIPPED:
+            raise self._not_finite(f"{MOST_SKIPPED} steps in a row were skipped: {what}", step)
+        return True
+
+    def _not_finite(self, what: str, step: int | None = None) -> NotFinite:
         return NotFinite(
-            f"{what} at step {self.step}. {self._kept()} Try a lower optimizer.network_lr or "
-            "optimizer.codebook_lr, or a smaller update.xi."
+            f"{what} at step {step or self.step}. {self._kept()} Try a lower optimizer.network_lr "
+            "or optimizer.codebook_lr, or a smaller update.xi."
         )
 
     def _after_which(self) -> str:
@@ -353,9 +411,8 @@ class Training:
         better = validation is not None and validation < self.best
         if validation is not None and better:
             self.best = validation
-        self.save("last")
-        if better:
-            self.save("best")
+        # The best first: killed between the two, the run finds it again.
+        self.save(*["best"] * better, "last")
 
     def _note_skipped(self) -> None:
         """All processes know all images that cannot be read, where they are skipped."""
@@ -389,11 +446,12 @@ class Training:
             raise self._not_finite(f"the validation loss is {total / number}")
         return total / number
 
-    def save(self, name: str) -> None:
-        """Write a checkpoint.
+    def save(self, *names: str) -> None:
+        """Write checkpoints, of these names: "last", and "best", which is of weights alone.
 
         Raises:
-            NotFinite: if a number in it is not finite; the one before stays.
+            NotFinite: if a number in it is not finite; the ones before stay.
+            ValueError: if it cannot be written; the ones before stay.
         """
         checkpoint = capture(
             self.parts,
@@ -414,7 +472,8 @@ class Training:
         if bad := of_checkpoint(checkpoint):
             raise self._not_finite(f"{bad} is not finite")
         if self.processes.first:
-            self.run.save(name, checkpoint)
+            for name in names:
+                self.run.save(name, checkpoint if name == "last" else checkpoint.weights_alone)
 
     def restore(
         self, name: str, *, steps_before: int | None = None, other_images: bool = False
@@ -470,6 +529,7 @@ class Training:
             "seconds_per_step": statistics.median(self.step_seconds or [self.seconds / self.step]),
             "data_wait_share": self.waited / self.seconds,
             "skipped_images": len(self.log.skipped),
+            "skipped_steps": self.log.skipped_steps,
             "validation": self._last_validation,
             "parameters": sum(p.numel() for p in parts.network.parameters()),
             "seed": settings.seed,

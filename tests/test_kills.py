@@ -1,0 +1,409 @@
+"""Runs that are killed, starved of disk, or fed numbers that are not finite."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mqvae.core.updates import lookahead
+from mqvae.data import Batches
+from mqvae.runs import Run
+from mqvae.settings import Settings, load_preset
+from mqvae.tasks import Adversarial, Reconstruction
+from mqvae.trainer import NotFinite, Training, begin, resume
+from mqvae.trainer.checkpoints import Before
+from mqvae.trainer.loop import MOST_SKIPPED
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kill_campaign.py"
+SMALL = {
+    "steps": 12,
+    "data": {"name": "digits", "side": 8, "batch_size": 16, "validation": 16, "limit": 200},
+    "network": {"width": 4, "residual_blocks": 1},
+    "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
+    "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5, "loggers": []},
+}
+REPLACED = {"class_path": "mqvae.LeastRecentlyUsed", "init_args": {"after": 2}}
+CASES = {
+    "joint": ("methods/vq-vae", {"trainer": {"average": 0.9}}),
+    "meta": ("methods/mq-vae", {}),
+    "ema": ("methods/ema-short", {"quantizer": {"init_args": {"replacement": REPLACED}}}),
+    "vq-gan": (
+        "methods/mq-vae",
+        {
+            "data": {"side": 16},
+            "task": {
+                "class_path": "mqvae.Adversarial",
+                "init_args": {
+                    "perceptual_weight": 0.0,
+                    "discriminator_layers": 2,
+                    "discriminator_width": 4,
+                },
+            },
+        },
+    ),
+}
+
+
+def settings(case, *deltas):
+    preset, own = CASES[case]
+    return Settings.of(load_preset(preset, SMALL, own), *deltas)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_small_campaign():
+    """Two kills of every rule; the script says how many with its own defaults."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--kills", "2", "--skip-disk"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "wrong: 0"
+    assert len([line for line in lines if "2 kills" in line]) == 4
+    assert len([line for line in lines if "SIGTERM" in line]) == 4
+
+
+# -- numbers that are not finite -------------------------------------------------------------------
+
+BAD_STEP = 8
+STAGES = {
+    # What is injected, into which cases, and what the message names.
+    "input": (["joint", "meta", "ema", "vq-gan"], r"the task loss is (nan|inf)"),
+    "loss": (["joint", "meta", "ema"], r"the task loss is (nan|inf)"),
+    "gradient": (["joint", "ema"], "a weight of the encoder is nan"),
+    "codebook gradient": (["joint"], "a weight of the codebook is nan"),
+    "look-ahead": (["meta"], "the norm of the direct hypergradient is (nan|inf)"),
+    "discriminator": (["vq-gan"], "(the task loss|discriminator of the task) is (nan|inf)"),
+}
+
+
+@pytest.fixture
+def injected(monkeypatch):
+    """Makes a number of one stage, at some steps, another one."""
+
+    def inject(stage, value, steps=(BAD_STEP,)):
+        now = [0]
+        update = Training._update
+
+        def counted(self):
+            now[0] = self.step + 1
+            return update(self)
+
+        monkeypatch.setattr(Training, "_update", counted)
+
+        def spoilt(tensor):
+            return tensor * value if now[0] in steps else tensor
+
+        if stage == "input":
+            next_ = Batches.next
+            monkeypatch.setattr(Batches, "next", lambda self: (spoilt((b := next_(self))[0]), b[1]))
+        elif stage == "loss":
+            forward = Reconstruction.forward
+            monkeypatch.setattr(
+                Reconstruction, "forward", lambda self, *given: spoilt(forward(self, *given))
+            )
+        elif stage in ("gradient", "codebook gradient"):
+            fit = Training.fit
+
+            def hooked(self, **options):
+                network = self.parts.network
+                of = network.encoder if stage == "gradient" else network.quantizer
+                next(of.parameters()).register_hook(spoilt)
+                return fit(self, **options)
+
+            monkeypatch.setattr(Training, "fit", hooked)
+        elif stage == "look-ahead":
+            answer = lookahead.Undone.answer
+
+            def spoiling(self, *given):
+                found = answer(self, *given)
+                return type(found)(found.here, [spoilt(t) for t in found.ahead], found.slopes)
+
+            monkeypatch.setattr(lookahead.Undone, "answer", spoiling)
+        elif stage == "discriminator":
+            logits = Adversarial._logits
+            monkeypatch.setattr(
+                Adversarial, "_logits", lambda self, images: spoilt(logits(self, images))
+            )
+
+    return inject
+
+
+def all_finite(folder):
+    checkpoints = list((folder / "checkpoints").iterdir())
+    assert checkpoints
+    for path in checkpoints:
+        found = Run(folder).load(path.name)
+        for tensors in (found.model, found.training, found.average or {}):
+            assert all(torch.isfinite(t).all() for t in tensors.values())
+    for row in rows(folder):
+        assert all(math.isfinite(float(v)) for v in row.values() if v)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("stage", "case"), [(stage, case) for stage, (cases, _) in STAGES.items() for case in cases]
+)
+def test_it_stops_at_the_step_and_names_the_number(tmp_path, injected, stage, case, value):
+    injected(stage, value)
+    with pytest.raises(NotFinite) as raised:
+        begin(settings(case), tmp_path / "run").fit()
+    assert re.match(rf"{STAGES[stage][1]} at step {BAD_STEP}\. ", str(raised.value))
+    all_finite(tmp_path / "run")
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["step"] == BAD_STEP
+    assert Run(tmp_path / "run").load().state["step"] == 5
+
+
+def test_a_weight_that_is_not_finite(tmp_path):
+    def spoil(training):
+        if training.step == BAD_STEP - 1:
+            with torch.no_grad():
+                next(training.parts.network.decoder.parameters()).view(-1)[0] = math.inf
+
+    with pytest.raises(NotFinite, match=rf"is (nan|inf) at step {BAD_STEP}\. "):
+        begin(settings("joint"), tmp_path / "run").fit(after_step=spoil)
+    all_finite(tmp_path / "run")
+
+
+def test_an_average_that_is_not_finite_is_not_saved(tmp_path):
+    training = begin(settings("joint"), tmp_path / "run")
+    training.run.start_metrics(after_step=0)
+    before = training.run.load().model
+    with torch.no_grad():
+        training.parts.measured.quantizer.codebook.weight[0, 0] = math.nan
+    with pytest.raises(NotFinite, match="quantizer"):
+        training.save("last")
+    assert training.run.load().model.keys() == before.keys()
+    all_finite(tmp_path / "run")
+
+
+def test_where_nobody_waits_for_a_device_the_first_step_is_named_all_the_same(
+    tmp_path, injected, monkeypatch
+):
+    """As on a GPU: looked at with a row of metrics.csv."""
+    injected("look-ahead", math.nan, steps=(5,))
+    monkeypatch.setattr(Training, "_require_finite", lambda self: only_at_rows(self))
+
+    def only_at_rows(training):
+        if training.step % 4 == 0 and (found := training._finite.found()):
+            raise training._not_finite(*found)
+
+    delta = {"trainer": {"checkpoint_every": 12, "log_every": 4}}
+    with pytest.raises(NotFinite, match=r"direct hypergradient is nan at step 5\. "):
+        begin(settings("meta", delta), tmp_path / "run").fit()
+
+
+SKIP = {"trainer": {"on_nonfinite": "skip"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "case"), [(stage, case) for stage, (cases, _) in STAGES.items() for case in cases]
+)
+def test_a_step_that_is_skipped_changes_nothing(tmp_path, injected, stage, case, capsys):
+    injected(stage, math.nan, steps=(7, BAD_STEP))
+    known = {}
+
+    def note(training):
+        known[training.step] = Before(training.parts)
+
+    summary = begin(settings(case, SKIP), tmp_path / "run").fit(after_step=note)
+    assert states(known[6]) == states(known[7]) == states(known[8])
+    assert states(known[8]) != states(known[9])
+    assert summary["skipped_steps"] == 2
+    assert [row["skipped_steps"] for row in rows(tmp_path / "run")] == ["0", "0", "0", *["2"] * 3]
+    [warning] = [w for w in summary["warnings"] if "skipped" in w]
+    assert re.match(rf"step 7 was skipped: {STAGES[stage][1]}\. ", warning)
+    assert f"mqvae: warning: {warning}" in capsys.readouterr().err
+    all_finite(tmp_path / "run")
+    assert Run(tmp_path / "run").load().state["skipped_steps"] == [2, 0]
+
+
+def states(before):
+    """All of it as bytes and numbers."""
+    named = [state for _, state in before._modules] + [before._task, before._rule]
+    named += [tensors for tensors, _ in before._optimizers.values()]
+    # All but learning rates, whose schedules go on.
+    rest = [
+        (rest["numbers"], [{**group, "lr": None} for group in rest["groups"]])
+        for _, rest in before._optimizers.values()
+    ]
+    tensors = [{k: t.numpy().tobytes() for k, t in each.items()} for each in named]
+    return tensors, rest, before._random.cpu.numpy().tobytes()
+
+
+def test_skipping_changes_nothing_where_nothing_is_skipped(tmp_path):
+    weights = []
+    for name, delta in (("stop", {}), ("skip", SKIP)):
+        begin(settings("meta", delta), tmp_path / name).fit()
+        weights.append(Run(tmp_path / name).load().model)
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_too_many_in_a_row_end_the_run(tmp_path, injected):
+    injected("input", math.nan, steps=range(3, 100))
+    delta = {"steps": 40}
+    said = rf"{MOST_SKIPPED} steps in a row were skipped: the task loss is nan at step 12\. "
+    with pytest.raises(NotFinite, match=said):
+        begin(settings("joint", SKIP, delta), tmp_path / "run").fit()
+    all_finite(tmp_path / "run")
+
+
+# -- images, codes and batches at their ends -------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["joint", "meta", "ema"])
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"quantizer": {"init_args": {"num_codes": 1}}},
+        {"quantizer": {"init_args": {"dim": 1}}},
+        {"data": {"batch_size": 1}},
+        {"data": {"limit": 3, "batch_size": 2}, "quantizer": {"init_args": {"num_codes": 200}}},
+        {"data": {"limit": 1, "batch_size": 1}},
+    ],
+    ids=["K = 1", "D = 1", "batch of one", "fewer samples than codes", "one image"],
+)
+def test_the_smallest_of_all(tmp_path, case, delta):
+    summary = begin(settings(case, delta), tmp_path / "run").fit()
+    assert all(math.isfinite(summary[name]) for name in summary["figures"])
+    all_finite(tmp_path / "run")
+
+
+@pytest.mark.parametrize("case", ["joint", "meta", "ema"])
+def test_constant_images(tmp_path, monkeypatch, case):
+    next_ = Batches.next
+    monkeypatch.setattr(
+        Batches, "next", lambda self: (torch.full_like((b := next_(self))[0], 0.5), b[1])
+    )
+    begin(settings(case), tmp_path / "run").fit()
+    all_finite(tmp_path / "run")
+
+
+# -- two trainers ----------------------------------------------------------------------------------
+
+
+def test_the_second_trainer_of_a_run_refuses(tmp_path):
+    folder = tmp_path / "run"
+    begin(settings("joint"), folder)
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_kills import settings, begin, resume, Run
+folder = Path({str(folder)!r})
+for attempt in (
+    lambda: resume(Run(folder)),
+    lambda: begin(settings("joint"), folder, overwrite=True),
+):
+    try:
+        attempt()
+    except ValueError as error:
+        print(error)
+"""
+    training = resume(Run(folder))
+
+    def other(training):
+        if training.step == 3:
+            done = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True
+            )
+            said = f"{folder} is being trained already, by process {os.getpid()} on "
+            assert [line.startswith(said) for line in done.stdout.splitlines()] == [True, True]
+
+    training.fit(after_step=other)
+    assert not (folder / ".lock").exists()
+    assert training.run.load().state["step"] == 12
+
+
+# -- a disk that takes no more ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["row", "checkpoint"])
+def test_a_disk_that_is_full_ends_a_run_in_words(tmp_path, monkeypatch, what):
+    folder, fails = tmp_path / "run", [False]
+    error = OSError(28, os.strerror(28))
+
+    def refusing(original):
+        def call(self, *given, **options):
+            if fails[0]:
+                raise error
+            return original(self, *given, **options)
+
+        return call
+
+    if what == "row":
+        monkeypatch.setattr(Run, "log", refusing(Run.log))
+    else:
+        monkeypatch.setattr(Path, "write_bytes", refusing(Path.write_bytes))
+
+    def fill(training):
+        fails[0] = training.step >= 7
+
+    with pytest.raises(ValueError, match="No space left on device") as raised:
+        begin(settings("joint"), folder).fit(after_step=fill)
+    assert "--resume" in str(raised.value)
+    fails[0] = False
+    assert Run(folder).load().state["step"] == 5
+    resume(Run(folder)).fit()
+    begin(settings("joint"), tmp_path / "whole").fit()
+    one, two = (Run(f).load().model for f in (folder, tmp_path / "whole"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_sigterm_between_steps_of_a_run(tmp_path):
+    from mqvae.trainer import Interrupted
+
+    def ask(training):
+        if training.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        begin(settings("joint"), tmp_path / "run").fit(after_step=ask)
+    assert Run(tmp_path / "run").load().state["step"] == 3
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    begin(settings("meta"), whole).fit()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(training):
+        if training.step == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        begin(settings("meta"), folder).fit(after_step=kill)
+    path = folder / "checkpoints" / "last" / "training.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    training = resume(Run(folder))
+    assert training.step == 5
+    assert "the one before it is taken, of step 5." in capsys.readouterr().err
+    training.fit()
+    timed = {"seconds", "data_wait"}
+    one, two = ([{k: r[k] for k in r.keys() - timed} for r in rows(f)] for f in (folder, whole))
+    assert one == two
+    for name in ("last", "best"):
+        one, two = (Run(f).load(name) for f in (folder, whole))
+        assert all(torch.equal(one.model[k], two.model[k]) for k in one.model)
+        assert all(torch.equal(one.training[k], two.training[k]) for k in one.training)
