@@ -9,6 +9,8 @@ from typing import Any
 def quiet() -> None:
     """Keep libraries' advice to developers off the user's terminal."""
     warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+    # Pillow's remarks on odd files, which are read all the same or named in an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def print_figures(values: dict[str, Any], described: dict[str, Any]) -> None:

@@ -49,13 +49,12 @@ def read_binary(name: str, split: str, folder: Path, advice: str) -> tuple[np.nd
         path = folder / file
         if not path.is_file():
             raise Absent(f"{folder.name}/{file} is missing")
-        rows = np.fromfile(path, dtype=np.uint8)
-        if len(rows) != size:
+        if (found := path.stat().st_size) != size:
             raise MqvaeError(
-                f"{path} is cut short or was altered: expected {size:,} bytes, got {len(rows):,}. "
+                f"{path} is cut short or was altered: expected {size:,} bytes, got {found:,}. "
                 f"{advice}"
             )
-        rows = rows.reshape(-1, width)
+        rows = np.fromfile(path, dtype=np.uint8).reshape(-1, width)
         highest = rows[:, : len(classes)].max(0)
         if (highest >= classes).any():
             raise MqvaeError(

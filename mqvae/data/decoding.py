@@ -1,7 +1,9 @@
 """One image file -> bytes."""
 
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
@@ -11,13 +13,41 @@ from mqvae.errors import MqvaeError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
+# What files with the endings that are read hold. Pillow knows more, some of which it hands to other
+# programs, and looks at what a file holds, not at its name.
+_KINDS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+
 T = TypeVar("T")
-File = str | IO[bytes]
+File = str | Path | IO[bytes]
+
+
+def open_image(file: File) -> Image.Image:
+    """An image file, not decoded yet.
+
+    Raises:
+        ValueError: if it declares a size of 0, or so many pixels that it may be a bomb.
+        UnidentifiedImageError: if it is of none of the kinds that are read.
+    """
+    try:
+        image = Image.open(file, formats=_kinds())
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise MqvaeError(f"more than {most:,} pixels by its header, which may be a bomb") from None
+    if not all(image.size):
+        image.close()
+        raise MqvaeError("{} × {} pixels by its header".format(*image.size))
+    return image
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    Image.init()
+    return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 
 def head(file: File) -> tuple[bool, int, int]:
     """Whether it is grey, its width and height, without decoding."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         return image.mode in _GREY_MODES, *image.size
 
 
@@ -34,7 +64,7 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
         # Read at once: Pillow's many small reads are a sixth of the time of a small image.
         with open(file, "rb", buffering=0) as there:
             file = BytesIO(there.read())
-    with Image.open(file) as opened:
+    with open_image(file) as opened:
         image = upright(opened, channels)
         width, height = image.size
         if (width, height) != (side, side):
@@ -79,7 +109,9 @@ def guarded(function: Callable[[], T], where: Callable[[], str]) -> T:
         raise FileNotFoundError(f"{where()} does not exist: expected an image") from None
     # Decoders meet damaged files with anything from SyntaxError to struct.error.
     except Exception as error:
-        got = "none that is known" if isinstance(error, UnidentifiedImageError) else error
+        unknown = isinstance(error, UnidentifiedImageError)
+        text = " ".join(str(error).split()) or type(error).__name__
+        got = "none that is known" if unknown else text
         raise MqvaeError(
             f"{where()} cannot be read: expected an image, got: {got}; "
             "replace the file or take it out"
@@ -92,7 +124,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         raise MqvaeError("it holds floating-point numbers; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65_535:
         raise MqvaeError("it holds numbers outside 0..65535; convert it to 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    values += 128
+    values //= 257
+    return Image.fromarray(values.astype(np.uint8))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from mqvae.data.decoding import open_image
 from mqvae.data.files import Reading
 from mqvae.data.folder import divide, image_files, load_parts
 from mqvae.data.images import Images
@@ -236,7 +237,7 @@ def _hash(name: str) -> bytes:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size
     except Exception as error:
         raise _unreadable(path, error) from error
@@ -254,7 +255,7 @@ def _shorter(path: Path) -> int:
 def _cut(path: Path, folder: Path, name: str) -> int:
     """Write the crops of one photograph; returns how many there are."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except Exception as error:
         raise _unreadable(path, error) from error

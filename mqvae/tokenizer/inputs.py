@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mqvae.data.decoding import guarded, numbers, upright
+from mqvae.data.decoding import guarded, numbers, open_image, upright
 from mqvae.errors import MqvaeError
 
 Picture: TypeAlias = Tensor | np.ndarray | Image.Image | str | os.PathLike[str]
@@ -90,7 +90,7 @@ def _file(path: Path, channels: int) -> Tensor:
         )
 
     def read() -> Tensor:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return torch.tensor(numbers(upright(image, channels)))
 
     return guarded(read, lambda: str(path))
