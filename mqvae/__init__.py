@@ -1,8 +1,8 @@
 """Vector-quantized networks whose codebook is learned by hypergradient."""
 
-import lazy_loader
+from typing import Any
 
-__version__ = "0.1.0"
+import lazy_loader
 
 MODULES = frozenset(
     (
@@ -13,5 +13,13 @@ MODULES = frozenset(
 """Modules that `import mqvae` alone makes reachable, as in mqvae.trainer.begin."""
 
 # Late, so that `mqvae --help` does not wait for torch; the names are in __init__.pyi.
-__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+_lazily, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [name for name in _names if name not in MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # of a checkout git is asked, and only when somebody wants to know
+        from mqvae.provenance import code
+
+        return code().version
+    return _lazily(name)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mqvae import __version__
 from mqvae.core.distance import Cosine, Distance, Euclidean
 from mqvae.errors import MqvaeError
 from mqvae.networks.vqgan.keys import Imported, imported
+from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer.checkpoints import not_finite
@@ -129,7 +129,7 @@ def import_run(
     checkpoint = Checkpoint(
         model=found.weights,
         training={},
-        state={"step": 0, "imported": found.form.name, "version": __version__},
+        state={"step": 0, "imported": found.form.name, "version": code().version},
     )
     if bad := not_finite(checkpoint):
         raise MqvaeError(f"{file}: {bad} holds a number that is not finite.")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from keyword import iskeyword
 
-from mqvae import __version__
 from mqvae.cli.parser import text_of
 from mqvae.errors import MqvaeError
 from mqvae.extras import ExtraMissing
@@ -62,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":
-        print(f"mqvae {__version__}")
+        from mqvae.provenance import code
+
+        print(f"mqvae {code().version}")
         return 0
     if name not in COMMANDS:
         return _fail(

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from mqvae import __version__
 from mqvae.errors import MqvaeError
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
 from mqvae.prior.distance import SampleDistance, usual_distance
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.progress import Progress
+from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer, write_json
 from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
@@ -265,7 +265,7 @@ class PriorTraining:
             "seconds": self.seconds,
             "validation": self._unsaid,
             "optimizer": rest,
-            "version": __version__,
+            "version": code().version,
             "accepted_changes": self.accepted,
         }
         checkpoint = Checkpoint(self.network.state_dict(), tensors, state)

@@ -8,9 +8,9 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mqvae import __version__
 from mqvae.errors import MqvaeError
 from mqvae.extras import require
+from mqvae.provenance import code
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
 from mqvae.settings import Settings
 from mqvae.tensors import packed, unpacked
@@ -33,7 +33,7 @@ def write(tokenizer: "Tokenizer", folder: Path) -> None:
     # As a checkpoint writes them, so that their fingerprint is the run's.
     weights = packed(tokenizer.network.state_dict())
     config = {
-        "mqvae": __version__,
+        "mqvae": code().version,
         "step": tokenizer.step,
         "settings": _shared(tokenizer.settings.config()),
         "sha256": hashlib.sha256(weights).hexdigest(),

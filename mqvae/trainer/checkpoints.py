@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from mqvae import __version__
 from mqvae.core.distributed import from_all_processes
 from mqvae.core.passes import RandomState
 from mqvae.errors import MqvaeError
+from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run, beginning_with, optimizer_state, restore_optimizer
 from mqvae.trainer.assembly import Parts, averaged
 from mqvae.trainer.logs import Log
@@ -59,7 +59,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
             "skipped": sorted(log.skipped),
             "skipped_steps": [log.skipped_steps, log.skipped_in_a_row],
             "warnings": log.warnings,
-            "version": __version__,
+            "version": code().version,
         },
     )
 
@@ -98,7 +98,7 @@ def restore(
         raise MqvaeError(
             f"the checkpoint of {run.folder} does not fit its config.yaml, or is of "
             f"another version (mqvae {checkpoint.state.get('version')}, this is "
-            f"{__version__}): {error}\n"
+            f"{code().version}): {error}\n"
             "Has config.yaml been changed? A run keeps the sizes it was trained with."
         ) from error
 

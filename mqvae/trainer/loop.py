@@ -20,6 +20,7 @@ from mqvae.core.updates import Step
 from mqvae.data import Batches, fitting, in_order
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluate, evaluating
+from mqvae.provenance import code
 from mqvae.runs import Run, read_json, write_json
 from mqvae.settings import Settings, Trainer
 from mqvae.trainer.assembly import Parts, assemble, initialize_codebook
@@ -196,6 +197,7 @@ class Training:
         self.parts = parts
         self.processes = processes
         self.known = Known()
+        code()  # asked now: the tree may be another when training ends
         self.changes: Changes = {}
         self.unrecorded = False
         options, steps = settings.trainer, settings.steps

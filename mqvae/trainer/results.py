@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mqvae import __version__
 from mqvae.data import Identity
 from mqvae.metrics import Evaluation
+from mqvae.provenance import code
 from mqvae.runs import Run, read_json, write_json, write_whole
 from mqvae.tasks import Picture, Strip
 
@@ -158,7 +158,13 @@ def _write_picture(run: Run, name: str, picture: Picture) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What a figure was computed with."""
-    return {"mqvae": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    running = code()
+    return {
+        "mqvae": running.version,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **running.described(),
+    }
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:
