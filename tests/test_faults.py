@@ -1,7 +1,11 @@
 """Whose fault an error is, and what a file from elsewhere can make the program do."""
 
+import io
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +15,11 @@ import yaml
 
 import mqvae
 from mqvae.cli import main
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, refused
 from mqvae.plain import read_json, read_yaml
 from mqvae.runs import Run
 from mqvae.settings import Settings, from_arguments, load_preset
+from mqvae.trainer import warmup_cosine
 
 SMALL = [
     *["--data.side", "8", "--data.batch_size", "100", "--network.width", "4"],
@@ -140,8 +145,6 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("slot", ["network", "update", "optimizer.codebook"])
 def test_a_run_or_a_tokenizer_from_elsewhere_imports_nothing(evil, trained, capsys, slot):
-    import shutil
-
     for name in ("run", "shared"):
         shutil.copytree(trained / name, evil / name)
     config = yaml.safe_load((evil / "run" / "config.yaml").read_text())
@@ -275,3 +278,136 @@ def test_a_settings_value_reads_no_file(tmp_path, monkeypatch):
     for slot in ("quantizer", "update", "network", "task", "optimizer.codebook"):
         with pytest.raises(MqvaeError, match=f"{slot} has no choice"):
             from_arguments(["digits-tiny", f"--{slot}", "secret.yaml"])
+
+
+# -- what the program says -------------------------------------------------------------------------
+
+
+def ascii_only():
+    return io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+
+
+def test_a_terminal_that_knows_few_letters(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = str(trained / "run")
+    for command in (
+        ["--help"],
+        ["train", "--help"],
+        ["train", "digits-tiny", *SMALL, "--name", "é×φ", "--out", "φ"],
+        ["train", "--resume", "φ"],
+        ["evaluate", run],
+        ["encode", run, "test", "--out", "codes.npz"],
+        ["decode", run, "codes.npz", "--out", "images"],
+        ["doctor"],
+        ["export", run, "--out", "programs", "--formats", "pt2"],
+    ):
+        monkeypatch.setattr(sys, "stdout", ascii_only())
+        monkeypatch.setattr(sys, "stderr", ascii_only())
+        assert main(command) == 0, command
+    monkeypatch.setattr(sys, "stderr", ascii_only())
+    assert main(["train", "×"]) == 2
+    sys.stderr.flush()
+    assert b"there is no preset '?'" in sys.stderr.buffer.getvalue()
+
+
+def test_encode_ends_well_where_there_is_no_sign_for_times(trained, tmp_path):
+    package = str(Path(mqvae.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "mqvae", "encode", trained / "run", "test", "--out", "codes.npz"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": package, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"2 ? 2 codes each" in done.stdout
+
+
+def raising(error):
+    def command(arguments):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MqvaeError("mend it"), 2, r"^mqvae: error: mend it\n$"),
+        (FileNotFoundError("no such thing: make one"), 2, r"^mqvae: error: no such thing"),
+        (PermissionError(13, "Permission denied", "a"), 2, r"^mqvae: error: a: Permission denied"),
+        (OSError(28, "No space left on device", "a"), 2, r"^mqvae: error: a: No space .*Make room"),
+        (ValueError("deep inside"), 1, r"^mqvae: unexpected ValueError at mqvae/\S+:\d+: deep"),
+        (TypeError("x"), 1, "please report"),
+        (RuntimeError("x"), 1, "please report"),
+        (KeyError("x"), 1, "please report"),
+        (AssertionError(), 1, "please report"),
+        (SystemExit("words"), 1, ""),
+        (SystemExit(2), 2, ""),
+        (SystemExit(), 0, ""),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+    ids=repr,
+)
+def test_exit_codes(capsys, monkeypatch, error, code, said):
+    monkeypatch.setattr("mqvae.cli.report.report", raising(error))
+    assert main(["report", "x"]) == code
+    err = capsys.readouterr().err
+    assert re.search(said, err) and "Traceback" not in err
+
+
+def test_the_place_of_a_fault_is_named(capsys, monkeypatch):
+    monkeypatch.setattr("mqvae.cli.report.report", lambda arguments: warmup_cosine("a", 1))
+    assert main(["report", "x"]) == 1
+    assert re.search(r" at mqvae/trainer/schedule\.py:\d+: ", capsys.readouterr().err)
+
+
+def test_an_error_in_a_module_of_ones_own_is_said_to_be_there(evil, capsys):
+    (evil / "evil.py").write_text(
+        "import mqvae\n\nclass Rule(mqvae.Joint):\n    def step(self, *a, **k): return 1 / 0\n"
+    )
+    options = [*SMALL, "--import", "evil", "--update", "evil.Rule", "--out", "run"]
+    assert main(["train", "digits-tiny", *options]) == 1
+    err = capsys.readouterr().err
+    assert re.search(r"ZeroDivisionError at \S*evil\.py:4", err)
+    assert "module of --import" in err and "please report" not in err
+
+
+REFUSED = {
+    "Invalid beta": ["--optimizer.network.betas", "[2, 3]"],
+    "Invalid epsilon": ["--optimizer.codebook.eps", "-1"],
+    "optimizer.codebook: Invalid momentum": [
+        *["--optimizer.codebook", "SGD", "--optimizer.codebook.momentum", "-1"],
+    ],
+    "optimizer.network: Muon only": ["--optimizer.network", "Muon"],
+    "num_codes": ["--quantizer.num_codes", "9" * 18],
+    "levels": ["--quantizer", "FiniteScalarQuantizer", "--quantizer.levels", "[]"],
+}
+
+
+@pytest.mark.parametrize(("said", "options"), REFUSED.items())
+def test_what_torch_refuses_is_the_users(tmp_path, monkeypatch, capsys, said, options):
+    monkeypatch.chdir(tmp_path)
+    others = [*SMALL[:8], *SMALL[12:]] if "--quantizer.levels" in options else SMALL
+    assert main(["train", "digits-tiny", *others, "--out", "new", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mqvae: error: ") and err.count("\n") == 1
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_tells_whose_fault_it_is():
+    import torch
+
+    with pytest.raises(MqvaeError, match=r"^lr: Invalid learning rate"), refused("lr"):
+        torch.optim.SGD([torch.zeros(1)], lr=-1)
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = MqvaeError("as it is")
+    with pytest.raises(MqvaeError, match=r"^as it is$"), refused("x"):
+        raise wrapped
+    # A line of mqvae that raises, or an error of another kind, is a fault of mqvae's.
+    with pytest.raises(TypeError), refused("x"):
+        warmup_cosine("a", 1)
+    with pytest.raises(KeyError), refused("x"):
+        raise KeyError("x")

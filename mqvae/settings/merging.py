@@ -11,7 +11,7 @@ from typing import Any
 
 from mqvae.errors import MqvaeError
 from mqvae.settings.classes import canonical, components_in, find
-from mqvae.settings.options import GROUPS, SLOTS
+from mqvae.settings.options import GROUPS, HANDED_LATER, SLOTS
 from mqvae.spelling import brief
 
 NAMED = {"class_path", "init_args"}
@@ -130,7 +130,7 @@ def _component(key: str, old: Any, given: Any, usual: str) -> Any:
     inner = components_in(kind) if kind else {}
     result = dict(kept or {})
     for name, value in (arguments or {}).items():
-        if name in inner:
+        if name in inner and name not in HANDED_LATER:
             value = _component(f"{key}.{name}", result.get(name), value, inner[name])
         result[name] = value
     return {"class_path": path, "init_args": result}

@@ -16,6 +16,7 @@ from mqvae.spelling import nearest
 
 LONGEST = 1000  # characters of a message
 
+LISTS = dict.fromkeys(("tuple", "list", "Sequence"), "a list, as in [1, 2]")
 # jsonargparse's conditions on numbers, in words.
 RANGES = {
     "v>0": "be 1 or more",
@@ -82,19 +83,27 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
     if number := said(r"Not of type (\w+)"):
         kind = "int" if issubclass(getattr(jsonargparse.typing, number), int) else "float"
         return f"{key} expects {kind}, got '{value}'."
-    if kind := said(r"Expected an? <class '(?!NoneType)(\w+)'>"):
+    if kind := said(r"Expected an? <class '(?!NoneType)(?:[\w.]+\.)?(\w+)'>"):
+        kind = LISTS.get(kind, kind)
         return f"{key} expects {kind}, got '{value}'."
     if (kind := said(r"Subclasses are disabled for (\w+)")) or keys == ["from"]:
         groups: dict[str, type[Any]] = {"from": Start, **GROUPS}
         group = next((name for name, each in groups.items() if each.__name__ == kind), "from")
         own = ", ".join(field.name for field in fields(groups[group]))
         return f"{dashes}{group} takes settings of its own, no class or value: {own}."
-    path = said(r"mport path string: (\S+)", r"Import path (\S+\.\S+)", r"Importing '(\S+)'")
-    unusable = r"o module named '|no attribute '|subclass|class_path|Expected a path but"
+    path = said(
+        *(r"mport path string: (\S+)", r"Import path (\S+\.\S+)", r"Importing '(\S+)'"),
+        r"but (\S+) is abstract",
+    )
+    unusable = (
+        r"o module named '| is abstract|no attribute '|subclass|class_path|Expected a path but"
+    )
     if path or re.search(unusable, message):
         bad = classes[-1] if len(classes) == len(keys) else ""
         name = (path or bad or said(r"class_path': ([^,}]+)") or value).strip("'")
-        name, known = name.removeprefix("mqvae."), choices(_base_of(keys, classes))
+        known = choices(_base_of(keys, classes))
+        short = name.removeprefix("mqvae.")
+        name = name if short in known else short
         home = name.partition(".")[0] if "." in name else ""
         own = (
             ""

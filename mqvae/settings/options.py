@@ -273,4 +273,9 @@ def settings_parser() -> ArgumentParser:
             required=default is None,
             default=default,
         )
+    for action in parser._actions:  # a value is a value, and never a file to be read
+        if hasattr(action, "_enable_path"):
+            action._enable_path = False
+        if isinstance(more := getattr(action, "sub_add_kwargs", None), dict):
+            more["sub_configs"] = False
     return parser
