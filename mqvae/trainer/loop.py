@@ -548,7 +548,7 @@ class Training:
             self.splits.test.source,
             checkpoint="last",
             step=self.step,
-            weights=self.run.load("last", training=False).digest,
+            weights=self.run.load("last", training=False, weights=False).digest,
             device=further["device"],
         )
         evaluation = read_json(path)
