@@ -62,7 +62,6 @@ def evaluate(arguments: list[str]) -> int:
         tokenizer.run,
         tokenizer.settings,
         options.split,
-        checkpoint=options.checkpoint,
         accept_changed_data=options.accept_changed_data,
     )
     images = found.images

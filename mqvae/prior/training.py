@@ -325,7 +325,7 @@ def _measured(
     Raises:
         ValueError: if there are fewer than a batch to train on, or the images are others.
     """
-    known = Known.of_run(tokenizer.run, config.checkpoint)
+    known = Known.of_run(tokenizer.run)
     splits, _ = load_splits(tokenizer.settings, known)
     now = Known.of(splits.by_name(), splits.bounds)
     changes = check(tokenizer.run.folder, known, now.splits, accept=accept)

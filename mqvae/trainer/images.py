@@ -126,7 +126,6 @@ def load_run_split(
     settings: Settings,
     split: str,
     *,
-    checkpoint: str = "last",
     accept_changed_data: bool = False,
 ) -> Found:
     """One split of a run, as the run has it, compared with what it had.
@@ -137,7 +136,6 @@ def load_run_split(
         run: The run.
         settings: Its settings; `data.root` and how images are read may be others.
         split: "train", "validation" or "test".
-        checkpoint: Whose record is compared.
         accept_changed_data: Take the images as they are, though they are others.
 
     Raises:
@@ -145,7 +143,7 @@ def load_run_split(
     """
     if split not in SPLITS:
         raise MqvaeError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}.")
-    known = Known.of_run(run, checkpoint)
+    known = Known.of_run(run)
     settings = replace(settings, data=_absolute(settings.data))
     if split == "test":
         images = load_split(settings.data, "test")

@@ -40,16 +40,19 @@ class Known:
         return cls({name: identity_of(images) for name, images in splits.items()}, bounds)
 
     @classmethod
-    def of_run(cls, run: Run, checkpoint: str = "last") -> "Known | None":
-        """What a checkpoint of a run knows; None if it was written before runs knew any.
+    def of_run(cls, run: Run) -> "Known | None":
+        """What a run knows; None if it has no record.
+
+        That of the last checkpoint, also for the best: changes that were accepted since hold.
 
         Raises:
             ValueError: if its `state.json` is damaged, and so is that of the one before it.
         """
-        if Run.checkpoint_in(run.folder, checkpoint) is None:
-            return None
-        state = run.load(checkpoint, training=False, weights=False).state
-        return cls.from_state(state, run.folder)
+        for name in ("last", "best"):
+            if Run.checkpoint_in(run.folder, name) is not None:
+                state = run.load(name, training=False, weights=False).state
+                return cls.from_state(state, run.folder)
+        return None
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], folder: Path) -> "Known | None":
@@ -106,19 +109,13 @@ class Known:
 
 
 def check(
-    folder: Path,
-    known: Known | None,
-    now: Mapping[str, Identity],
-    *,
-    accept: bool,
-    say: bool = True,
+    folder: Path, known: Known | None, now: Mapping[str, Identity], *, accept: bool
 ) -> Changes:
     """Compare images with those that a run had.
 
     Args:
         folder: The run's folder, for messages.
-        known: What the run knows; None for one that was written before runs knew any, of which a
-            warning is printed.
+        known: What the run knows; None for one without a record, of which a warning is printed.
         now: Which images there are, of some of its splits.
         accept: Whether others are accepted; a warning then says what is different.
 
@@ -130,12 +127,11 @@ def check(
     """
     if known is None:
         named = any(identity.names is not None for identity in now.values())
-        print(
-            f"mqvae: warning: {folder} was written by a version that kept no record of its images: "
-            "whether they are the same cannot be told"
-            + ", and it split folders otherwise: what is test now may have been trained on"
-            * named,
-            file=sys.stderr,
+        _warn(
+            f"{folder} has no record of its images, as it was imported or an older version wrote "
+            "it: whether they are the same cannot be told"
+            + ". Older versions split folders otherwise: test images may have been trained on"
+            * named
         )
         return {}
     changes = known.changes(now)

@@ -495,7 +495,7 @@ class Training:
         before = checkpoint.state.get("steps", steps_before or self.settings.steps)
         if other_images:
             for batches in ("batches", "above"):
-                _end_epoch(checkpoint.state[batches], getattr(self.parts, batches))
+                _end_epoch(checkpoint.state.get(batches), getattr(self.parts, batches))
         stretched = before != self.settings.steps
         restore(checkpoint, self.run, self.parts, self.log, self.processes, stretched=stretched)
         warm = self.settings.warm_start
