@@ -165,7 +165,8 @@ def content(folder: Path) -> dict[str, Any]:
     found["metrics.csv"] = [{k: r[k] for k in r.keys() - TIMED_COLUMNS} for r in rows]
     summary = json.loads((folder / "summary.json").read_text())
     found["summary.json"] = {name: summary[name] for name in summary["figures"]}
-    found["code_counts.csv"] = (folder / "code_counts.csv").read_bytes()
+    for path in (folder / "evaluations").glob("*.csv"):
+        found[path.name] = path.read_bytes()
     return found
 
 

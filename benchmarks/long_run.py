@@ -37,16 +37,22 @@ MOST = {  # in all, over the settled steps
 
 
 class Watch:
-    """Looks at this process now and then."""
+    """Looks at this process now and then.
 
-    def __init__(self) -> None:
+    Args:
+        every: Steps between two looks.
+        settled: Steps before the first.
+    """
+
+    def __init__(self, every: int = EVERY, settled: int = SETTLED) -> None:
+        self.every, self.settled = every, settled
         self.steps: list[int] = []
         self.found: dict[str, list[float]] = {name: [] for name in MOST}
         self.times: list[float] = []
 
     def __call__(self, training: Training) -> None:
         self.times.append(training.step_seconds[-1])
-        if training.step % EVERY or training.step < SETTLED:
+        if training.step % self.every or training.step < self.settled:
             return
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.steps.append(training.step)
@@ -55,7 +61,7 @@ class Watch:
             ("open files", len(os.listdir("/proc/self/fd"))),
             ("threads", len(os.listdir("/proc/self/task"))),
             # The quickest tenth: what else the machine does slows single steps down.
-            ("step time (ratio)", statistics.quantiles(self.times[-EVERY:], n=10)[0]),
+            ("step time (ratio)", statistics.quantiles(self.times[-self.every :], n=10)[0]),
         ):
             self.found[name].append(value)
 

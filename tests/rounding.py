@@ -35,4 +35,3 @@ class Rounding(TorchDispatchMode):
                 if torch.is_tensor(tensor) and tensor.dtype in WIDE:
                     tensor.mul_(1 + units * torch.finfo(tensor.dtype).eps)
         return result
-

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,71 @@ def test_a_small_campaign():
     assert lines[-1] == "wrong: 0"
     assert len([line for line in lines if "2 kills" in line]) == 4
     assert len([line for line in lines if "SIGTERM" in line]) == 4
+
+
+def test_a_long_run_stays_flat(tmp_path):
+    """So short that memory has hardly settled: files and threads must not grow all the same."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import long_run
+    finally:
+        sys.path.pop(0)
+    watch = long_run.Watch(every=10, settled=20)
+    delta = {"steps": 60, "trainer": {"loggers": ["tensorboard"]}}
+    begin(settings("joint", delta), tmp_path / "run").fit(after_step=watch)
+    assert watch.steps == [20, 30, 40, 50, 60]
+    assert len(set(watch.found["open files"])) == 1
+    assert len(set(watch.found["threads"])) == 1
+
+
+def test_commands_in_a_place_unlike_the_developers(tmp_path):
+    """No home to write to, a locale of ASCII, no network, and a path with spaces and umlauts."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT.with_name("everywhere.py"), "--environments", "all at once"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 6 commands" in done.stdout
+
+
+@pytest.mark.parametrize("lost", ["before", "after"])
+def test_torchrun_restarts_a_run_that_was_lost(tmp_path, monkeypatch, lost):
+    """Before its first checkpoint it begins anew, after it it is resumed; others stay."""
+    from mqvae.cli import train
+
+    folder = tmp_path / "run"
+    arguments = [
+        "digits-tiny",
+        "--steps",
+        "3",
+        "--trainer.accelerator",
+        "cpu",
+        "--out",
+        str(folder),
+    ]
+    run = Run.create(folder, settings("joint").config())
+    if lost == "after":
+        begin(settings("joint"), folder, overwrite=True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    training = train._training(arguments)
+    assert training.settings.steps == (3 if lost == "before" else 12)
+    run.unlock()
+    training.run.unlock()
+    shutil.rmtree(folder / "checkpoints" / "last")
+    training.run.start_metrics(after_step=0)
+    with pytest.raises(ValueError, match="exists already"):
+        train._training(arguments)
+
+
+def test_what_is_no_text_in_this_locale(tmp_path, capsys):
+    from mqvae.cli import main
+
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
+    assert main(["train", "digits-tiny", "--out", name]) == 2
+    said = capsys.readouterr().err
+    assert r"caf\udce9' is no text in this locale" in said and "LC_ALL=C.UTF-8" in said
 
 
 # -- numbers that are not finite -------------------------------------------------------------------

@@ -249,6 +249,26 @@ def test_a_beginning_is_where_the_whole_run_is_then(tmp_path):
     assert beginning.make(elsewhere) == trained and not elsewhere.runs.exists()
 
 
+def test_a_run_killed_between_two_renamings_is_resumed(tmp_path, monkeypatch):
+    from mqvae import trainer
+    from mqvae.runs import Run as Folder
+
+    place = Place(tmp_path, tmp_path / "results", accelerator="cpu")
+    folder = Folder.create(RUN.folder(place), {"name": "a run"}).folder
+    (folder / "checkpoints" / "last.previous").mkdir()
+
+    class Resumed(Exception):
+        pass
+
+    def resume(run):
+        assert run.folder == folder
+        raise Resumed
+
+    monkeypatch.setattr(trainer, "resume", resume)
+    with pytest.raises(Resumed):
+        RUN.train(place)
+
+
 def test_a_beginning_that_fails_is_a_result(tmp_path, monkeypatch):
     from mqvae.trainer import NotFinite, Training
 

@@ -385,6 +385,15 @@ def test_why_a_run_failed_is_said(three: list[Path], tmp_path: Path) -> None:
     assert "kept in X" not in page.text
 
 
+def test_skipped_steps_are_said(three: list[Path], tmp_path: Path) -> None:
+    file = three[0] / "summary.json"
+    summary = json.loads(file.read_text())
+    for number, said in ((1200, True), (0, False)):
+        file.write_text(json.dumps({**summary, "skipped_steps": number}))
+        words = "skipped 1,200 training steps, in which a number was not finite."
+        assert (words in read(three, tmp_path / "r.html").text) == said
+
+
 @pytest.mark.parametrize("content", [None, "", HEADER + "\n"])
 def test_run_that_has_just_begun(content: str | None, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()

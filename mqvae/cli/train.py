@@ -28,7 +28,7 @@ def train(arguments: list[str]) -> int:
             argument.encode()
         except UnicodeEncodeError:
             raise MqvaeError(
-                f"{ascii(argument)} is no text in this locale, so no file of settings can hold it: "
+                f"{argument!a} is no text in this locale, so no file of settings can hold it: "
                 "give it a name in UTF-8, or set LC_ALL=C.UTF-8."
             ) from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

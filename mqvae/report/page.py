@@ -189,6 +189,11 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         bad = [f"{run.figures[key].title} is {text}" for key, text in _not_finite(run)]
         if bad:
             notes.append(f"{run.name}: {enumerate_words(bad)} on {run.images}.")
+        if skipped := run.number("skipped_steps"):
+            notes.append(
+                f"{run.name} skipped {skipped:,.0f} training steps, in which a number was not "
+                "finite."
+            )
         if run.failure:
             cause = run.failure.get("cause")
             notes.append(f"{run.name} failed, and is shown as far as it got: {cause}")
