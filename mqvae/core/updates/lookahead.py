@@ -1,10 +1,12 @@
 """What becomes of the virtual lower step."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MethodType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -116,21 +118,30 @@ class Kept(LookAhead):
 
 
 def preview(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
-    """The weights after the optimizer's step; they and its state are put back."""
-    # Lightning's wrapper would count the step, and could not put its state back.
+    """The weights after the optimizer's step, which is taken by a twin of it on copies of them.
+
+    Neither the weights nor anything of the optimizer is touched, and none of its hooks runs.
+    """
+    # Lightning's wrapper would count the step.
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    before = [w.detach().clone() for w in weights]
-    state = deepcopy(optimizer.state_dict())
-    # The weights come back bit for bit, so a graph that saw them stays valid; without this
-    # autograd would refuse it for having seen them change.
-    with torch.autograd._unsafe_preserve_version_counter(tuple(weights)):  # type: ignore[attr-defined]
-        try:
-            apply(optimizer, weights, gradients)
-            after = [w.detach().clone().requires_grad_(w.requires_grad) for w in weights]
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list(weights), before)
-            optimizer.load_state_dict(state)
+    after = [w.detach().clone().requires_grad_(w.requires_grad) for w in weights]
+    copies = {id(w): copy for w, copy in zip(weights, after, strict=True)}
+    twin: Any = object.__new__(type(optimizer))
+    twin.__dict__.update(optimizer.__dict__)
+    twin.param_groups = [
+        {
+            key: [copies.get(id(p), p) for p in value] if key == "params" else deepcopy(value)
+            for key, value in group.items()
+        }
+        for group in optimizer.param_groups
+    ]
+    twin.state = defaultdict(dict)
+    for parameter, entry in optimizer.state.items():
+        twin.state[copies.get(id(parameter), parameter)] = deepcopy(entry)
+    # Torch wraps the step of every optimizer class into one that runs hooks.
+    step = type(optimizer).step
+    twin.step = MethodType(step.__wrapped__ if getattr(step, "hooked", False) else step, twin)
+    apply(twin, after, gradients)
     return after
 
 
