@@ -182,6 +182,7 @@ class GumbelQuantizer(Quantizer):
         return self.final_temperature + (self.first_temperature - self.final_temperature) * fall
 
     def quantize(self, z_e: Tensor) -> Quantized:
+        self.check_width(z_e)
         if self.training:
             with torch.autocast(z_e.device.type, enabled=False):
                 mixed, codes, divergence = _Relaxed.apply(
@@ -198,9 +199,7 @@ class GumbelQuantizer(Quantizer):
         z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
         return Quantized(z_q, codes, zero, zero, divergence, self.kl_weight)
 
-    @torch.no_grad()
-    def encode(self, z_e: Tensor) -> Tensor:
-        self._check_width(z_e)
+    def _encode(self, z_e: Tensor) -> Tensor:
         return torch.cat([b.argmax(-1) for b in self._logits(z_e)]).view(z_e.shape[:-1])
 
     def _logits(self, z_e: Tensor) -> Iterator[Tensor]:
@@ -225,7 +224,7 @@ class GumbelQuantizer(Quantizer):
         With e_k the centres, the head becomes 2 s z·e_k − s ‖e_k‖² = −s ‖z − e_k‖² + const, s the
         inverse of the embeddings' mean squared distance to their centre.
         """
-        self._check_width(z_e)
+        self.check_width(z_e)
         samples = z_e.detach().reshape(-1, self.dim).to(self.codebook.dtype)
         centres = kmeans(samples, self.num_codes, generator=generator)
         error = (samples - centres[nearest(samples, centres)]).square().sum(1).mean()

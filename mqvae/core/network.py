@@ -104,8 +104,14 @@ class VQNetwork(nn.Module):
         return z.movedim(-1, self.channel_axis)
 
     def placed(self, features: Tensor) -> Tensor:
-        """The encoder's output → z_e, (..., D), where it is compared with codewords."""
-        return self.quantizer.place(self.channels_last(features))
+        """The encoder's output → z_e, (..., D), where it is compared with codewords.
+
+        Raises:
+            ValueError: if it is not D wide.
+        """
+        z_e = self.channels_last(features)
+        self.quantizer.check_width(z_e)
+        return self.quantizer.place(z_e)
 
     def embed(self, x: Tensor) -> Tensor:
         """z_e = F_φ(x), channels last and placed, (..., D)."""

@@ -61,18 +61,32 @@ class Quantizer(nn.Module, ABC):
             z_e: Embeddings, (..., D), channels last.
 
         Raises:
-            ValueError: if the last dimension is not D.
+            ValueError: if the last dimension is not D; in eval mode also if an embedding is not
+                finite. In training its losses are not finite then, and nobody waits for a look.
         """
-        self._check_width(z_e)
+        self.check_width(z_e)
+        if not self.training:
+            self._check_finite(z_e)
         return self.quantize(self.place(z_e))
 
     @abstractmethod
     def quantize(self, z_e: Tensor) -> Quantized:
         """`forward` for embeddings that are placed already."""
 
-    @abstractmethod
+    @torch.no_grad()
     def encode(self, z_e: Tensor) -> Tensor:
-        """Codes of embeddings (..., D): (...), or (..., G) where G > 1."""
+        """Codes of embeddings (..., D): (...), or (..., G) where G > 1.
+
+        Raises:
+            ValueError: if the last dimension is not D, or an embedding is not finite.
+        """
+        self.check_width(z_e)
+        self._check_finite(z_e)
+        return self._encode(self.place(z_e))
+
+    @abstractmethod
+    def _encode(self, z_e: Tensor) -> Tensor:
+        """Codes of embeddings that are placed already."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
@@ -131,12 +145,35 @@ class Quantizer(nn.Module, ABC):
         here = (places * self.unquantized).floor().diff() > 0
         return here.to(z_e.device).view(-1, *[1] * (z_e.ndim - 1))
 
-    def _check_width(self, z_e: Tensor) -> None:
+    def check_width(self, z_e: Tensor) -> None:
+        """Refuse embeddings that are not D wide, which might broadcast.
+
+        Raises:
+            ValueError: names both widths.
+        """
         if z_e.ndim == 0 or z_e.shape[-1] != self.dim:
             width = z_e.shape[-1] if z_e.ndim else 1
             raise MqvaeError(
                 f"the quantizer expects embeddings (..., {self.dim}), channels last, got "
                 f"{tuple(z_e.shape)}: move the channels to the end, or build it with dim={width}."
+            )
+
+    def _check_finite(self, z_e: Tensor) -> None:
+        """Refuse embeddings that no code stands for.
+
+        Looking at a value waits for the device, so steps of training do not: the losses tell.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        if torch.compiler.is_compiling() or z_e.is_meta:  # there is nothing to look at
+            return
+        finite = torch.isfinite(z_e)
+        if not finite.all():
+            broken = int(z_e.numel() - finite.sum())
+            raise MqvaeError(
+                f"{broken} of {z_e.numel()} numbers of the embeddings are inf or nan, and no code "
+                "stands for those: look for them in the input, then in the encoder's weights."
             )
 
     def _check_codes(self, codes: Tensor) -> Tensor:
@@ -237,9 +274,8 @@ class CodebookQuantizer(Quantizer):
                 codebook_loss=self.codebook_loss(wide.detach(), codes, table, z_q),
             )
 
-    def encode(self, z_e: Tensor) -> Tensor:
-        self._check_width(z_e)
-        return self.nearest_codes(self.place(z_e), self.table())
+    def _encode(self, z_e: Tensor) -> Tensor:
+        return self.nearest_codes(z_e, self.table())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes back to vectors.

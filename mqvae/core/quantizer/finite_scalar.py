@@ -82,16 +82,15 @@ class FiniteScalarQuantizer(Quantizer):
         return (digits - self.levels // 2) / self.middle
 
     def quantize(self, z_e: Tensor) -> Quantized:
+        self.check_width(z_e)
         digits = self._digits(z_e)
         z_q = StraightThrough()(z_e, self._vectors(digits).to(z_e.dtype))
         z_q = self.passed_on(z_e, z_q)
         zero = z_e.new_zeros((), dtype=torch.promote_types(z_e.dtype, torch.float32))
         return Quantized(z_q, (digits * self.places).sum(-1), zero, zero)
 
-    @torch.no_grad()
-    def encode(self, z_e: Tensor) -> Tensor:
-        self._check_width(z_e)
-        return (self._digits(self.place(z_e)) * self.places).sum(-1)
+    def _encode(self, z_e: Tensor) -> Tensor:
+        return (self._digits(z_e) * self.places).sum(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes back to vectors, (..., D).

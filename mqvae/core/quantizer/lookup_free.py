@@ -89,10 +89,8 @@ class LookupFreeQuantizer(Quantizer):
     def place(self, z_e: Tensor) -> Tensor:
         return self.distance.place(z_e)
 
-    def _codes(self, z_e: Tensor) -> Tensor:
-        return ((z_e > 0) * self.places).sum(-1)
-
     def quantize(self, z_e: Tensor) -> Quantized:
+        self.check_width(z_e)
         wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
         with torch.autocast(z_e.device.type, enabled=False):
             corner = self.corner.to(wide.dtype)
@@ -101,7 +99,7 @@ class LookupFreeQuantizer(Quantizer):
             entropy = self._entropy(wide.reshape(-1, self.dim)) if self.training else None
         zero = torch.zeros_like(commitment)
         z_q = self.passed_on(z_e, StraightThrough()(z_e, z_q.to(z_e.dtype)))
-        return Quantized(z_q, self._codes(z_e), commitment, zero, entropy, self.entropy_weight)
+        return Quantized(z_q, self._encode(z_e), commitment, zero, entropy, self.entropy_weight)
 
     def _entropy(self, z_e: Tensor) -> Tensor:
         """The auxiliary loss of placed embeddings, (N, D)."""
@@ -118,10 +116,8 @@ class LookupFreeQuantizer(Quantizer):
         diversity = -(mean * mean.clamp(min=tiny).log()).sum()
         return certainty - self.diversity * diversity
 
-    @torch.no_grad()
-    def encode(self, z_e: Tensor) -> Tensor:
-        self._check_width(z_e)
-        return self._codes(self.place(z_e))
+    def _encode(self, z_e: Tensor) -> Tensor:
+        return ((z_e > 0) * self.places).sum(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes back to corners, (..., D).

@@ -23,10 +23,11 @@ class NoQuantizer(Quantizer):
         self.groups = 1
 
     def quantize(self, z_e: Tensor) -> Quantized:
+        self.check_width(z_e)
         zero = z_e.new_zeros((), dtype=torch.promote_types(z_e.dtype, torch.float32))
-        return Quantized(z_e, self.encode(z_e), zero, zero)
+        return Quantized(z_e, self._encode(z_e), zero, zero)
 
-    def encode(self, z_e: Tensor) -> Tensor:
+    def _encode(self, z_e: Tensor) -> Tensor:
         return torch.zeros(z_e.shape[:-1], dtype=torch.int64, device=z_e.device)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class ResidualQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
-        self._check_width(z_e)
+        self.check_width(z_e)
         left = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
         codes = []
         for stage, book in zip(self._stages(), table.chunk(self.groups), strict=True):
@@ -128,7 +128,7 @@ class ResidualQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
-        self._check_width(z_e)
+        self.check_width(z_e)
         left = z_e.detach()
         for stage in self._stages():
             stage.initialize(left, generator=generator)

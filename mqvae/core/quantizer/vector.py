@@ -108,7 +108,7 @@ class VectorQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
-        self._check_width(z_e)
+        self.check_width(z_e)
         if self.groups == 1:
             return nearest(z_e.reshape(-1, self.dim), table).view(z_e.shape[:-1])
         parts = z_e.reshape(-1, self.groups, self.dim // self.groups).unbind(1)  # G × (N, D/G)
@@ -179,7 +179,7 @@ class VectorQuantizer(CodebookQuantizer):
         Raises:
             ValueError: if an embedding or a centre is not finite.
         """
-        self._check_width(z_e)
+        self.check_width(z_e)
         wide = z_e.detach().to(torch.promote_types(z_e.dtype, torch.float32))
         samples = self.by_codebook(self.place(wide))
         self.assign(torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples]))

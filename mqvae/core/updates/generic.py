@@ -16,7 +16,7 @@ from mqvae.core.hypergradient.derivative import along
 from mqvae.core.passes import Start, fresh_casts
 from mqvae.core.shown import Shown
 from mqvae.core.updates.lookahead import LookAhead, Undone
-from mqvae.core.updates.update import apply, check_holds
+from mqvae.core.updates.update import apply, check_holds, require_gradients
 from mqvae.errors import MqvaeError
 
 
@@ -149,8 +149,9 @@ class GenericMeta:
                 does.
 
         Raises:
-            ValueError: if what `loss` returns is no scalar with a gradient.
+            ValueError: if what `loss` returns is no scalar with a gradient, or gradients are off.
         """
+        require_gradients("GenericMeta.step")
         kept = self.look_ahead.kept
         start = Start(self._total, self.codebook[0].device)
         phi, table = [] if kept else _copies(self.network), _copies(self.codebook)
@@ -252,6 +253,6 @@ def _scalar(total: Tensor) -> Tensor:
         )
         raise MqvaeError(
             f"loss(module, *batch) must return a scalar tensor with a gradient, got {got}: reduce "
-            "it to a mean over the batch, and do not call step under torch.no_grad()."
+            "it to a mean over the batch of what the module's parameters lead to."
         )
     return total

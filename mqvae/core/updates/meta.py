@@ -12,7 +12,7 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot, fresh_casts
+from mqvae.core.passes import Snapshot
 from mqvae.core.updates.lookahead import LookAhead, Undone
 from mqvae.core.updates.update import Step, Update, step_of
 from mqvae.errors import MqvaeError
@@ -116,12 +116,12 @@ class Meta(Update):
             above: A second batch (x, y) for the upper level; None uses the same on both, as the
                 paper does.
         """
-        with (
-            fresh_casts(),
-            Snapshot([self.network, self.loss, self.upper_loss], x.device) as snapshot,
-        ):
+        with self._beginning(x) as snapshot:
             lower = self._batch(x, y, parts)
             return self._meta_step(lower, self._upper(lower, above), snapshot)
+
+    def _modules(self) -> list[object]:
+        return [*super()._modules(), self.upper_loss]
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         return self._meta_step(batch, self._upper(batch, None), snapshot)

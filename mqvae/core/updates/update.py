@@ -1,7 +1,8 @@
 """What one batch changes: the frame that all update rules share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -131,9 +132,24 @@ class Update(ABC):
             parts: Number of parts that encoder and decoder take the batch in, to hold the graph of
                 one at a time; about one forward pass dearer per gradient. Without batch norm and
                 dropout the step is that of the whole batch, every statistic included.
+
+        Raises:
+            ValueError: if gradients are off (`torch.no_grad()`), or the encoder's output is not D
+                wide.
         """
-        with fresh_casts(), Snapshot([self.network, self.loss], x.device) as snapshot:
+        with self._beginning(x) as snapshot:
             return self._step(self._batch(x, y, parts), snapshot)
+
+    @contextmanager
+    def _beginning(self, x: Tensor) -> Iterator[Snapshot]:
+        """Around every step: what it must not be without, and what is put back if it raises."""
+        require_gradients(f"{type(self).__name__}.step")
+        with fresh_casts(), Snapshot(self._modules(), x.device) as snapshot:
+            yield snapshot
+
+    def _modules(self) -> list[object]:
+        """What a pass goes through."""
+        return [self.network, self.loss]
 
     @abstractmethod
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step: ...
@@ -219,6 +235,21 @@ def step_of(
         None if auxiliary is None else auxiliary.detach(),
         **(norms or {}),
     )
+
+
+def require_gradients(what: str) -> None:
+    """Refuse to train where autograd records nothing.
+
+    Raises:
+        ValueError: under `torch.no_grad()` and `torch.inference_mode()`.
+    """
+    if not torch.is_grad_enabled():
+        where = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise MqvaeError(
+            f"{what} trains by gradients, which are off here: expected a call outside "
+            f"torch.{where}(). Move it out, or wrap it in `with torch."
+            + ("inference_mode(False):`." if where == "inference_mode" else "enable_grad():`.")
+        )
 
 
 def apply(optimizer: Optimizer | None, parameters: Iterable[Tensor], gradients: Gradients) -> None:
