@@ -360,6 +360,20 @@ def test_codes_decode_to_the_forward_pass_to_the_bit(kind, device):
         assert torch.equal(network.decode(codes), result.output)
 
 
+@pytest.mark.parametrize("kind", [name for name in QUANTIZERS if name != "none"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_float32_quantizer_in_a_bfloat16_network_decodes_too(kind, device):
+    network = network_of(QUANTIZERS[kind](9, 12)).to(device).eval()
+    network.encoder.bfloat16()
+    network.decoder.bfloat16()
+    x = torch.randn(4, 2, 8, 8, device=device, dtype=torch.bfloat16)
+    with torch.no_grad():
+        result = network(x)
+        found = network.decode(network.encode(x))
+    assert result.quantized.z_q.dtype == found.dtype == torch.bfloat16
+    assert torch.equal(found, result.output)
+
+
 @pytest.mark.parametrize("kind", QUANTIZERS)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("training", [True, False])

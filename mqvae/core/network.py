@@ -127,8 +127,10 @@ class VQNetwork(nn.Module):
         return self.quantizer.encode(self.channels_last(self.encoder(x)))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The decoder's output for codes."""
-        return self.decoder(self.channels_back(self.quantizer.decode(codes)))
+        """The decoder's output for codes, whose codewords come to it in its own type."""
+        z_q = self.quantizer.decode(codes)
+        types = (p.dtype for p in self.decoder.parameters() if p.is_floating_point())
+        return self.decoder(self.channels_back(z_q.to(next(types, z_q.dtype))))
 
     @torch.no_grad()
     def initialize_codebook(
