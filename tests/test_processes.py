@@ -131,16 +131,17 @@ def warm(kind: type = Joint, share: float = 0.4, **options):
     return build
 
 
-def generic(**options):
-    def loss(network: VQNetwork, x: Tensor) -> Tensor:
-        result = network(x)
-        losses = 0.1 * result.quantized.commitment_loss + result.quantized.codebook_loss
-        return squared_error(result.output, x) + losses
+def generic_loss(network: VQNetwork, x: Tensor) -> Tensor:
+    result = network(x)
+    losses = 0.1 * result.quantized.commitment_loss + result.quantized.codebook_loss
+    return squared_error(result.output, x) + losses
 
+
+def generic(**options):
     def build() -> Case:
         network = make_with("convolutional", QUANTIZERS["table"]).network
         book = list(network.codebook_parameters())
-        update = GenericMeta(network, loss, codebook=book, **optimizers(network), **options)
+        update = GenericMeta(network, generic_loss, codebook=book, **optimizers(network), **options)
         return Case(network, update, update.step)
 
     return build
@@ -416,6 +417,7 @@ def work(rank: int, folder: str) -> None:
     # All networks and rules are there before the process group: none may have noted its absence.
     built = {f: {name: case() for name, case in cases.items()} for f, cases in families.items()}
     networks = {kind: make_with("convolutional", QUANTIZERS[kind]).network for kind in INITIALIZED}
+    seeded_apart = [seeded(rank) for _ in range(len(APART) + 1)]
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
@@ -449,6 +451,16 @@ def work(rank: int, folder: str) -> None:
         network.initialize_codebook(part, generator=torch.Generator().manual_seed(1))
         found["initialized alike"][kind] = copied(network.quantizer)
     found["functions"] = functions(rank)
+    found["apart"] = {name: trained(seeded_apart.pop(), kind) for name, kind in APART.items()}
+    groups = [dist.new_group([0]), dist.new_group([1])]
+    found["own"] = trained(seeded_apart.pop(), Meta, process_group=groups[rank])
+    try:
+        trained(seeded(rank), Meta, process_group=groups[1 - rank])
+    except ValueError as error:
+        found["stranger"] = str(error)
+    network = make_with("convolutional", QUANTIZERS["table"]).network
+    network.initialize_codebook(batches()[rank], process_group=groups[rank])
+    found["own codebook"] = copied(network.quantizer)
     if rank == 0:
         with collectives() as sent:
             alone()
@@ -456,6 +468,32 @@ def work(rank: int, folder: str) -> None:
     dist.barrier()
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
+
+
+APART = {"Joint": Joint, "Ema": Ema, "Meta": Meta, "Generic": GenericMeta, "Warm": Unquantized}
+
+
+def seeded(seed: int) -> VQNetwork:
+    """Weights, a codebook and batch statistics of a seed."""
+    network = make_with("convolutional", QUANTIZERS["table"], seed=seed).network
+    network.encoder.append(nn.BatchNorm2d(6).double())
+    with torch.no_grad():
+        network.encoder[-1].running_mean.fill_(seed)
+    return network
+
+
+def trained(network: VQNetwork, kind: type, **options: Any) -> dict[str, Tensor]:
+    """What two steps make of it. Each process takes the whole batch, so that two do as one does."""
+    levels = optimizers(network)
+    if kind in (Ema, Unquantized):
+        del levels["upper"]
+    if kind is GenericMeta:
+        options["codebook"] = list(network.codebook_parameters())
+    loss = squared_error if kind is not GenericMeta else generic_loss
+    update = kind(network, loss, **levels, **options)
+    for each in batches()[:2]:
+        update.step(each) if kind is GenericMeta else update.step(each, each)
+    return copied(network)
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
@@ -661,6 +699,35 @@ def test_the_page_says_what_a_step_sends():
     text = PAGE.read_text()
     for row in rows_of_the_page():
         assert row in text.splitlines(), row
+
+
+@pytest.mark.parametrize("name", APART)
+def test_processes_that_were_seeded_apart_train_the_network_of_the_first(pair, name):
+    """Their weights were 0.905 apart after two steps, and nobody said so."""
+    one, other = (found["apart"][name] for found in pair)
+    expected = trained(seeded(0), APART[name])
+    for key, value in expected.items():
+        if "running" in key and not key.endswith("tracked"):
+            # Plain batch norm sees each process's own half, which here is the whole batch.
+            torch.testing.assert_close(other[key], one[key], rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(one[key], other[key]), key
+        if name != "Ema":  # which counts each embedding twice here
+            torch.testing.assert_close(one[key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+def test_a_process_of_another_group_is_never_averaged_in(pair):
+    for rank, found in enumerate(pair):
+        expected = trained(seeded(rank), Meta)
+        for key, value in expected.items():
+            torch.testing.assert_close(found["own"][key], value, rtol=1e-9, atol=1e-9, msg=key)
+        assert (
+            f"process {rank} is not in process_group, which has [{1 - rank}]" in found["stranger"]
+        )
+    one, other = (found["own"] for found in pair)
+    assert not torch.equal(one["encoder.0.weight"], other["encoder.0.weight"])
+    books = [found["own codebook"]["codebook.weight"] for found in pair]
+    assert not torch.equal(*books)
 
 
 def test_one_process_may_look_and_measure_alone(pair):

@@ -1,22 +1,71 @@
 """The mean over processes, asked for at the time of the call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import reduce
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from mqvae.errors import MqvaeError
+
+if TYPE_CHECKING:
+    ProcessGroup: TypeAlias = dist.ProcessGroup
+else:  # torch may be built without them
+    ProcessGroup = Any
+
+_group: ContextVar[ProcessGroup | None] = ContextVar("process_group", default=None)
+
+
+@contextmanager
+def within(group: ProcessGroup | None) -> Iterator[None]:
+    """Inside, the processes that train together are those of a group; None changes nothing.
+
+    Raises:
+        ValueError: if this process is not in it.
+    """
+    if group is None:
+        yield
+        return
+    if dist.get_rank(group) < 0:
+        raise MqvaeError(
+            f"process {dist.get_rank()} is not in process_group, which has "
+            f"{dist.get_process_group_ranks(group)}: name the group that this process trains in, "
+            "or make the step in the others alone."
+        )
+    token = _group.set(group)
+    try:
+        yield
+    finally:
+        _group.reset(token)
 
 
 def world_size() -> int:
     """Number of processes that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    there = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size(_group.get()) if there else 1
 
 
 def process_rank() -> int:
     """Which of them this one is; 0 without torch.distributed."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank(_group.get()) if dist.is_available() and dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def agree(modules: Iterable[object]) -> None:
+    """Give parameters and buffers of modules the values that the first process has.
+
+    Processes that were seeded apart would otherwise train networks of their own, whose gradients
+    are averaged all the same. What is no module is passed over.
+    """
+    if world_size() > 1:
+        for module in modules:
+            if isinstance(module, nn.Module):
+                for tensor in [*module.parameters(), *module.buffers()]:
+                    tensor.copy_(from_first_process(tensor))
 
 
 T = TypeVar("T", Tensor, Tensor | None)
@@ -43,7 +92,7 @@ def _reduced(tensors: Sequence[T], finish: Callable[[Tensor], Tensor]) -> list[T
         return list(tensors)
     dtype = reduce(torch.promote_types, [t.dtype for t in present])
     flat = torch.cat([t.detach().flatten().to(dtype) for t in present])
-    dist.all_reduce(flat)
+    dist.all_reduce(flat, group=_group.get())
     parts = iter(finish(flat).split([t.numel() for t in present]))
     return [None if t is None else next(parts).view_as(t).to(t.dtype) for t in tensors]
 
@@ -87,11 +136,13 @@ class _Mean(torch.autograd.Function):
 class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.group = _group.get()  # a GPU's gradients are found in another thread
         return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(mean_across_processes(gradients))
+        with within(ctx.group):
+            return tuple(mean_across_processes(gradients))
 
 
 @torch.no_grad()
@@ -110,7 +161,7 @@ def from_first_process(tensor: Tensor) -> Tensor:
     """The tensor as the first process has it; shapes must agree."""
     if world_size() > 1:
         tensor = tensor.contiguous().clone()
-        dist.broadcast(tensor, 0)
+        dist.broadcast(tensor, group_src=0, group=_group.get())
     return tensor
 
 
@@ -121,10 +172,10 @@ def from_all_processes(tensor: Tensor) -> Tensor:
         return tensor
     length = torch.tensor([len(tensor)], device=tensor.device)
     lengths = [torch.zeros_like(length) for _ in range(world_size())]
-    dist.all_gather(lengths, length)
+    dist.all_gather(lengths, length, group=_group.get())
     longest = max(int(n) for n in lengths)
     padded = tensor.new_zeros((longest, *tensor.shape[1:]))
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=_group.get())
     return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.distributed import from_all_processes, from_first_process
+from mqvae.core.distributed import ProcessGroup, agree, from_all_processes, within
 from mqvae.core.passes import RandomState, call
 from mqvae.core.quantizer import Quantized, Quantizer
 from mqvae.core.shown import Shown
@@ -134,7 +134,11 @@ class VQNetwork(nn.Module):
 
     @torch.no_grad()
     def initialize_codebook(
-        self, x: Tensor | Iterable[Tensor], *, generator: torch.Generator | None = None
+        self,
+        x: Tensor | Iterable[Tensor],
+        *,
+        generator: torch.Generator | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """Set the codebook to the k-means centres of the embeddings of `x`.
 
@@ -146,13 +150,17 @@ class VQNetwork(nn.Module):
         Args:
             x: Inputs, or batches of them; some ten embeddings per codeword are plenty.
             generator: Source of k-means' randomness; the global one if None.
+            process_group: The processes that pool them; None for all that there are.
+
+        Raises:
+            ValueError: if an embedding is not finite.
         """
         found = []
         for batch in [x] if isinstance(x, Tensor) else x:
             with RandomState(batch.device).replayed():
                 z_e = self.channels_last(call(self.encoder, None, batch))
             found.append(z_e.flatten(0, -2))
-        pooled = from_all_processes(torch.cat(found))
-        self.quantizer.initialize(pooled, generator=generator)
-        for tensor in [*self.quantizer.parameters(), *self.quantizer.buffers()]:
-            tensor.copy_(from_first_process(tensor))
+        with within(process_group):
+            pooled = from_all_processes(torch.cat(found))
+            self.quantizer.initialize(pooled, generator=generator)
+            agree([self.quantizer])

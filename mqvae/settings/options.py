@@ -208,7 +208,7 @@ SLOTS: Mapping[str, tuple[type, Spec | None]] = {
     "optimizer.codebook": (TorchOptimizer, ADAMW),
 }
 """Components: what they must be derived from, and what they are unless something else is said."""
-HANDED_LATER = {"network", "loss", "lower", "upper", "params", "lr"}
+HANDED_LATER = {"network", "loss", "lower", "upper", "params", "lr", "process_group"}
 """Arguments of rules and optimizers that are no settings: a run has them, or says them once."""
 
 

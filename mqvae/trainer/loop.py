@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mqvae.core.distributed import from_first_process, sum_across_processes
+from mqvae.core.distributed import agree, from_first_process, sum_across_processes
 from mqvae.core.updates import Step
 from mqvae.data import Batches, fitting, in_order
 from mqvae.errors import MqvaeError
@@ -68,6 +68,8 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
         parts, settings = assemble(settings, splits, processes)
         if settings.start is not None:
             start_from(settings.start, parts.network)
+        # A network that does not follow the seed is another in each process.
+        agree([parts.network, parts.task, parts.average])
         made = processes.first and Run.create(out, settings.config(), overwrite=overwrite)
         processes.wait()
         with noticing_shortage(settings, processes.count, lambda: "before the first step."):

@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss
 from mqvae.core.codebook import Table
-from mqvae.core.distributed import sums_across_processes
+from mqvae.core.distributed import ProcessGroup, sums_across_processes
 from mqvae.core.hypergradient import Ahead
 from mqvae.core.hypergradient.rule import ends, scatter, selecting
 from mqvae.core.network import VQNetwork
@@ -56,6 +56,7 @@ class Ema(Update):
         epsilon: ε, smoothing of N, in embeddings.
         commitment_weight: β.
         transport: How far codewords go with their embeddings; None for not at all.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `decay` is not in [0, 1), `epsilon` is negative, the codebook is no plain
@@ -77,6 +78,7 @@ class Ema(Update):
         epsilon: float = 1e-5,
         commitment_weight: float = 0.1,
         transport: Transport | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -85,6 +87,7 @@ class Ema(Update):
             upper=None,
             commitment_weight=commitment_weight,
             codebook_weight=0.0,
+            process_group=process_group,
         )
         if not 0 <= decay < 1:
             raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")

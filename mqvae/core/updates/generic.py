@@ -10,7 +10,13 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Gradients, gradient, scaled
-from mqvae.core.distributed import mean_across_processes
+from mqvae.core.distributed import (
+    ProcessGroup,
+    agree,
+    mean_across_processes,
+    within,
+    world_size,
+)
 from mqvae.core.hypergradient import Derivative, ForwardMode, Hypergradient, OneSided
 from mqvae.core.hypergradient.derivative import along
 from mqvae.core.passes import Start, fresh_casts
@@ -62,8 +68,8 @@ class GenericMeta:
     a pass replaces) and random state, also when a pass raises. What else a pass does, logging or
     counting in plain attributes, it does in every pass: keep it out of `loss`.
 
-    Several processes average their gradients; all must use the same parameters. Hand in the
-    module itself, not one wrapped in DistributedDataParallel.
+    Several processes average their gradients, and begin with the parameters and buffers of the
+    first. Hand in the module itself, not one wrapped in DistributedDataParallel.
 
     Args:
         module: Any module. Each parameter that is trained belongs to one of the two optimizers.
@@ -74,6 +80,7 @@ class GenericMeta:
         xi: ξ, size of the virtual lower step.
         look_ahead: `Undone()` (Algorithm 1) or `Kept()`.
         derivative: How to differentiate g_C along v: `OneSided()` or `Central()`.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `xi` is negative, `codebook` is empty or not the module's, an optimizer
@@ -99,6 +106,7 @@ class GenericMeta:
         xi: float = 1.0,
         look_ahead: LookAhead | None = None,
         derivative: Derivative | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise MqvaeError(
@@ -133,6 +141,8 @@ class GenericMeta:
         self.derivative = OneSided() if derivative is None else derivative
         self.look_ahead.check(lower)
         self._total = _Total(module, loss)
+        self.process_group = process_group
+        self._agreed = False
         own = {id(p): name for name, p in self._total.named_parameters()}
         self._names = [own[id(p)] for p in [*self.network, *self.codebook]]
 
@@ -152,6 +162,13 @@ class GenericMeta:
             ValueError: if what `loss` returns is no scalar with a gradient, or gradients are off.
         """
         require_gradients("GenericMeta.step")
+        with within(self.process_group):
+            if world_size() > 1 and not self._agreed:
+                agree([self._total])
+                self._agreed = True
+            return self._step(batch, above)
+
+    def _step(self, batch: tuple[Any, ...], above: tuple[Any, ...] | None) -> GenericStep:
         kept = self.look_ahead.kept
         start = Start(self._total, self.codebook[0].device)
         phi, table = [] if kept else _copies(self.network), _copies(self.codebook)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss, averaged, gradient
-from mqvae.core.distributed import mean_across_processes
+from mqvae.core.distributed import ProcessGroup, mean_across_processes
 from mqvae.core.hypergradient.rule import codebook_gradient, scatter, selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
@@ -54,6 +54,7 @@ class Synchronous(Update):
         nu: ν.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `nu` is negative, the quantizer does not select, or for what `Update`
@@ -74,6 +75,7 @@ class Synchronous(Update):
         nu: float = 1.0,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -82,6 +84,7 @@ class Synchronous(Update):
             upper=upper,
             commitment_weight=commitment_weight,
             codebook_weight=codebook_weight,
+            process_group=process_group,
         )
         if not nu >= 0:
             raise MqvaeError(f"nu must be 0 or more, got {nu}.")

@@ -8,7 +8,7 @@ from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss, LossModule, LowerPass
-from mqvae.core.distributed import mean_across_processes
+from mqvae.core.distributed import ProcessGroup, mean_across_processes
 from mqvae.core.hypergradient import Ahead, FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
@@ -47,6 +47,7 @@ class Meta(Update):
         codebook_weight: Weight of the codebook loss.
         upper_loss: What the codebook is judged by in place of `loss`, once φ and θ have answered:
             any function of output and target; None takes `loss`, as the paper does.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `xi` is negative, no upper loss has a part in the hypergradient, or for what
@@ -73,6 +74,7 @@ class Meta(Update):
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
         upper_loss: UpperLoss | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -81,6 +83,7 @@ class Meta(Update):
             upper=upper,
             commitment_weight=commitment_weight,
             codebook_weight=codebook_weight,
+            process_group=process_group,
         )
         if not xi >= 0:
             raise MqvaeError(f"xi must be 0 or more, got {xi}.")

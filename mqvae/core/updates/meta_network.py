@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Gradients, Loss, averaged, gradient
-from mqvae.core.distributed import mean_across_processes
+from mqvae.core.distributed import ProcessGroup, mean_across_processes
 from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import codebook_gradient, require_straight_through, selecting
 from mqvae.core.network import VQNetwork
@@ -39,6 +39,7 @@ class MetaNetwork(Update):
         xi: ξ, size of the virtual step of the codebook.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `xi` is negative, the quantizer does not select or has another estimator
@@ -57,6 +58,7 @@ class MetaNetwork(Update):
         xi: float = 1.0,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -65,6 +67,7 @@ class MetaNetwork(Update):
             upper=upper,
             commitment_weight=commitment_weight,
             codebook_weight=codebook_weight,
+            process_group=process_group,
         )
         if not xi >= 0:
             raise MqvaeError(f"xi must be 0 or more, got {xi}.")
@@ -102,6 +105,7 @@ class MetaBoth(Update):
         xi: ξ, size of both virtual steps.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: as `Meta` and `MetaNetwork`.
@@ -121,6 +125,7 @@ class MetaBoth(Update):
         xi: float = 1.0,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -129,6 +134,7 @@ class MetaBoth(Update):
             upper=upper,
             commitment_weight=commitment_weight,
             codebook_weight=codebook_weight,
+            process_group=process_group,
         )
         if not xi >= 0:
             raise MqvaeError(f"xi must be 0 or more, got {xi}.")

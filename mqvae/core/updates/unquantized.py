@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Loss, gradient
-from mqvae.core.distributed import mean_across_processes
+from mqvae.core.distributed import ProcessGroup, mean_across_processes
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot
 from mqvae.core.updates.update import Step, Update, apply
@@ -21,6 +21,7 @@ class Unquantized(Update):
         network: The network that is trained.
         loss: L_task(output, target) → scalar, a mean over the batch.
         lower: Optimizer of φ and θ.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: for what `Update` refuses.
@@ -34,9 +35,22 @@ class Unquantized(Update):
     method = "Unquantized"
     steps_codebook = False
 
-    def __init__(self, network: VQNetwork, loss: Loss, *, lower: Optimizer) -> None:
+    def __init__(
+        self,
+        network: VQNetwork,
+        loss: Loss,
+        *,
+        lower: Optimizer,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
         super().__init__(
-            network, loss, lower=lower, upper=None, commitment_weight=0.0, codebook_weight=0.0
+            network,
+            loss,
+            lower=lower,
+            upper=None,
+            commitment_weight=0.0,
+            codebook_weight=0.0,
+            process_group=process_group,
         )
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights, pulled_back
+from mqvae.core.distributed import ProcessGroup, agree, within, world_size
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import Snapshot, fresh_casts
@@ -49,6 +50,9 @@ class Step(Shown):
 class Update(ABC):
     """A rule by which one batch changes φ, θ and C.
 
+    Several processes train as one: each takes its share of a batch, and all make the same step. At
+    the first step all take over the weights, codebooks and buffers of the first process.
+
     Args:
         network: The network that is trained.
         loss: L_task(output, target) → scalar, a mean over the batch. A module may own parameters
@@ -57,6 +61,7 @@ class Update(ABC):
         upper: Optimizer of C, `network.codebook_parameters()`; None where C has none.
         commitment_weight: β, weight of the commitment loss.
         codebook_weight: Weight of the codebook loss.
+        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if an optimizer holds other parameters than its level's, two levels share a
@@ -83,6 +88,7 @@ class Update(ABC):
         upper: Optimizer | None,
         commitment_weight: float = 0.1,
         codebook_weight: float = 1.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         for name, value in (
             ("commitment_weight", commitment_weight),
@@ -119,6 +125,8 @@ class Update(ABC):
         self.lower = lower
         self.upper = upper
         self.weights = LossWeights(commitment_weight, codebook_weight)
+        self.process_group = process_group
+        self._agreed = False
 
     def step(self, x: Tensor, y: Tensor, *, parts: int = 1) -> Step:
         """Change the weights by one batch.
@@ -144,8 +152,13 @@ class Update(ABC):
     def _beginning(self, x: Tensor) -> Iterator[Snapshot]:
         """Around every step: what it must not be without, and what is put back if it raises."""
         require_gradients(f"{type(self).__name__}.step")
-        with fresh_casts(), Snapshot(self._modules(), x.device) as snapshot:
-            yield snapshot
+        with within(self.process_group):
+            # Not at construction: the processes may meet after it.
+            if world_size() > 1 and not self._agreed:
+                agree(self._modules())
+                self._agreed = True
+            with fresh_casts(), Snapshot(self._modules(), x.device) as snapshot:
+                yield snapshot
 
     def _modules(self) -> list[object]:
         """What a pass goes through."""
