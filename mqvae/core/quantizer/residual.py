@@ -16,7 +16,10 @@ from mqvae.errors import MqvaeError
 class ResidualQuantizer(CodebookQuantizer):
     """Stages that quantize what the stages before left over; z_q is the sum of their codewords.
 
-    The codebook loss is the sum of the stages' losses, each on its own residual.
+    The codebook loss is the sum of the stages' losses, each on its own residual. The commitment
+    loss is one term, mean ‖z_e − sg(z_q)‖² with the sum of all stages, as for every quantizer here
+    and as the hypergradients differentiate it. The source instead sums such terms over the stages,
+    each with the codewords up to it: there the errors of early stages pull the encoder as well.
 
     Args:
         stages: Quantizers of the same sizes, Euclidean and without groups or replacement.
