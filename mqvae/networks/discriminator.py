@@ -5,8 +5,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional
 
-from mqvae.core.distributed import mean_with_graph, shared, world_size
+from mqvae.core.distributed import mean_with_graph, process_rank, shared, world_size
 from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
@@ -88,10 +89,15 @@ class JointBatchNorm(nn.Module):
                 "by itself, or train in one process."
             )
         dtype, x = x.dtype, full(x)
-        here = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])  # (2, channels)
-        (moments,) = shared(mean_with_graph([here]))
-        mean, square = moments
-        variance = (square - mean.square()).clamp(min=0)
+        # Of means and variances by process, for E[x²] − E[x]² loses a variance that is small beside
+        # the mean. Each fills in its own; the mean over processes is a share of all of them.
+        here = torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)])  # (2, channels)
+        own_place = functional.one_hot(torch.tensor(process_rank()), world_size()).to(here)
+        filled = own_place[:, None, None] * here  # (processes, 2, channels)
+        (moments,) = shared(mean_with_graph([filled]))
+        means, variances = (moments * world_size()).unbind(1)  # (processes, channels) each
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
         with torch.no_grad():
             number = x.numel() // x.shape[1] * world_size()
             assert own.running_mean is not None and own.running_var is not None
@@ -100,8 +106,8 @@ class JointBatchNorm(nn.Module):
             own.running_var.lerp_(variance * (number / (number - 1)), own.momentum)
             own.num_batches_tracked += 1
         scale = own.weight * (variance + own.eps).rsqrt()  # (channels,)
-        shift = own.bias - mean * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(dtype)
+        centred = x - mean[:, None, None]
+        return (centred * scale[:, None, None] + own.bias[:, None, None]).to(dtype)
 
 
 def _leaky() -> nn.Module:
