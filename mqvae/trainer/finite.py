@@ -39,7 +39,8 @@ class Finite:
             f"the {name}": list(m.parameters()) for name, m in parts_of(parts.network).items()
         }
         weights["the task's networks"] = [p for p in parts.task.parameters() if p.requires_grad]
-        self._weights = {name: tensors for name, tensors in weights.items() if tensors}
+        filled = {name: [t for t in tensors if t.numel()] for name, tensors in weights.items()}
+        self._weights = {name: tensors for name, tensors in filled.items() if tensors}
         self._named = [
             *TERMS.values(),
             *(f"{name} of the task" for name in self._logs),
