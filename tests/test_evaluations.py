@@ -7,8 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mqvae.cli import main
+from mqvae.data import load_all
+from mqvae.data.files import Reading
+from mqvae.data.own_size import BySize
 from mqvae.finite import only_finite, restored
 from mqvae.report import write_report
 from mqvae.report.run import read_run
@@ -127,6 +132,138 @@ def test_a_damaged_file_is_begun_afresh(run, content):
     (run / "evaluations" / "test-last.json").write_text(content)
     measure(run)
     assert evaluation(run)["mse"] == pytest.approx(expected, rel=1e-6)
+
+
+# -- other images, and images that lie elsewhere ---------------------------------------------------
+
+
+def pictures(folder, sizes, *, seed=0):
+    """A folder of grey PNG files."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(seed)
+    for number, (width, height) in enumerate(sizes):
+        pixels = draw.integers(0, 256, (height, width), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return folder
+
+
+SIZES = [(12, 12), (20, 30), (13, 12), (20, 30), (9, 25)]
+
+
+@pytest.fixture
+def others(tmp_path):
+    return pictures(tmp_path / "pics 1", SIZES)
+
+
+def the_other(run):
+    (file,) = (run / "evaluations").glob("pics_1-*.json")
+    return json.loads(file.read_text())
+
+
+def test_other_images_are_measured_as_the_run_takes_its_own(run, others, tmp_path, capsys):
+    before = files_of(run)
+    measure(run, "--data", str(others))
+    assert "5 images of " in capsys.readouterr().out
+    found = the_other(run)
+    assert found["images"]["count"] == found["protocol"]["images"] == 5
+    assert (found["data"], found["split"]) == ("pics_1", "files")
+    tokenizer = Tokenizer.from_run(run, device="cpu")
+    x = tokenizer.find_images(str(others), fit=True).take(torch.arange(5))[0] / 255
+    assert x.shape == (5, 1, 12, 12)
+    with torch.no_grad():
+        expected = (tokenizer.network(x).output - x).square().mean().item()
+    assert found["mse"] == pytest.approx(expected, rel=1e-5)
+    after = files_of(run)
+    assert {path: after[path] for path in before} == before
+    page = write_report([run], tmp_path / "r.html").read_text()
+    assert "5 images of pics_1" in page and "Quality on 297 test images" in page
+    # Other images of that name have another file.
+    shutil.rmtree(others)
+    pictures(others, SIZES[1:], seed=1)
+    measure(run, "--data", str(others))
+    assert len(list((run / "evaluations").glob("pics_1-*.json"))) == 2
+
+
+def test_other_images_at_their_own_sizes_are_filled_up_as_encode_does(run, others):
+    measure(run, "--data", str(others), "--own-size")
+    found = the_other(run)
+    assert found["data"] == "pics_1-own_size" and found["images"]["count"] == 5
+    tokenizer = Tokenizer.from_run(run, device="cpu")
+    errors, codes = [], 0
+    for file in sorted(others.iterdir()):
+        x = torch.from_numpy(np.array(Image.open(file))) / 255
+        encoded = tokenizer.encode([file])
+        codes += (encoded if torch.is_tensor(encoded) else encoded.codes).numel()
+        errors.append((tokenizer.decode(encoded)[0, 0] - x).square().flatten())
+    assert found["mse"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+    with (run / found["codes"]["file"]).open() as file:
+        assert sum(int(row["count"]) for row in csv.DictReader(file)) == codes
+    strips = [p for p in found["pictures"] if p["kind"] == "strip"]
+    with Image.open(run / strips[0]["file"]) as strip:
+        assert strip.size == (2 * 20 + 2, 30)  # the size that most of them have
+
+
+def test_images_of_a_folder_upright_at_their_own_sizes(tmp_path):
+    folder = pictures(tmp_path / "p", [(8, 5), (5, 8)])
+    with Image.open(folder / "000.png") as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # on its side
+        image.save(folder / "002.jpg", exif=exif)
+    images = BySize(load_all(folder, Reading(4, 1, False)), 1)
+    assert [part.shape for part in images.parts] == [(1, 8, 5), (1, 5, 8)]
+    assert [list(part.names) for part in images.parts] == [["001.png", "002.jpg"], ["000.png"]]
+    pixels, labels = images.parts[0].take([0])
+    assert np.array_equal(pixels[0, 0], Image.open(folder / "001.png")) and labels.tolist() == [0]
+    assert images.shape == (1, 5, 5) and len(images) == 3
+
+
+def test_the_runs_own_images_by_their_name_are_its_own(run):
+    before = evaluation(run)
+    measure(run, "--data", "digits", "--metrics", "ssim")
+    after = evaluation(run)
+    assert "ssim" in after and after["images"] == before["images"]
+    assert len(list((run / "evaluations").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--own-size"], "--own-size is of other images"),
+        (["--data", "nowhere"], "there is no 'nowhere'"),
+        (["--data", "digist"], "Did you mean 'digits'?"),
+        (["--data", "digits", "--own-size"], "no files: leave --own-size out"),
+    ],
+)
+def test_other_images_that_there_are_none_of(run, options, said, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", str(run), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_is_measured_where_its_images_are_now(tmp_path, capsys):
+    photos = pictures(tmp_path / "there" / "photos", [(12, 12)] * 80)
+    options = ["--data.name", str(photos), "--data.batch_size", "20", "--data.validation", "8"]
+    run = train(tmp_path / "run", *options)
+    first = evaluation(run)
+    moved = tmp_path / "elsewhere" / "photos"
+    shutil.move(photos.parent, moved.parent)
+    assert main(["evaluate", str(run)]) == 2
+    own = ["--data", moved, "--split", "test"]
+    for options in (["--root", moved], ["--root", moved.parent], own):
+        measure(run, *map(str, options), "--metrics", "ssim")
+        found = evaluation(run)
+        assert found["images"] == first["images"] and found["mse"] == pytest.approx(first["mse"])
+    assert len(list((run / "evaluations").glob("*.json"))) == 1
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--root", str(tmp_path / "nothing")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    for file in sorted(moved.iterdir())[:40]:
+        file.unlink()
+    assert main(["evaluate", str(run), "--root", str(moved)]) == 2
+    assert "the images are not those that" in capsys.readouterr().err
+    measure(run, "--root", str(moved), "--accept-changed-data")
+    found = evaluation(run)
+    assert "ssim" not in found and "gone" in found["accepted_changes"]["test"]
 
 
 # -- what the report says --------------------------------------------------------------------------

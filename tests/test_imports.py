@@ -25,6 +25,7 @@ ORDER = [
     {
         "data",
         "extras",
+        "locking",
         "metrics",
         "plain",
         "progress",

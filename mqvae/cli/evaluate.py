@@ -1,10 +1,20 @@
 """`mqvae evaluate`."""
 
+import re
 import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import add_accept, add_machine, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet
 from mqvae.errors import MqvaeError
+
+if TYPE_CHECKING:
+    from mqvae.data import Identity, Images
+    from mqvae.tokenizer import Tokenizer
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -12,10 +22,25 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--split",
-        default="test",
         choices=("test", "validation", "train"),
         help="test, validation (the images held out in training), or train, without these "
-        "(default: test)",
+        "(default: test; with --data FOLDER all its images)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER|NAME",
+        help="measure on other images than the run's: a folder, shards, or a dataset by its name; "
+        "resized and cropped as the run's",
+    )
+    parser.add_argument(
+        "--own-size",
+        action="store_true",
+        help="with --data: neither resize nor crop; sides are filled up as `mqvae encode` does",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="FOLDER",
+        help="where the images are now, if not where config.yaml says (or those of --data)",
     )
     parser.add_argument(
         "--checkpoint", default="last", choices=("last", "best"), help="(default: last)"
@@ -45,31 +70,24 @@ def evaluate(arguments: list[str]) -> int:
     from functools import partial
 
     from mqvae.classifier import classifier_of
+    from mqvae.core.distributed import alone
     from mqvae.metrics import CODES
     from mqvae.metrics import evaluate as measured
     from mqvae.metrics.registry import Maker, further_figures
     from mqvae.metrics.score import ClassScore
     from mqvae.runs import read_json
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import device_name, load_run_split, not_finite, write_evaluation
+    from mqvae.trainer import device_name, not_finite, write_evaluation
 
+    if options.own_size and options.data is None:
+        raise MqvaeError("--own-size is of other images: add --data FOLDER.")
     quiet()
     processes = processes_of(options)
     tokenizer = Tokenizer.from_run(
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
-    found = load_run_split(
-        tokenizer.run,
-        tokenizer.settings,
-        options.split,
-        accept_changed_data=options.accept_changed_data,
-    )
-    images = found.images
-    if not len(images):
-        raise MqvaeError(
-            f"the run has no {options.split} images: choose another --split "
-            "(data.validation holds some out for validation)."
-        )
+    measured_on = _images(options, tokenizer)
+    images = measured_on.images
     makers: dict[str, Maker] = {}
     if options.classifier is not None:
         classifier = classifier_of(
@@ -92,15 +110,17 @@ def evaluate(arguments: list[str]) -> int:
         device=processes.device,
         together=True,
         further=further,
+        fill=tokenizer.filled if options.own_size else alone,
     )
     if not processes.first:
         return 0
     path = write_evaluation(
         tokenizer.run,
         result,
-        found.identity,
+        measured_on.identity,
         images.source,
-        changes=found.changes,
+        changes=measured_on.changes,
+        data=measured_on.data,
         checkpoint=options.checkpoint,
         step=tokenizer.step,
         weights=tokenizer.model,
@@ -110,13 +130,76 @@ def evaluate(arguments: list[str]) -> int:
         _remark(f"warning: {sentence}")
     content = read_json(path)
     protocol = result.protocol
+    split = "" if protocol["split"] == "files" else f"{protocol['split']} "
     print(
-        f"{protocol['images']:,} {protocol['split']} images of {protocol['dataset']}, checkpoint "
+        f"{protocol['images']:,} {split}images of {protocol['dataset']}, checkpoint "
         f"{options.checkpoint} (step {tokenizer.step:,})"
     )
     print_figures(content, content["figures"])
     print(f"written: {path}")
     return 0
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What is measured on.
+
+    Attributes:
+        images: The images.
+        identity: Which they are.
+        changes: How they differ from those of the run, where that was accepted.
+        data: What they are called in files, if they are not the run's; empty if they are.
+    """
+
+    images: "Images"
+    identity: "Identity"
+    changes: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+
+
+def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
+    """The images that the options ask for."""
+    from mqvae.data import identity_of
+    from mqvae.tasks import Task
+    from mqvae.trainer.images import load_run_split, moved, other_images
+    from mqvae.trainer.known import Known
+
+    settings = tokenizer.settings
+    if options.data is None:
+        if options.root is not None:
+            settings = replace(settings, data=moved(settings.data, options.root))
+        found = load_run_split(
+            tokenizer.run,
+            settings,
+            options.split or "test",
+            accept_changed_data=options.accept_changed_data,
+        )
+        if not len(found.images):
+            raise MqvaeError(
+                f"the run has no {options.split} images (data.validation 0): take another --split."
+            )
+        return _Images(found.images, found.identity, found.changes)
+    if options.split is None and type(tokenizer.task).images is Task.images:
+        raise MqvaeError(
+            f"{type(tokenizer.task).__name__} is measured with labels: add --split test or train, "
+            "for a dataset or a folder with class folders."
+        )
+    images = other_images(
+        settings.data, options.data, options.split, root=options.root, own_size=options.own_size
+    )
+    classes = settings.data.classes or 1
+    if type(tokenizer.task).images is Task.images and int(images.labels.max()) >= classes:
+        raise MqvaeError(
+            f"{options.data} has labels up to {int(images.labels.max())}, the run knows {classes} "
+            "classes: measure it on images of these."
+        )
+    identity = identity_of(images)
+    known = Known.of_run(tokenizer.run)
+    if known and not options.own_size and known.splits.get(images.split) == identity:
+        return _Images(images, identity)  # the run's own, wherever they are
+    name = re.sub(r"[^\w.]+", "_", Path(options.data).name).strip("._") or "data"
+    parts = [name, options.split, "own_size" if options.own_size else None]
+    return _Images(images, identity, data="-".join(filter(None, parts)))
 
 
 def _remark(text: str) -> None:

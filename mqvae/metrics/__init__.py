@@ -1,7 +1,7 @@
 """The figures of a trained network, each with the protocol it was computed by."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from mqvae.core.diagnostics import CodeCounts, gradient_gap
 from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
-from mqvae.data import Images, fitting
+from mqvae.data import Images, fitting, in_order
+from mqvae.data.own_size import BySize
 from mqvae.errors import MqvaeError
 from mqvae.metrics.image_figure import ImageFigure
-from mqvae.progress import watched_batches
+from mqvae.progress import watched
 from mqvae.tasks import Figure, Picture, Task
 
 BATCH_SIZE = 512
@@ -83,17 +84,20 @@ def evaluate(
     device: torch.device | str = "cpu",
     together: bool = False,
     further: Mapping[str, ImageFigure] = MappingProxyType({}),
+    fill: Callable[[Tensor], Tensor] = alone,
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
 
     Args:
         network: The network; all its parts come back in the mode they were in.
         task: What it was trained for, which says what to measure.
-        images: The split.
+        images: The split; of several sizes as `BySize` has them.
         device: Where the network is.
         together: All processes call this: they take whole batches by turns, and all of them get the
             figures of the whole. Otherwise a process measures by itself, whatever others do.
         further: New figures of the output as images, by their names, as `further_figures` makes.
+        fill: Images (B, C, H, W) to what the network gets of them, with rows and columns added
+            below and on the right, which are cut off its output again.
 
     Raises:
         ValueError: if there are no images, or there are further figures and the output is none.
@@ -102,33 +106,42 @@ def evaluate(
         raise MqvaeError("there are no images to evaluate on.")
     quantizer = network.quantizer
     measured = task.measurement()
-    batch_size = fitting(BATCH_SIZE, images.shape)
+    parts = images.parts if isinstance(images, BySize) else [images]
+    sizes = [fitting(BATCH_SIZE, part.shape) for part in parts]
     counts = CodeCounts(quantizer.num_codes, quantizer.groups, device=device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
     with evaluating(network, task):
         rank, count = (process_rank(), world_size()) if together else (0, 1)
-        batches = watched_batches(
-            images, batch_size, "measuring", device=device, rank=rank, world_size=count
+        turns = {"rank": rank, "world_size": count}
+        batches = (
+            (x, y, len(x) == size or len(part) < size)
+            for part, size in zip(parts, sizes, strict=True)
+            for x, y in in_order(part, size, device=device, **turns)
         )
-        for x, y in batches:
+        number = sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True))
+        for x, y, full in watched(batches, -(-number // count), "measuring"):
             target = task.target(x, y)
+            filled = fill(x)
             with torch.no_grad():
-                result = network(x)
+                result = network(filled)
+            output = _cut(result.output, filled, x)
             counts.add(result.quantized.codes)
-            measured.update(result.output, target)
+            measured.update(output, target)
             if further:
-                shown = task.images(result.output)
+                shown = task.images(output)
                 for figure in further.values():
                     figure.update(shown, x)
-            if len(x) == batch_size or len(images) < batch_size:
-                gap = _gradient_gap(network, task, x, target)
+            if full:
+                of_filled = target if filled is x else task.target(filled, y)
+                gap = _gradient_gap(network, task, filled, of_filled)
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
-        pixels, _ = images.take(torch.arange(min(SAMPLES, len(images))))
+        pixels, _ = parts[0].take(torch.arange(min(SAMPLES, len(parts[0]))))
         x = pixels.to(device) / 255
+        filled = fill(x)
         total = sum_across_processes if together else alone
         found = measured.compute(total)
         with torch.no_grad():
-            pictures = measured.show(x, network(x).output)
+            pictures = measured.show(x, _cut(network(filled).output, filled, x))
     counts = counts.of_all_processes() if together else counts
     gap, measured_batches = total(gaps).tolist()
     return Evaluation(
@@ -148,13 +161,20 @@ def evaluate(
             "dataset": images.name,
             "split": images.split,
             "images": len(images),
-            "batch_size": min(batch_size, len(images)),
+            "batch_size": min(max(sizes), len(images)),
             "precision": "float32",
             "gradient_gap_batches": round(measured_batches),
         },
         code_counts=counts,
         pictures=tuple(pictures),
     )
+
+
+def _cut(output: Tensor, filled: Tensor, x: Tensor) -> Tensor:
+    """The output without what was added to the images; all of it where they are none."""
+    if filled is x or output.ndim != 4 or output.shape[-2:] != filled.shape[-2:]:
+        return output
+    return output[..., : x.shape[-2], : x.shape[-1]]
 
 
 def _gradient_gap(network: VQNetwork, task: Task, x: Tensor, target: Tensor) -> float:

@@ -297,6 +297,11 @@ class Tokenizer:
             return 0, 0
         return -height % self.stride, -width % self.stride
 
+    def filled(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) with sides filled up as `encode` does; `x` itself where none is."""
+        below, right = self._missing(x.shape[2], x.shape[3])
+        return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
     @torch.no_grad()
     def encode_batch(self, x: Tensor) -> Tensor:
         """Codes of images of one size, always a tensor: what `encode` does to each size.
@@ -311,15 +316,11 @@ class Tokenizer:
             ValueError: if the network refuses the images, or it does not quantize.
         """
         self._check_quantized()
-        below, right = self._missing(x.shape[2], x.shape[3])
         dtype = next(self.network.parameters()).dtype
         codes = []
         with self._evaluating():
             for part in x.split(fitting(BATCH_SIZE, (x.shape[1], x.shape[2], x.shape[3]))):
-                part = part.to(self.device, dtype)
-                if below or right:
-                    part = F.pad(part, (0, right, 0, below), mode="replicate")
-                codes.append(self.network.encode(part))
+                codes.append(self.network.encode(self.filled(part.to(self.device, dtype))))
         return torch.cat(codes)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from mqvae.data import (
     Identity,
     Images,
     InMemory,
+    Reading,
     bounds_of,
     draw,
     first,
@@ -18,14 +19,17 @@ from mqvae.data import (
     hold_out,
     identity_of,
     load,
+    load_all,
     usual_count,
 )
 from mqvae.data.images import nothing_to_cut
+from mqvae.data.own_size import BySize
 from mqvae.data.validation import MOST
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Inputs
 from mqvae.runs import Run
 from mqvae.settings import Data, Settings
+from mqvae.spelling import nearest
 from mqvae.trainer.known import Changes, Known, check
 
 FAST_IMAGES = 64  # of trainer.fast_dev_run
@@ -156,6 +160,61 @@ def load_run_split(
     identity = identity_of(images)
     changes = check(run.folder, known, {split: identity}, accept=accept_changed_data)
     return Found(images, identity, changes)
+
+
+def moved(data: Data, root: str) -> Data:
+    """A run's data options where its images lie elsewhere than when it was trained.
+
+    Args:
+        data: Of the run.
+        root: The folder of a named dataset's files; of a run on a folder or shards these
+            themselves, or the folder they lie in.
+
+    Raises:
+        ValueError: if they are not there.
+    """
+    if data.name in DATASETS:
+        return replace(data, root=root)
+    folder, name = Path(root).expanduser(), Path(data.name).name
+    shards = Path(data.name).suffix == ".tar"
+    if (shards and folder.is_dir()) or (folder / name).is_dir():
+        folder = folder / name
+    elif not folder.is_dir() and folder.suffix != ".tar":
+        raise MqvaeError(
+            f"--root {root}: there is no such folder. Expected the images of {data.name}, or the "
+            "folder that they lie in."
+        )
+    return replace(data, name=str(folder.absolute()), root=None)
+
+
+def other_images(
+    data: Data, name: str, split: str | None, *, root: str | None, own_size: bool
+) -> Images:
+    """Other images than those of a run, as many channels and as large as these.
+
+    Args:
+        data: Of the run.
+        name: A dataset by its name, a folder of images or shards.
+        split: One of its splits; if None, test of a dataset and all images of a folder.
+        root: Where its files are.
+        own_size: Take files at the sizes that they have.
+
+    Raises:
+        ValueError: if there are none, one cannot be read or they have no sizes of their own.
+    """
+    options = replace(data, name=name, root=root, memory=False if own_size else data.memory)
+    if name in DATASETS or split is not None:
+        images = load_split(options, split or "test")
+    else:
+        path = Path(root or "", Path(name).expanduser())
+        if not path.exists() and path.suffix != ".tar":
+            raise MqvaeError(
+                f"there is no '{name}': --data is a folder of images, shards, or one of "
+                f"{', '.join(DATASETS)}.{nearest(name.lower(), DATASETS)}"
+            )
+        how = (options.memory, data.workers, data.on_error)
+        images = load_all(path, Reading(data.side, data.channels, *how))
+    return BySize(images, data.channels or 1) if own_size else images
 
 
 def _held_out(

@@ -22,7 +22,7 @@ from mqvae.tasks import Picture, Strip
 EVALUATIONS = "evaluations"
 GAP = 2  # pixels between the images of a strip
 # What must agree for metrics to be of the same images.
-SAME = ("dataset", "split", "images")
+SAME = ("split", "images")
 
 
 def write_evaluation(
@@ -36,7 +36,7 @@ def write_evaluation(
     step: int,
     weights: str,
     device: str,
-    name: str = "",
+    data: str = "",
 ) -> Path:
     """Merge what was measured into the file of its split and checkpoint, `evaluations/NAME.json`.
 
@@ -53,12 +53,14 @@ def write_evaluation(
         step: Training steps that it has had.
         weights: Fingerprint of its weights.
         device: What it was measured on, in words.
-        name: Of the file; SPLIT-CHECKPOINT if not given.
+        data: The name of other data than the run's: the file is DATA-DIGEST-CHECKPOINT then.
 
     Returns:
         The file.
     """
-    name = name or f"{result.protocol['split']}-{checkpoint}"
+    name = f"{result.protocol['split']}-{checkpoint}"
+    if data:
+        name = f"{data}-{images.digest[:8]}-{checkpoint}"
     path = run.folder / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     identity = images.to_json()
@@ -69,6 +71,7 @@ def write_evaluation(
     names = list(result.figures)
     now = {"figures": names, "device": device, "versions": versions()}
     content = {
+        **({"data": data} if data else {}),
         "split": result.protocol["split"],
         "checkpoint": checkpoint,
         "step": step,
