@@ -19,6 +19,7 @@ import random
 import resource
 import signal
 import string
+import sys
 import tempfile
 import time
 import traceback
@@ -400,6 +401,7 @@ def main() -> None:
         if wrong:
             print(f"\n{case}\n{wrong}", flush=True)
     print(f"{options.count} cases in {time.perf_counter() - began:.0f} s: {dict(counts)}")
+    sys.exit(bool(counts["defect"]))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,13 @@ def refused(what: str) -> Iterator[None]:
             raise own from error
         if _raised_here(error) and not isinstance(error, RuntimeError | MemoryError):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise MqvaeError(f"{what}: {said[:500]}") from error
+        raise MqvaeError(f"{what}: {brief(error)}") from error
+
+
+def brief(error: BaseException) -> str:
+    """What an exception says, on one line and without torch's own frames."""
+    said = str(error).partition("Exception raised from ")[0]
+    return " ".join(said.split())[:500] or type(error).__name__
 
 
 def _of_the_user(error: BaseException | None) -> MqvaeError | None:

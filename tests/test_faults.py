@@ -411,3 +411,49 @@ def test_refused_tells_whose_fault_it_is():
         warmup_cosine("a", 1)
     with pytest.raises(KeyError), refused("x"):
         raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ["sample", "RUN", "--out", "new", "--seed", "9" * 30],
+            "--seed must lie in 0 … 4294967295",
+        ),
+        (["sample", "RUN", "--out", "new", "--seed", "-1"], "--seed must lie in 0 … 4294967295"),
+        (["prior", "RUN", "--seed", str(2**32)], "seed must lie in 0 … 4294967295"),
+        (["prior", "RUN", "--width", "9" * 19], "the prior's width, layers and kernel: "),
+        (["prior", "RUN", "--layers", "9" * 19], "layers must be 1,000 or less"),
+        (["train", "digits-tiny", "--network.residual_blocks", "9" * 9], "must be 1,000 or less"),
+        (
+            ["train", "digits-tiny", "--network", "VQGAN", "--network.residual_blocks", "9" * 9],
+            "must be 1,000 or less",
+        ),
+    ],
+)
+def test_sizes_without_sense(trained, tmp_path, monkeypatch, capsys, command, said):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(trained / "run") if word == "RUN" else word for word in command]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_with_mistakes_by_the_dozen(tmp_path):
+    """The campaign of benchmarks/bad_settings.py, a small part of it."""
+    root = Path(mqvae.__file__).parents[1]
+    done = subprocess.run(
+        [
+            *[sys.executable, root / "benchmarks" / "bad_settings.py"],
+            *["--count", "60", "--through-main", "8"],
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "'through the program': 8" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from mqvae.cli.parser import text_of
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, brief
 from mqvae.extras import ExtraMissing
 from mqvae.spelling import nearest
 
@@ -156,7 +156,7 @@ def _owned_up(error: Exception) -> str:
             place, own = f"{inside}:{frame.lineno}", False
         elif frame.filename in OWN_MODULES:
             place, own = f"{frame.filename}:{frame.lineno}", True
-    said = f"mqvae: unexpected {type(error).__name__} at {place}: {error}\n"
+    said = f"mqvae: unexpected {type(error).__name__} at {place}: {brief(error)}\n"
     if own:
         return f"{said}It was raised in a module of --import; --debug shows the traceback."
     return (

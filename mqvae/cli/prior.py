@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import add_accept, add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, refused
 from mqvae.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def sample(arguments: list[str]) -> int:
     from mqvae.tokenizer import Tokenizer
 
     out = folder_for(options.out, overwrite=options.overwrite)
-    if options.seed < 0:
-        raise MqvaeError(f"--seed must be 0 or more, got {options.seed}.")
+    if not 0 <= options.seed < 2**32:
+        raise MqvaeError(f"--seed must lie in 0 … {2**32 - 1}, got {options.seed}.")
     run = Run(options.run)
     config = PriorConfig.load(run.folder / FOLDER)
     tokenizer = Tokenizer.from_run(
@@ -151,13 +151,14 @@ def sample(arguments: list[str]) -> int:
         )
     if options.label is not None and not 0 <= options.label < network.classes:
         raise MqvaeError(f"--class must lie in 0 … {network.classes - 1}, got {options.label}.")
-    codes = sample_codes(
-        network,
-        options.count,
-        torch.Generator().manual_seed(options.seed),
-        temperature=options.temperature,
-        label=options.label,
-    )
+    with refused("--count"):
+        codes = sample_codes(
+            network,
+            options.count,
+            torch.Generator().manual_seed(options.seed),
+            temperature=options.temperature,
+            label=options.label,
+        )
     drawn = codes_of(tokenizer, codes)
     tokenizer.decode_to_files(drawn, out)
     drawn.save(out / "codes.npz")

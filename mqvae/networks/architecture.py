@@ -9,6 +9,8 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import Quantizer
 from mqvae.errors import MqvaeError
 
+MOST_LAYERS = 1000  # or blocks; more are a slip, and would be built one by one for hours
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -12,6 +12,7 @@ from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
 WIDEST = 8  # times the width of the first layer
+MOST_LAYERS = 32  # each of which takes images of twice the side
 
 
 class PatchDiscriminator(nn.Module):
@@ -34,6 +35,8 @@ class PatchDiscriminator(nn.Module):
         for name, value in (("width", width), ("layers", layers)):
             if value < 1:
                 raise MqvaeError(f"{name} must be 1 or more, got {value}.")
+        if layers > MOST_LAYERS:
+            raise MqvaeError(f"layers must be {MOST_LAYERS} or less, got {layers}.")
         self.smallest = 3 * 2**layers  # pixels a side of which one logit is left
         widths = [width * min(2**i, WIDEST) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), _leaky()]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mqvae.errors import MqvaeError
+from mqvae.networks.architecture import MOST_LAYERS
 
 
 class GatedLayer(nn.Module):
@@ -114,6 +115,8 @@ class PixelCNN(nn.Module):
         for name, value in (("num_codes", num_codes), ("width", width), ("layers", layers)):
             if value < 1:
                 raise MqvaeError(f"{name} must be 1 or more, got {value}.")
+        if layers > MOST_LAYERS:
+            raise MqvaeError(f"layers must be {MOST_LAYERS:,} or less, got {layers}.")
         if kernel < 3 or kernel % 2 == 0:
             raise MqvaeError(f"kernel must be an odd number of 3 or more, got {kernel}.")
         if classes < 0:

@@ -9,7 +9,7 @@ from torch.nn.functional import layer_norm
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.errors import MqvaeError
-from mqvae.networks.architecture import Architecture, Inputs, check_sides
+from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
 
 STRIDE = 4
 
@@ -206,3 +206,5 @@ def _check(width: int, residual_blocks: int) -> None:
         raise MqvaeError(f"width must be an even number of 2 or more, got {width}.")
     if residual_blocks < 0:
         raise MqvaeError(f"residual_blocks must be 0 or more, got {residual_blocks}.")
+    if residual_blocks > MOST_LAYERS:
+        raise MqvaeError(f"residual_blocks must be {MOST_LAYERS:,} or less, got {residual_blocks}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.core.quantizer import NoQuantizer
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, refused
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
@@ -52,6 +52,8 @@ class PriorSettings:
         for name in ("steps", "width", "layers", "batch_size"):
             if getattr(self, name) < 1:
                 raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.seed >= 2**32:
+            raise MqvaeError(f"seed must lie in 0 … {2**32 - 1}, got {self.seed}.")
         for name in ("seed", "samples_every"):
             if getattr(self, name) < 0:
                 raise MqvaeError(f"{name} must be 0 or more, got {getattr(self, name)}.")
@@ -145,14 +147,18 @@ class PriorConfig:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.prior.seed)
-            return PixelCNN(
-                self.num_codes,
-                self.shape,
-                width=self.prior.width,
-                layers=self.prior.layers,
-                kernel=self.prior.kernel or self._kernel(),
-                classes=self.classes,
-            )
+            with refused("the prior's width, layers and kernel"):
+                return self._made()
+
+    def _made(self) -> PixelCNN:
+        return PixelCNN(
+            self.num_codes,
+            self.shape,
+            width=self.prior.width,
+            layers=self.prior.layers,
+            kernel=self.prior.kernel or self._kernel(),
+            classes=self.classes,
+        )
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that the prior was not trained for.

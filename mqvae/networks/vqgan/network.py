@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mqvae.errors import MqvaeError
-from mqvae.networks.architecture import Architecture, Inputs, check_sides
+from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
 from mqvae.networks.vqgan.blocks import (
     Downsample,
     Level,
@@ -72,6 +72,8 @@ class VQGAN(Architecture):
         for name in ("width", "residual_blocks", "z_channels", "group_channels"):
             if getattr(self, name) < 1:
                 raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.residual_blocks > MOST_LAYERS or len(self.multipliers) > MOST_LAYERS:
+            raise MqvaeError(f"residual_blocks and levels must be {MOST_LAYERS:,} or less.")
         if not self.multipliers or min(self.multipliers) < 1:
             raise MqvaeError(
                 "multipliers must be whole numbers of 1 or more, one for each level, got "
