@@ -257,6 +257,8 @@ def test_a_split_of_a_run_is_compared_alone(run, capsys):
     assert main(["encode", str(out), "train", "--out", codes]) == 2
     assert "--accept-changed-data" in capsys.readouterr().err
     assert main(["encode", str(out), "train", "--out", codes, "--accept-changed-data"]) == 0
+    held = len(splits.validation)
+    assert f"{len(found.images) + held} images" in capsys.readouterr().out
     assert main(["encode", str(out), "validation", "--out", codes, "--overwrite"]) == 0
     assert "6 images" in capsys.readouterr().out
     with pytest.raises(MqvaeError, match="unknown split 'val'"):

@@ -31,7 +31,11 @@ def find_images(
             data = replace(data, memory=False, on_error=skip)
             settings = replace(tokenizer.settings, data=data)
             return load_run_split(
-                tokenizer.run, settings, what, accept_changed_data=accept_changed_data
+                tokenizer.run,
+                settings,
+                what,
+                whole=what == "train",
+                accept_changed_data=accept_changed_data,
             ).images
         raise MqvaeError(
             f"there is no '{what}': IMAGES is an image file, a folder of images, or one of "

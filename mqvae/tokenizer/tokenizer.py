@@ -404,7 +404,7 @@ class Tokenizer:
         Files stay on the disk: each is wanted once.
 
         Args:
-            what: A path, or "train", "validation" or "test", as the run has them.
+            what: A path, or "test", "validation", or "train" with the validation images in it.
             fit: Resize, crop and convert files to what the run was trained on.
             on_error: "stop" at an image that cannot be read, or "skip" it.
             accept_changed_data: Take a split as it is, though it has other images than the run had.

@@ -130,6 +130,7 @@ def load_run_split(
     settings: Settings,
     split: str,
     *,
+    whole: bool = False,
     accept_changed_data: bool = False,
 ) -> Found:
     """One split of a run, as the run has it, compared with what it had.
@@ -140,6 +141,8 @@ def load_run_split(
         run: The run.
         settings: Its settings; `data.root` and how images are read may be others.
         split: "train", "validation" or "test".
+        whole: Take the dataset's training split whole, with the images held out and those beyond
+            the limit in it.
         accept_changed_data: Take the images as they are, though they are others.
 
     Raises:
@@ -151,14 +154,21 @@ def load_run_split(
     settings = replace(settings, data=_absolute(settings.data))
     if split == "test":
         images = load_split(settings.data, "test")
+        parts = {"test": images}
     else:
-        whole = load_split(settings.data, "train")
-        train, validation, *_ = _held_out(whole, settings, known.bounds if known else None)
-        images = train if split == "train" else validation
-    if settings.trainer.fast_dev_run and split != "train":
-        images = first(images, FAST_IMAGES)
-    identity = identity_of(images)
-    changes = check(run.folder, known, {split: identity}, accept=accept_changed_data)
+        everything = load_split(settings.data, "train")
+        bounds = known.bounds if known else None
+        train, validation, *_ = _held_out(everything, settings, bounds)
+        parts = {"train": train, "validation": validation}
+        if not whole:
+            parts = {split: parts[split]}
+        images = everything if whole else parts[split]
+    if settings.trainer.fast_dev_run:
+        parts = {k: v if k == "train" else first(v, FAST_IMAGES) for k, v in parts.items()}
+        images = images if whole else parts[split]
+    now = {name: identity_of(part) for name, part in parts.items()}
+    changes = check(run.folder, known, now, accept=accept_changed_data)
+    identity = identity_of(images) if whole else now[split]
     return Found(images, identity, changes)
 
 
