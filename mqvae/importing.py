@@ -16,6 +16,7 @@ from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer.checkpoints import not_finite
+from mqvae.weights.pickled import read_torch
 
 # Where a checkpoint has the weights, those that are to be used first.
 PLACES = ("ema", "model", "state_dict")
@@ -83,7 +84,7 @@ def _torch(path: Path) -> Any:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return read_torch(path)
         except pickle.UnpicklingError as error:
             raise MqvaeError(
                 "it holds objects that are not read; where you trust it, save its state dict alone"

@@ -18,6 +18,7 @@ from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.runs import read_json, write_json
 from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
+from mqvae.tokenizer.files import is_inside
 
 PIECE = 10_000  # images of 64 × 64; fewer of larger ones
 INDEX = "index.json"
@@ -247,7 +248,7 @@ def decode_pieces(tokenizer: Tokenizer, codes: str | Path, folder: str | Path) -
 
 def _png(name: str, number: int) -> Path:
     path = Path(name if name.endswith(".png") else f"{name}.png")
-    return Path(f"{number:08d}.png") if path.is_absolute() or ".." in path.parts else path
+    return path if is_inside(path) else Path(f"{number:08d}.png")
 
 
 def _indices(mine: range) -> Tensor:

@@ -336,6 +336,9 @@ def decoded_names(tokenizer, names, folder):
         (["../../out.png", "b"], ["000000.png", "000001.png"]),
         (["/tmp/evil.png", "b"], ["000000.png", "000001.png"]),
         (["deep/../../out.png", "b"], ["000000.png", "000001.png"]),
+        (["a\0b.png", "b"], ["000000.png", "000001.png"]),
+        (["a" * 300, "b"], ["000000.png", "000001.png"]),
+        (["\ud800", "b"], ["000000.png", "000001.png"]),
     ],
 )
 def test_names_are_kept_inside_the_folder(tokenizer, tmp_path, names, files):

@@ -1,5 +1,7 @@
 """One image file -> bytes."""
 
+import os
+import stat
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
@@ -13,6 +15,8 @@ from mqvae.errors import MqvaeError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
+MOST_BYTES = 2**30  # of a file; an image of as many pixels as Pillow takes has no more
+
 # What files with the endings that are read hold. Pillow knows more, some of which it hands to other
 # programs, and looks at what a file holds, not at its name.
 _KINDS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP")
@@ -25,9 +29,12 @@ def open_image(file: File) -> Image.Image:
     """An image file, not decoded yet.
 
     Raises:
-        ValueError: if it declares a size of 0, or so many pixels that it may be a bomb.
+        ValueError: if it declares a size of 0, or so many pixels that it may be a bomb, or has no
+            end, or none that memory could hold.
         UnidentifiedImageError: if it is of none of the kinds that are read.
     """
+    if isinstance(file, str | Path):
+        check_file(file)
     try:
         image = Image.open(file, formats=_kinds())
     except Image.DecompressionBombError:
@@ -37,6 +44,20 @@ def open_image(file: File) -> Image.Image:
         image.close()
         raise MqvaeError("{} × {} pixels by its header".format(*image.size))
     return image
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse pipes, devices and huge files.
+
+    Raises:
+        ValueError: if it is no file of `MOST_BYTES` at most.
+        FileNotFoundError: if it is not there.
+    """
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise MqvaeError("no regular file")
+    if state.st_size > MOST_BYTES:
+        raise MqvaeError(f"{state.st_size:,} bytes, more than {MOST_BYTES:,}")
 
 
 @cache
@@ -61,6 +82,7 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
         offset: Where the square lies along the longer side, 0 to 1; 0.5 is the centre.
     """
     if isinstance(file, str):
+        check_file(file)
         # Read at once: Pillow's many small reads are a sixth of the time of a small image.
         with open(file, "rb", buffering=0) as there:
             file = BytesIO(there.read())

@@ -80,7 +80,7 @@ def read_strip(file: Path) -> Strip | None:
     if not file.is_file():
         return None
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=["PNG"]) as opened:
             grey = opened.mode in ("1", "L", "LA", "I", "I;16")
             pixels = np.asarray(opened.convert("L" if grey else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

@@ -144,9 +144,14 @@ def _grid(folder: Path, measured: dict[str, Any]) -> bytes | None:
     """The run's strips of images below each other, the originals first."""
     strips = [p for p in measured.get("pictures", []) if p["kind"] == "strip"]
     files = [folder / p["file"] for p in sorted(strips, key=lambda p: not p["reference"])]
-    if not files or not all(file.is_file() for file in files):
+    try:
+        # Only the run's own: a summary that somebody else wrote shares no picture of this machine.
+        own = [f.resolve().is_relative_to(folder.resolve()) and f.is_file() for f in files]
+    except (OSError, ValueError):  # a name that no file can have
         return None
-    images = [Image.open(file) for file in files]
+    if not files or not all(own):
+        return None
+    images = [Image.open(file, formats=["PNG"]) for file in files]
     width, height = images[0].size
     grid = Image.new(images[0].mode, (width, len(images) * (height + GAP) - GAP))
     for row, image in enumerate(images):

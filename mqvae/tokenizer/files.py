@@ -1,5 +1,6 @@
 """A tokenizer and files: images to encode, codes to check, pictures to write."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +141,17 @@ def _png_names(names: tuple[str, ...]) -> list[Path]:
             [Path(name).with_suffix(".png") for name in names],
             [Path(f"{name}.png") for name in names],  # a.jpg beside a.png
         ):
-            inside = not any(p.is_absolute() or ".." in p.parts for p in paths)
-            if inside and len(set(paths)) == len(names):
+            if all(map(is_inside, paths)) and len(set(paths)) == len(names):
                 return paths
     return [Path(f"{i:06d}.png") for i in range(len(names))]
+
+
+def is_inside(path: Path) -> bool:
+    """Whether it can name a picture, which then is inside the folder that it is put in."""
+    try:
+        parts = [os.fsencode(part) for part in path.parts]
+    except UnicodeEncodeError:
+        return False
+    fits = all(len(part) <= 255 and b"\0" not in part for part in parts)
+    named = os.path.splitext(path.name)[1] == ".png"  # which a name of dots alone has not
+    return fits and named and b".." not in parts and not path.is_absolute()

