@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -288,6 +290,74 @@ def test_the_report_of_a_run_in_training_says_at_which_step_it_was_measured(run,
     (run / "metrics.csv").write_text("\n".join([*rows, ",".join(last)]) + "\n")
     page = write_report([run], tmp_path / "r.html").read_text()
     assert "was measured at step 3; it has made 9 updates." in page
+
+
+def test_the_report_shows_what_a_quantizer_adds_to_the_loss(run, tmp_path):
+    assert "own loss against" not in write_report([run], tmp_path / "r.html").read_text()
+    gumbel = train(
+        tmp_path / "gumbel",
+        "--update",
+        "Joint",
+        "--quantizer",
+        "GumbelQuantizer",
+        "--quantizer.num_codes",
+        "8",
+        "--quantizer.dim",
+        "4",
+    )
+    found = read_run(gumbel).column("auxiliary")
+    assert len(found) and np.isfinite(found).all()
+    page = write_report([run, gumbel], tmp_path / "r.html").read_text()
+    assert "Quantizer&#39;s own loss against updates" in page
+
+
+# -- a run in training -----------------------------------------------------------------------------
+
+
+def test_a_run_that_is_written_meanwhile_is_read_as_it_was_at_one_moment(run, tmp_path):
+    """Checkpoints are replaced in another thread; what is measured is of one of them, whole."""
+    (run / "summary.json").unlink()
+    first = Run(run).load("last")
+    kinds = []
+    for factor, step in ((1.0, 3), (0.5, 6)):
+        model = {k: v * factor if v.is_floating_point() else v for k, v in first.model.items()}
+        kinds.append(replace(first, model=model, state={**first.state, "step": step}))
+    expected = {}
+    for kind in kinds:
+        Run(run).save("last", kind)
+        measure(run)
+        found = evaluation(run)
+        expected[found["weights"]] = (found["step"], found["mse"])
+    assert len(expected) == 2
+    ends, failures, saved = threading.Event(), [], []
+
+    def trains():
+        writer = Run(run)
+        writer.start_metrics(after_step=3)
+        try:
+            while not ends.wait(0.01):
+                writer.save("last", kinds[len(saved) % 2])
+                writer.log({"step": 10 + len(saved), "seconds": 1.0, "task": 0.5})
+                saved.append(None)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=trains)
+    thread.start()
+    try:
+        for _ in range(3):
+            before = len(saved)
+            measure(run)
+            found = evaluation(run)
+            step, mse = expected[found["weights"]]
+            assert (found["step"], found["mse"]) == (step, pytest.approx(mse, rel=1e-6))
+            page = write_report([run], tmp_path / "r.html").read_text()
+            assert f"checkpoint last, step {step}" in page
+            assert len(saved) > before
+    finally:
+        ends.set()
+        thread.join()
+    assert not failures
 
 
 # -- numbers that are not finite -------------------------------------------------------------------

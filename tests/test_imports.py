@@ -25,7 +25,6 @@ ORDER = [
     {
         "data",
         "extras",
-        "locking",
         "metrics",
         "plain",
         "progress",

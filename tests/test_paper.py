@@ -153,6 +153,16 @@ def test_a_result_is_found_by_its_configuration(tmp_path):
     assert "accelerator" not in asks["trainer"], "where it was trained is no part of what it is"
 
 
+def test_a_metric_that_is_not_finite_is_a_result(tmp_path):
+    results = Results(tmp_path)
+    results.put(RUN, result(RUN, float("nan")))
+    (file,) = tmp_path.iterdir()
+    content = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert content["figures"]["mse"] is None
+    assert content["not_finite"] == {"/figures/mse": "nan"}
+    assert all(np.isnan(r.get(RUN)["figures"]["mse"]) for r in (results, Results(tmp_path)))
+
+
 def test_a_result_from_before_a_setting_was_there_is_found(tmp_path):
     results = Results(tmp_path)
     results.put(RUN, result(RUN, 0.5))

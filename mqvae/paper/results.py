@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mqvae.errors import MqvaeError
+from mqvae.finite import only_finite, restored
 from mqvae.runs import read_json, write_whole
 
 
@@ -94,12 +95,12 @@ class Results:
     def put(self, work: Asked, content: Mapping[str, Any]) -> None:
         """Write a result."""
         asks = work.asks()
-        whole = {"asks": asks, **content}
+        whole = only_finite({"asks": asks, **content})
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self.name(work)
         text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
         write_whole(self.folder / f"{name}.json", _compact(text) + "\n")
-        self._found[_key(asks)] = (name, json.loads(text))
+        self._found[_key(asks)] = (name, restored(json.loads(text)))
 
 
 def file_name(work: Asked) -> str:

@@ -57,10 +57,15 @@ def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
     many = len(runs) > COLOURS
     drawn = {"task": "Task loss", "perplexity": "Perplexity of a batch"}
     drawn |= {"validation": "Validation loss"} if many and validated else {}
+    # Gumbel's divergence and LFQ's entropy are optimized as well; other quantizers have none.
+    own = [i for i in shown if np.isfinite(runs[i].column("auxiliary")).any()]
+    drawn |= {"auxiliary": "Quantizer's own loss"} if own else {}
     charts = []
     for key, quantity in drawn.items():
         for column, size, against, xlabel in _axes(runs, shown):
             lines = [Line(runs[i].column(column) / size, runs[i].column(key), i) for i in shown]
+            if key == "auxiliary":
+                lines = [line for line in lines if line.run in own]
             if key == "validation":
                 lines = [
                     replace(_validation(runs[i], i, column, size), kind="first") for i in validated

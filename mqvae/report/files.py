@@ -20,6 +20,7 @@ REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (
     *REQUIRED_METRICS,
     "validation",
+    "auxiliary",
     "perplexity",
     "direct_norm",
     "indirect_norm",
