@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -159,8 +160,8 @@ def test_a_metric_that_is_not_finite_is_a_result(tmp_path):
     (file,) = tmp_path.iterdir()
     content = json.loads(file.read_text(), parse_constant=pytest.fail)
     assert content["figures"]["mse"] is None
-    assert content["not_finite"] == {"/figures/mse": "nan"}
-    assert all(np.isnan(r.get(RUN)["figures"]["mse"]) for r in (results, Results(tmp_path)))
+    assert content["not_finite"]["/figures/mse"] == "nan"
+    assert all(math.isnan(r.get(RUN)["figures"]["mse"]) for r in (results, Results(tmp_path)))
 
 
 def test_a_result_from_before_a_setting_was_there_is_found(tmp_path):
