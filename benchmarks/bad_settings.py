@@ -258,7 +258,11 @@ def _classes(slot: str) -> list[type]:
 
 
 def _arguments(kind: type) -> list[str]:
-    return [n for n in signature(kind).parameters if n not in NEVER] or ["x"]
+    try:
+        parameters = signature(kind).parameters
+    except ValueError:  # an exception, which nothing may be
+        return ["x"]
+    return [n for n in parameters if n not in NEVER] or ["x"]
 
 
 def _misspelt(draw: random.Random, word: str) -> str:

@@ -135,6 +135,31 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"update": {"commitment_weight": None}}, "update.commitment_weight expects a value"),
+        ({"quantizer": {"num_codes": None}}, "quantizer.num_codes expects a value, got none"),
+        ({"optimizer": {"codebook": {"momentum": None}}}, "optimizer.codebook.momentum expects"),
+        ({"update": {"look_ahead": {"optimizer_step": None}}}, "optimizer_step expects a value"),
+        ({"update": {"a.b": 1}}, "there is no setting update.'a.b'"),
+        ({"data": {"side.x": 1}}, "there is no setting data.'side.x'"),
+        ({5: 1}, "there is no setting 5"),
+        ({"data": 5, "data.side": 8}, "data must hold settings as"),
+    ],
+)
+def test_what_is_no_setting(said, message):
+    with pytest.raises(MqvaeError) as raised:
+        Settings.of(BASE, said)
+    assert message in str(raised.value)
+
+
+def test_dotted_names_are_those_of_options():
+    dotted = {"update.xi": 0.5, "data.side": 12, "data": {"name": "digits"}}
+    plain = {"update": {"xi": 0.5}, "data": {"side": 12, "name": "digits"}}
+    assert Settings.of(BASE, dotted) == Settings.of(BASE, plain)
+
+
 def found_at(settings, place):
     level = settings.config()
     for part in place.split("."):

@@ -64,6 +64,21 @@ def is_ours(kind: type | None) -> bool:
 
 
 @cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    """Types of a class's arguments; none where they cannot be told."""
+    try:
+        return get_type_hints(kind.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def is_needed(kind: type, name: str) -> bool:
+    """Whether an argument of a class cannot be None."""
+    hint = _hints(kind).get(name, Any)
+    return hint is not Any and hint is not type(None) and type(None) not in get_args(hint)
+
+
+@cache
 def components_in(kind: type) -> Mapping[str, str]:
     """The arguments of a class that are components, and what they are if no class is named.
 
@@ -73,12 +88,8 @@ def components_in(kind: type) -> Mapping[str, str]:
     Returns:
         Paths by names; an empty one where a class must be named.
     """
-    try:
-        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
-    except (NameError, TypeError, AttributeError):
-        return {}
     found = {}
-    for name, hint in hints.items():
+    for name, hint in _hints(kind).items():
         union = get_origin(hint) in (Union, UnionType)
         each = get_args(hint) if union else (hint,)
         kinds = [k for k in each if isinstance(k, type) and _is_a_base(k)]

@@ -5,12 +5,13 @@ said replaces the one below. A component of another class takes nothing of the o
 one of the same class keeps what is not said.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
 from mqvae.errors import MqvaeError
-from mqvae.settings.classes import canonical, components_in, find
+from mqvae.settings.classes import canonical, components_in, find, is_needed
 from mqvae.settings.options import GROUPS, HANDED_LATER, SLOTS
 from mqvae.spelling import brief
 
@@ -26,6 +27,11 @@ def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         MqvaeError: if a group of settings is something else, or a component mixes both forms.
     """
+    _check_names("", (part for name in delta for part in _parts(name)))
+    if any("." in name for name in delta):  # `update.xi: 0.5`, as options are
+        dotted, delta = delta, {}
+        for name, given in dotted.items():
+            put(delta, name, deepcopy(given))
     result = dict(base)
     for name, given in delta.items():
         if name == "from" and isinstance(given, str):
@@ -54,6 +60,8 @@ def put(options: dict[str, Any], name: str, value: Any) -> None:
     level = options
     for group in groups:
         level = level.setdefault(group, {})
+        if not isinstance(level, dict):
+            raise MqvaeError(f"{group} must hold settings as 'name: value', got {brief(level)}.")
     inside = name[len(slot) + 1 :].split(".") if slot and name != slot else []
     for part in inside:
         if part in NAMED:  # as config.yaml writes it
@@ -65,10 +73,23 @@ def put(options: dict[str, Any], name: str, value: Any) -> None:
             there = {"init_args": there}
         level[key] = there
         level, key = there.setdefault("init_args", {}), part
-    if isinstance(there := level.get(key), dict) and isinstance(value, str):
+    there = level.get(key)
+    if isinstance(there, dict) and isinstance(value, str):
         there["class_path"] = value
+    elif isinstance(there, dict) and isinstance(value, dict):
+        there.update(value)
     else:
         level[key] = value
+
+
+def _parts(name: Any) -> list[Any]:
+    return name.split(".") if isinstance(name, str) else [name]
+
+
+def _check_names(place: str, names: Iterable[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise MqvaeError(f"there is no setting {place}{brief(name)}: it is no name.")
 
 
 def _usual(slot: str) -> str:
@@ -85,6 +106,7 @@ def _group(name: str, base: Mapping[str, Any], given: Any) -> dict[str, Any]:
             f"{name} takes settings of its own, no class or value: "
             f"{', '.join(field.name for field in fields(GROUPS[name]))}."
         )
+    _check_names(f"{name}.", given)
     result = {**base, **given}
     for key in given:
         if (slot := f"{name}.{key}") in SLOTS:
@@ -129,7 +151,10 @@ def _component(key: str, old: Any, given: Any, usual: str) -> Any:
     kind = find(path)
     inner = components_in(kind) if kind else {}
     result = dict(kept or {})
+    _check_names(f"{key}.", arguments or {})
     for name, value in (arguments or {}).items():
+        if value is None and kind and is_needed(kind, name):
+            raise MqvaeError(f"{key}.{name} expects a value, got none.")
         if name in inner and name not in HANDED_LATER:
             value = _component(f"{key}.{name}", result.get(name), value, inner[name])
         result[name] = value
