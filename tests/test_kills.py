@@ -152,7 +152,7 @@ STAGES = {
     "input": (["joint", "meta", "ema", "vq-gan"], r"the task loss is (nan|inf)"),
     "loss": (["joint", "meta", "ema"], r"the task loss is (nan|inf)"),
     "gradient": (["joint", "ema"], "a weight of the encoder is nan"),
-    "codebook gradient": (["joint"], "a weight of the codebook is nan"),
+    "codebook gradient": (["joint"], "the codebook's gradient is (nan|inf)"),
     "look-ahead": (["meta"], "the norm of the direct hypergradient is (nan|inf)"),
     "discriminator": (["vq-gan"], "(the task loss|discriminator of the task) is (nan|inf)"),
 }

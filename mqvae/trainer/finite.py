@@ -21,6 +21,7 @@ TERMS = {
     "direct_norm": "the norm of the direct hypergradient",
     "indirect_norm": "the norm of the indirect hypergradient",
     "cosine": "the cosine of the hypergradients",
+    "codebook_gradient": "the codebook's gradient",
 }
 
 

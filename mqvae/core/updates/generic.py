@@ -22,7 +22,7 @@ from mqvae.core.hypergradient.derivative import along
 from mqvae.core.passes import Start, fresh_casts
 from mqvae.core.shown import Shown
 from mqvae.core.updates.lookahead import LookAhead, Undone
-from mqvae.core.updates.update import apply, check_holds, require_gradients
+from mqvae.core.updates.update import apply, check_holds, only_finite, require_gradients
 from mqvae.errors import MqvaeError
 
 
@@ -193,7 +193,8 @@ class GenericMeta:
 
         change = along(self.derivative, codebook_gradient, phi, v, self._flat(g_c))
         hyper = Hypergradient(*mean_across_processes([self._flat(direct), -self.xi * change]))
-        apply(self.upper, self.codebook, self._parts(hyper.total(), direct))
+        found = self._parts(hyper.total(), direct)
+        apply(self.upper, self.codebook, only_finite(found))
         if not kept:
             _, g, _ = self._pass_for_real(start, batch)
             apply(self.lower, self.network, mean_across_processes(g))

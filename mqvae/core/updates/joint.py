@@ -33,7 +33,7 @@ class Joint(Update):
         )
         found = mean_across_processes(found)
         apply(self.lower, lower, found[: len(lower)])
-        apply(self.upper, upper, found[len(lower) :])
+        self._step_codebook(upper, found[len(lower) :])
         if task_gradient is None:  # of a frozen encoder
             task_gradient = torch.zeros_like(z_e)
         self._after_step(z_e, quantized.codes, task_gradient, batch)

@@ -139,7 +139,7 @@ def preview(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Gradient
     for parameter, entry in optimizer.state.items():
         twin.state[copies.get(id(parameter), parameter)] = deepcopy(entry)
     # Torch wraps the step of every optimizer class into one that runs hooks.
-    step = type(optimizer).step
+    step: Any = type(optimizer).step
     twin.step = MethodType(step.__wrapped__ if getattr(step, "hooked", False) else step, twin)
     apply(twin, after, gradients)
     return after

@@ -121,7 +121,7 @@ class Meta(Update):
         """
         with self._beginning(x) as snapshot:
             lower = self._batch(x, y, parts)
-            return self._meta_step(lower, self._upper(lower, above), snapshot)
+            return self._told(self._meta_step(lower, self._upper(lower, above), snapshot))
 
     def _modules(self) -> list[object]:
         return [*super()._modules(), self.upper_loss]

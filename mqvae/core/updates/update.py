@@ -1,9 +1,10 @@
 """What one batch changes: the frame that all update rules share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights, pulled_back
 from mqvae.core.distributed import ProcessGroup, agree, within, world_size
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot, fresh_casts
+from mqvae.core.passes import Snapshot, finite_rows, fresh_casts
 from mqvae.core.quantizer import Quantized
 from mqvae.core.shown import Shown
 from mqvae.errors import MqvaeError
@@ -29,6 +30,8 @@ class Step(Shown):
         commitment: mean ‖z_e − sg(z_q)‖², unweighted.
         codebook: mean ‖sg(z_e) − z_q‖², unweighted.
         auxiliary: The quantizer's own term, unweighted: `Quantized.auxiliary_loss`; None without.
+        codebook_gradient: Largest number of the gradient that an optimizer stepped C along, by
+            size; not finite if some were not, along which C was not stepped. None without one.
         codes: The codes of the batch.
         output: The decoder's output in the first pass, (B, ...), detached.
         direct_norm: Norm of the direct hypergradient; None for rules without one.
@@ -42,6 +45,7 @@ class Step(Shown):
     codes: Tensor
     output: Tensor
     auxiliary: Tensor | None = None
+    codebook_gradient: Tensor | None = None
     direct_norm: Tensor | None = None
     indirect_norm: Tensor | None = None
     cosine: Tensor | None = None
@@ -127,6 +131,7 @@ class Update(ABC):
         self.weights = LossWeights(commitment_weight, codebook_weight)
         self.process_group = process_group
         self._agreed = False
+        self._largest: Tensor | None = None  # of the codebook's gradient in a step
 
     def step(self, x: Tensor, y: Tensor, *, parts: int = 1) -> Step:
         """Change the weights by one batch.
@@ -146,7 +151,7 @@ class Update(ABC):
                 wide.
         """
         with self._beginning(x) as snapshot:
-            return self._step(self._batch(x, y, parts), snapshot)
+            return self._told(self._step(self._batch(x, y, parts), snapshot))
 
     @contextmanager
     def _beginning(self, x: Tensor) -> Iterator[Snapshot]:
@@ -167,13 +172,21 @@ class Update(ABC):
     @abstractmethod
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step: ...
 
+    def _told(self, step: Step) -> Step:
+        """A step's report, with what the codebook was stepped along."""
+        largest, self._largest = self._largest, None
+        return replace(step, codebook_gradient=largest)
+
     def _batch(self, x: Tensor, y: Tensor, parts: int) -> Batch:
         return Batch(self.network, self.loss, self.weights, x, y, parts=parts)
 
     def _translate_codebook(self, shift: Tensor | None) -> None:
-        """Move codewords outside any optimizer, by (K, D); a frozen codebook stays."""
+        """Move codewords outside any optimizer, by (K, D); a frozen codebook stays.
+
+        So does a codeword whose shift is not finite.
+        """
         if shift is not None and any(p.requires_grad for p in self.network.codebook_parameters()):
-            selecting(self.network).translate(shift)
+            selecting(self.network).translate(finite_rows(shift))
 
     def _descend_codebook(self, gradient_of_table: Tensor) -> None:
         """Step C's parameters along a gradient of the codebook itself, (K, D)."""
@@ -181,7 +194,19 @@ class Update(ABC):
         if parameters:
             with torch.enable_grad():
                 table = selecting(self.network).table()
-            apply(self.upper, parameters, pulled_back(gradient_of_table, table, parameters))
+            self._step_codebook(parameters, pulled_back(gradient_of_table, table, parameters))
+
+    def _step_codebook(self, parameters: Sequence[Tensor], gradients: Gradients) -> None:
+        """Step C's parameters along their gradients, but for numbers that are not finite.
+
+        A network that has diverged is trained anew from a checkpoint; a codebook that it has been
+        carried away by, and an optimizer's memory of it, should not be what is left.
+        """
+        found = [g for g in gradients if g is not None]
+        if found:
+            largest = torch._foreach_norm(found, math.inf)
+            self._largest = torch.stack([number.float() for number in largest]).amax()
+        apply(self.upper, parameters, only_finite(gradients))
 
     def _descend_network(self, g_phi: Gradients, g_theta: Gradients) -> None:
         apply(self.lower, self.network.network_parameters(), [*g_phi, *g_theta])
@@ -281,6 +306,11 @@ def apply(optimizer: Optimizer | None, parameters: Iterable[Tensor], gradients: 
     finally:
         for parameter in parameters:
             parameter.grad = None
+
+
+def only_finite(gradients: Gradients) -> Gradients:
+    """Gradients with 0 in place of each number that is not finite."""
+    return [None if g is None else g.nan_to_num(0.0, 0.0, 0.0) for g in gradients]
 
 
 def check_holds(
