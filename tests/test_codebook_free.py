@@ -15,9 +15,11 @@ from mqvae import (
     Joint,
     LookupFreeQuantizer,
     Meta,
+    MqvaeError,
     Quantizer,
     VQNetwork,
 )
+from mqvae.core.quantizer import lookup_free
 
 KINDS = {
     "FSQ": lambda: FiniteScalarQuantizer((8, 5, 2, 3)),
@@ -234,3 +236,54 @@ def test_mixed_radix_follows_a_literal_loop():
             code, place = code + digit * place, place * number
         expected = [(d - n // 2) / (n // 2) for d, n in zip(digits, levels, strict=True)]
         torch.testing.assert_close(quantizer.decode(torch.tensor(code)), torch.tensor(expected))
+
+
+# -- more codes than there is memory for -----------------------------------------------------------
+
+
+def test_the_entropy_of_many_bits_is_bounded_by_that_of_groups(monkeypatch):
+    """20 bits exactly, and in groups of 9: alike where bits do not depend on each other."""
+    quantizer = LookupFreeQuantizer(2**20, diversity=1.0).double()
+    one = torch.randn(1, 20, dtype=torch.float64).expand(6, 20)  # bits of one embedding do not
+    for z_e, independent in ((one, True), (3 * embeddings(quantizer, 40), False)):
+        with torch.no_grad():
+            grouped = quantizer(z_e).auxiliary_loss
+            monkeypatch.setattr(lookup_free, "EXACT_BITS", 20)
+            exact = quantizer(z_e).auxiliary_loss
+            monkeypatch.undo()
+        # The entropy is subtracted.
+        if independent:
+            torch.testing.assert_close(grouped, exact)
+        else:
+            assert grouped < exact - 0.1
+
+
+@pytest.mark.parametrize(
+    "quantizer", [LookupFreeQuantizer(2**32), FiniteScalarQuantizer((4,) * 16)], ids=["LFQ", "FSQ"]
+)
+def test_four_billion_codes_train_in_little_memory(quantizer):
+    dim = quantizer.dim
+    network = VQNetwork(nn.Linear(4, dim), quantizer, nn.Linear(dim, 4), channel_axis=-1)
+    update = Joint(network, squared_error, lower=SGD(network.network_parameters(), 0.1), upper=None)
+    x = torch.randn(50, 4)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
+        step = update.step(x, x)
+    assert max(sizes) <= 50 * 2**10
+    assert step.codes.max() > 2**31 and len(step.codes.unique()) > 10
+    codes = network.encode(x)
+    assert torch.equal(network.quantizer.encode(network.encoder(x)), codes)
+    assert network.decode(codes).shape == x.shape
+    assert all(p.grad is None and torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_more_codes_than_an_int64_tells_apart_are_refused():
+    for make_it in (
+        lambda: LookupFreeQuantizer(2**64),
+        lambda: FiniteScalarQuantizer((8,) * 500),
+    ):
+        with pytest.raises(MqvaeError, match=r"2\^\d+ codes are more than an int64 tells apart"):
+            make_it()
+    assert LookupFreeQuantizer(2**63).encode(torch.ones(63)) == 2**63 - 1

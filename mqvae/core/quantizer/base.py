@@ -194,6 +194,19 @@ class Quantizer(nn.Module, ABC):
         return codes
 
 
+def check_number(num_codes: int) -> None:
+    """Refuse more codes than an int64 tells apart.
+
+    Raises:
+        ValueError: if there are more than 2^63 of them.
+    """
+    if num_codes > 2**63:
+        raise MqvaeError(
+            f"2^{num_codes.bit_length() - 1} codes are more than an int64 tells apart, 2^63: take "
+            "fewer dimensions, or fewer levels of each."
+        )
+
+
 class CodebookQuantizer(Quantizer):
     """A quantizer that selects from a codebook table; what the hypergradients are made for.
 

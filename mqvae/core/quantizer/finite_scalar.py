@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.estimator import StraightThrough
-from mqvae.core.quantizer.base import Quantized, Quantizer
+from mqvae.core.quantizer.base import Quantized, Quantizer, check_number
 from mqvae.errors import MqvaeError
 
 MARGIN = 1e-3  # how far tanh reaches over the outermost levels, so that rounding gets there
@@ -51,6 +51,7 @@ class FiniteScalarQuantizer(Quantizer):
                 "levels must be whole numbers of 2 or more, one for each dimension, got "
                 f"{list(levels)}."
             )
+        check_number(math.prod(levels))
         self.num_codes = math.prod(levels)
         self.dim = len(levels)
         self.groups = 1

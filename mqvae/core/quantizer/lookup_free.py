@@ -7,8 +7,10 @@ from torch.nn.functional import softplus
 from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.distributed import mean_with_graph
 from mqvae.core.estimator import StraightThrough
-from mqvae.core.quantizer.base import Quantized, Quantizer
+from mqvae.core.quantizer.base import Quantized, Quantizer, check_number
 from mqvae.errors import MqvaeError
+
+EXACT_BITS = 18  # with more, the probabilities of all codes at once take too much memory
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -22,8 +24,10 @@ class LookupFreeQuantizer(Quantizer):
         E[H(q(z_e))] − γ H(E[q(z_e)])        q(k | z) ∝ exp(−‖z − c_k‖² / T)
 
     in nats. As q is a product over bits, the first entropy is a sum over them; the mean of q is
-    exact, by a product of two matrices of √K columns. In training it is over the embeddings of all
-    processes.
+    exact up to 2^18 codes, by a product of two matrices of √K columns. With more codes H(E[q]) is
+    the sum over groups of at most 9 bits of the entropies of their own means, as in BSQ: an upper
+    bound, which the true one reaches where the groups are independent. In training means are over
+    the embeddings of all processes.
 
     Args:
         num_codes: Number of codes K, a power of two; D is its exponent.
@@ -67,6 +71,7 @@ class LookupFreeQuantizer(Quantizer):
                 f"num_codes must be a power of two, one bit for each dimension, got {num_codes}: "
                 f"{larger // 2} or {larger} would do."
             )
+        check_number(num_codes)
         for name, value in (("entropy_weight", entropy_weight), ("diversity", diversity)):
             if not value >= 0:
                 raise MqvaeError(f"{name} must be 0 or more, got {value}.")
@@ -107,13 +112,18 @@ class LookupFreeQuantizer(Quantizer):
         logits = 4 / self.temperature * self.corner.to(z_e.dtype) * z_e
         of_one = logits.sigmoid()
         certainty = (softplus(logits) - logits * of_one).sum(1).mean()
-        low, high = torch.stack([(-logits).sigmoid(), of_one], -1).tensor_split([self.dim // 2], 1)
-        mean = _product(high).T @ _product(low) / len(z_e)  # 2^high × 2^low
+        bits = torch.stack([(-logits).sigmoid(), of_one], -1)  # (N, D, 2)
+        if self.dim <= EXACT_BITS:
+            low, high = bits.tensor_split([self.dim // 2], 1)
+            means = [_product(high).T @ _product(low) / len(z_e)]  # 2^high × 2^low
+        else:
+            means = [_product(group).mean(0) for group in bits.split(EXACT_BITS // 2, 1)]
         if torch.is_grad_enabled():  # a step, which all processes make together
-            (mean,) = mean_with_graph([mean])
+            means = mean_with_graph(means)
         # What rounds to nothing has no slope.
-        tiny = torch.finfo(mean.dtype).tiny
-        diversity = -(mean * mean.clamp(min=tiny).log()).sum()
+        tiny = torch.finfo(bits.dtype).tiny
+        entropies = [-(mean * mean.clamp(min=tiny).log()).sum() for mean in means]
+        diversity = torch.stack(entropies).sum()
         return certainty - self.diversity * diversity
 
     def _encode(self, z_e: Tensor) -> Tensor:
