@@ -371,7 +371,7 @@ def test_a_folder_with_subfolders(tokenizer, tmp_path):
 
 
 def test_a_split(tokenizer):
-    for split, count in (("train", 1350), ("validation", 150), ("test", 297)):
+    for split, count in (("train", 1500), ("validation", 150), ("test", 297)):
         assert len(tokenizer.find_images(split)) == count
 
 
