@@ -1,9 +1,11 @@
 """mqvae.networks.pixelcnn and mqvae.prior: codes in raster order, and images drawn from them."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -561,6 +563,33 @@ def test_a_damaged_prior_is_refused(run, tmp_path, capsys):
     config.write_text(text)
     (run / "prior" / "checkpoints" / "last" / "model.safetensors").write_bytes(b"0")
     assert "is damaged" in refused(out, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "soon"}, "invalid literal for int"),
+        ({"optimizer": {}}, "'groups'|'numbers'"),
+        ({"optimizer": {"groups": [{}, {}], "numbers": {}}}, "argument 2 is longer"),
+        ({"optimizer": {"groups": [{}], "numbers": {"a.b": 1}}}, "invalid literal for int"),
+        ({"seconds": None}, "NoneType"),
+    ],
+)
+def test_a_state_that_somebody_wrote_is_refused(run, capsys, change, said):
+    """Its digests are right: it is what was written, but by no prior of this kind."""
+    training = begin_prior(run, TINY, device="cpu")
+    saved = training.run.load("last")
+    training.run.save("last", dataclasses.replace(saved, state={**saved.state, **change}))
+    training.run.unlock()
+    text = refused(["prior", run, "--resume"], capsys)
+    assert "does not fit its settings" in text and re.search(said, text)
+
+
+def test_a_curve_begins_where_a_prior_was_killed_before_its_first_checkpoint(pooled, run):
+    begin_prior(run, MEASURED, device="cpu").run.unlock()
+    for path in (run / "prior" / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    assert sample_curve(run, MEASURED, device="cpu").points
 
 
 def test_a_complete_prior_is_left_alone(run, capsys):

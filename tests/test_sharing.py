@@ -337,6 +337,20 @@ def test_autocast_is_the_callers_choice(tokenizer):
     assert torch.allclose(images.float(), tokenizer.decode(codes), atol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["grey", "groups"])
+def test_a_quantizer_in_float32_in_a_network_of_bfloat16(runs, kind):
+    tokenizer = Tokenizer.from_run(runs(kind), device="cpu")
+    tokenizer.network.encoder.bfloat16()
+    tokenizer.network.decoder.bfloat16()
+    x = torch.rand(2, 1, 9, 8)
+    record = tokenizer.encode(x)
+    images = tokenizer.decode(record)
+    assert record.codes.dtype == torch.int64
+    assert images.shape == x.shape and images.dtype == torch.bfloat16
+    with torch.no_grad():
+        tokenizer.network(torch.rand(2, 1, 8, 8).bfloat16())
+
+
 def test_threads_encode_at_once(tokenizer):
     tokenizer.network.train()
     given = [torch.rand(2, 1, 8 + 4 * (i % 3), 8) for i in range(12)]

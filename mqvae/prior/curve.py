@@ -10,7 +10,7 @@ import torch
 from mqvae.errors import MqvaeError
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.prior.training import begin_prior, resume_prior
-from mqvae.runs import read_json
+from mqvae.runs import Run, read_json
 from mqvae.tokenizer import Tokenizer
 
 
@@ -61,7 +61,7 @@ def sample_curve(
     if not settings.samples_every:
         raise MqvaeError("samples_every must be 1 or more for samples to be measured, got 0.")
     folder = Path(run) / FOLDER
-    if not (folder / "config.yaml").is_file():
+    if not Run.resumable(folder):  # also where it was killed before its first checkpoint
         return _curve(begin_prior(run, settings, checkpoint=checkpoint, device=device).fit())
     config = PriorConfig.load(folder)
     asked = replace(settings, distance=settings.distance or config.prior.distance)

@@ -274,11 +274,21 @@ class PriorTraining:
         self.run.save("last", checkpoint)
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint, whose weights the network has already."""
-        restore_optimizer("optimizer", self.optimizer, saved.training, saved.state["optimizer"])
-        self.step = saved.state["step"]
-        self.seconds = saved.state["seconds"]
-        self._unsaid = saved.state["validation"]
+        """Go on from a checkpoint, whose weights the network has already.
+
+        Raises:
+            ValueError: if it holds something else than what `save` wrote.
+        """
+        try:
+            restore_optimizer("optimizer", self.optimizer, saved.training, saved.state["optimizer"])
+            self.step = int(saved.state["step"])
+            self.seconds = float(saved.state["seconds"])
+            self._unsaid = saved.state["validation"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise MqvaeError(
+                f"the checkpoint of {self.run.folder} does not fit its settings ({error!r}): train "
+                "the prior again with --overwrite."
+            ) from error
         self.accepted = saved.state.get("accepted_changes", [])
 
     # -- the end ---------------------------------------------------------------------------------
