@@ -62,10 +62,12 @@ class Data:
             imagenet and photos downloaded.
         side: Resize and crop images to this side.
         channels: 1 for grey, 3 for colour.
-        classes: Number of classes; counted if not given.
+        classes: Number of classes (default: counted); 1 takes all images as one class, whatever
+            folders they are in.
         batch_size: Images in a batch, over all processes.
-        validation: Images cut off the shuffled training set by the seed, on which the best
-            checkpoint is chosen; a tenth of it and 1,000 at most if not given; 0 for none.
+        validation: Number of images held out of the training set, by the seed, on which the best
+            checkpoint is chosen (default: a tenth, and 1,000 at most); 0 for none. A folder that
+            has val/ beside train/ and test/ gives them instead.
         limit: Train on so many of the other images, drawn by the seed; on all if not given.
         memory: Hold images of files in memory, or read them from the disk; what fits is held if
             not given.
