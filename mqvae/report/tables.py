@@ -118,7 +118,7 @@ class Other:
 class Others:
     """What was measured of the runs besides: other splits, checkpoints and images.
 
-    `columns` are without cells, which the rows have.
+    `columns` are without cells, which the rows have; `figures` are those that the results lack.
     """
 
     columns: Sequence[Column]
@@ -138,10 +138,17 @@ def others(runs: Sequence[Run]) -> Others | None:
         for key, figure in described.items()
     ]
     rows = [
-        Other(i, each.images, each.of, [column.cells[row] for column in columns])
+        Other(
+            i,
+            each.images,
+            each.of.removeprefix("checkpoint "),
+            [column.cells[row] for column in columns],
+        )
         for row, (i, each) in enumerate(found)
     ]
-    return Others(columns, rows, list(described.values())) if rows else None
+    known = figures(runs)
+    further = [each for key, each in described.items() if key not in known and each.protocol]
+    return Others(columns, rows, further) if rows else None
 
 
 def measured_on(runs: Sequence[Run]) -> str:
