@@ -407,7 +407,7 @@ def test_a_full_disk_leaves_nothing_behind(run, photos, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(np, "savez_compressed", full)
     assert main(["encode", str(run), "photos", "--out", "codes.npz"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "codes.npz: No space left on device. Make room" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
     assert main(["encode", str(run), "photos", "--out", "codes"]) == 2
     assert "No space left on device" in capsys.readouterr().err
