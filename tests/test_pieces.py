@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -218,6 +220,43 @@ def test_other_images_and_weights_are_refused_as_before(tokenizer, photos, tmp_p
     other = Tokenizer.from_run(trained("other", SMALL, {"seed": 1}), device="cpu")
     with pytest.raises(ValueError, match="or of other weights: choose another --out, or add"):
         encode(other, photos, tmp_path / "codes")
+
+
+SLOWLY = """
+import sys, time
+from mqvae import pieces
+from mqvae.cli import main
+from mqvae.tokenizer import Codes
+
+save = Codes.save
+pieces.PIECE = 4
+
+def slowly(self, path):
+    save(self, path)
+    time.sleep(0.1)
+
+Codes.save = slowly
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_codes_after_a_kill_are_those_of_a_run_that_was_not_killed(run, photos, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-c", SLOWLY, "encode", str(run), str(photos)]
+    with subprocess.Popen([*command, "--out", str(killed), "--accelerator", "cpu"]) as process:
+        while not (killed / "codes-000002.npz").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 3 <= len(list(killed.glob("*.npz"))) < 8
+    with pytest.raises(ValueError, match="does not hold all of its codes yet"):
+        pieces_of(killed)
+    tokenizer = Tokenizer.from_run(run, device="cpu")
+    encode(tokenizer, photos, killed, size=4)
+    encode(tokenizer, photos, whole, size=4)
+    assert by_name(killed) == by_name(whole)
+    names = [sorted(p.name for p in folder.iterdir()) for folder in (killed, whole)]
+    assert names[0] == names[1]
 
 
 # -- altered ---------------------------------------------------------------------------------------
