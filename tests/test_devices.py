@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,9 +16,10 @@ import pytest
 from safetensors.torch import load_file
 
 from mqvae.cli import main
+from mqvae.data import Batches
 from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
-from mqvae.trainer import begin
+from mqvae.trainer import NotFinite, begin
 
 SMALL = {
     "steps": 20,
@@ -73,6 +76,30 @@ def trained(name, folder):
     return books
 
 
+def spoilt(on_nonfinite, folder):
+    """What a run says whose second process meets NaN in the images of step 5, and its codebooks."""
+    calls, books, next_ = [], [], Batches.next
+
+    def next_with_nan(self):
+        x, y = next_(self)
+        calls.append(1)
+        return (x * math.nan if self.rank and len(calls) == 5 else x), y
+
+    def note(training):
+        books.append(hash(training.parts.network.quantizer.table().detach().numpy().tobytes()))
+
+    delta = {"trainer": {"on_nonfinite": on_nonfinite, "log_every": 2}}
+    Batches.next = next_with_nan
+    try:
+        begin(Settings.of(settings("vq-vae").config(), delta), folder).fit(after_step=note)
+        said = ""
+    except NotFinite as error:
+        said = str(error)
+    finally:
+        Batches.next = next_
+    return said, books
+
+
 ALL_IN_A_PROCESS = """
 import json, sys, warnings
 import torch
@@ -81,6 +108,7 @@ import test_devices
 
 torch.set_num_threads(1)
 found = {name: test_devices.trained(name, f"{sys.argv[1]}/{name}") for name in sys.argv[2:]}
+found |= {name: test_devices.spoilt(name, f"{sys.argv[1]}/{name}") for name in ("stop", "skip")}
 with open(f"{sys.argv[1]}/books-{torch.distributed.get_rank()}.json", "w") as file:
     json.dump(found, file)
 """
@@ -157,9 +185,22 @@ def test_two_processes_train_what_one_trains_with_the_whole_batch(pair, tmp_path
 
 def test_codebooks_are_the_same_to_the_bit_in_both_processes(pair):
     books = [json.loads((pair / f"books-{rank}.json").read_text()) for rank in range(2)]
-    assert books[0] == books[1]
-    for name, found in books[0].items():
+    trained = [{name: book[name] for name in CASES} for book in books]
+    assert trained[0] == trained[1]
+    for name, found in trained[0].items():
         assert len(set(found)) == 20 - REPEATED.get(name, 0), name
+
+
+def test_what_is_not_finite_in_one_process_stops_or_skips_in_both(pair):
+    one, other = (json.loads((pair / f"books-{rank}.json").read_text()) for rank in range(2))
+    for found in (one, other):
+        assert re.match(r"the task loss is .* at step 5\. ", found["stop"][0])
+        assert len(found["stop"][1]) == 5  # with the next row of metrics.csv, of step 6
+        said, books = found["skip"]
+        assert said == "" and len(books) == 20
+        assert len(set(books)) == 19 and books[3] == books[4]
+    assert one["skip"][1] == other["skip"][1]
+    assert json.loads((pair / "skip" / "summary.json").read_text())["skipped_steps"] == 1
 
 
 # -- the command, and what is lost -----------------------------------------------------------------
