@@ -262,10 +262,10 @@ def written(content):
 
 
 def flipped(folder):
-    path = folder / "run" / "checkpoints" / "last" / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 4
-    path.write_bytes(content)
+    for path in folder.glob("run/checkpoints/last*/model.safetensors"):  # the one before it as well
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 4
+        path.write_bytes(content)
 
 
 DAMAGED_RUNS = {
@@ -300,7 +300,7 @@ DAMAGED_RUNS = {
     ),
     "weights": (flipped, "the checkpoint run/checkpoints/last is damaged"),
     "no checkpoint": (
-        lambda folder: shutil.rmtree(folder / "run" / "checkpoints" / "last"),
+        lambda folder: [shutil.rmtree(p) for p in folder.glob("run/checkpoints/last*")],
         "run has no checkpoint 'last'",
     ),
 }
