@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,15 @@ class Run:
         """
         self._lock = lock(self.folder)
 
+    @contextmanager
+    def unlocked_if_raised(self) -> Iterator[None]:
+        """If the block raises, others may train in the folder."""
+        try:
+            yield
+        except BaseException:
+            self.unlock()
+            raise
+
     def unlock(self) -> None:
         """Let others train in the folder."""
         if self._lock is not None:
@@ -318,7 +328,7 @@ class Run:
             if _identity(folder) == there or (found is not None and damage is None):
                 break
         if found is not None:
-            if damage is not None:
+            if damage is not None and name not in self._damaged:
                 self._damaged.add(name)
                 if process_rank() == 0:
                     print(

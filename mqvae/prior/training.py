@@ -115,15 +115,16 @@ def resume_prior(
     config = PriorConfig.load(folder)
     own = Run(folder)
     own.lock()
-    tokenizer = Tokenizer.from_run(run, checkpoint=config.checkpoint, device=device)
-    config.check(tokenizer)
-    network = config.network()
-    saved = own.load("last")
-    saved.give_weights(network, folder)
-    splits, distance, changes = _measured(tokenizer, config, accept=accept_changed_data)
-    training = PriorTraining(own, config, tokenizer, network, splits, distance)
-    training.restore(saved)
-    training.accept(changes)
+    with own.unlocked_if_raised():
+        tokenizer = Tokenizer.from_run(run, checkpoint=config.checkpoint, device=device)
+        config.check(tokenizer)
+        network = config.network()
+        saved = own.load("last")
+        saved.give_weights(network, folder)
+        splits, distance, changes = _measured(tokenizer, config, accept=accept_changed_data)
+        training = PriorTraining(own, config, tokenizer, network, splits, distance)
+        training.restore(saved)
+        training.accept(changes)
     return training
 
 

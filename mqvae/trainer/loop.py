@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,18 @@ def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> "T
             start_from(settings.start, parts.network)
         # A network that does not follow the seed is another in each process.
         agree([parts.network, parts.task, parts.average])
-        made = processes.first and Run.create(out, settings.config(), overwrite=overwrite)
-        processes.wait()
-        with noticing_shortage(settings, processes.count, lambda: "before the first step."):
-            initialize_codebook(parts, splits.train, settings)
-        if processes.rank:  # dropout and the like are each process's own
-            torch.manual_seed(settings.seed + 2**32 * processes.rank)
-        training = Training(made or Run(out), settings, splits, parts, processes)
-        if processes.first:
-            training.known = Known.of(splits.by_name(), splits.bounds)
-            training.known.write(training.run)
-        training.save("last")
+        made = Run.create(out, settings.config(), overwrite=overwrite) if processes.first else None
+        with made.unlocked_if_raised() if made else nullcontext():
+            processes.wait()
+            with noticing_shortage(settings, processes.count, lambda: "before the first step."):
+                initialize_codebook(parts, splits.train, settings)
+            if processes.rank:  # dropout and the like are each process's own
+                torch.manual_seed(settings.seed + 2**32 * processes.rank)
+            training = Training(made or Run(out), settings, splits, parts, processes)
+            if processes.first:
+                training.known = Known.of(splits.by_name(), splits.bounds)
+                training.known.write(training.run)
+            training.save("last")
     return training
 
 
@@ -109,35 +110,36 @@ def resume(
     """
     if is_first():
         run.lock()
-    settings = Settings.of_run(run)
-    before = settings.steps
-    if steps is not None:
-        done = run.load(training=False).state["step"]
-        if steps < max(done, 1):
-            raise MqvaeError(
-                f"{run.folder} has made {done:,} training steps, and steps is the new number in "
-                f"all: expected {max(done, 1):,} or more, got {steps:,}."
-            )
-        settings = replace(settings, steps=steps)
-    processes = Processes(trainer or settings.trainer)
-    with processes.noticing_losses():
-        known = Known.of_run(run)
-        splits, settings = load_splits(settings, known)
-        now, changes = _compared(run, known, splits, processes, accept=accept_changed_data)
-        parts, settings = assemble(settings, splits, processes)
-        if processes.rank:
-            torch.manual_seed(settings.seed + 2**32 * processes.rank)
-        training = Training(run, settings, splits, parts, processes)
-        training.known, training.changes = known or now, changes
-        others = accept_changed_data or known is None
-        training.restore("last", steps_before=before, other_images=others)
-        if known is not None and changes:
-            training.known = known.accepting(now, changes, training.step)
-        training.unrecorded = known is None or bool(changes)
-        if settings.steps != before:
-            if processes.first:
-                run.write_config({**run.config, "steps": settings.steps})
-            training.save("last")
+    with run.unlocked_if_raised():
+        settings = Settings.of_run(run)
+        before = settings.steps
+        if steps is not None:
+            done = run.load(training=False).state["step"]
+            if steps < max(done, 1):
+                raise MqvaeError(
+                    f"{run.folder} has made {done:,} training steps, and steps is the new number "
+                    f"in all: expected {max(done, 1):,} or more, got {steps:,}."
+                )
+            settings = replace(settings, steps=steps)
+        processes = Processes(trainer or settings.trainer)
+        with processes.noticing_losses():
+            known = Known.of_run(run)
+            splits, settings = load_splits(settings, known)
+            now, changes = _compared(run, known, splits, processes, accept=accept_changed_data)
+            parts, settings = assemble(settings, splits, processes)
+            if processes.rank:
+                torch.manual_seed(settings.seed + 2**32 * processes.rank)
+            training = Training(run, settings, splits, parts, processes)
+            training.known, training.changes = known or now, changes
+            others = accept_changed_data or known is None
+            training.restore("last", steps_before=before, other_images=others)
+            if known is not None and changes:
+                training.known = known.accepting(now, changes, training.step)
+            training.unrecorded = known is None or bool(changes)
+            if settings.steps != before:
+                if processes.first:
+                    run.write_config({**run.config, "steps": settings.steps})
+                training.save("last")
     return training
 
 
