@@ -254,15 +254,19 @@ class Run:
         """
         self.columns = (*columns, *further)
         path = self.folder / "metrics.csv"
-        rows: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
         lines = [",".join(self.columns)]
-        for row in rows:
-            # A row cut short, by a kill in the middle of writing it, lacks columns.
-            if None not in row.values() and int(row["step"]) <= after_step:
-                lines.append(",".join(row.get(c, "") for c in self.columns))
+        if path.exists():
+            try:
+                with path.open(newline="") as file:
+                    for row in csv.DictReader(file):
+                        # A row cut short, by a kill in the middle of writing it, lacks columns.
+                        if None not in row.values() and int(row["step"]) <= after_step:
+                            lines.append(",".join(row.get(c, "") for c in self.columns))
+            except (ValueError, KeyError, csv.Error) as error:
+                raise MqvaeError(
+                    f"{path} is damaged ({error}): move it away, and the run resumes without its "
+                    "earlier rows."
+                ) from error
         write_whole(path, "\n".join(lines) + "\n")
 
     def log(self, row: Mapping[str, float | int | None]) -> None:

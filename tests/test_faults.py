@@ -457,3 +457,21 @@ def test_settings_with_mistakes_by_the_dozen(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "'through the program': 8" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"step,task\nx,y\n", b"task\n1\n"])
+def test_a_damaged_metrics_file(trained, tmp_path, capsys, content):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv").write_bytes(content)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 2
+    assert "metrics.csv is damaged" in capsys.readouterr().err
+    (tmp_path / "run" / "metrics.csv").unlink()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"steps": "x"}'])
+def test_a_summary_of_something_else_is_measured_anew(trained, tmp_path, content):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text(content)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2

@@ -146,7 +146,8 @@ def _is_measured(folder: Path, step: int) -> bool:
     from mqvae.runs import read_json
 
     file = folder / "summary.json"
-    return file.is_file() and read_json(file).get("steps") == step
+    summary = read_json(file) if file.is_file() else None
+    return isinstance(summary, dict) and summary.get("steps") == step
 
 
 def _run_name(settings: "Settings") -> str:
