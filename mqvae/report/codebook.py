@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mqvae.errors import MqvaeError
 from mqvae.report.files import Counts
 from mqvae.report.run import Run
 from mqvae.report.strips import Strip, read_strip
@@ -89,6 +90,11 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
     from mqvae.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_run(run.path)
+    # Of a damaged checkpoint the one before it is read, and one may have been trained on since.
+    if run.summary.get("weights", tokenizer.model) != tokenizer.model:
+        raise MqvaeError(
+            f"the checkpoint, of step {tokenizer.step:,}, has other weights than those measured."
+        )
     if isinstance(tokenizer.network.quantizer, NoQuantizer):
         return Decoded("does not quantize: it has no codebook.")
     strip = read_strip(originals) if originals else None

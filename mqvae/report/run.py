@@ -36,7 +36,7 @@ BOOKKEEPING = frozenset(
 
 
 MAIN = "test-last"  # what of `evaluations` the page is about
-KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step")
+KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step", "weights")
 
 
 @dataclass(frozen=True)
