@@ -38,12 +38,17 @@ def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Tensor
 
     Args:
         module: Any module.
-        parameters: Tensors in the order of `module.parameters()`; None for its own.
+        parameters: Tensors in the order of `module.parameters()`; None for its own. Where they
+            are in full precision and its own in half, so are buffers and inputs.
     """
     tensors: dict[str, Tensor] = {name: b.clone() for name, b in module.named_buffers()}
     if parameters is not None:
-        names = [name for name, _ in module.named_parameters()]
-        tensors.update(zip(names, parameters, strict=True))
+        own = dict(module.named_parameters())
+        pairs = zip(own.values(), parameters, strict=True)
+        if any(p.dtype.itemsize > o.dtype.itemsize for o, p in pairs):
+            tensors = {name: full(b) for name, b in tensors.items()}
+            inputs = tuple(full(x) for x in inputs)
+        tensors.update(zip(own, parameters, strict=True))
     return functional_call(module, tensors, inputs)
 
 
@@ -67,8 +72,9 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Ten
 
 
 def full(tensor: Tensor) -> Tensor:
-    """In single precision at least."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+    """In single precision at least; what is no floating-point number as it is."""
+    half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    return tensor.float() if half else tensor
 
 
 def finite_rows(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from mqvae.core.bilevel import Gradients, moved
 from mqvae.core.distributed import sum_across_processes, world_size
+from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
 
@@ -136,8 +137,12 @@ def along(
     centre: Tensor | None,
     *,
     own: int = 0,
+    widen: bool = True,
 ) -> Tensor:
     """The derivative in full precision: half precision cannot tell two near passes apart.
+
+    Weights in half precision are displaced in single precision: a step between two of their
+    numbers would be rounded away.
 
     Args:
         derivative: How to take it.
@@ -146,9 +151,14 @@ def along(
         tangents: Which way; None where the point does not move.
         centre: f at the point, if it is known.
         own: So many of the tangents, the first, are each process's own part of one of all.
+        widen: Whether f takes a point in single precision where its own is in half.
     """
     device = primals[0].device.type
-    if torch.is_autocast_enabled(device):
+    half = widen and any(p.is_floating_point() and p.dtype.itemsize < 4 for p in primals)
+    if half:
+        primals = [full(p) for p in primals]
+        tangents = [None if t is None else full(t) for t in tangents]
+    if half or torch.is_autocast_enabled(device):
         centre = None  # known in half precision only
     with torch.autocast(device, enabled=False):
         if all(t is None for t in tangents):

@@ -123,14 +123,14 @@ def require_optimizer_step(look_ahead: object, rule: str) -> None:
 def ends(batch: Batch, here: LowerPass, phi: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Embeddings before a step of the encoder and after it, at φ'; each (..., D)."""
     # Half precision cannot tell two near passes apart: both ends are made anew then.
-    known = not torch.is_autocast_enabled(here.z_e.device.type)
+    known = not torch.is_autocast_enabled(here.z_e.device.type) and here.z_e.dtype.itemsize >= 4
     return here.z_e.detach() if known else embedded(batch, here.phi), embedded(batch, phi)
 
 
 def embedded(batch: Batch, phi: list[Tensor]) -> Tensor:
     """z_e at φ in full precision, (..., D)."""
     with torch.no_grad(), torch.autocast(batch.x.device.type, enabled=False):
-        return batch.embed(phi)
+        return batch.embed([full(p) for p in phi])
 
 
 def upper_gradients(
@@ -138,7 +138,7 @@ def upper_gradients(
 ) -> tuple[Tensor, Gradients, Gradients]:
     """(g_C, g_φ, g_θ) at (φ, θ, C); no weight gradients for tensors that do not require them."""
     quantizer = selecting(batch.network)
-    codebook = quantizer.table().detach().requires_grad_()  # (K, D)
+    codebook = full(quantizer.table().detach()).requires_grad_()  # (K, D)
     quantized = quantizer.quantize(batch.embed(phi), codebook)
     total = batch.weights.total(batch.task(quantized.z_q, theta), quantized)
     g_c, *rest = gradient(total, [codebook, *phi, *theta])
@@ -155,7 +155,7 @@ def codebook_gradient(
     The codes are looked up unless they are known; the codebook is the network's unless it is given.
     """
     quantizer = selecting(batch.network)
-    codebook = (quantizer.table() if table is None else table).detach().requires_grad_()
+    codebook = full((quantizer.table() if table is None else table).detach()).requires_grad_()
     codes = quantizer.nearest_codes(z_e, codebook) if codes is None else codes
     quantized = quantizer.at_codes(z_e, codes, codebook)
     (g_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [codebook])
