@@ -36,7 +36,7 @@ class Pieces:
         folder: The folder.
         tokenizer: What encodes.
         images: What is encoded.
-        size: Images in a piece; `PIECE` of 64 × 64, or as many as have the pixels, if not given.
+        size: Images in a piece (default: `PIECE` of 64 × 64, or as many as have the pixels).
 
     Raises:
         ValueError: if the folder holds something else; `overwrite` in `begin` replaces other codes.
@@ -224,7 +224,7 @@ def pieces_of(folder: str | Path) -> Iterator[Codes]:
     if not index["complete"]:
         raise MqvaeError(
             f"{folder} does not hold all of its codes yet: run the same `mqvae encode` again, "
-            "which goes on with it."
+            "which resumes it."
         )
     return (Codes.load(folder / name) for name in index["pieces"])
 

@@ -104,7 +104,7 @@ class Tokenizer:
         Args:
             name: A folder, or a repository on the Hugging Face Hub as in "somebody/tokenizer".
             revision: Branch, tag or commit of the repository.
-            token: What the Hub knows one by; the one that `hf auth login` kept if not given.
+            token: Access token for the Hub (default: the one that `hf auth login` kept).
             cache_dir: Where what is downloaded is kept.
             local_files_only: Take what was downloaded before, and ask nobody.
             device: Where to put it; a GPU if there is one.
@@ -210,7 +210,7 @@ class Tokenizer:
             repo_id: The repository, as in "me/tokenizer"; it is made if it is not there.
             commit_message: What the commit says.
             private: Whether a new repository is.
-            token: What the Hub knows one by; the one that `hf auth login` kept if not given.
+            token: Access token for the Hub (default: the one that `hf auth login` kept).
             branch: Where the commit goes, if not to "main".
             create_pr: Make a pull request of it.
 
@@ -435,7 +435,7 @@ class Tokenizer:
             codes: (n, h, w), or (n, h, w, G) with more than one group.
             side: Side of their images in pixels.
             channels: Channels of their images.
-            names: A name for each; numbers if not given.
+            names: A name for each (default: numbers).
         """
         digits = len(str(len(codes) - 1))
         return Codes(
@@ -465,7 +465,7 @@ class Tokenizer:
         Args:
             codes: What to decode.
             folder: Where the files go.
-            paths: One for each, in the folder; made of the names if not given.
+            paths: One for each, in the folder (default: made of the names).
 
         Raises:
             ValueError: for what `check_codes` refuses; nothing is written then.
