@@ -17,11 +17,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import yaml
-
 import mqvae
 from mqvae.cli import main as program
 from mqvae.errors import MqvaeError
+from mqvae.plain import parsed_yaml
 
 SECONDS = 60  # a command may take
 
@@ -124,8 +123,8 @@ def main() -> None:
                 counts["wrong" if wrong else "refused"] += 1
                 if wrong:
                     print(f"\n{name}: {' '.join(command)}: {wrong}", flush=True)
-            with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
-                content = {"mqvae": "0", "step": 1, "settings": yaml.safe_load(payload)}
+            with contextlib.suppress(ValueError):  # what is no YAML of settings is none of JSON
+                content = {"mqvae": "0", "step": 1, "settings": parsed_yaml(payload)}
                 Path("shared/config.json").write_text(json.dumps(content))
                 try:
                     mqvae.Tokenizer.from_pretrained("shared")
