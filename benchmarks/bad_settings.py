@@ -41,7 +41,7 @@ from mqvae.settings.classes import components_in, public
 from mqvae.settings.options import SLOTS, settings_parser
 from mqvae.trainer import tried
 
-SECONDS = 60  # a case may take
+SECONDS = 300  # a case may take
 GIB = 6  # of memory beside what there is before the first
 LONGEST = 1200  # characters of a message
 
