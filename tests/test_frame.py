@@ -31,6 +31,8 @@ from mqvae import (
     VQNetwork,
 )
 from mqvae.core.updates.lookahead import preview
+from mqvae.settings import Settings, load_preset
+from mqvae.trainer import begin, loop
 
 RULES = [Alternated, Ema, Joint, Meta, MetaBoth, MetaNetwork, Synchronous, Unquantized]
 KINDS = {
@@ -246,3 +248,21 @@ def test_nothing_is_looked_at_in_a_step(monkeypatch):
     update = rule_of(Meta, problem.network)
     monkeypatch.setattr(VectorQuantizer, "_check_finite", None)
     update.step(problem.x, problem.y)
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_what_the_first_process_has(tmp_path, monkeypatch):
+    """Network, task and EMA of the weights, before k-means and the first checkpoint."""
+    order: list[Any] = []
+    monkeypatch.setattr(loop, "agree", order.append)
+    initialize = loop.initialize_codebook
+    monkeypatch.setattr(
+        loop, "initialize_codebook", lambda *given: order.append("k-means") or initialize(*given)
+    )
+    settings = Settings.of(
+        load_preset("digits-tiny", {"steps": 1, "trainer": {"accelerator": "cpu"}})
+    )
+    parts = begin(settings, tmp_path / "run").parts
+    assert order == [[parts.network, parts.task, parts.average], "k-means"]
