@@ -16,6 +16,8 @@ from mqvae.data.listing import Names
 from mqvae.data.order import order_of
 from mqvae.data.splits import by_hash, split_folders
 from mqvae.errors import MqvaeError
+from mqvae.settings import Settings, load_preset
+from mqvae.trainer.images import load_splits
 
 
 @pytest.fixture(autouse=True)
@@ -345,6 +347,18 @@ def test_a_stray_image_beside_class_folders_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"stray\.png has no label, as 1 of the 21"):
         data.load(str(tmp_path), "train")
     assert set(labels_of(tmp_path, labels=False).values()) == {0}
+
+
+def test_classes_that_are_said_are_no_labels(tmp_path):
+    for i in range(20):
+        save(tmp_path / "photos" / f"{i}.png", i)
+    data = {"name": str(tmp_path / "photos"), "classes": 10, "batch_size": 4}
+    with pytest.raises(MqvaeError, match=r"data\.classes is 10, but .*photos has no labels"):
+        load_splits(Settings.of(load_preset("digits-tiny", {"data": data})))
+    splits, settings = load_splits(
+        Settings.of(load_preset("digits-tiny", {"data": {**data, "classes": None}}))
+    )
+    assert settings.data.classes == 1 and splits.train.labels.unique().tolist() == [0]
 
 
 # -- shards ----------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class ResNet18(Architecture):
         if inputs.classes < 2:
             raise MqvaeError(
                 f"ResNet18 tells 2 or more classes apart, got {inputs.classes}: take images that "
-                "have labels, or say how many classes there are with --data.classes."
+                "have labels, in class folders or as .cls in shards, and no --data.classes 1."
             )
         # layer4 halves what is left a last time.
         least = 8 if self._small(inputs.side) else 32

@@ -116,6 +116,11 @@ def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits,
             f"data.classes is {classes}, but {train.name} has labels up to {highest}: expected "
             f"{highest + 1} or more; leave it out to have them counted."
         )
+    if classes > 1 and highest == 0:
+        raise MqvaeError(
+            f"data.classes is {classes}, but {train.name} has no labels: all its images would be of "
+            "class 0. Put them into class folders (in shards, a .cls to each), or leave it out."
+        )
     settings = replace(settings, data=seen)
     train, validation, bounds, count = _held_out(train, settings, known.bounds if known else None)
     data = replace(seen, classes=classes, validation=count)
