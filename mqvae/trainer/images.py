@@ -118,7 +118,7 @@ def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits,
         )
     if classes > 1 and highest == 0:
         raise MqvaeError(
-            f"data.classes is {classes}, but {train.name} has no labels: all its images would be of "
+            f"data.classes is {classes}, but {train.name} has no labels: all images would be of "
             "class 0. Put them into class folders (in shards, a .cls to each), or leave it out."
         )
     settings = replace(settings, data=seen)
