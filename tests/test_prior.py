@@ -510,6 +510,9 @@ def test_runs_that_have_no_prior_to_train_or_draw_from(runs, run, tmp_path, caps
     said = refused(["prior", runs("continuous"), *OPTIONS], capsys)
     assert "without quantization: it has no codes that a prior could learn" in said
     assert not (runs("continuous") / "prior").exists()
+    with monkeypatch.context() as few:
+        few.setattr("mqvae.prior.settings.MOST_CODES", 2)
+        assert "expected 2 at most" in refused(["prior", run, *OPTIONS], capsys)
     assert "has no prior: train one" in refused(["sample", run, "--out", tmp_path / "o"], capsys)
     assert "has no prior: train one" in refused(["prior", run, "--resume"], capsys)
 

@@ -339,6 +339,26 @@ def test_a_codebook_taken_from_another_run_starts_unused(trained, tmp_path):
     assert not mine.get_buffer("unused_steps").any()
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, False), (False, True)])
+def test_a_codebook_comes_from_a_run_that_counted_use_or_did_not(trained, tmp_path, before, now):
+    def small(counts):
+        kind = {"class_path": "mqvae.LeastRecentlyUsed"} if counts else None
+        return {
+            "steps": 2,
+            "data": {"name": "digits", "side": 8, "batch_size": 4},
+            "network": {"init_args": {"width": 8, "residual_blocks": 1}},
+            "quantizer": {"init_args": {"replacement": kind}},
+            "trainer": {"accelerator": "cpu"},
+        }
+
+    run = trained(f"counting {before}", small(before))
+    settings = Settings.of(load_preset("digits-tiny", small(now)))
+    settings = replace(settings, start=Start(str(run), ["encoder", "codebook", "decoder"]))
+    mine = begin(settings, tmp_path / "tuned").parts.network.quantizer
+    there = Run(run).load("last", training=False).weights
+    assert torch.equal(mine.codebook.weight, there["quantizer.codebook.weight"])
+
+
 def test_codewords_that_are_not_finite_in_the_codebooks_type_are_refused():
     quantizer = VectorQuantizer(CODES, DIM).half()
     before = quantizer.codebook.weight.detach().clone()

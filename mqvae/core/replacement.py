@@ -131,7 +131,7 @@ class ByTaskGradient(Placement):
         if pool.task_gradient is None:
             raise MqvaeError(
                 "ByTaskGradient() needs ∂L_task/∂ẑ, which this update rule does not hand over: "
-                "pass task_gradient to `_after_step`, or use ByError()."
+                "take Joint, Synchronous, Ema or Meta, or use ByError()."
             )
         away = _wide(pool.selected()) - _wide(pool.parts)
         return (_wide(pool.task_gradient) * away).sum(-1).clamp(min=0)
@@ -201,7 +201,7 @@ class LeastRecentlyUsed(Replacement):
         if pool.loss is None:
             raise MqvaeError(
                 f"draws={self.draws} needs the loss, which this update rule does not hand over: "
-                "pass batch to `_after_step`, or leave draws out."
+                "take Joint, Synchronous, Ema or Meta, or leave draws out."
             )
         (losses,) = mean_across_processes([torch.stack([pool.loss(dead, new) for new in found])])
         return dead, found[int(losses.nan_to_num(torch.inf).argmin())]

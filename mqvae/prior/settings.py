@@ -14,6 +14,8 @@ from mqvae.tokenizer import Tokenizer
 FOLDER = "prior"
 DISTANCES = ("fid", "frechet_vgg16")
 
+MOST_CODES = 2**18  # of which a prior gives each its probability
+
 
 @dataclass(frozen=True)
 class PriorSettings:
@@ -101,6 +103,12 @@ class PriorConfig:
         if isinstance(quantizer, NoQuantizer):
             raise MqvaeError(
                 f"{run} was trained without quantization: it has no codes that a prior could learn."
+            )
+        if quantizer.num_codes > MOST_CODES:
+            raise MqvaeError(
+                f"a code of {run} has {quantizer.num_codes:,} values, and a prior has a number for "
+                f"each of them at every position: expected {MOST_CODES:,} at most. Train a prior "
+                "over a run with fewer codes, or with several smaller ones: groups or stages."
             )
         black = torch.zeros(1, data.channels or 1, data.side or 1, data.side or 1)
         codes = tokenizer.encode_batch(black)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import USE
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run, beginning_with
 from mqvae.settings import Start
@@ -30,8 +31,9 @@ def start_from(start: Start, network: VQNetwork) -> None:
     unfit: dict[str, list[str]] = {}
     for name in start.parts:
         prefix = "quantizer." if name == "codebook" else f"{name}."
-        there[name] = beginning_with(prefix, weights)
-        unfit[name] = _misfits(prefix, there[name], parts_of(network)[name].state_dict())
+        there[name] = _learned(beginning_with(prefix, weights))
+        own = _learned(parts_of(network)[name].state_dict())
+        unfit[name] = _misfits(prefix, there[name], own)
     if any(unfit.values()):
         fits = [name for name in start.parts if not unfit[name]]
         raise MqvaeError(
@@ -41,9 +43,15 @@ def start_from(start: Start, network: VQNetwork) -> None:
             + (f", or take what fits: --from.parts {','.join(fits)}." if fits else ".")
         )
     for name in start.parts:
-        parts_of(network)[name].load_state_dict(there[name])
+        part = parts_of(network)[name]
+        part.load_state_dict({**part.state_dict(), **there[name]})
     if "codebook" in start.parts:
         network.quantizer.forget_use()
+
+
+def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what counts the use of codes: it is forgotten, and only some quantizers count."""
+    return {k: t for k, t in tensors.items() if not USE & set(k.split("."))}
 
 
 def _misfits(prefix: str, there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:

@@ -13,6 +13,9 @@ from mqvae.core.shown import Shown
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError
 
+USE = {"unused_steps"}
+"""Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
+
 
 @dataclass(frozen=True, repr=False)
 class Quantized(Shown):
