@@ -16,6 +16,10 @@ class MqvaeError(ValueError):
     """
 
 
+class NotFiniteEmbeddings(MqvaeError):
+    """Embeddings hold numbers that are not finite, for which no code stands."""
+
+
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Inside, where a user's values are handed over, what a library refuses is the user's to mend.

@@ -192,7 +192,7 @@ def test_what_cannot_be_refitted_is_refused():
     assert same_state(before, state_of(network))
     with torch.no_grad():
         network.encoder.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="embeddings hold inf or nan"):
+    with pytest.raises(ValueError, match="numbers of the embeddings are inf or nan"):
         refitted(network, Reconstruction(), images, images)
     with torch.no_grad():
         network.decoder.weight.fill_(torch.nan)

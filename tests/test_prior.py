@@ -543,7 +543,7 @@ def test_options_that_do_not_fit(run, tmp_path, capsys):
     out = ["sample", run, "--out", tmp_path / "out"]
     for option, value, said in (
         ("--count", 0, "count must be 1 or more, got 0"),
-        ("--seed", -1, "--seed must be 0 or more"),
+        ("--seed", -1, "--seed must lie in 0 … 4294967295, got -1"),
         ("--temperature", 0, "temperature must be above 0"),
         ("--class", 1, "is not conditioned on classes: leave out --class"),
     ):

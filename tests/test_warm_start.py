@@ -379,7 +379,8 @@ def test_the_codebook_waits_and_is_set_by_k_means(tmp_path):
         quantizer = training.parts.network.quantizer
         tables.append(quantizer.table().detach().clone())
         shares.append(quantizer.unquantized)
-        started.append(bool(training.parts.update.state_dict().get("started")))
+        sizes = training.parts.update.state_dict().get("sizes", torch.zeros(1))
+        started.append(bool(sizes.any()))
         if "upper" in training.parts.levels:
             remembered.append(len(training.parts.levels["upper"].state))
 

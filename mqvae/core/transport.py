@@ -39,7 +39,7 @@ class Transport:
 
     @torch.no_grad()
     def __call__(self, table: Tensor, rows: Tensor, z_e: Tensor, change: Tensor) -> Tensor:
-        """T, (K, d), the same in every process.
+        """T, (K, d), the same in every process, in float32 at least.
 
         Args:
             table: Codewords of one codebook, (K, d).
@@ -47,7 +47,10 @@ class Transport:
             z_e: The embeddings, (N, d).
             change: Δ, what the step did to them, (N, d).
         """
-        table = full(table.detach())
+        with torch.autocast(table.device.type, enabled=False):
+            return self._moved(full(table.detach()), rows, z_e, change)
+
+    def _moved(self, table: Tensor, rows: Tensor, z_e: Tensor, change: Tensor) -> Tensor:
         z_e, change = z_e.to(table.dtype), change.to(table.dtype)
         dim = table.shape[1]
         origin = table.mean(0)  # of all processes alike; sums of squares want to be about something

@@ -135,7 +135,7 @@ class Codes:
             partial.replace(path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = str(path)  # a full disk does not say whose
             raise
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mqvae.core.distributed import agree, from_first_process, sum_across_processes
 from mqvae.core.updates import Step
 from mqvae.data import Batches, fitting, in_order
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, NotFiniteEmbeddings
 from mqvae.metrics import evaluate, evaluating
 from mqvae.provenance import code
 from mqvae.runs import Run, read_json, write_json
@@ -445,8 +444,11 @@ class Training:
         with evaluating(network, parts.task), torch.no_grad():
             size = fitting(VALIDATION_BATCH, images.shape)
             for x, y in in_order(images, size, device=self.processes.device, **turns):
-                loss: Tensor = parts.task(network(x).output.float(), parts.task.target(x, y))
-                sums += torch.tensor([loss.item() * len(x), len(x)], dtype=torch.float64)
+                try:
+                    loss = float(parts.task(network(x).output.float(), parts.task.target(x, y)))
+                except NotFiniteEmbeddings:  # all processes are told, below
+                    loss = math.nan
+                sums += torch.tensor([loss * len(x), len(x)], dtype=torch.float64)
         total, number = sum_across_processes(sums).tolist()
         if not math.isfinite(total):
             raise self._not_finite(f"the validation loss is {total / number}")

@@ -11,7 +11,7 @@ from mqvae.core.distributed import process_rank
 from mqvae.core.estimator import Estimator
 from mqvae.core.shown import Shown
 from mqvae.core.transport import Transport
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, NotFiniteEmbeddings
 
 USE = {"unused_steps"}
 """Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
@@ -174,7 +174,7 @@ class Quantizer(nn.Module, ABC):
         finite = torch.isfinite(z_e)
         if not finite.all():
             broken = int(z_e.numel() - finite.sum())
-            raise MqvaeError(
+            raise NotFiniteEmbeddings(
                 f"{broken} of {z_e.numel()} numbers of the embeddings are inf or nan, and no code "
                 "stands for those: look for them in the input, then in the encoder's weights."
             )
