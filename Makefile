@@ -23,7 +23,7 @@ apt_install := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-instal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install data demo test lint format docs clean
+.PHONY: help install data demo test numerics lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,14 @@ demo: install data ## trains VQ-VAE and MQ-VAE on Fashion-MNIST and compares the
 
 test: install ## the tests
 	OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+# The mathematics once more, as processors round that have no vector units, and as others do.
+NUMERICS := $(addsuffix .py,$(addprefix tests/test_,diagnostics estimators hypergradient initialization \
+  maps nearest network quantizer replacement residual rules selection transport unrolled updates))
+
+numerics: install ## the tests of the mathematics where other processors round otherwise
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 \
+	$(python) -m pytest -n auto --maxprocesses 4 --dist loadfile --rounding $(NUMERICS) $(ARGS)
 
 lint: install ## style, formatting and types
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy; do \
