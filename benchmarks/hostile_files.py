@@ -7,7 +7,7 @@ file in, and uses it as a user would. The hostile files are pickles that would m
 every carrier that holds pickles (torch's formats, numpy's, plain ones of all protocols); archives
 with members that lead elsewhere; and bombs, a few bytes that declare very many. A case is right if
 nothing was run, nothing outside its own folder has changed, memory grew by less than 2 GiB, it took
-less than 20 seconds, and the command did what it does with other files or ended in exit code 2 with
+less than 30 seconds of processor time, and the command did what it does with other files or ended in exit code 2 with
 a message and no traceback. Prints counts by place; ends in 1 if a case is wrong.
 """
 
@@ -49,7 +49,7 @@ from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
 from mqvae.trainer import begin
 
-MOST_SECONDS = 20
+MOST_SECONDS = 30  # of processor time
 MOST_MIB = 2048
 SMALL = {
     "steps": 2,
@@ -672,7 +672,7 @@ def run_case(case: Case, scratch: Path, prepared: Path) -> str:
     shutil.copytree(prepared, here)
     shutil.copy(outside / "evil.py", here)
     before = tree(outside)
-    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     errors = io.StringIO()
     sys.path.insert(0, str(here))
     try:
@@ -687,7 +687,7 @@ def run_case(case: Case, scratch: Path, prepared: Path) -> str:
     finally:
         sys.path.remove(str(here))
         sys.modules.pop("evil", None)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 2**10
     found = {path.name for path in scratch.iterdir()} - {"case", "outside", "prepared"}
     said = errors.getvalue()

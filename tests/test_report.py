@@ -649,6 +649,8 @@ EVALUATION = "evaluations/test-last.json"
         ("summary.json", b"[1]", "expected an object"),
         ("evaluations/test-last.json", b"", "not JSON"),
         ("evaluations/train-best.json", b"", "not JSON"),
+        ("summary.json", b"[" * 100_000, "not JSON"),
+        ("config.yaml", b"[" * 100_000, "not YAML"),
         ("metrics.csv", b"", "expected a column 'step', got none"),
         ("metrics.csv", b"step,seconds\n1,2\n", "expected a column 'task', got step, seconds"),
         ("metrics.csv", b"step,seconds,task\n1,2,3\n2,3\n", "line 3 has 2 values, expected 3"),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mqvae.errors import MqvaeError
 from mqvae.finite import restored
+from mqvae.plain import parsed_yaml
 
 REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (
@@ -36,9 +36,9 @@ def damaged(file: Path, what: str) -> MqvaeError:
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in `file`."""
     try:
-        content = yaml.safe_load(_read_text(file))
-    except yaml.YAMLError as error:
-        raise damaged(file, f"not YAML ({' '.join(str(error).split())})") from error
+        content = parsed_yaml(_read_text(file))
+    except MqvaeError as error:
+        raise damaged(file, f"not YAML ({error})") from error
     return _mapping(file, content, "a mapping of settings")
 
 
@@ -48,7 +48,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = restored(json.loads(_read_text(file)))
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise damaged(file, f"not JSON ({error})") from error
     return _mapping(file, content, "an object")
 
