@@ -298,7 +298,7 @@ def written(case: Case):  # type: ignore[no-untyped-def]
 
 
 def outcome(case: Case) -> tuple[str, str]:
-    """What becomes of a case, as a word and a text: accepted, refused, or a defect."""
+    """Outcome of a case, a word and a text: accepted, refused, or a defect."""
     said = io.StringIO()
     try:
         with written(case), _in_time(), contextlib.redirect_stdout(said):

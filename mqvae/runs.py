@@ -70,7 +70,7 @@ class Checkpoint:
 
     @property
     def weights_alone(self) -> "Checkpoint":
-        """Nothing but the weights that the network is used with, and what is said of them."""
+        """The weights that the network is used with, and the state but for what resuming needs."""
         resumes = ("batches", "above", "optimizers", "schedules")
         state = {k: v for k, v in self.state.items() if k not in resumes}
         return Checkpoint(self.weights, {}, state)

@@ -147,7 +147,7 @@ OWN_MODULES: set[str | None] = set()
 
 
 def _owned_up(error: Exception) -> str:
-    """What is said of an exception that nothing foresaw, with its place."""
+    """Message of an unexpected exception, with the line of mqvae that raised it."""
     package = os.path.dirname(os.path.dirname(__file__))
     place, own = "", False
     for frame in traceback.extract_tb(error.__traceback__):

@@ -90,7 +90,7 @@ def _training(options: argparse.Namespace) -> "PriorTraining":
     if options.resume:
         if given or options.overwrite:
             names = " ".join(f"--{n}" for n in [*given, *["overwrite"] * options.overwrite])
-            raise MqvaeError(f"--resume goes on with the prior's own settings: leave out {names}.")
+            raise MqvaeError(f"--resume uses the prior's own settings: leave out {names}.")
         return resume_prior(
             options.run,
             device=processes_of(options).device,

@@ -144,7 +144,7 @@ def _check(asked: Sweep) -> None:
 
 @contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """What cannot be trained is said of which combination."""
+    """Inside, an error names the combination of the sweep that it is about."""
     try:
         yield
     except MqvaeError as error:

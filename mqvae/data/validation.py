@@ -123,7 +123,7 @@ def hold_out(
 
 
 def draw(images: Images, count: int, *, seed: int, bound: int | None = None) -> tuple[Images, int]:
-    """So many of the images of a validation split, or of these those below a bound; and the bound.
+    """Images of a validation split, `count` of them or those below a bound; and the bound.
 
     Args:
         images: The split, of images with names.

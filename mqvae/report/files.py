@@ -109,7 +109,7 @@ def read_counts(file: Path, num_codes: int | None = None) -> tuple[Counts, ...]:
 
     Args:
         file: Rows of group, code and count; codes without one were not chosen.
-        num_codes: K; one more than the last code in the file if not given.
+        num_codes: K (default: one more than the last code in the file).
     """
     if not file.is_file():
         return ()

@@ -120,7 +120,7 @@ def _component(key: str, old: Any, given: Any, usual: str) -> Any:
     Args:
         key: Where it is, for messages.
         old: The one below, as this function returned it.
-        given: What is said of it.
+        given: The settings laid over it.
         usual: Path of its class if none is named, or empty.
 
     Returns:

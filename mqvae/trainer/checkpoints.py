@@ -24,7 +24,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
     Args:
         parts: What is trained.
         log: What it has to say.
-        processes: Who trains it.
+        processes: The processes that train together.
         progress: Where the loop is, as JSON.
     """
     training: dict[str, Tensor] = {
@@ -80,7 +80,7 @@ def restore(
         run: Whose it is, for messages.
         parts: What is trained.
         log: What it has to say.
-        processes: Who trains it.
+        processes: The processes that train together.
         stretched: The number of training steps is another than before: learning rates are those
             of the new schedule.
 

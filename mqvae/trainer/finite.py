@@ -30,7 +30,7 @@ class Finite:
 
     Args:
         parts: What is trained.
-        processes: Who trains it.
+        processes: The processes that train together.
     """
 
     def __init__(self, parts: Parts, processes: Processes) -> None:

@@ -29,7 +29,7 @@ class Log:
 
     Args:
         parts: What is trained.
-        processes: Who trains it.
+        processes: The processes that train together.
         every: Steps between two rows.
         loggers: Names of those that take the rows as well.
         skips: Whether steps in which a number is not finite are skipped, and counted in the rows.

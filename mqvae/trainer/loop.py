@@ -176,7 +176,7 @@ class Training:
         settings: What is trained, and how; all of it resolved.
         splits: The images.
         parts: Network, task, update rule and what steps them.
-        processes: Who trains it.
+        processes: The processes that train together.
         step: Updates made.
         seconds: Time they took.
         waited: What of it was spent waiting for data.
