@@ -48,6 +48,7 @@ from .core.quantizer import Quantized as Quantized
 from .core.quantizer import Quantizer as Quantizer
 from .core.quantizer import ResidualQuantizer as ResidualQuantizer
 from .core.quantizer import VectorQuantizer as VectorQuantizer
+from .core.rate import RateAware as RateAware
 from .core.replacement import ByError as ByError
 from .core.replacement import ByTaskGradient as ByTaskGradient
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed

@@ -13,16 +13,17 @@ SCORES = {"cpu": 2**20}
 SCORES_ELSEWHERE = 2**23
 
 
-def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
+def nearest(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:
     """The index of the closest codeword for every embedding (Eq. 2).
 
-    k_i = argmin_j ‖z_i − e_j‖² = argmin_j ½‖e_j‖² − z_i·e_j, so that one matrix product
-    decides and no N × K array is ever held: embeddings and codewords are taken in tiles, and what
-    is held beside the codes is under 64 MiB whatever N, K and D up to 2¹⁶.
+    k_i = argmin_j ‖z_i − e_j‖² + price_j = argmin_j ½‖e_j‖² + ½ price_j − z_i·e_j, so that one
+    matrix product decides and no N × K array is ever held: embeddings and codewords are taken in
+    tiles, and what is held beside the codes is under 64 MiB whatever N, K and D up to 2¹⁶.
 
     Args:
         z_e: Embeddings, (N, D).
         codebook: Codewords, (K, D).
+        price: What a codeword costs beside its squared distance, (K,); None for nothing.
 
     Returns:
         Codes, (N,) int64. Ties go to the lowest index.
@@ -34,7 +35,7 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
         )
     z_e, codebook = z_e.detach(), codebook.detach()
     if torch.compiler.is_exporting():
-        return _at_once(z_e, codebook)
+        return _at_once(z_e, codebook, price)
     with torch.autocast(z_e.device.type, enabled=False), torch.no_grad():
         # Half precision cannot rank neighbours that float32 tells apart.
         dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
@@ -50,6 +51,8 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
             for first in range(0, len(codebook), columns):
                 words = codebook[first : first + columns] - centre
                 half_norms = words.square().sum(1) / 2
+                if price is not None:
+                    half_norms += price[first : first + columns].to(dtype) / 2
                 if missing := -len(words) % BLOCK:  # codewords that are never the nearest
                     words = torch.cat([words, words.new_zeros(missing, dim)])
                     half_norms = torch.cat([half_norms, half_norms.new_full((missing,), torch.inf)])
@@ -66,12 +69,14 @@ def nearest(z_e: Tensor, codebook: Tensor) -> Tensor:
     return codes
 
 
-def _at_once(z_e: Tensor, codebook: Tensor) -> Tensor:
+def _at_once(z_e: Tensor, codebook: Tensor, price: Tensor | None) -> Tensor:
     """The same in one piece: an exported program knows no loops over sizes of its inputs."""
     dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
     centre = _centre(codebook.to(dtype))
     words = codebook.to(dtype) - centre
     half_norms = words.square().sum(1) / 2
+    if price is not None:
+        half_norms = half_norms + price.to(dtype) / 2
     return torch.addmm(half_norms, z_e.to(dtype) - centre, words.T, alpha=-1).argmin(1)
 
 

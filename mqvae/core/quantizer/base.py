@@ -13,7 +13,7 @@ from mqvae.core.shown import Shown
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError, NotFiniteEmbeddings
 
-USE = {"unused_steps"}
+USE = {"unused_steps", "prices"}
 """Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
 
 

@@ -1,12 +1,13 @@
 """Quantizers in stages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mqvae.core.distance import Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
+from mqvae.core.passes import full
 from mqvae.core.quantizer.base import CodebookQuantizer
 from mqvae.core.quantizer.vector import VectorQuantizer
 from mqvae.core.transport import Transport
@@ -128,6 +129,27 @@ class ResidualQuantizer(CodebookQuantizer):
             total = total + (left - selected).square().mean()
             left = left - selected.detach()
         return total
+
+    def forget_use(self) -> None:
+        for stage in self._stages():
+            stage.forget_use()
+
+    @torch.no_grad()
+    def after_step(
+        self,
+        z_e: Tensor,
+        codes: Tensor,
+        forget: Callable[[Tensor], None],
+        task_gradient: Tensor | None = None,
+        loss: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Each stage learns what its codes cost; stages without a rate have nothing to do."""
+        if not any(stage.rate for stage in self._stages()):
+            return
+        left = full(z_e)
+        for stage, chosen in zip(self._stages(), self._columns(codes), strict=True):
+            stage.after_step(left, chosen, forget)
+            left = left - stage.lookup(chosen, stage.table())
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:

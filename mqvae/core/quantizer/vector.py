@@ -10,7 +10,9 @@ from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
+from mqvae.core.passes import full
 from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
+from mqvae.core.rate import Rate, RateAware
 from mqvae.core.replacement import Pool, Replacement, count_uses
 from mqvae.core.selection import select
 from mqvae.core.transport import Transport
@@ -33,6 +35,8 @@ class VectorQuantizer(CodebookQuantizer):
         distance: What is near: `Euclidean()` or `Cosine()`.
         estimator: How gradients pass: `StraightThrough()` or `Rotation()`.
         replacement: What brings unused codewords back (the paper's "+replace"); None for nothing.
+        rate: Bits that a code may cost, which its choice then weighs against distance; None for
+            the nearest codeword whatever it costs.
 
     Raises:
         ValueError: if a size is not positive, `groups` does not divide `dim`, or codewords of
@@ -58,6 +62,7 @@ class VectorQuantizer(CodebookQuantizer):
         distance: Distance | None = None,
         estimator: Estimator | None = None,
         replacement: Replacement | None = None,
+        rate: RateAware | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("num_codes", num_codes), ("dim", dim), ("groups", groups)):
@@ -87,6 +92,8 @@ class VectorQuantizer(CodebookQuantizer):
                     "one, they share parameters: leave out the replacement, or use Table()."
                 )
             self.register_buffer("unused_steps", torch.zeros(rows, dtype=torch.int64))
+        self.rate = rate
+        self.prices = None if rate is None else Rate(rate, rows // num_codes, num_codes)
 
     def extra_repr(self) -> str:
         return f"num_codes={self.num_codes}, dim={self.dim}, groups={self.groups}"
@@ -109,11 +116,14 @@ class VectorQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
         self.check_width(z_e)
+        price = None if self.prices is None else self.prices.price().flatten()  # (rows,)
         if self.groups == 1:
-            return nearest(z_e.reshape(-1, self.dim), table).view(z_e.shape[:-1])
+            return nearest(z_e.reshape(-1, self.dim), table, price).view(z_e.shape[:-1])
         parts = z_e.reshape(-1, self.groups, self.dim // self.groups).unbind(1)  # G × (N, D/G)
-        books = [table] * self.groups if self.shared_codebook else table.chunk(self.groups)
-        codes = [nearest(part, book) for part, book in zip(parts, books, strict=True)]
+        alike = self.shared_codebook
+        books = [table] * self.groups if alike else table.chunk(self.groups)
+        prices = [price] * self.groups if alike or price is None else price.chunk(self.groups)
+        codes = [nearest(*each) for each in zip(parts, books, prices, strict=True)]
         return torch.stack(codes, 1).view(*z_e.shape[:-1], self.groups)
 
     def rows(self, codes: Tensor) -> Tensor:
@@ -206,6 +216,8 @@ class VectorQuantizer(CodebookQuantizer):
     def forget_use(self) -> None:
         if self.replacement is not None:
             self.get_buffer("unused_steps").zero_()
+        if self.prices is not None:
+            self.prices.reset()
 
     @torch.no_grad()
     def after_step(
@@ -217,14 +229,20 @@ class VectorQuantizer(CodebookQuantizer):
         loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         trained = any(p.requires_grad for p in self.codebook.parameters())
-        if self.replacement is None or not self.training or not trained:
+        if not self.training or not trained or (self.replacement is None and self.prices is None):
+            return
+        table = self.table()
+        # (N, G, D/G), or (N·G, 1, D/G) with a shared codebook.
+        shape = (-1, 1 if self.shared_codebook else self.groups, table.shape[1])
+        parts = z_e.reshape(shape).to(table.dtype)
+        counts, sizes = count_uses(self.rows(codes).flatten(), len(table), len(parts))
+        if self.prices is not None:
+            away = full(self.lookup(codes, table).reshape(shape)) - full(parts)
+            self.prices.update(counts.view(-1, self.num_codes), away.square().sum((0, 2)))
+        if self.replacement is None:
             return
         (weight,) = self.codebook.parameters()
         unused = self.get_buffer("unused_steps")
-        # (N, G, D/G), or (N·G, 1, D/G) with a shared codebook.
-        shape = (-1, 1 if self.shared_codebook else self.groups, weight.shape[1])
-        parts = z_e.reshape(shape).to(weight.dtype)
-        counts, sizes = count_uses(self.rows(codes).flatten(), len(weight), len(parts))
         unused.add_(1).masked_fill_(counts > 0, 0)
 
         def judged(rows: Tensor, codewords: Tensor) -> Tensor:
