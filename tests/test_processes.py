@@ -36,6 +36,7 @@ from mqvae import (
     MetaBoth,
     MetaNetwork,
     Placement,
+    RateAware,
     Replacement,
     Synchronous,
     Transport,
@@ -96,7 +97,13 @@ def optimizers(network: VQNetwork) -> dict[str, AdamW | None]:
     }
 
 
-KINDS = {**QUANTIZERS, "lookup-free": lambda codes, dim: LookupFreeQuantizer(2**dim)}
+RATE = RateAware(bits=1.0, after=0)
+KINDS = {
+    **QUANTIZERS,
+    "lookup-free": lambda codes, dim: LookupFreeQuantizer(2**dim),
+    "rate": lambda codes, dim: VectorQuantizer(codes, dim, rate=RATE),
+    "rate, groups": lambda codes, dim: VectorQuantizer(codes, dim, groups=2, rate=RATE),
+}
 
 
 def rule(kind: type, quantizer: str = "table", *, parts: int = 1, frozen: bool = False, **options):
@@ -165,6 +172,8 @@ CASES = {
     "Ema, groups": rule(Ema, "shared groups", decay=0.8),
     "Ema, transport": rule(Ema, decay=0.8, transport=Transport()),
     "Ema, transport, groups": rule(Ema, "groups", decay=0.8, transport=Transport()),
+    "Ema, rate": rule(Ema, "rate", decay=0.8),
+    "Joint, rate, groups": rule(Joint, "rate, groups"),
     "Meta": rule(Meta),
     "Meta, parts": rule(Meta, parts=2),
     "Meta, kept": rule(Meta, look_ahead=Kept()),
