@@ -239,7 +239,7 @@ def test_embeddings_that_are_not_finite_leave_the_prices_finite():
 def test_every_stage_of_a_residual_quantizer_has_a_rate():
     stages = [mqvae.VectorQuantizer(64, 4, rate=mqvae.RateAware(bits=b)) for b in (3.0, 2.0)]
     quantizer = mqvae.ResidualQuantizer(stages)
-    z = spread(4000, 4)
+    z = spread(1000, 4)
     quantizer.initialize(z)
     for _ in range(700):
         quantizer.after_step(z, quantizer.encode(z), lambda rows: None)
