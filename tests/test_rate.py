@@ -244,7 +244,7 @@ def test_every_stage_of_a_residual_quantizer_has_a_rate():
     for _ in range(700):
         quantizer.after_step(z, quantizer.encode(z), lambda rows: None)
     spent = [stage.prices.spent.item() for stage in stages]
-    assert spent == pytest.approx([3.0, 2.0], abs=0.35)
+    assert spent == pytest.approx([3.0, 2.0], abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def nearest(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tenso
     return codes
 
 
-def _at_once(z_e: Tensor, codebook: Tensor, price: Tensor | None) -> Tensor:
+def _at_once(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:
     """The same in one piece: an exported program knows no loops over sizes of its inputs."""
     dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
     centre = _centre(codebook.to(dtype))
