@@ -1,0 +1,64 @@
+"""`python -m reproduction`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reproduction import results
+from reproduction.rows import FOLDER, Study
+from reproduction.work import Failed, claimed, make
+
+RESULTS = FOLDER / "results" / "rate-distortion.jsonl"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
+    commands = parser.add_subparsers(dest="study", required=True)
+    study = commands.add_parser(
+        "rate-distortion", help="quantizers at equal network and steps: error against bits"
+    )
+    study.add_argument(
+        "--runs", type=Path, default=Path("runs/rate-distortion"), help="folder of run folders"
+    )
+    study.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    study.add_argument("--scale", default="cpu", choices=("cpu", "debug"))
+    study.add_argument("--only", default="", metavar="ROW,…", help="these rows alone")
+    study.add_argument("--missing", action="store_true", help="list what has no result, and stop")
+    study.add_argument("--reverse", action="store_true", help="the last run first")
+    options = parser.parse_args(arguments)
+
+    loaded = Study.load(scale=options.scale)
+    only = [name for name in options.only.split(",") if name]
+    if unknown := set(only) - set(loaded.rows):
+        parser.error(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(loaded.rows)}")
+    tasks = [task for task in loaded.tasks() if not only or task.row in only]
+    if options.reverse:
+        tasks.reverse()
+    failed = 0
+    for task in tasks:
+        if _known(options.results, task.key):
+            continue
+        if options.missing:
+            print(task.folder)
+            continue
+        with claimed(task, options.runs) as mine:
+            if not mine or _known(options.results, task.key):
+                continue
+            print(f"{task.folder} …", file=sys.stderr, flush=True)
+            try:
+                result = make(task, options.runs)
+            except Failed as failure:
+                failed += 1
+                print(f"{task.folder}: {failure}", file=sys.stderr, flush=True)
+                continue
+            results.append(options.results, {"key": task.key, **result})
+    return 1 if failed else 0
+
+
+def _known(file: Path, key: str) -> bool:
+    return any(result["key"] == key for result in results.read(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Runs are trained and measured, by the program `mqvae`."""
+
+import csv
+import datetime
+import fcntl
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reproduction.rows import Task
+
+OF_SUMMARY = ("mse", "psnr", "perplexity", "usage")
+OF_PRIOR = ("bits_per_code", "independent_bits_per_code", "frechet_vgg16")
+
+
+class Failed(Exception):
+    """A command of `mqvae` failed."""
+
+
+def make(task: Task, runs: Path) -> dict[str, Any]:
+    """Train what is missing of a run, measure it, and return its line of the results.
+
+    Args:
+        task: The run.
+        runs: Folder of run folders.
+
+    Raises:
+        Failed: if a command fails, or the folder is of other settings.
+    """
+    folder = runs / task.folder
+    if not (folder / "summary.json").is_file():
+        if (folder / "checkpoints" / "last").exists():
+            mqvae("train", "--resume", folder)
+        else:
+            mqvae("train", *task.train_arguments(), "--out", folder, "--overwrite")
+    evaluation = folder / "evaluations" / "test-last.json"
+    measured = _json(evaluation)
+    if "lpips" not in measured:
+        mqvae("evaluate", folder, "--metrics", "lpips")
+        measured = _json(evaluation)
+    check(task, folder)
+    summary = _json(folder / "summary.json")
+    figures = {name: summary[name] for name in OF_SUMMARY} | {"lpips": measured["lpips"]}
+    seconds = {"train": summary["wall_seconds"]}
+    if task.prior is not None:
+        with (folder / summary["codes"]["file"]).open(newline="") as file:
+            figures["entropy"] = entropy(file)
+        if not (folder / "prior" / "summary.json").is_file():
+            options = [f"--{name}={value}" for name, value in task.prior.items()]
+            mqvae("prior", folder, *options, "--overwrite")
+        prior = _json(folder / "prior" / "summary.json")
+        groups = summary["codes"]["groups"]
+        figures["prior_bits"] = prior["bits_per_code"] * groups
+        figures["independent_bits"] = prior["independent_bits_per_code"] * groups
+        seconds["prior"] = prior["wall_seconds"]
+    return {
+        "row": task.row,
+        "asked": task.asked,
+        "figures": {name: float(f"{value:.6g}") for name, value in figures.items()},
+        "steps": summary["steps"],
+        "parameters": summary["parameters"],
+        "seconds": {name: round(value) for name, value in seconds.items()},
+        "images": {split: each["count"] for split, each in summary["images"].items()},
+        "device": summary["device"],
+        "versions": summary["versions"],
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def entropy(counts: Iterator[str]) -> float:
+    """Bits of a position's codes, Σ over groups and stages of −Σ p log₂ p.
+
+    Args:
+        counts: Lines of a run's code_counts.csv: how often each code was chosen, of each group.
+    """
+    groups: dict[str, list[int]] = {}
+    for row in csv.DictReader(counts):
+        groups.setdefault(row["group"], []).append(int(row["count"]))
+    return sum(
+        math.log2(sum(of)) - sum(n * math.log2(n) for n in of if n) / sum(of)
+        for of in groups.values()
+    )
+
+
+def check(task: Task, folder: Path) -> None:
+    """Refuse a run folder that was trained with other settings, as one put there by hand may be.
+
+    Raises:
+        Failed: says which setting differs.
+    """
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    given = {"data.name": task.data, **task.options, "seed": task.seed}
+    for name, value in given.items():
+        found: Any = config
+        for part in name.split("."):
+            if "init_args" in found:
+                found = found["init_args"]
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        if isinstance(found, Mapping) and isinstance(value, str):
+            found = found["class_path"].removeprefix("mqvae.")
+        if isinstance(value, str | int | float) and str(found) != str(value):
+            raise Failed(f"{folder} has {name} {found}, expected {value}")
+
+
+@contextmanager
+def claimed(task: Task, runs: Path) -> Iterator[bool]:
+    """Whether this process alone works at a run, inside."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / f".{task.folder}.claim").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def mqvae(*arguments: object) -> None:
+    """A command of the program.
+
+    Raises:
+        Failed: if its exit code is not 0.
+    """
+    typed = list(map(str, arguments))
+    done = subprocess.run([sys.executable, "-m", "mqvae", *typed], stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise Failed(f"mqvae {' '.join(typed)}: exit code {done.returncode}")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
