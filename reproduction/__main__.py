@@ -28,36 +28,36 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("--reverse", action="store_true", help="the last run first")
     options = parser.parse_args(arguments)
 
-    loaded = Study.load(scale=options.scale)
-    only = [name for name in options.only.split(",") if name]
-    if unknown := set(only) - set(loaded.rows):
-        parser.error(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(loaded.rows)}")
-    tasks = [task for task in loaded.tasks() if not only or task.row in only]
-    if options.reverse:
-        tasks.reverse()
-    failed = 0
-    for task in tasks:
-        if _known(options.results, task.key):
-            continue
+    failed: set[str] = set()
+    while True:  # rows and results are read anew: others may add to both
+        loaded = Study.load(scale=options.scale)
+        only = [name for name in options.only.split(",") if name]
+        if unknown := set(only) - set(loaded.rows):
+            parser.error(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(loaded.rows)}")
+        known = {result["key"] for result in results.read(options.results)} | failed
+        missing = [
+            task
+            for task in loaded.tasks()
+            if task.key not in known and (not only or task.row in only)
+        ]
         if options.missing:
-            print(task.folder)
-            continue
-        with claimed(task, options.runs) as mine:
-            if not mine or _known(options.results, task.key):
-                continue
-            print(f"{task.folder} …", file=sys.stderr, flush=True)
-            try:
-                result = make(task, options.runs)
-            except Failed as failure:
-                failed += 1
-                print(f"{task.folder}: {failure}", file=sys.stderr, flush=True)
-                continue
-            results.append(options.results, {"key": task.key, **result})
-    return 1 if failed else 0
-
-
-def _known(file: Path, key: str) -> bool:
-    return any(result["key"] == key for result in results.read(file))
+            print(*(task.folder for task in missing), sep="\n")
+            return 0
+        for task in reversed(missing) if options.reverse else missing:
+            with claimed(task, options.runs) as mine:
+                if not mine:
+                    continue
+                print(f"{task.folder} …", file=sys.stderr, flush=True)
+                try:
+                    result = make(task, options.runs)
+                except Failed as failure:
+                    failed.add(task.key)
+                    print(f"{task.folder}: {failure}", file=sys.stderr, flush=True)
+                else:
+                    results.append(options.results, {"key": task.key, **result})
+                break
+        else:
+            return 1 if failed else 0
 
 
 if __name__ == "__main__":
