@@ -23,7 +23,8 @@ class Task:
         options: Of `mqvae train`, by their names without dashes.
         data: Name of the data set.
         seed: Of everything.
-        prior: Options of `mqvae prior`; None of a run that has no codes.
+        prior: Options of `mqvae prior`; None of a run that gets none.
+        codes: Whether it has codes.
     """
 
     row: str
@@ -32,6 +33,7 @@ class Task:
     data: str
     seed: int
     prior: Mapping[str, Any] | None
+    codes: bool = True
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -47,19 +49,23 @@ class Task:
     @property
     def key(self) -> str:
         """A short name for `asked`."""
-        text = json.dumps(self.asked, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return _short(self.asked)
 
     @cached_property
     def folder(self) -> str:
-        """The name of its run folder."""
-        return f"{self.row}-{self.data}-seed{self.seed}-{self.key}"
+        """The name of its run folder, which does not depend on the prior."""
+        trained = _short({**self.asked, "prior": None})
+        return f"{self.row}-{self.data}-seed{self.seed}-{trained}"
 
     def train_arguments(self) -> list[str]:
         """What is typed after `mqvae train`, without --out."""
         given = {"data.name": self.data, **self.options, "seed": self.seed}
         words = {n: v if isinstance(v, str) else json.dumps(v) for n, v in given.items()}
         return [self.preset, *(f"--{name}={value}" for name, value in words.items())]
+
+
+def _short(asked: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,25 @@ class Study:
             data = wave["data"] if self.scale == "cpu" else sizes["data"]
             for seed in wave["seeds"]:
                 for row in wave["rows"]:
-                    task = self._task(row, data, seed, sizes)
-                    if task.folder not in seen:
-                        seen.add(task.folder)
+                    task = self._task(row, data, seed, sizes, prior=wave.get("prior", True))
+                    if task.key not in seen:
+                        seen.add(task.key)
                         yield task
 
-    def _task(self, row: str, data: str, seed: int, sizes: Mapping[str, Any]) -> Task:
+    def _task(
+        self, row: str, data: str, seed: int, sizes: Mapping[str, Any], *, prior: bool
+    ) -> Task:
         asked = self.rows[row]
         options = {**sizes["options"], **self.content["data"].get(data, {})}
         options |= asked.get("options", {})
         options = {name: value for name, value in options.items() if value is not None}
-        prior = sizes["prior"] if asked.get("codes", True) else None
-        return Task(row, asked["preset"], options, data, seed, prior)
+        codes = asked.get("codes", True)
+        return Task(
+            row,
+            asked["preset"],
+            options,
+            data,
+            seed,
+            sizes["prior"] if codes and prior else None,
+            codes,
+        )

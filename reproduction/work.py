@@ -49,9 +49,10 @@ def make(task: Task, runs: Path) -> dict[str, Any]:
     summary = _json(folder / "summary.json")
     figures = {name: summary[name] for name in OF_SUMMARY} | {"lpips": measured["lpips"]}
     seconds = {"train": summary["wall_seconds"]}
-    if task.prior is not None:
+    if task.codes:
         with (folder / summary["codes"]["file"]).open(newline="") as file:
             figures["entropy"] = entropy(file)
+    if task.prior is not None:
         if not (folder / "prior" / "summary.json").is_file():
             options = [f"--{name}={value}" for name, value in task.prior.items()]
             mqvae("prior", folder, *options, "--overwrite")
