@@ -1,0 +1,125 @@
+"""What a page says of results: numbers, tables and the text around ratios."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SCALE = {"mse": 1e3, "lpips": 10.0, "usage": 100.0}
+DIGITS = {"mse": 2, "lpips": 3, "usage": 0, "entropy": 1, "prior_bits": 2, "perplexity": 0}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of a study by row, data set and seed.
+
+    Args:
+        lines: Lines of its files; of two of the same run the later one counts, and one that has
+            bits of a prior before one without.
+        rows: Rows of the study.
+    """
+
+    lines: Sequence[Mapping[str, Any]]
+    rows: Mapping[str, Mapping[str, Any]]
+
+    def __post_init__(self) -> None:
+        found: dict[tuple[str, str, int], Mapping[str, Any]] = {}
+        for line in self.lines:
+            key = (line["row"], line["asked"]["data"], line["asked"]["seed"])
+            before = found.get(key, {"figures": {}})
+            if "prior_bits" in line["figures"] or "prior_bits" not in before["figures"]:
+                found[key] = line
+        object.__setattr__(self, "by_run", found)
+
+    by_run: Any = None
+
+    def value(self, row: str, name: str, data: str, seed: int = 0) -> float | None:
+        """A metric of a run; None where it was not measured."""
+        line = self.by_run.get((row, data, seed))
+        return None if line is None else line["figures"].get(name)
+
+    def seeds(self, row: str, name: str, data: str) -> list[int]:
+        """Seeds of which a row has a metric."""
+        return sorted(
+            seed
+            for of, at, seed in self.by_run
+            if (of, at) == (row, data) and self.value(of, name, at, seed) is not None
+        )
+
+    def shown(self, row: str, name: str, data: str, seed: int = 0) -> str:
+        """A metric in its usual scale."""
+        return _shown(name, self.value(row, name, data, seed))
+
+    def ratios(self, row: str, to: str, name: str, data: str) -> list[float]:
+        """A metric over that of another row, seed by seed."""
+        both = sorted({*self.seeds(row, name, data)} & {*self.seeds(to, name, data)})
+        return [
+            (self.value(row, name, data, s) or 0) / (self.value(to, name, data, s) or 1)
+            for s in both
+        ]
+
+    def change(self, row: str, to: str, name: str, data: str) -> str:
+        """How much lower or higher a metric is than another row's, in words, seed by seed."""
+        ratios = self.ratios(row, to, name, data)
+        if not ratios:
+            return "not measured"
+        low, high = min(ratios), max(ratios)
+        mean = _percent(statistics.fmean(ratios))
+        if len(ratios) == 1:
+            return f"{mean} (one seed)"
+        return f"{mean} ({_percent(low)} to {_percent(high)} over {len(ratios)} seeds)"
+
+    def interpolated(self, family: str, x: str, y: str, at: float, data: str) -> float | None:
+        """Metric `y` where a family's rows, seed 0, have `at` of metric `x`, between neighbours."""
+        points = sorted(self.points(family, x, y, data))
+        for (x0, y0), (x1, y1) in zip(points, points[1:]):
+            if x0 <= at <= x1:
+                return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+        return None
+
+    def points(self, family: str, x: str, y: str, data: str) -> list[tuple[float, float]]:
+        """Both metrics of a family's rows, seed 0, by `x`."""
+        found = []
+        for row in self.of_family(family):
+            pair = self.value(row, x, data), self.value(row, y, data)
+            if pair[0] is not None and pair[1] is not None:
+                found.append((pair[0], pair[1]))
+        return sorted(found)
+
+    def of_family(self, family: str) -> list[str]:
+        """Rows of a family."""
+        return [name for name, row in self.rows.items() if row["family"] == family]
+
+    def table(self, rows: Iterable[str], data: str, *, to: str) -> str:
+        """Rows beside each other: seed 0, and the error of all seeds over that of row `to`."""
+        lines = [
+            "| Quantizer | MSE (e-3) ↓ | LPIPS (e-1) ↓ | Entropy | PixelCNN | Codes in use "
+            f"| MSE against {self.rows[to]['label']} | Seeds |",
+            "|:--|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        for row in rows:
+            if self.value(row, "mse", data) is None:
+                continue
+            figures = ("mse", "lpips", "entropy", "prior_bits", "usage")
+            cells = [self.shown(row, name, data) for name in figures]
+            cells[-1] += "%" if cells[-1] != "–" else ""
+            star = "†" if "from" in self.by_run[row, data, 0] else ""
+            against = "" if row == to else self.change(row, to, "mse", data)
+            lines.append(
+                f"| {self.rows[row]['label']}{star} | {' | '.join(cells)} | "
+                f"{against.replace(' over 3 seeds', '').replace(' over 2 seeds', '')} | "
+                f"{len(self.seeds(row, 'mse', data))} |"
+            )
+        return "\n".join(lines)
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value * SCALE.get(name, 1):,.{DIGITS.get(name, 2)}f}"
+
+
+def _percent(ratio: float) -> str:
+    change = round(100 * (ratio - 1), 1)
+    return f"{'+' if change > 0 else '−' if change < 0 else '±'}{abs(change):.1f}%"
