@@ -233,13 +233,13 @@ def test_a_diagnosis_leaves_no_trace_and_is_repeated(made, usual):
     assert again.content() == usual.content()
 
 
-def said_of(run, found, **changed):
+def said_of(run, found, *, rate=None, **changed):
     """What is said of the run's measurements with some of them changed."""
     moved = {k: changed.pop(k) for k in list(changed) if hasattr(found.measured.motion, k)}
     measured = dataclasses.replace(
         found.measured, **changed, motion=dataclasses.replace(found.measured.motion, **moved)
     )
-    quantizer = mqvae.VectorQuantizer(16, 4, codebook=Table())
+    quantizer = mqvae.VectorQuantizer(16, 4, codebook=Table(), rate=rate)
     said = findings(measured, Settings.of_run(Run(run)), quantizer, run)
     return {finding.about: finding for finding in said}, said[0].about
 
@@ -263,6 +263,17 @@ def test_each_limit_is_named(made, usual):
         assert said[limit].commands
     adapted, _ = said_of(made, usual, **{**base, "unquantized": mse(1.5), "refitted": mse(1.0)})
     assert "worse by 50%: its decoder has adapted" in adapted["bits"].words
+
+
+def test_codewords_not_worth_their_bits_are_not_called_dead(made, usual):
+    changed = {"now": mse(1.0), "unquantized": mse(0.5), "refitted": mse(1.0), "dead": 9}
+    priced, _ = said_of(made, usual, rate=mqvae.RateAware(bits=3.0), **changed)
+    assert "9 of 16 codewords are not worth their bits" in priced["codebook"].words
+    assert not priced["codebook"].commands
+    assert [c for c in priced["bits"].commands if "--quantizer.rate.bits 4" in c]
+    plain, _ = said_of(made, usual, **changed)
+    assert "9 of 16 codewords are dead" in plain["codebook"].words
+    assert plain["codebook"].commands
 
 
 def test_a_codebook_that_is_left_behind_is_told_its_rate(made, usual):

@@ -8,7 +8,7 @@ import torch
 from problems import QUANTIZERS
 from torch import nn
 
-from mqvae import Cosine, Euclidean, VectorQuantizer, VQNetwork
+from mqvae import Cosine, Euclidean, RateAware, VectorQuantizer, VQNetwork
 from mqvae.core.codebook import CodebookMap, TableCodebook
 from mqvae.core.nearest import nearest
 from mqvae.data import InMemory
@@ -156,6 +156,33 @@ def test_error_and_figure_are_those_of_the_network(kind):
     error = (after.output - x).square().mean().item()
     assert refit.after.figures["mse"] == pytest.approx(error, rel=1e-4)
     assert refit.codebook.shape == quantizer.table().shape
+
+
+def test_a_codebook_with_a_rate_is_refitted_at_its_prices():
+    images = pictures(60)
+    quantizer = VectorQuantizer(24, 16, rate=RateAware(bits=2.0, after=0))
+    network = patches(quantizer, images)
+    with torch.no_grad():
+        quantizer.codebook.weight.mul_(0.7)
+        z_e = network.embed(images.pixels / 255).flatten(0, -2)
+        for _ in range(50):
+            quantizer.after_step(z_e, quantizer.encode(z_e), lambda rows: None)
+        used = quantizer.encode(z_e).unique()
+        prices = quantizer.prices.price()[0]
+    assert len(used) < 24
+    refit = refitted(network, Reconstruction(), images, images, tolerance=0.0, count=60)
+    unused = torch.ones(24, dtype=torch.bool).index_fill(0, used, False)
+    # What is never worth its bits stays where it is, and the others lie in the middle of theirs.
+    assert (refit.codebook == quantizer.table()).all(1)[unused].any()
+    codes = nearest(z_e, refit.codebook, prices)
+    for code in codes.unique():
+        torch.testing.assert_close(refit.codebook[code], z_e[codes == code].mean(0))
+
+    def cost(codebook, codes):
+        return ((z_e - codebook[codes]).square().sum(1) + prices[codes]).mean()
+
+    before = cost(quantizer.table(), quantizer.encode(z_e))
+    assert cost(refit.codebook, codes) < 0.95 * before
 
 
 def test_the_refit_is_of_a_sample_drawn_by_the_seed():

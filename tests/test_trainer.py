@@ -797,6 +797,17 @@ def test_when_a_collapse_is_one(tmp_path, monkeypatch, num_codes, used, warnings
     assert len(training.log.warnings) == warnings
 
 
+def test_few_codes_are_no_collapse_where_they_were_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "COLLAPSE_STEPS", 40)
+    monkeypatch.setattr(loop, "initialize_codebook", lambda *_: None)
+    rate = {"class_path": "mqvae.RateAware", "init_args": {"bits": 2.0}}
+    delta = {"quantizer": {"init_args": {"num_codes": 500, "rate": rate}}}
+    for used, warnings in ((4, 0), (1, 1)):
+        training = begin(settings({**delta, "trainer": {"log_every": 10}}), tmp_path / f"{used}")
+        log_rows(training, [used] * 20)
+        assert len(training.log.warnings) == warnings
+
+
 def test_a_collapse_goes_on_over_a_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "COLLAPSE_STEPS", 40)
     delta = {"trainer": {"log_every": 10}, "steps": 100}

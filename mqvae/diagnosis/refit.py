@@ -69,7 +69,9 @@ def refitted(
     as before. With `Cosine` they are spherical: a mean is put back on the sphere. A codeword that
     no embedding chooses starts again at an embedding, drawn in proportion to its squared distance
     to its own codeword; so it is before the first iteration and, should one come to be unused,
-    later. The network handed in stays as it is. All embeddings are held in memory: 4 D bytes each.
+    later. With a rate, codes are chosen at the prices of the trained codebook, so that both spend
+    about the same bits, and codewords that are not worth theirs stay as they are. The network
+    handed in stays as it is. All embeddings are held in memory: 4 D bytes each.
 
     Args:
         network: A trained network with a `VectorQuantizer`.
@@ -98,20 +100,24 @@ def refitted(
     z_e = embeddings(network, drawn, device)
     books = list(quantizer.table().to(z_e.dtype).split(quantizer.num_codes))
     generator = torch.Generator(device).manual_seed(seed)
+    prices = [None] * len(books) if quantizer.prices is None else list(quantizer.prices.price())
     fits = [
         lloyd(
             samples,
             book,
             quantizer.distance,
+            price=price,
             generator=generator,
             tolerance=tolerance,
             iterations=iterations,
         )
-        for samples, book in zip(quantizer.by_codebook(z_e), books, strict=True)
+        for samples, book, price in zip(quantizer.by_codebook(z_e), books, prices, strict=True)
     ]
     codebook = torch.cat([fit.centres for fit in fits])
     refit = copy.deepcopy(quantizer)
     set_codebook(refit, codebook)
+    if quantizer.prices is not None and refit.prices is not None:
+        refit.prices.load_state_dict(quantizer.prices.state_dict())
     other = VQNetwork(network.encoder, refit, network.decoder, channel_axis=network.channel_axis)
     # Of every codebook as many numbers.
     return Refit(
@@ -184,31 +190,38 @@ def lloyd(
     centres: Tensor,
     distance: Distance,
     *,
+    price: Tensor | None = None,
     generator: torch.Generator,
     tolerance: float,
     iterations: int,
 ) -> Fit:
     """Lloyd's iterations from given centres; unused ones start again where the error is.
 
-    Neither a mean nor a new start of an unused centre can raise the error.
+    Neither a mean nor a new start of an unused centre can raise the error. Where centres have a
+    price, the error and the prices together do not rise, and no centre starts again.
 
     Args:
         samples: Placed embeddings, (N, d).
         centres: (K, d).
         distance: Where means are put back to.
+        price: Of every centre, (K,), in squared distances; None for no price.
         generator: Of the new starts, on the device of `samples`.
-        tolerance: The share of the error that an iteration must lower it by to go on.
+        tolerance: The share of the error, prices included, that an iteration must lower it by to
+            go on.
         iterations: At most so many.
     """
     errors: list[float] = []
+    costs: list[float] = []
     unused = 0
     converged = False
     # Once more than there are iterations: what the last one made is measured too.
     for _ in watched(range(iterations + 1), iterations + 1, "refitting the codebook"):
-        codes = nearest(samples, centres)
+        codes = nearest(samples, centres, price)
         squared = _squared_errors(samples, centres, codes)  # (N,)
         errors.append(squared.mean().item() / samples.shape[1])
-        converged = len(errors) > 1 and errors[-1] >= (1 - tolerance) * errors[-2]
+        paid = 0.0 if price is None else price[codes].mean().item() / samples.shape[1]
+        costs.append(errors[-1] + paid)
+        converged = len(costs) > 1 and costs[-1] >= (1 - tolerance) * costs[-2]
         if converged or len(errors) > iterations:
             break
         means, counts = group_means(samples, codes, centres)
@@ -216,6 +229,8 @@ def lloyd(
         if len(errors) == 1:
             unused = len(empty)
         centres = distance.place(means)
+        if price is not None:
+            continue
         # The largest of errors over exponential draws: a draw without replacement, in proportion
         # to the errors, of any number. Exact copies of a centre are no new start.
         keys = squared / torch.empty_like(squared).exponential_(generator=generator)

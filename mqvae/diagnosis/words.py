@@ -197,19 +197,22 @@ class Tried:
 
 def _codebook(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     dead = measured.dead / measured.codewords
-    words = (
-        f"{measured.dead:,} of {measured.codewords:,} codewords are dead: no embedding of "
-        f"{measured.train_images:,} training images chose them. "
-        if measured.dead
-        else f"All {measured.codewords:,} codewords are in use. "
-    )
+    priced = tried.quantizer.rate is not None
+    if measured.dead:
+        words = (
+            f"{measured.dead:,} of {measured.codewords:,} codewords are "
+            f"{'not worth their bits' if priced else 'dead'}: no embedding of "
+            f"{measured.train_images:,} training images chose them. "
+        )
+    else:
+        words = f"All {measured.codewords:,} codewords are in use. "
     closer = gain(measured.error, measured.error_refitted)
     title = measured.titles[measured.figure]
     words += (
         "k-means to convergence under the same encoder and decoder lowers the quantization error "
         f"by {closer:.0%} and changes the {title} by {-measured.of_refit:+.0%}: "
     )
-    commands = tried.alive() if dead >= MATTERS else ()
+    commands = tried.alive() if dead >= MATTERS and not priced else ()
     if measured.of_refit >= MATTERS:
         words += "codewords do not lie where the embeddings are."
         commands = tried.alive() + tried.averaged()
@@ -260,6 +263,11 @@ def _bits(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     if left < MATTERS:
         return Finding("bits", limits, f"{words}: more codewords would hardly help this network.")
     words += f", {left:.0%} of it beyond a refitted codebook: more bits would help."
+    rate = tried.quantizer.rate
+    if rate is not None:
+        more = f"{rate.bits + 1:g}"
+        command = tried.command(f"bits-{more}", "--quantizer.rate.bits", more)
+        return Finding("bits", limits, words, (command,))
     groups = 2 * tried.quantizer.groups
     commands = [tried.command("codes", "--quantizer.num_codes", str(4 * measured.codes))]
     if tried.quantizer.dim % groups == 0:

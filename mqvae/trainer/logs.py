@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mqvae.core.diagnostics import CodeCounts
 from mqvae.core.distributed import from_all_processes, mean_across_processes
+from mqvae.core.rate import Rate
 from mqvae.core.updates import Step
 from mqvae.runs import Run
 from mqvae.trainer.assembly import Parts
@@ -153,8 +154,11 @@ class Log:
 
     def _look_for_collapse(self, counts: CodeCounts, step: int) -> None:
         codes = counts.num_codes
+        parts = self._parts.network.quantizer.modules()
+        bits = min((part.target.bits for part in parts if isinstance(part, Rate)), default=math.inf)
+        wanted = 2 ** min(bits, math.log2(codes))  # so many that a rate allows are not few
         # One code left is a collapse also where it is more than 1% of them.
-        few = counts.usage < max(COLLAPSE_USAGE, 1.5 / codes) and codes > 1
+        few = counts.used / counts.groups < max(COLLAPSE_USAGE * wanted, 1.5) and codes > 1
         collapsed = self.collapsed_steps + self._every if few else 0
         if self.collapsed_steps < COLLAPSE_STEPS <= collapsed:
             self.warn(
