@@ -15,9 +15,10 @@ SLOW = 0.99  # decay of the distortion's average
 FAST = 0.8  # decay of the average of bits, to which the multiplier answers
 BEGINNING = 0.02  # the first ρ = λ / mean ‖z − c_k‖², a bit
 LEAST = 1e-4  # the least one: from zero a factor leads nowhere
-INTEGRAL = 0.005  # change of log ρ at a step for each bit of difference
+RAMP = 100  # steps in which what the aim is above the target falls to 1/e
+INTEGRAL = 0.02  # change of log ρ at a step for each bit of difference
 PROPORTIONAL = 2.0  # its answer at once
-MOST_UP = 0.5  # bits to which it answers where codes cost too much
+MOST_UP = 1.0  # bits to which it answers where codes cost too much
 MOST_DOWN = 3.0  # where they cost too little: what collapses has to be let go at once
 
 
@@ -106,9 +107,15 @@ class Rate(nn.Module):
         likely = self.probabilities.clamp(min=FLOOR / self.probabilities.shape[1])
         return likely.sum(1, keepdim=True).log2() - likely.log2()
 
+    def _excess(self) -> Tensor:
+        """Bits above those aimed at, (books,); the aim comes down to the target step by step."""
+        since = (self.steps - self.target.after).clamp(min=0)
+        above = max(math.log2(self.probabilities.shape[1]) - self.target.bits, 0)
+        return self.spent - (self.target.bits + above * (-since / RAMP).exp())
+
     def price(self) -> Tensor:
         """λ · (−log₂ p) of every code, (books, K), in squared distances; zeros before the start."""
-        excess = (self.spent - self.target.bits).clamp(-MOST_DOWN, MOST_UP)
+        excess = self._excess().clamp(-MOST_DOWN, MOST_UP)
         multiplier = (self.log_rho + PROPORTIONAL * excess).exp() * self.distortion
         multiplier = torch.where(self.steps > self.target.after, multiplier, 0)
         return multiplier[:, None] * self.bits()
@@ -138,7 +145,7 @@ class Rate(nn.Module):
         self.spent.copy_(torch.where(first, spent, self.spent.lerp(spent, 1 - FAST)))
         self.probabilities.lerp_(counts / number[:, None], 1 - self.target.decay)
         self.steps += 1
-        excess = (self.spent - self.target.bits).clamp(-MOST_DOWN, MOST_DOWN)
+        excess = self._excess().clamp(-MOST_DOWN, MOST_DOWN)
         later = (self.log_rho + INTEGRAL * excess).clamp(min=math.log(LEAST))
         begins = self.steps <= self.target.after + 1
         self.log_rho.copy_(torch.where(begins, math.log(BEGINNING), later))
