@@ -1,6 +1,7 @@
 """`python -m reproduction`."""
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from reproduction import results
 from reproduction.rows import FOLDER, Study
 from reproduction.work import Failed, claimed, make
 
+# Studies whose module reads its own options.
+OTHERS = ("few-shot-codebook", "classifier-codes", "codebook-under-prior")
 RESULTS = FOLDER / "results" / "rate-distortion.jsonl"
 
 
@@ -15,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
     commands = parser.add_subparsers(dest="study", required=True)
+    for name in OTHERS:
+        commands.add_parser(name, help="docs/hypergradient-experiments.md", add_help=False)
     study = commands.add_parser(
         "rate-distortion", help="quantizers at equal network and steps: error against bits"
     )
@@ -26,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("--only", default="", metavar="ROW,…", help="these rows alone")
     study.add_argument("--missing", action="store_true", help="list what has no result, and stop")
     study.add_argument("--reverse", action="store_true", help="the last run first")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if options.study in OTHERS:
+        return importlib.import_module(f"reproduction.{options.study.replace('-', '_')}").main(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
     failed: set[str] = set()
     while True:  # rows and results are read anew: others may add to both

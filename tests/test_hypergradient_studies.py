@@ -1,0 +1,129 @@
+"""Studies of where a hypergradient could win: closed forms, gradients, a tiny run each."""
+
+import math
+
+import pytest
+import torch
+
+import mqvae
+from reproduction import few_shot_codebook
+from reproduction.few_shot import DEBUG, Adapter, Domain, blend, task_loss
+from reproduction.frozen import Frozen, codes_at, entropy, nearest_codes
+
+
+def frozen(num_codes: int = 6, dim: int = 4, seed: int = 0) -> Frozen:
+    """A small network, not trained, whose codebook is some of its embeddings."""
+    torch.manual_seed(seed)
+    network = mqvae.vqvae(1, num_codes=num_codes, dim=dim, width=4, residual_blocks=1)
+    for parameter in network.parameters():
+        parameter.data.mul_(2)
+    z = network.embed(torch.rand(16, 1, 8, 8)).flatten(0, 2)
+    network.quantizer.codebook.assign(z[torch.randperm(len(z))[:num_codes]])
+    return Frozen(network)
+
+
+def domain(of: Frozen, count: int = 8, seed: int = 1) -> Domain:
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    images = images.to(of.codebook.dtype)
+    return Domain(images, of.embed(images))
+
+
+def in_float64(of: Frozen) -> Frozen:
+    of.network.double()
+    of.codebook = of.codebook.double()
+    return of
+
+
+def test_codewords_are_the_weighted_means_of_prior_and_embeddings():
+    torch.manual_seed(0)
+    codewords, log_weight = torch.randn(5, 3), torch.randn(5)
+    z, codes = torch.randn(40, 3), torch.randint(4, (40,))  # nothing chooses the last
+    found = blend(codewords, log_weight, z, codes)
+    for k in range(5):
+        m, chosen = float(log_weight[k].exp()), z[codes == k]
+        expected = (m * codewords[k] + chosen.sum(0)) / (m + len(chosen))
+        torch.testing.assert_close(found[k], expected)
+    torch.testing.assert_close(found[4], codewords[4])
+
+
+def test_no_weight_is_k_means_and_all_weight_stays():
+    torch.manual_seed(0)
+    codewords, z = torch.randn(5, 3), torch.randn(40, 3)
+    lloyd = Adapter(codewords, torch.tensor(-math.inf), 1).codebook(z)
+    codes = nearest_codes(z, codewords)
+    for k in range(5):
+        mean = z[codes == k].mean(0) if (codes == k).any() else codewords[k]
+        torch.testing.assert_close(lloyd[k], mean)
+    assert torch.equal(Adapter(codewords, torch.tensor(math.inf)).codebook(z), codewords)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_the_hypergradient_through_the_closed_form_is_a_numeric_derivative(rounds):
+    of = in_float64(frozen())
+    few, others = domain(of, 3), domain(of, seed=2)
+    codewords = of.codebook.clone().requires_grad_()
+    log_weight = torch.zeros(len(codewords), dtype=torch.float64, requires_grad=True)
+
+    def loss(c, w):
+        return task_loss(of, Adapter(c, w, rounds).codebook(few.z), others)
+
+    g_c, g_w = torch.autograd.grad(loss(codewords, log_weight), [codewords, log_weight])
+    assert g_c.norm() > 0 and g_w.norm() > 0
+    torch.manual_seed(3)
+    v_c, v_w, step = torch.randn_like(codewords), torch.randn_like(log_weight), 1e-6
+    with torch.no_grad():
+        ends = [loss(codewords + s * step * v_c, log_weight + s * step * v_w) for s in (1, -1)]
+    numeric = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close((g_c * v_c).sum() + (g_w * v_w).sum(), numeric, rtol=1e-5, atol=0)
+
+
+def test_codes_of_an_entropy_cost_no_more_and_are_nearest_where_they_may_be():
+    of = frozen(num_codes=16)
+    z = domain(of, 64).z
+    near = nearest_codes(z, of.codebook)
+    bits = entropy(near, 16)
+    assert bits > 1
+    assert torch.equal(codes_at(z, of.codebook, bits + 1e-6), near)
+
+    def distortion(codes):
+        return float((z - of.codebook[codes]).square().sum(-1).mean())
+
+    errors = [distortion(near)]
+    for share in (0.8, 0.5):
+        codes = codes_at(z, of.codebook, share * bits)
+        assert entropy(codes, 16) <= share * bits
+        errors.append(distortion(codes))
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_entropy_of_even_codes_is_log2():
+    assert entropy(torch.arange(8).repeat(3), 16) == pytest.approx(3)
+
+
+def test_few_shot_codebook_end_to_end():
+    of = frozen()
+    images = {f"{i}": domain(of, 12, i).x for i in range(4)}
+    tests = {"new": (domain(of, 8, 7).x, domain(of, 8, 8).x)}
+    lines = list(few_shot_codebook.study(of, images, tests, DEBUG, 0, {}))
+    assert len(lines) == 1 + len(few_shot_codebook.NUMBERS)
+    chosen = lines[0]["chosen"]["rates"]
+    assert chosen.keys() >= {few_shot_codebook.METHOD, "Reptile", "joint training"}
+    for line in lines[1:]:
+        assert set(line["methods"]) == set(line["equal"]) | {few_shot_codebook.METHOD}
+        for name, equal in line["equal"].items():
+            assert equal["bits"] <= line["methods"][name]["bits"]
+            assert equal["mse"] > 0
+    assert "new" in few_shot_codebook.table(lines)
+
+
+def test_few_shot_wins_only_where_every_domain_and_baseline_agrees():
+    def line(domain, seed, ratio, worst):
+        equal = {name: {"bits": 1.0, "mse": 1.0, "hypergradient": ratio} for name in names}
+        equal["one m"]["hypergradient"] = worst
+        return {"seed": seed, "domain": domain, "draw": 0, "n": 25, "equal": equal}
+
+    names = (*few_shot_codebook.BASELINES, few_shot_codebook.ABLATION)
+    lines = [line(domain, seed, 0.9, 0.94) for domain in "ab" for seed in range(3)]
+    assert few_shot_codebook.wins(lines)
+    assert not few_shot_codebook.wins([*lines, line("b", 3, 0.9, 1.0)])
+    assert not few_shot_codebook.wins([])
