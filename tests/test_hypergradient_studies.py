@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import mqvae
-from reproduction import few_shot_codebook
+from reproduction import classifier_codes, few_shot_codebook
+from reproduction.classifier_codebooks import (
+    Labelled,
+    Scale,
+    held_out_loss,
+    left_out,
+    quantized,
+    targets,
+)
 from reproduction.few_shot import DEBUG, Adapter, Domain, blend, task_loss
 from reproduction.frozen import Frozen, codes_at, entropy, nearest_codes
 
@@ -127,3 +135,81 @@ def test_few_shot_wins_only_where_every_domain_and_baseline_agrees():
     assert few_shot_codebook.wins(lines)
     assert not few_shot_codebook.wins([*lines, line("b", 3, 0.9, 1.0)])
     assert not few_shot_codebook.wins([])
+
+
+# -- codes for a classifier ------------------------------------------------------------------------
+
+
+def labelled(count: int, seed: int, dtype: torch.dtype = torch.float32) -> Labelled:
+    """Embeddings around one of three places, labels from these."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (count,), generator=generator)
+    z = torch.randn(count, 4, 5, generator=generator) + 2 * y[:, None, None]
+    return Labelled(z.to(dtype), y)
+
+
+def test_leaving_one_out_in_closed_form_is_leaving_one_out():
+    known = labelled(12, 0, torch.float64)
+    features = known.z.flatten(1)
+    penalty, accuracy = left_out(features, known.y)
+    size = float(features.square().sum(1).mean())
+    right = 0
+    for i in range(12):
+        others = torch.arange(12) != i
+        f = features[others]
+        kernel = f @ f.T + penalty * size * torch.eye(11)
+        alpha = torch.linalg.solve(kernel, targets(known.y[others], f.dtype))
+        right += int((features[i] @ f.T @ alpha).argmax() == known.y[i])
+    assert accuracy == pytest.approx(right / 12)
+    assert accuracy > 0
+
+
+def test_the_hypergradient_through_ridge_regression_is_a_numeric_derivative():
+    lower, upper = labelled(10, 0, torch.float64), labelled(8, 1, torch.float64)
+    torch.manual_seed(0)
+    codewords = (3 * torch.rand(4, 5, dtype=torch.float64)).requires_grad_()
+    penalty, scale = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 2.0))
+    inputs = [codewords, penalty, scale]
+    endless = 1e12  # at this temperature soft codes do not move: what is left is of fixed codes
+
+    def loss(*at):
+        return held_out_loss(*at, lower, upper, endless)
+
+    found = torch.autograd.grad(loss(*inputs), inputs)
+    directions = [torch.randn_like(value) for value in inputs]
+    with torch.no_grad():
+        ends = [
+            loss(*(v + sign * 1e-6 * d for v, d in zip(inputs, directions))) for sign in (1, -1)
+        ]
+    along = sum((g * d).sum() for g, d in zip(found, directions))
+    assert all(g.norm() > 1e-3 for g in found)
+    torch.testing.assert_close(along, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=0)
+
+
+def test_codes_are_hard_forward_and_soft_backward():
+    torch.manual_seed(0)
+    z, codewords = torch.randn(2, 3, 5), torch.randn(4, 5)
+    found = quantized(z, codewords, 1.0)
+    torch.testing.assert_close(found, codewords[nearest_codes(z, codewords)])
+
+
+def test_classifier_codes_end_to_end():
+    known, test = labelled(40, 0), labelled(30, 1)
+    scale = Scale((3,), 2, 12, 8, (0.01,), (0.3,))
+    settings = classifier_codes.tuned(known, scale, 0)
+    assert settings == dict.fromkeys(("hypergradient", "joint training"), (0.01, 0.3))
+    (line,) = classifier_codes.study(known, test, scale, 0, settings)
+    methods = line["methods"]
+    assert set(methods) == {*classifier_codes.BASELINES, classifier_codes.METHOD}
+    assert all(0.6 < result["accuracy"] <= 1 for result in methods.values())
+    assert "K = 3" in classifier_codes.table([line])
+
+
+def test_a_classifier_wins_by_a_point_and_is_nowhere_below():
+    def line(k, accuracy):
+        methods = {name: {"accuracy": 0.7} for name in classifier_codes.BASELINES}
+        return {"codes": k, "methods": {**methods, "hypergradient": {"accuracy": accuracy}}}
+
+    assert classifier_codes.wins([line(4, 0.712), line(16, 0.712)])
+    assert not classifier_codes.wins([line(4, 0.705), line(16, 0.705)])
+    assert not classifier_codes.wins([line(4, 0.75), line(16, 0.69)])
