@@ -241,11 +241,6 @@ def tuned_on_few(
 Method = Callable[[Domain], Adapter]  # from n images to what is fitted to them
 
 
-@torch.no_grad()
-def error(frozen: Frozen, adapter: Adapter, few: Domain, others: Domain) -> float:
-    return float(task_loss(frozen, adapter.codebook(few.z), others, adapter.decoder))
-
-
 def score(
     frozen: Frozen, method: Method, domains: Sequence[Domain], count: int, scale: Scale
 ) -> float:
@@ -253,7 +248,10 @@ def score(
     logs = []
     for domain in domains:
         few, others = domain.take(slice(count)), domain.take(slice(-scale.judged, None))
-        logs.append(math.log(error(frozen, method(few), few, others)))
+        adapter = method(few)
+        with torch.no_grad():
+            loss = task_loss(frozen, adapter.codebook(few.z), others, adapter.decoder)
+        logs.append(math.log(float(loss)))
     return sum(logs) / len(logs)
 
 

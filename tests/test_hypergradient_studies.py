@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.func import functional_call
 
 import mqvae
-from reproduction import classifier_codes, few_shot_codebook
+from reproduction import classifier_codes, codebook_under_prior, few_shot_codebook, priced_codebooks
 from reproduction.classifier_codebooks import (
     Labelled,
     Scale,
@@ -17,6 +18,8 @@ from reproduction.classifier_codebooks import (
 )
 from reproduction.few_shot import DEBUG, Adapter, Domain, blend, task_loss
 from reproduction.frozen import Frozen, codes_at, entropy, nearest_codes
+
+TINY = priced_codebooks.Scale(3, 2, 6, 2, (0.1,), (0.01,), (1e-3,), (0.7,), 2, 4, 2)
 
 
 def frozen(num_codes: int = 6, dim: int = 4, seed: int = 0) -> Frozen:
@@ -213,3 +216,62 @@ def test_a_classifier_wins_by_a_point_and_is_nowhere_below():
     assert classifier_codes.wins([line(4, 0.712), line(16, 0.712)])
     assert not classifier_codes.wins([line(4, 0.705), line(16, 0.705)])
     assert not classifier_codes.wins([line(4, 0.75), line(16, 0.69)])
+
+
+# -- a codebook under a prior ----------------------------------------------------------------------
+
+
+def test_the_hypergradient_through_steps_of_a_prior_is_a_numeric_derivative():
+    torch.manual_seed(0)
+    prior = priced_codebooks.Autoregressive(3, 4, TINY).double()
+    below, above, direction = torch.randn(3, 2, 4, 3, dtype=torch.float64)
+    below.requires_grad_()
+
+    def bits(scores):
+        weights = dict(prior.named_parameters())
+        ahead, _ = priced_codebooks.stepped(prior, weights, scores.softmax(-1), 2, 0.5)
+        return functional_call(prior, ahead, (above.softmax(-1),))
+
+    (found,) = torch.autograd.grad(bits(below), [below])
+    ends = [bits(below + sign * 1e-5 * direction).detach() for sign in (1, -1)]
+    assert found.norm() > 1e-5
+    torch.testing.assert_close(
+        (found * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=0
+    )
+
+
+def test_soft_bits_of_hard_choices_are_the_cross_entropy_of_the_prior():
+    torch.manual_seed(0)
+    prior = priced_codebooks.Autoregressive(3, 4, TINY)
+    codes = torch.randint(3, (5, 2, 2))
+    nats = torch.nn.functional.cross_entropy(prior.cnn(codes).flatten(0, 2), codes.flatten())
+    hard = torch.nn.functional.one_hot(codes.flatten(1), 3).float()
+    torch.testing.assert_close(prior(hard), nats / math.log(2))
+
+
+def test_codebook_under_prior_end_to_end():
+    of = frozen()
+    train, test = domain(of, 40), domain(of, 10, 2)
+    settings = codebook_under_prior.tuned(of, train.x, train.z, of.codebook[:3], TINY)
+    assert settings["hypergradient"].keys() == {"lr", "inner_rate"}
+    given = (of, (train.x, train.z), (test.x, test.z), TINY, 0, settings)
+    lines = list(codebook_under_prior.study(*given))
+    assert len(lines) == 5
+    assert all(line["mse"] > 0 and line["bits"] > 0 for line in lines)
+    known = {(line["method"], line["trade"]) for line in lines[:4]}
+    (last,) = codebook_under_prior.study(*given, known)
+    assert last["method"] == lines[4]["method"]
+    assert last["mse"] == pytest.approx(lines[4]["mse"], rel=1e-4)  # alike but for rounding
+    assert "RateAware" in codebook_under_prior.table(lines)
+
+
+def test_a_codebook_wins_at_equal_error_against_every_baseline():
+    def line(method, mse, bits):
+        return {"seed": 0, "method": method, "mse": mse, "bits": bits}
+
+    curves = [line(name, *p) for name in codebook_under_prior.BASELINES for p in ((1, 4), (3, 2))]
+    assert codebook_under_prior.wins([*curves, line("hypergradient", 2, 2.9)])
+    assert not codebook_under_prior.wins([*curves, line("hypergradient", 2, 2.95)])
+    assert not codebook_under_prior.wins(
+        [*curves, line("hypergradient", 4, 1)]
+    )  # out of their span
