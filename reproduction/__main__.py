@@ -5,7 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from reproduction import results
+from reproduction import page, results
 from reproduction.rows import FOLDER, Study
 from reproduction.work import Failed, claimed, make
 
@@ -31,12 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("--only", default="", metavar="ROW,…", help="these rows alone")
     study.add_argument("--missing", action="store_true", help="list what has no result, and stop")
     study.add_argument("--reverse", action="store_true", help="the last run first")
+    study.add_argument("--page", action="store_true", help="write the results' page, and stop")
     options, rest = parser.parse_known_args(arguments)
     if options.study in OTHERS:
         return importlib.import_module(f"reproduction.{options.study.replace('-', '_')}").main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
+    if options.page:
+        print(page.write(options.results))
+        return 0
     failed: set[str] = set()
     while True:  # rows and results are read anew: others may add to both
         loaded = Study.load(scale=options.scale)

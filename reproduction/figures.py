@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 SCALE = {"mse": 1e3, "lpips": 10.0, "usage": 100.0}
@@ -73,7 +74,7 @@ class Results:
     def interpolated(self, family: str, x: str, y: str, at: float, data: str) -> float | None:
         """Metric `y` where a family's rows, seed 0, have `at` of metric `x`, between neighbours."""
         points = sorted(self.points(family, x, y, data))
-        for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        for (x0, y0), (x1, y1) in pairwise(points):
             if x0 <= at <= x1:
                 return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return None

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from mqvae import weights
 from reproduction.rows import Task
 
 OF_SUMMARY = ("mse", "psnr", "perplexity", "usage")
-OF_PRIOR = ("bits_per_code", "independent_bits_per_code", "frechet_vgg16")
 
 
 class Failed(Exception):
@@ -41,13 +41,11 @@ def make(task: Task, runs: Path) -> dict[str, Any]:
         else:
             mqvae("train", *task.train_arguments(), "--out", folder, "--overwrite")
     evaluation = folder / "evaluations" / "test-last.json"
-    measured = _json(evaluation)
-    if "lpips" not in measured:
-        mqvae("evaluate", folder, "--metrics", "lpips")
-        measured = _json(evaluation)
     check(task, folder)
-    summary = _json(folder / "summary.json")
-    figures = {name: summary[name] for name in OF_SUMMARY} | {"lpips": measured["lpips"]}
+    if weights.find("alexnet") and "lpips" not in _json(evaluation):
+        mqvae("evaluate", folder, "--metrics", "lpips")
+    summary, measured = _json(folder / "summary.json"), _json(evaluation)
+    figures = {name: measured[name] for name in (*OF_SUMMARY, "lpips") if name in measured}
     seconds = {"train": summary["wall_seconds"]}
     if task.codes:
         with (folder / summary["codes"]["file"]).open(newline="") as file:

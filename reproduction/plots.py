@@ -1,0 +1,68 @@
+"""Error against bits, as SVG files that stand alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reproduction.figures import Results
+
+COLOURS = ("#1f5fbf", "#d1480f", "#2b8a3e", "#8a3ea8", "#a07000", "#0b8793")
+OTHERS = "#7a7a7a"
+
+
+def draw(
+    results: Results,
+    file: Path,
+    *,
+    x: str,
+    data: str,
+    families: Sequence[str],
+    others: Sequence[str] = (),
+) -> None:
+    """Draw MSE against bits, seed 0.
+
+    Args:
+        results: What is drawn.
+        file: The SVG file.
+        x: "entropy" or "prior_bits".
+        data: The data set.
+        families: Each a curve over its rows.
+        others: Rows that stand alone, each with its label.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": file.name, "font.size": 10}):
+        figure, axes = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
+        for colour, family in zip(COLOURS, families, strict=False):
+            points = results.points(family, x, "mse", data)
+            if points:
+                bits, error = zip(*points, strict=True)
+                axes.plot(bits, [1e3 * e for e in error], "o-", color=colour, ms=4.5, lw=1.6)
+                axes.plot([], [], "o-", color=colour, ms=4.5, lw=1.6, label=family)
+        for number, row in enumerate(others, 1):
+            bits, error = results.value(row, x, data), results.value(row, "mse", data)
+            if bits is not None and error is not None:
+                axes.plot(bits, 1e3 * error, "x", color=OTHERS, ms=5)
+                label = f"{number}: {results.rows[row]['label']}"
+                axes.plot([], [], "x", color=OTHERS, ms=5, label=label)
+                axes.annotate(
+                    str(number),
+                    (bits, 1e3 * error),
+                    xytext=(5, 3),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=OTHERS,
+                )
+        what = {"entropy": "Entropy", "prior_bits": "Bits under a PixelCNN"}[x]
+        axes.set_xlabel(f"{what}, bits a position")
+        axes.set_ylabel("MSE (e-3), test images")
+        axes.grid(color="#e4e4e4", lw=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize=8.5)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, metadata={"Date": None, "Creator": None})
+        plt.close(figure)
