@@ -41,12 +41,12 @@ class Scale:
         draws: Sets of n images of each test domain.
     """
 
-    steps: int = 300
+    steps: int = 200
     batch: int = 32
-    few_steps: int = 40
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    decoder_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    weights: tuple[float, ...] = (1, 3, 10, 30, 100, math.inf)
+    few_steps: int = 20
+    rates: tuple[float, ...] = (0.01, 0.03)
+    decoder_rates: tuple[float, ...] = (3e-4, 1e-3)
+    weights: tuple[float, ...] = (1, 4, 16, 64, math.inf)
     rounds: tuple[int, ...] = (2,)
     judged: int = 32
     draws: int = 1

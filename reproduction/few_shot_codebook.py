@@ -51,8 +51,8 @@ BASELINES = (
     "codebook tuned on the n",
     "decoder tuned on the n",
 )
-VALIDATION = 0.12  # share of training domains that settings are chosen by
-FEW = 4  # of those, where a setting is costly to judge
+VALIDATION = 0.1  # share of training domains that settings are chosen by
+FEW = 3  # of those, where a setting is costly to judge
 
 Choices = dict[str, Any]
 
@@ -151,9 +151,12 @@ def choose(
 
 
 def judge(
-    frozen: Frozen, methods: Mapping[str, Method], few: Domain, others: Domain
+    frozen: Frozen, methods: Mapping[str, Method], few: Domain, others: Domain, equally: bool
 ) -> dict[str, Any]:
-    """MSE and entropy of every method, and of the hypergradient against each at equal entropy."""
+    """MSE and entropy of every method, and of the hypergradient against each at equal entropy.
+
+    The latter takes most of the time: `equally` says whether to.
+    """
     adapters = {name: method(few) for name, method in methods.items()}
     books = {name: adapter.codebook(few.z) for name, adapter in adapters.items()}
     size = len(frozen.codebook)
@@ -176,7 +179,7 @@ def judge(
         return mse(name, codes_at(others.z, books[name], most))
 
     equal = {}
-    for name in methods:
+    for name in methods if equally else ():
         if name != METHOD:
             most = min(bits[METHOD], bits[name])
             equal[name] = {"bits": most, METHOD: at(METHOD, most), "mse": at(name, most)}
@@ -213,24 +216,25 @@ def study(
                     {method: of[count] for method, of in methods.items()},
                     Domain(known[rows], known_z[rows]),
                     others,
+                    count == JUDGED,
                 )
                 yield {"seed": seed, "domain": name, "draw": draw, "n": count, **found}
 
 
 def ratios(lines: Sequence[Mapping[str, Any]], count: int) -> dict[str, dict[str, list[float]]]:
-    """By domain and baseline, MSE over the baseline's at equal entropy, a mean for each seed."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    """By domain and baseline, MSE over the baseline's, for every seed.
+
+    At equal entropy where n is JUDGED; elsewhere as they are.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
     for line in lines:
         if line.get("n") == count:
-            for name, equal in line["equal"].items():
-                of = found.setdefault(line["domain"], {}).setdefault(name, {})
-                of.setdefault(line["seed"], []).append(equal[METHOD] / equal["mse"])
-    return {
-        domain: {
-            name: [sum(of) / len(of) for of in seeds.values()] for name, seeds in names.items()
-        }
-        for domain, names in found.items()
-    }
+            own = line["methods"][METHOD]["mse"]
+            for name, result in line["methods"].items():
+                equal = line["equal"].get(name, {METHOD: own, "mse": result["mse"]})
+                of = found.setdefault(line["domain"], {}).setdefault(name, [])
+                of.append(equal[METHOD] / equal["mse"])
+    return found
 
 
 def wins(lines: Sequence[Mapping[str, Any]]) -> bool:
@@ -242,16 +246,23 @@ def wins(lines: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Ratios at equal entropy as Markdown, for each n; below 1 the hypergradient is better."""
+    """MSE, bits and ratios as Markdown; below 1 the hypergradient is better."""
     rows = []
     for count in NUMBERS:
         found = ratios(lines, count)
         rows += ["", f"n = {count} | " + " | ".join(found), "|".join(["---"] * (len(found) + 1))]
-        for name in (*BASELINES, ABLATION):
-            cells = [
-                f"{sum(of[name]) / len(of[name]):.3f} ({min(of[name]):.3f} … {max(of[name]):.3f})"
-                for of in found.values()
-            ]
+        for name in (METHOD, ABLATION, *BASELINES):
+            cells = []
+            for domain, of in found.items():
+                those = [
+                    line["methods"][name]
+                    for line in lines
+                    if (line.get("domain"), line.get("n")) == (domain, count)
+                ]
+                mse, bits = (sum(t[key] for t in those) / len(those) for key in ("mse", "bits"))
+                ratio = sum(of[name]) / len(of[name])
+                spread = f"{ratio:.3f} ({min(of[name]):.3f} … {max(of[name]):.3f})"
+                cells.append(f"{1e3 * mse:.2f}, {bits:.2f}, {spread}")
             rows.append(f"{name} | " + " | ".join(cells))
     return "\n".join(rows)
 
@@ -271,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         known = {(line.get("domain"), line.get("draw"), line.get("n")) for line in done}
         first = next((line["chosen"]["rates"] for line in lines if "chosen" in line), {})
-        tests = test_domains(120, 128, seed)
+        tests = test_domains(100, 100, seed)
         for line in study(
             Frozen.of_run(run), training_domains(140, seed), tests, scale, seed, first
         ):
