@@ -80,8 +80,8 @@ def test_domains(adapt: int, judge: int, seed: int) -> dict[str, tuple[Tensor, T
         ("photographs", "photos", None),
     ]
     for name, data, label in named:
-        train = load(data, "train", side=28, channels=1)
-        test = load(data, "test", side=28, channels=1)
+        train = load(data, "train", side=28, channels=1, memory=False)
+        test = load(data, "test", side=28, channels=1, memory=False)
         found[name] = (
             _some(train, adapt, generator, label),
             _some(test, judge, generator, label),
