@@ -52,7 +52,7 @@ def tuned(known: Labelled, scale: Scale, seed: int) -> dict[str, tuple[float, fl
                     start, known, scale, lr=lr, softness=softness, seed=seed,
                     jointly=name != METHOD,
                 )  # fmt: skip
-                tried[lr, softness] = quality(codebook, known)[0]
+                tried[lr, softness] = quality(codebook, known)
         print(f"{name}: {tried}", file=sys.stderr, flush=True)
         found[name] = max(tried, key=lambda setting: tried[setting])
     return found

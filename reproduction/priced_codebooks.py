@@ -40,15 +40,15 @@ class Scale:
     """
 
     codes: int = 64
-    steps: int = 120
-    batch: int = 48
+    steps: int = 60
+    batch: int = 32
     inner: int = 2
     inner_rates: tuple[float, ...] = (0.03, 0.3)
     rates: tuple[float, ...] = (0.003, 0.01)
     trade: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     shares: tuple[float, ...] = (0.9, 0.75, 0.6)
-    judge_steps: int = 250
-    width: int = 24
+    judge_steps: int = 150
+    width: int = 16
     layers: int = 3
 
 
