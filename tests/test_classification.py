@@ -27,9 +27,9 @@ from mqvae.trainer import Interrupted, begin, resume
 # -- the network -----------------------------------------------------------------------------------
 
 
-def of_torchvision(whole, *, inputs):
+def of_torchvision(whole, *, inputs, stem=None):
     """The network cut half-way, with the whole one's weights and nothing quantized."""
-    network = ResNet18().build(inputs, NoQuantizer(128)).eval()
+    network = ResNet18(stem=stem).build(inputs, NoQuantizer(128)).eval()
     encoder, decoder = network.encoder.state_dict(), network.decoder.state_dict()
     assert not encoder.keys() & decoder.keys()
     assert encoder.keys() | decoder.keys() == whole.state_dict().keys()
@@ -44,15 +44,19 @@ def with_batch_statistics(whole, x):
     return whole.eval()
 
 
-@pytest.mark.parametrize(("side", "channels"), [(28, 1), (72, 3)])
-def test_without_quantization_it_is_torchvisions(side, channels):
+@pytest.mark.parametrize(
+    ("side", "channels", "stem"), [(28, 1, None), (28, 1, "imagenet"), (72, 3, None)]
+)
+def test_without_quantization_it_is_torchvisions(side, channels, stem):
     whole = resnet18(weights=None, num_classes=7)
-    if side == 28:  # what everybody does on small images
+    if stem == "imagenet":
+        whole.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
+    elif side == 28:  # what everybody does on small images
         whole.conv1 = torch.nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         whole.maxpool = torch.nn.Identity()
     x = torch.rand(3, channels, side, side)
     with_batch_statistics(whole, x)
-    network = of_torchvision(whole, inputs=Inputs(channels, side, 7))
+    network = of_torchvision(whole, inputs=Inputs(channels, side, 7), stem=stem)
     with torch.no_grad():
         expected = whole(x)
         assert torch.equal(network.decoder(network.encoder(x)), expected)
@@ -93,7 +97,7 @@ def test_either_stem_can_be_asked_for():
     [
         (None, Inputs(1, 28), "2 or more classes apart, got 1: .*--data.classes"),
         (None, Inputs(1, 7, 3), "8 pixels a side or more, got 7: --data.side 8"),
-        ("imagenet", Inputs(1, 28, 3), "32 pixels.* got 28: .*--network.stem small"),
+        ("imagenet", Inputs(1, 16, 3), "17 pixels.* got 16: .*--network.stem small"),
     ],
 )
 def test_what_it_does_not_take(stem, inputs, said):

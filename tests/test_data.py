@@ -671,6 +671,13 @@ def test_imagenet_side_256_is_the_papers_centre_crop(tmp_path, few):
         whole = np.asarray(image.resize((427, 256), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(whole[:, 85:341] - got).mean() < 3  # 85 1/3 + 256 + 85 1/3 pixels
     assert np.abs(whole[:, 82:338] - got).mean() > 3
+    cut = data.load("imagenet", "test", root=root, side=256, resize=False)
+    with Image.open(path) as image:  # the central 256 × 256 pixels (Appendix I)
+        centre = np.asarray(image.crop((192, 64, 448, 320)))
+    assert np.array_equal(cut.pixels[0].permute(1, 2, 0).numpy(), centre)
+    small = data.load("imagenet", "test", root=root, side=512, resize=False)  # 384 pixels high
+    whole = data.load("imagenet", "test", root=root, side=512)
+    assert torch.equal(small.pixels, whole.pixels)
 
 
 def test_imagenet_says_what_is_missing_and_how_archives_are_unpacked(tmp_path, cache, few):

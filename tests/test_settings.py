@@ -84,7 +84,7 @@ def test_every_preset_becomes_settings_and_back(name):
 
 def test_the_papers_settings():
     settings = settings_of("paper")
-    assert settings.steps == 50000
+    assert settings.steps == 20000
     assert settings.data == Data()
     optimizer = settings.optimizer
     assert (optimizer.network_lr, optimizer.codebook_lr) == (3e-4, 6e-2)

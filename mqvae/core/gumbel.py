@@ -131,8 +131,12 @@ class GumbelQuantizer(Quantizer):
     Raises:
         ValueError: if a size or a temperature is not positive, or `kl_weight` is negative.
 
-    Source: Jang et al. 2016, "Categorical reparameterization with Gumbel-softmax"; the weights
-    and the schedule are those of Karpathy 2021, deep-vector-quantization.
+    Source: Jang et al. 2016, "Categorical reparameterization with Gumbel-softmax"; the weight of
+    the divergence and the temperatures are those of Karpathy 2021, deep-vector-quantization, which
+    differs: logits come from all channels of the encoder, without k-means; the decoder sees one
+    codeword, by a straight-through sample, in evaluation too; the temperature falls as
+    1 − cos(πt/2), over 50 of 200 epochs; and the squared error is divided by twice the variance of
+    CIFAR-10's pixels, 0.127, so that beside a plain one the divergence has a weight of 6.3e-5.
     """
 
     steps: Tensor

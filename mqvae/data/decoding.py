@@ -72,7 +72,9 @@ def head(file: File) -> tuple[bool, int, int]:
         return image.mode in _GREY_MODES, *image.size
 
 
-def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.ndarray:
+def decode(
+    file: File, side: int, channels: int, *, offset: float = 0.5, resize: bool = True
+) -> np.ndarray:
     """(C, side, side) uint8: first frame, upright, a square of it; no transparency.
 
     Args:
@@ -80,6 +82,8 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
         side: Of the result.
         channels: 1 or 3.
         offset: Where the square lies along the longer side, 0 to 1; 0.5 is the centre.
+        resize: Whether the square is as high as the image; if not, it has `side` pixels, and only
+            smaller images are resized.
     """
     if isinstance(file, str):
         check_file(file)
@@ -94,6 +98,8 @@ def decode(file: File, side: int, channels: int, *, offset: float = 0.5) -> np.n
             # makes the long strip that an image of 10 × 100,000 pixels would become.
             short = min(width, height)
             left, top = (width - short) * offset, (height - short) * offset
+            if not resize and short >= side:  # whole pixels: nothing is interpolated
+                short, left, top = side, (width - side) // 2, (height - side) // 2
             box = (left, top, left + short, top + short)
             image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
         return numbers(image)

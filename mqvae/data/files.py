@@ -116,6 +116,8 @@ class Reading:
         on_error: What an image that cannot be read is: "stop" is an error that names it, "skip"
             takes the next one in its place.
         labels: Whether images have labels; zeros if not.
+        resize: Whether images are resized to `side`, or cut to it; then only smaller
+            ones are resized.
     """
 
     side: int | None = None
@@ -124,6 +126,7 @@ class Reading:
     workers: int | None = None
     on_error: str = "stop"
     labels: bool = True
+    resize: bool = True
 
     def __post_init__(self) -> None:
         if self.on_error not in ("stop", "skip"):

@@ -45,6 +45,7 @@ def load(
     workers: int | None = None,
     on_error: str = "stop",
     labels: bool = True,
+    resize: bool = True,
 ) -> Images:
     """Load a data set by its name, a folder of images, or shards.
 
@@ -68,6 +69,8 @@ def load(
         workers: Threads that decode files; as many as there are cores, 8 at most, if None.
         on_error: "stop" at a file that cannot be read, or "skip" it: the next takes its place.
         labels: Whether images of folders and shards have labels; zeros if not.
+        resize: False cuts `side` × `side` pixels at the centre instead, of images in files; only
+            smaller ones are resized.
 
     Raises:
         ValueError: if the name, split, side or channels are not among those possible, if a file is
@@ -84,7 +87,7 @@ def load(
     if split not in ("train", "test") and (split != "validation" or name in DATASETS):
         raise MqvaeError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
     check_options(side, channels)
-    reading = Reading(side, channels, memory, workers, on_error, labels)
+    reading = Reading(side, channels, memory, workers, on_error, labels, resize)
     root = None if root is None else Path(root).expanduser()
     if name in _LOADERS:
         return conform(_LOADERS[name](split, root, download), side=side, channels=channels)

@@ -34,6 +34,7 @@ class Stored(Images):
         channels: 1 or 3.
         workers: Threads that decode.
         skip: Take the next image for one that cannot be read.
+        resize: As of `Reading`.
         remarks: As of all `Images`.
     """
 
@@ -52,6 +53,7 @@ class Stored(Images):
         channels: int,
         workers: int,
         skip: bool,
+        resize: bool = True,
         remarks: tuple[str, ...] = (),
     ) -> None:
         self.files = files
@@ -65,6 +67,7 @@ class Stored(Images):
         self._side = side
         self._channels = channels
         self._skip = skip
+        self._resize = resize
         self._bad: set[int] = set()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -127,7 +130,9 @@ class Stored(Images):
             try:
                 row[:] = guarded(
                     lambda at=at: decode(  # type: ignore[misc]
-                        self.files.open(at), self._side, self._channels, offset=offset
+                        *(self.files.open(at), self._side, self._channels),
+                        offset=offset,
+                        resize=self._resize,
                     ),
                     partial(self.files.where, at),
                 )
@@ -195,6 +200,7 @@ def images_of(
         channels=reading.channels,
         workers=workers_of(reading),
         skip=reading.on_error == "skip",
+        resize=reading.resize,
         remarks=tuple(remarks),
     )
     memory = reading.memory

@@ -24,6 +24,8 @@ class ResNet18(Architecture):
     For images of up to 64 pixels a side the stem is what everybody takes on CIFAR, a 3×3
     convolution of stride 1 and no max-pool, so that 28 × 28 pixels have 14 × 14 embeddings; above,
     it is the original's 7×7 of stride 2 and the max-pool, and 224 × 224 pixels have 28 × 28.
+    With "imagenet" it is the original's at any side, as torchvision's own network runs on small
+    images: 28 × 28 pixels then have 4 × 4 embeddings.
 
     Batch norm in several processes: each normalizes by its own share of a batch, as
     DistributedDataParallel leaves it; what is measured and saved has the first one's statistics.
@@ -50,8 +52,8 @@ class ResNet18(Architecture):
                 f"ResNet18 tells 2 or more classes apart, got {inputs.classes}: take images that "
                 "have labels, in class folders or as .cls in shards, and no --data.classes 1."
             )
-        # layer4 halves what is left a last time.
-        least = 8 if self._small(inputs.side) else 32
+        # Rounded up, layer4 then still halves what is left a last time.
+        least = 8 if self._small(inputs.side) else 17
         if inputs.side < least:
             advice = "" if least == 8 else ", or --network.stem small"
             raise MqvaeError(

@@ -73,7 +73,8 @@ class Data:
             not given.
         workers: Threads that decode images from the disk; as many as there are cores, and 8 at
             most, if not given.
-        crop: Where along its longer side an image is cut to a square: random is for training.
+        crop: Where along its longer side an image is cut to a square: random is for training;
+            pixels cuts the central side × side pixels, and resizes only images that are smaller.
         flip: Mirror half of the training images.
         on_error: An image that cannot be read ends the run, or is skipped: the next one takes its
             place.
@@ -91,7 +92,7 @@ class Data:
     limit: Number | None = None
     memory: bool | None = None
     workers: Number | None = None
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random", "pixels"] = "center"
     flip: bool = False
     on_error: Literal["stop", "skip"] = "stop"
     above: Literal["same", "next", "held-out"] = "same"

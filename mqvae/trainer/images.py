@@ -87,6 +87,7 @@ def load_split(options: Data, split: str) -> Images:
         on_error=options.on_error,
         # Said by the user of images in folders that mean nothing; found in those without any.
         labels=options.classes != 1,
+        resize=options.crop != "pixels",
     )
 
 
@@ -228,7 +229,8 @@ def other_images(
                 f"{', '.join(DATASETS)}.{nearest(name.lower(), DATASETS)}"
             )
         how = (options.memory, data.workers, data.on_error)
-        images = load_all(path, Reading(data.side, data.channels, *how))
+        resize = data.crop != "pixels"
+        images = load_all(path, Reading(data.side, data.channels, *how, resize=resize))
     return BySize(images, data.channels or 1) if own_size else images
 
 
