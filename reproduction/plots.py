@@ -1,9 +1,13 @@
 """Error against bits, as SVG files that stand alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from reproduction.figures import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#1f5fbf", "#d1480f", "#2b8a3e", "#8a3ea8", "#a07000", "#0b8793")
 OTHERS = "#7a7a7a"
@@ -41,20 +45,17 @@ def draw(
                 bits, error = zip(*points, strict=True)
                 axes.plot(bits, [1e3 * e for e in error], "o-", color=colour, ms=4.5, lw=1.6)
                 axes.plot([], [], "o-", color=colour, ms=4.5, lw=1.6, label=family)
+                for row in results.of_family(family):
+                    place = results.value(row, x, data), results.value(row, "mse", data)
+                    if None not in place:
+                        _write(axes, _what(results.rows[row]), place[0], 1e3 * place[1], colour)
         for number, row in enumerate(others, 1):
             bits, error = results.value(row, x, data), results.value(row, "mse", data)
             if bits is not None and error is not None:
                 axes.plot(bits, 1e3 * error, "x", color=OTHERS, ms=5)
                 label = f"{number}: {results.rows[row]['label']}"
                 axes.plot([], [], "x", color=OTHERS, ms=5, label=label)
-                axes.annotate(
-                    str(number),
-                    (bits, 1e3 * error),
-                    xytext=(5, 3),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=OTHERS,
-                )
+                _write(axes, str(number), bits, 1e3 * error, OTHERS)
         what = {"entropy": "Entropy", "prior_bits": "Bits under a PixelCNN"}[x]
         axes.set_xlabel(f"{what}, bits a position")
         axes.set_ylabel("MSE (e-3), test images")
@@ -66,3 +67,16 @@ def draw(
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None, "Creator": None})
         plt.close(figure)
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    """What tells a row from others of its family: bits that were asked for, or codewords."""
+    options = row["options"]
+    if "quantizer.rate.bits" in options:
+        return f"{options['quantizer.rate.bits']:g} bits"
+    return f"{options['quantizer.num_codes']:,}"
+
+
+def _write(axes: "Axes", text: str, x: float, y: float, colour: str) -> None:
+    """Text beside a point."""
+    axes.annotate(text, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=colour)
