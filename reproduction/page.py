@@ -1,6 +1,5 @@
 """The page of the rate-distortion study, from its results and a template."""
 
-import statistics
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -53,20 +52,8 @@ def write(results_file: Path, docs: Path = DOCS) -> Path:
         number=len(results.by_run),
         hours=sum(sum(line["seconds"].values()) for line in results.by_run.values()) / 3600,
         devices=sorted({line["device"] for line in results.by_run.values()}),
-        images={
-            data: next(
-                (
-                    line["images"]
-                    for line in results.by_run.values()
-                    if line["asked"]["data"] == data and "train" in line["images"]
-                ),
-                {},
-            )
-            for data in (FASHION, PHOTOS)
-        },
         fashion=FASHION,
         photos=PHOTOS,
-        mean=statistics.fmean,
     )
     page.write_text(text, encoding="utf-8")
     return page
@@ -74,22 +61,27 @@ def write(results_file: Path, docs: Path = DOCS) -> Path:
 
 def _missing(study: Study, results: Results) -> dict[str, list[str]]:
     """Runs of the study without a result, and those without a prior, in words."""
-    found: dict[str, list[str]] = {"runs": [], "priors": []}
+    seeds: dict[str, dict[str, list[str]]] = {"runs": {}, "priors": {}}
     for task in study.tasks():
-        words = f"{study.rows[task.row]['label']}, {task.data}, seed {task.seed}"
         line = results.by_run.get((task.row, task.data, task.seed))
-        if line is None:
-            found["runs"].append(words)
-        elif task.prior is not None and "prior_bits" not in line["figures"]:
-            found["priors"].append(words)
-    return found
+        known = line["figures"] if line else {}
+        kind = "priors" if line else "runs"
+        if line is None or (task.prior is not None and "prior_bits" not in known):
+            words = f"{study.rows[task.row]['label']}, {task.data}"
+            of = seeds[kind].setdefault(words, [])
+            if str(task.seed) not in of:
+                of.append(str(task.seed))
+    return {
+        kind: [f"{words}: seed{'s' * (len(of) > 1)} {', '.join(of)}" for words, of in found.items()]
+        for kind, found in seeds.items()
+    }
 
 
 def _commits(results: Results) -> dict[str, list[str]]:
     """Commits of mqvae, with the rows that were run at each, in the order of dates."""
     found: dict[str, list[str]] = {}
     for line in sorted(results.by_run.values(), key=lambda line: line["date"]):
-        commit = line["versions"].get("commit", "")[:9] or "the committed study"
+        commit = line["versions"].get("commit", "")[:9] or "†"
         rows = found.setdefault(commit, [])
         if line["row"] not in rows:
             rows.append(line["row"])
