@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mqvae.core.refine import Refinement
 from mqvae.data import Images, fitting, these
 from mqvae.data.identity import identity_of
 from mqvae.errors import MqvaeError
@@ -19,6 +20,7 @@ from mqvae.progress import watched
 from mqvae.runs import read_json, write_json
 from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
 from mqvae.tokenizer.files import is_inside
+from mqvae.tokenizer.tokenizer import at_once
 
 PIECE = 10_000  # images of 64 × 64; fewer of larger ones
 INDEX = "index.json"
@@ -36,7 +38,9 @@ class Pieces:
         folder: The folder.
         tokenizer: What encodes.
         images: What is encoded.
-        size: Images in a piece (default: `PIECE` of 64 × 64, or as many as have the pixels).
+        size: Images in a piece (default: `PIECE` of 64 × 64, or as many as have the pixels; fewer
+            of those that are refined, so that a piece takes about as long).
+        refine: How codes are refined; None for the nearest.
 
     Raises:
         ValueError: if the folder holds something else; `overwrite` in `begin` replaces other codes.
@@ -49,11 +53,14 @@ class Pieces:
         images: Images,
         *,
         size: int | None = None,
+        refine: Refinement | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.tokenizer = tokenizer
         self.images = images
-        self.size = size = size or fitting(PIECE, images.shape)
+        self.refine = refine
+        most = PIECE if refine is None else max(PIECE // refine.passes, BATCH_SIZE)
+        self.size = size = size or fitting(most, images.shape)
         channels, side, _ = images.shape
         count = -(-len(images) // size)
         # What does not change when images are added, removed or replaced.
@@ -63,6 +70,7 @@ class Pieces:
             "side": side,
             "channels": channels,
             "model": tokenizer.model,
+            "refined": "" if refine is None else str(refine),
             "of": images.name,
             "split": images.split,
         }
@@ -90,11 +98,12 @@ class Pieces:
                 f"{self.folder} is a folder that holds other files than codes: choose another "
                 "--out, a new folder or a FILE.npz."
             )
-        same = all(there.get(key) == value for key, value in self._fixed.items())
+        # Of codes that were written before any were refined nothing is said.
+        then = {"refined": "", **there}
+        same = all(then.get(key) == value for key, value in self._fixed.items())
         if not same and not overwrite:
             raise MqvaeError(
-                f"{self.folder} holds codes of other images or of other weights"
-                f"{_differing(there, self._fixed)}: choose another --out, or add --overwrite."
+                f"{self.folder} holds codes {_differing(then, self._fixed)}: choose another --out, or add --overwrite."
             )
         return same and not overwrite
 
@@ -122,13 +131,13 @@ class Pieces:
         mine = range(rank, len(self.index["pieces"]), world_size)
         missing = [number for number in mine if not self._is_there(number)]
         batches = self._batches(missing)
-        total = sum(-(-len(self._range(number)) // BATCH_SIZE) for number in missing)
+        total = sum(-(-len(self._range(number)) // self._batch_size) for number in missing)
         parts: list[np.ndarray] = []
         writing: Future[None] | None = None
         # Compressed beside the encoding of the next piece.
         with ThreadPoolExecutor(1) as writer:
             for number, x in watched(batches, total, "encoding"):
-                parts.append(self.tokenizer.encode_batch(x).cpu().numpy())
+                parts.append(self.tokenizer.encode_batch(x, refine=self.refine).cpu().numpy())
                 if sum(map(len, parts)) == len(self._range(number)):
                     if writing is not None:
                         writing.result()
@@ -149,6 +158,10 @@ class Pieces:
         self._write_index(complete=True)
         return codes
 
+    @property
+    def _batch_size(self) -> int:
+        return BATCH_SIZE if self.refine is None else at_once(self.images.shape, self.refine)
+
     def _range(self, number: int) -> range:
         return range(number * self.size, min((number + 1) * self.size, len(self.images)))
 
@@ -157,7 +170,7 @@ class Pieces:
         parts = [
             (number, part)
             for number in numbers
-            for part in _indices(self._range(number)).split(BATCH_SIZE)
+            for part in _indices(self._range(number)).split(self._batch_size)
         ]
         taken = these(self.images, (part for _, part in parts), device=self.tokenizer.device)
         return ((number, x) for (number, _), (x, _) in zip(parts, taken, strict=True))
@@ -168,8 +181,9 @@ class Pieces:
             found = Codes.load(path)
         except ValueError:
             return False  # not there, or damaged: written anew
-        of = found.model, found.images, len(found.names) + len(found.skipped)
-        if of != (self.index["model"], self._fingerprints[number], len(mine)):
+        of = found.model, found.refined, found.images, len(found.names) + len(found.skipped)
+        wanted = self._fixed["model"], self._fixed["refined"], self._fingerprints[number], len(mine)
+        if of != wanted:
             return False
         # What could not be read then may be readable now, by other rights or from another disk.
         skipped = set(found.skipped)
@@ -186,7 +200,11 @@ class Pieces:
         )
         channels, side, _ = self.images.shape
         made = self.tokenizer.as_file(codes, side, channels, names=names)
-        made = replace(without(made, self.images), images=self._fingerprints[number])
+        made = replace(
+            without(made, self.images),
+            images=self._fingerprints[number],
+            refined=self._fixed["refined"],
+        )
         made.save(self.folder / self.index["pieces"][number])
 
     def _write_index(self, *, complete: bool) -> None:
@@ -266,9 +284,13 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Which images are there and which are wanted, if it is the images that differ."""
-    pairs = [tuple(f"{of.get('of')} ({of.get('split')})" for of in (there, wanted))]
-    return "".join(f" (those of {then}, not of {now})" for then, now in pairs if then != now)
+    """How codes differ: which images or what refinement is there and which is wanted."""
+    if there["refined"] != wanted["refined"]:
+        then, now = (of["refined"] or "the nearest ones" for of in (there, wanted))
+        return f"that were refined otherwise ({then}; wanted: {now})"
+    then, now = (f"{of.get('of')} ({of.get('split')})" for of in (there, wanted))
+    images = f" (those of {then}, not of {now})" if then != now else ""
+    return f"of other images or of other weights{images}"
 
 
 def _fingerprints(images: Images, size: int) -> list[str]:

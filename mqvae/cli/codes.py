@@ -4,7 +4,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from mqvae.cli.parser import add_accept, add_machine, folder_for, parser_of, processes_of
+from mqvae.cli.parser import (
+    add_accept,
+    add_machine,
+    add_refinement,
+    folder_for,
+    parser_of,
+    processes_of,
+    refinement_of,
+)
 from mqvae.cli.terminal import quiet
 from mqvae.errors import MqvaeError
 
@@ -32,6 +40,7 @@ def encode(arguments: list[str]) -> int:
         action="store_true",
         help="resize, crop and convert images to what the run was trained on",
     )
+    add_refinement(parser)
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     add_machine(parser, "the pieces")
     parser.add_argument(
@@ -42,6 +51,7 @@ def encode(arguments: list[str]) -> int:
     )
     add_accept(parser)
     options = parser.parse_args(arguments)
+    refine = refinement_of(options)
     from mqvae.tokenizer import Tokenizer
 
     to_file = options.out.endswith(".npz")
@@ -63,12 +73,12 @@ def encode(arguments: list[str]) -> int:
         if to_file:
             from mqvae.pieces import without
 
-            codes = without(tokenizer.encode_images(images), images)
+            codes = without(tokenizer.encode_images(images, refine=refine), images)
             codes.save(out)
         else:
             from mqvae.pieces import Pieces
 
-            pieces = Pieces(out, tokenizer, images)
+            pieces = Pieces(out, tokenizer, images, refine=refine)
             going_on = pieces.check(overwrite=options.overwrite)
             processes.wait()
             if processes.first:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_accept, add_machine, parser_of, processes_of
+from mqvae.cli.parser import (
+    add_accept,
+    add_machine,
+    add_refinement,
+    parser_of,
+    processes_of,
+    refinement_of,
+)
 from mqvae.cli.terminal import print_figures, quiet
 from mqvae.errors import MqvaeError
 
@@ -18,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(arguments: list[str]) -> int:
-    parser = parser_of("evaluate", "Measure a run; writes evaluations/SPLIT-CHECKPOINT.json.")
+    parser = parser_of(
+        "evaluate",
+        "Measure a run; writes evaluations/SPLIT-CHECKPOINT.json, with --refine "
+        "SPLIT-CHECKPOINT-refined.json.",
+    )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--split",
@@ -45,6 +56,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--checkpoint", default="last", choices=("last", "best"), help="(default: last)"
     )
+    add_refinement(parser)
     add_accept(parser)
     add_machine(parser, "the images")
     parser.add_argument(
@@ -61,6 +73,7 @@ def evaluate(arguments: list[str]) -> int:
         help="what class_score is taken with: a run of `mqvae train classifier` on the same images",
     )
     options = parser.parse_args(arguments)
+    refine = refinement_of(options)
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
     if options.classifier is not None and not {"class_score", "all"} & set(names):
         raise MqvaeError(
@@ -111,6 +124,7 @@ def evaluate(arguments: list[str]) -> int:
         together=True,
         further=further,
         fill=tokenizer.filled if options.own_size else alone,
+        encode=None if refine is None else partial(tokenizer.encode_batch, refine=refine),
     )
     if not processes.first:
         return 0
@@ -125,6 +139,7 @@ def evaluate(arguments: list[str]) -> int:
         step=tokenizer.step,
         weights=tokenizer.model,
         device=device_name(processes.device, processes.count),
+        refined="" if refine is None else str(refine),
     )
     for sentence in not_finite(result):
         _remark(f"warning: {sentence}")
@@ -134,6 +149,7 @@ def evaluate(arguments: list[str]) -> int:
     print(
         f"{protocol['images']:,} {split}images of {protocol['dataset']}, checkpoint "
         f"{options.checkpoint} (step {tokenizer.step:,})"
+        f"{'' if refine is None else f', codes {refine}'}"
     )
     print_figures(content, content["figures"])
     print(f"written: {path}")

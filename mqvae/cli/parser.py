@@ -10,6 +10,7 @@ from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 if TYPE_CHECKING:
+    from mqvae.core.refine import Refinement
     from mqvae.trainer import Processes
 
 ADVICE = {
@@ -69,6 +70,48 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
         help="use the images that are there now, though they are not those that the run had; what "
         "is written says so",
     )
+
+
+def add_refinement(parser: argparse.ArgumentParser) -> None:
+    """--refine, and what belongs to it."""
+    parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="PASSES",
+        help="look for better codes than the nearest by so many passes through the decoder and "
+        "back (default: nearest codes)",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        metavar="N",
+        help="with --refine: codes that are tried at each position (default: 8)",
+    )
+    parser.add_argument(
+        "--bits-weight",
+        type=float,
+        metavar="X",
+        help="with --refine: what a bit of an image's codes may cost in its loss, where the "
+        "quantizer has a rate; try 1e-5 (default: 0)",
+    )
+
+
+def refinement_of(options: argparse.Namespace) -> "Refinement | None":
+    """What `add_refinement`'s options ask for.
+
+    Raises:
+        ValueError: if a number is out of range, or --refine is missing.
+    """
+    names = {"candidates": "--candidates", "bits_weight": "--bits-weight"}
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.refine is None:
+        if given:
+            raise MqvaeError(f"{names[next(iter(given))]} is of refined codes: add --refine 50.")
+        return None
+    from mqvae.core.refine import Refinement
+
+    return Refinement(options.refine, **given)
 
 
 def processes_of(options: argparse.Namespace) -> "Processes":

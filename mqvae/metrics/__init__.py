@@ -85,6 +85,7 @@ def evaluate(
     together: bool = False,
     further: Mapping[str, ImageFigure] = MappingProxyType({}),
     fill: Callable[[Tensor], Tensor] = alone,
+    encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
 
@@ -98,6 +99,8 @@ def evaluate(
         further: New figures of the output as images, by their names, as `further_figures` makes.
         fill: Images (B, C, H, W) to what the network gets of them, with rows and columns added
             below and on the right, which are cut off its output again.
+        encode: Images (B, C, H, W), not filled, to other codes than the network's own, which its
+            decoder then gets; the gradient gap stays that of its own.
 
     Raises:
         ValueError: if there are no images, or there are further figures and the output is none.
@@ -110,6 +113,16 @@ def evaluate(
     sizes = [fitting(BATCH_SIZE, part.shape) for part in parts]
     counts = CodeCounts(quantizer.num_codes, quantizer.groups, device=device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
+
+    @torch.no_grad()
+    def passed(x: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, cut, and the codes that it is made of."""
+        if encode is None:
+            result = network(filled)
+            return _cut(result.output, filled, x), result.quantized.codes
+        codes = encode(x)
+        return _cut(network.decode(codes), filled, x), codes
+
     with evaluating(network, task):
         rank, count = (process_rank(), world_size()) if together else (0, 1)
         turns = {"rank": rank, "world_size": count}
@@ -122,10 +135,8 @@ def evaluate(
         for x, y, full in watched(batches, -(-number // count), "measuring"):
             target = task.target(x, y)
             filled = fill(x)
-            with torch.no_grad():
-                result = network(filled)
-            output = _cut(result.output, filled, x)
-            counts.add(result.quantized.codes)
+            output, codes = passed(x, filled)
+            counts.add(codes)
             measured.update(output, target)
             if further:
                 shown = task.images(output)
@@ -137,11 +148,9 @@ def evaluate(
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
         pixels, _ = parts[0].take(torch.arange(min(SAMPLES, len(parts[0]))))
         x = pixels.to(device) / 255
-        filled = fill(x)
         total = sum_across_processes if together else alone
         found = measured.compute(total)
-        with torch.no_grad():
-            pictures = measured.show(x, _cut(network(filled).output, filled, x))
+        pictures = measured.show(x, passed(x, fill(x))[0])
     counts = counts.of_all_processes() if together else counts
     gap, measured_batches = total(gaps).tolist()
     return Evaluation(

@@ -230,11 +230,15 @@ def images_of(content: Mapping[str, Any]) -> str:
 
 
 def checkpoint_of(content: Mapping[str, Any]) -> str:
-    """Which checkpoint a file is about, in words; empty where it does not say so."""
+    """Which checkpoint a file is about and how codes were refined; empty where neither is told."""
     if not content.get("checkpoint"):
         return ""
-    step = content.get("step")
-    return f"checkpoint {content['checkpoint']}" + (f", step {step:,}" if is_number(step) else "")
+    step, refined = content.get("step"), content.get("refined")
+    return (
+        f"checkpoint {content['checkpoint']}"
+        + (f", step {step:,}" if is_number(step) else "")
+        + (f", codes {refined}" if refined else "")
+    )
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

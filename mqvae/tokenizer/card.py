@@ -67,6 +67,8 @@ def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
                 content = read_json(path)
             except ValueError as error:
                 raise MqvaeError(f"{path} is damaged: {error}") from error
+            if "refined" in content:  # not what `encode` gives by itself
+                continue
             same = content.get("weights") == tokenizer.model
             # The summary is of the last step, whatever weights were saved there.
             if same or ("weights" not in content and content.get("steps") == tokenizer.step):

@@ -80,6 +80,7 @@ class Codes:
         model: Fingerprint of the weights that made them.
         skipped: Names of images that could not be read and have no codes.
         images: Fingerprint of the images, where it was taken: names, sizes and times of change.
+        refined: How codes were refined, in words; empty for the nearest codes.
     """
 
     codes: np.ndarray
@@ -90,6 +91,7 @@ class Codes:
     model: str
     skipped: tuple[str, ...] = ()
     images: str = ""
+    refined: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write a .npz file whole or not at all; readable by numpy alone, without pickle.
@@ -128,6 +130,7 @@ class Codes:
                     model=self.model,
                     skipped=skipped,
                     images=self.images,
+                    refined=self.refined,
                     digest=self._digest(),
                 )
                 file.flush()
@@ -183,12 +186,14 @@ class Codes:
                 model=str(file["model"]),
                 skipped=tuple(str(n) for n in file["skipped"]) if "skipped" in file else (),
                 images=str(file["images"]) if "images" in file else "",
+                refined=str(file["refined"]) if "refined" in file else "",
             )
             return found, str(file["digest"]) if "digest" in file else ""
 
     def _digest(self) -> str:
         """SHA-256 of all that is here, whatever type the codes have."""
         told = [self.num_codes, self.side, self.channels, self.names, self.model]
+        told += [self.refined] if self.refined else []
         shape = list(self.codes.shape)
         digest = hashlib.sha256(json.dumps([*told, self.skipped, self.images, shape]).encode())
         digest.update(self.codes.astype(_type_for(self.num_codes)).tobytes())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
+from mqvae.core.refine import Refinement, refined
 from mqvae.core.shown import html_table
 from mqvae.data import Images, fitting
 from mqvae.errors import MqvaeError
@@ -28,6 +30,11 @@ from mqvae.trainer import inputs_of
 
 BATCH_SIZE = 256
 _MODES = Lock()  # not a tokenizer's own, which could not be copied then
+
+
+def at_once(shape: Sequence[int], how: Refinement | None) -> int:
+    """How many images (C, H, W) are encoded at once; fewer where they are refined."""
+    return fitting(BATCH_SIZE, shape, side=64 if how is None else 16)
 
 
 class Tokenizer:
@@ -257,7 +264,9 @@ class Tokenizer:
             raise MqvaeError("without quantization there are no codes to encode to.")
 
     @torch.no_grad()
-    def encode(self, images: Pictures) -> Tensor | SizedCodes:
+    def encode(
+        self, images: Pictures, *, refine: int | Refinement | None = None
+    ) -> Tensor | SizedCodes:
         """Codes of images.
 
         Sides that are no multiple of the stride are filled up, on the right and below, with the
@@ -268,6 +277,8 @@ class Tokenizer:
             images: A PIL image, the path of an image file, an array (H, W), (H, W, C) or
                 (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of images, which may
                 have several sizes. Arrays and tensors are bytes, or floats in [0, 1].
+            refine: Passes through the decoder that look for better codes than the nearest, or all
+                about that search; None for the nearest.
 
         Returns:
             (B, h, w) int64, or (B, h, w, G) with more than one group. Where images have several
@@ -275,18 +286,18 @@ class Tokenizer:
 
         Raises:
             ValueError: says what is expected if it gets something else, the network refuses the
-                images, or it does not quantize.
+                images, it does not quantize, or its codes cannot be refined.
         """
         self._check_quantized()
         given = tensors_of(images, self.settings.data.channels or 1)
         sizes: list[Size] = [(image.shape[-2], image.shape[-1]) for image in given]
         if isinstance(given, Tensor):
-            codes = self.encode_batch(given)
+            codes = self.encode_batch(given, refine=refine)
         else:
             parts: dict[int, Tensor] = {}
             for indices in by_size(sizes):
-                part = self.encode_batch(torch.stack([given[i].to(self.device) for i in indices]))
-                parts |= zip(indices, part, strict=True)
+                part = torch.stack([given[i].to(self.device) for i in indices])
+                parts |= zip(indices, self.encode_batch(part, refine=refine), strict=True)
             codes = together([parts[i] for i in range(len(sizes))], fill=-1)
         whole = isinstance(given, Tensor) and not any(self._missing(*sizes[0]))
         return codes if whole else SizedCodes(codes, tuple(sizes))
@@ -303,25 +314,42 @@ class Tokenizer:
         return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
     @torch.no_grad()
-    def encode_batch(self, x: Tensor) -> Tensor:
+    def encode_batch(self, x: Tensor, *, refine: int | Refinement | None = None) -> Tensor:
         """Codes of images of one size, always a tensor: what `encode` does to each size.
 
         Args:
             x: (B, C, H, W) floats in [0, 1], on any device.
+            refine: As of `encode`.
 
         Returns:
             (B, h, w) int64, or (B, h, w, G) with more than one group, on the tokenizer's device.
 
         Raises:
-            ValueError: if the network refuses the images, or it does not quantize.
+            ValueError: if the network refuses the images, it does not quantize, or its codes cannot
+                be refined.
         """
         self._check_quantized()
+        how = Refinement(refine) if isinstance(refine, int) else refine
         dtype = next(self.network.parameters()).dtype
         codes = []
         with self._evaluating():
-            for part in x.split(fitting(BATCH_SIZE, (x.shape[1], x.shape[2], x.shape[3]))):
-                codes.append(self.network.encode(self.filled(part.to(self.device, dtype))))
+            for part in x.split(at_once((x.shape[1], x.shape[2], x.shape[3]), how)):
+                x = part.to(self.device, dtype)
+                codes.append(
+                    self.network.encode(self.filled(x)) if how is None else self._refined(x, how)
+                )
         return torch.cat(codes)
+
+    def _refined(self, x: Tensor, how: Refinement) -> Tensor:
+        """Refined codes of a few images on the device."""
+        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        if self.task.target(x, labels).shape != x.shape:
+            raise MqvaeError(
+                f"the codes of a {type(self.task).__name__} run cannot be refined: refinement "
+                "compares the output with the image, and this task compares it with something "
+                "else. Leave out the refinement."
+            )
+        return refined(self.network, self.filled(x), self.task, how, target=x)
 
     @torch.no_grad()
     def decode(self, codes: Tensor | np.ndarray | SizedCodes) -> Tensor:
@@ -419,12 +447,15 @@ class Tokenizer:
             self, what, fit=fit, on_error=on_error, accept_changed_data=accept_changed_data
         )
 
-    def encode_images(self, images: Images) -> Codes:
-        """Codes of many images, with what is needed to decode them."""
-        batches = watched_batches(images, BATCH_SIZE, "encoding", device=self.device)
-        parts = [self.encode_batch(x).cpu().numpy() for x, _ in batches]
+    def encode_images(self, images: Images, *, refine: int | Refinement | None = None) -> Codes:
+        """Codes of many images, with what is needed to decode them; `refine` as of `encode`."""
+        how = Refinement(refine) if isinstance(refine, int) else refine
+        size = BATCH_SIZE if how is None else at_once(images.shape, how)
+        batches = watched_batches(images, size, "encoding", device=self.device)
+        parts = [self.encode_batch(x, refine=how).cpu().numpy() for x, _ in batches]
         channels, side, _ = images.shape
-        return self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
+        made = self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
+        return made if how is None else replace(made, refined=str(how))
 
     def as_file(
         self, codes: np.ndarray, side: int, channels: int, *, names: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ def write_evaluation(
     weights: str,
     device: str,
     data: str = "",
+    refined: str = "",
 ) -> Path:
     """Merge what was measured into the file of its split and checkpoint, `evaluations/NAME.json`.
 
@@ -54,6 +55,7 @@ def write_evaluation(
         weights: Fingerprint of its weights.
         device: What it was measured on, in words.
         data: The name of other data than the run's: the file is DATA-DIGEST-CHECKPOINT then.
+        refined: How codes were refined, in words: the file is NAME-refined then.
 
     Returns:
         The file.
@@ -61,11 +63,13 @@ def write_evaluation(
     name = f"{result.protocol['split']}-{checkpoint}"
     if data:
         name = f"{data}-{images.digest[:8]}-{checkpoint}"
+    if refined:
+        name = f"{name}-refined"
     path = run.folder / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     identity = images.to_json()
     same = {key: result.protocol[key] for key in SAME}
-    before = _of_the_same(path, weights, identity, same)
+    before = _of_the_same(path, weights, identity, refined, same)
     described = {key: dataclasses.asdict(figure) for key, figure in result.described.items()}
     all_described = {**before.get("figures", {}), **described}
     names = list(result.figures)
@@ -78,6 +82,7 @@ def write_evaluation(
         "weights": weights,
         "images": identity,
         "source": source,
+        **({"refined": refined} if refined else {}),
         **({"accepted_changes": dict(changes)} if changes else {}),
         **{key: before[key] for key in before.get("figures", {})},
         **result.figures,
@@ -94,12 +99,17 @@ def write_evaluation(
 
 
 def _of_the_same(
-    path: Path, weights: str, images: Mapping[str, Any], protocol: Mapping[str, Any]
+    path: Path,
+    weights: str,
+    images: Mapping[str, Any],
+    refined: str,
+    protocol: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a file says of these weights and images; nothing if it is about others, or damaged."""
     try:
         content = read_json(path)
         same = content["weights"] == weights and content["images"] == images
+        same = same and content.get("refined", "") == refined
         same = same and protocol.items() <= content["protocol"].items()
         if same and all(key in content for key in content["figures"]):
             return dict(content)
