@@ -59,6 +59,7 @@ class Pieces:
         self.tokenizer = tokenizer
         self.images = images
         self.refine = refine
+        self._refined = "" if refine is None else str(refine)
         most = PIECE if refine is None else max(PIECE // refine.passes, BATCH_SIZE)
         self.size = size = size or fitting(most, images.shape)
         channels, side, _ = images.shape
@@ -70,7 +71,7 @@ class Pieces:
             "side": side,
             "channels": channels,
             "model": tokenizer.model,
-            "refined": "" if refine is None else str(refine),
+            "refined": self._refined,
             "of": images.name,
             "split": images.split,
         }
@@ -103,7 +104,8 @@ class Pieces:
         same = all(then.get(key) == value for key, value in self._fixed.items())
         if not same and not overwrite:
             raise MqvaeError(
-                f"{self.folder} holds codes {_differing(then, self._fixed)}: choose another --out, or add --overwrite."
+                f"{self.folder} holds codes {_differing(then, self._fixed)}: choose another --out, "
+                "or add --overwrite."
             )
         return same and not overwrite
 
@@ -182,7 +184,7 @@ class Pieces:
         except ValueError:
             return False  # not there, or damaged: written anew
         of = found.model, found.refined, found.images, len(found.names) + len(found.skipped)
-        wanted = self._fixed["model"], self._fixed["refined"], self._fingerprints[number], len(mine)
+        wanted = self.index["model"], self._refined, self._fingerprints[number], len(mine)
         if of != wanted:
             return False
         # What could not be read then may be readable now, by other rights or from another disk.
@@ -203,7 +205,7 @@ class Pieces:
         made = replace(
             without(made, self.images),
             images=self._fingerprints[number],
-            refined=self._fixed["refined"],
+            refined=self._refined,
         )
         made.save(self.folder / self.index["pieces"][number])
 
