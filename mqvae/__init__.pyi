@@ -17,6 +17,7 @@ from .core.codebook import Affine as Affine
 from .core.codebook import CodebookMap as CodebookMap
 from .core.codebook import HyperNetwork as HyperNetwork
 from .core.codebook import LinearMap as LinearMap
+from .core.codebook import MovingAverage as MovingAverage
 from .core.codebook import Table as Table
 from .core.distance import Cosine as Cosine
 from .core.distance import Distance as Distance
@@ -55,6 +56,7 @@ from .core.replacement import ByTaskGradient as ByTaskGradient
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed
 from .core.replacement import Placement as Placement
 from .core.replacement import Replacement as Replacement
+from .core.replacement import ReplaceUnused as ReplaceUnused
 from .core.transport import Transport as Transport
 from .core.updates import Alternated as Alternated
 from .core.updates import Ema as Ema

@@ -140,8 +140,9 @@ def test_where_nothing_is_due_nothing_is_judged(monkeypatch):
 def test_a_rule_that_hands_over_no_loss_is_told():
     quantizer = Quantizer(40, 6, replacement=LeastRecentlyUsed(1, draws=4))
     z_e = torch.randn(7, 6)
+    quantizer.record(z_e, quantizer.encode(z_e))
     with pytest.raises(ValueError, match="draws=4 needs the loss") as caught:
-        quantizer.after_step(z_e, quantizer.encode(z_e), lambda rows: None)
+        quantizer.update()
     assert "or leave draws out" in str(caught.value)
 
 

@@ -227,8 +227,10 @@ def test_a_frozen_encoder_has_no_task_gradient_and_all_are_alike():
 def test_a_rule_that_hands_over_no_task_gradient_is_told():
     quantizer = VectorQuantizer(40, 6, replacement=LeastRecentlyUsed(1, ByTaskGradient()))
     z_e = torch.randn(7, 6)
+    quantizer.record(z_e, quantizer.encode(z_e))
     with pytest.raises(ValueError, match="needs ∂L_task/∂ẑ") as caught:
-        quantizer.after_step(z_e, quantizer.encode(z_e), lambda rows: None)
+        quantizer.update()
     assert "or use ByError()" in str(caught.value)
     quantizer.replacement = LeastRecentlyUsed(1, ByError())
-    quantizer.after_step(z_e, quantizer.encode(z_e), lambda rows: None)
+    quantizer.record(z_e, quantizer.encode(z_e))
+    quantizer.update()

@@ -68,7 +68,8 @@ def test_losses_and_gradients_for_given_codes_are_those_without_a_rate():
     quantizer = quantizer_with_rate(bits=2.0, after=0)
     z = spread(300, 4)
     for _ in range(40):
-        quantizer.after_step(z, quantizer.encode(z), lambda rows: None)
+        quantizer.record(z, quantizer.encode(z))
+        quantizer.update()
     plain = mqvae.VectorQuantizer(64, 4)
     plain.codebook.assign(quantizer.codebook().detach())
     found = quantizer(z)
@@ -96,7 +97,8 @@ def lloyd(quantizer, steps, *, number=500, scale=lambda step: 1.0):
             with torch.no_grad():
                 means = sums / counts.clamp(min=1)
                 quantizer.codebook.weight.lerp_(means, 0.1 * (counts > 0))
-        quantizer.after_step(z, codes, lambda rows: None)
+        quantizer.record(z, codes)
+        quantizer.update()
         spent.append(quantizer.prices.spent.clone())
     return torch.stack(spent)  # (steps, books)
 
@@ -211,7 +213,8 @@ def test_a_new_codebook_knows_no_prices():
     quantizer = quantizer_with_rate(codes=16, bits=2.0, after=0)
     z = spread(200, 4)
     for _ in range(3):
-        quantizer.after_step(z, quantizer.encode(z), lambda rows: None)
+        quantizer.record(z, quantizer.encode(z))
+        quantizer.update()
     assert quantizer.prices.price().count_nonzero()
     quantizer.initialize(z)
     assert not quantizer.prices.price().count_nonzero()
@@ -222,7 +225,8 @@ def test_prices_stay_in_single_precision():
     z = spread(200, 4).bfloat16()
     before = quantizer.prices.probabilities.clone()
     assert before.dtype == torch.float32
-    quantizer.after_step(z, quantizer.encode(z), lambda rows: None)
+    quantizer.record(z, quantizer.encode(z))
+    quantizer.update()
     changed = (quantizer.prices.probabilities - before).abs().max()
     assert 0 < changed < 0.01
 
@@ -231,8 +235,10 @@ def test_embeddings_that_are_not_finite_leave_the_prices_finite():
     quantizer = quantizer_with_rate(codes=16, bits=2.0, after=0)
     z = spread(200, 4)
     codes = quantizer.encode(z)
-    quantizer.after_step(z, codes, lambda rows: None)
-    quantizer.after_step(z * math.inf, codes, lambda rows: None)
+    quantizer.record(z, codes)
+    quantizer.update()
+    quantizer.record(z * math.inf, codes)
+    quantizer.update()
     assert all(torch.isfinite(value).all() for value in quantizer.prices.state_dict().values())
 
 
@@ -242,7 +248,8 @@ def test_every_stage_of_a_residual_quantizer_has_a_rate():
     z = spread(1000, 4)
     quantizer.initialize(z)
     for _ in range(700):
-        quantizer.after_step(z, quantizer.encode(z), lambda rows: None)
+        quantizer.record(z, quantizer.encode(z))
+        quantizer.update()
     spent = [stage.prices.spent.item() for stage in stages]
     assert spent == pytest.approx([3.0, 2.0], abs=0.5)
 

@@ -125,8 +125,8 @@ def test_counts_and_replacements_follow_a_literal_loop(seed, after, groups, batc
     for size in batches:
         z_e = torch.randn(size, 4)
         codes = quantizer(z_e).codes
-        before, forgotten = weight.detach().clone(), []
-        quantizer.after_step(z_e, codes, forgotten.append)
+        before = weight.detach().clone()
+        quantizer.update()
         rows = {
             (0 if shared else g * 6) + int(code)
             for one in codes.reshape(-1, number)
@@ -139,7 +139,7 @@ def test_counts_and_replacements_follow_a_literal_loop(seed, after, groups, batc
                 dead.append(row)
                 unused[row] = 0
         assert quantizer.unused_steps.tolist() == unused
-        assert [r for f in forgotten for r in f.tolist()] == dead
+        assert (weight != before).any(1).nonzero().flatten().tolist() == dead
         for row in range(len(weight)):
             if row not in dead:
                 assert torch.equal(weight[row], before[row])
@@ -381,9 +381,13 @@ def test_no_codeword_becomes_an_embedding_that_is_not_finite(placed, bad):
     z_e = torch.randn(20, DIM)
     z_e[::2] = bad
     codes = torch.zeros(20, 2, dtype=torch.int64)
-    forgotten: list[Tensor] = []
+    replaced: set[int] = set()
     for _ in range(8):
-        quantizer.after_step(z_e, codes, forgotten.append, torch.randn(20, DIM))
+        before = quantizer.codebook.weight.detach().clone()
+        quantizer.record(z_e, codes)
+        quantizer.update(task_gradient=torch.randn(20, DIM))
+        changed = (quantizer.codebook.weight != before).any(1)
+        replaced |= set(changed.nonzero().flatten().tolist())
         assert torch.isfinite(quantizer.codebook.weight).all()
     if bad < 1e38:  # large, but a number
         return
@@ -391,7 +395,7 @@ def test_no_codeword_becomes_an_embedding_that_is_not_finite(placed, bad):
     # Never the origin, as a draw of nobody would give.
     assert (quantizer.codebook.weight[rows] != 0).all()
     every = z_e.view(20, 2, -1)[1::2]
-    for row in torch.cat(forgotten).unique().tolist():
+    for row in replaced:
         drawn = quantizer.codebook.weight[row]
         assert (every[:, row // CODES] == drawn).all(1).any()
 
@@ -402,7 +406,8 @@ def test_where_no_embedding_is_finite_nothing_is_replaced():
     before = quantizer.codebook.weight.detach().clone()
     z_e, codes = torch.full((6, DIM), torch.nan), torch.zeros(6, dtype=torch.int64)
     for _ in range(3):
-        quantizer.after_step(z_e, codes, lambda rows: None)
+        quantizer.record(z_e, codes)
+        quantizer.update()
     assert torch.equal(quantizer.codebook.weight, before)
     # They are still due.
     assert quantizer.get_buffer("unused_steps").tolist() == [0] + [3] * (CODES - 1)
@@ -419,5 +424,6 @@ def test_a_draw_whose_loss_is_not_a_number_does_not_win():
         return next(losses)
 
     codes = torch.zeros(20, dtype=torch.int64)
-    network.quantizer.after_step(torch.randn(20, DIM), codes, lambda rows: None, None, loss)
+    network.quantizer.record(torch.randn(20, DIM), codes)
+    network.quantizer.update(loss=loss)
     assert torch.equal(network.quantizer.codebook.weight, tables[2])

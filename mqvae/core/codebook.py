@@ -6,10 +6,12 @@ the upper level trains. Its `forward` gives the codewords, (rows, dim), its `ass
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from mqvae.core.averages import Averages, check_decay
 from mqvae.errors import MqvaeError
 
 
@@ -23,6 +25,25 @@ class Codebook(nn.Module, ABC):
     @abstractmethod
     def assign(self, codewords: Tensor) -> None:
         """Make `codewords`, (rows, dim), the codebook."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the tensors that it is made of."""
+        return self._any.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self._any.device
+
+    @property
+    def _any(self) -> Tensor:
+        return next(chain(self.parameters(), self.buffers()))
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything trains it."""
+        return any(p.requires_grad for p in self.parameters())
 
     def translate(self, by: Tensor) -> None:
         """Move every codeword by a row of `by`, (rows, dim), and by nothing else.
@@ -50,6 +71,36 @@ class Table(CodebookMap):
 
     def build(self, rows: int, dim: int) -> Codebook:
         return TableCodebook(rows, dim)
+
+
+@dataclass(frozen=True)
+class MovingAverage(Table):
+    """C is a moving average (EMA) of the embeddings that choose each codeword (Eq. 17).
+
+        N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e        e_k = m_k / N_k
+
+    `quantizer.update()` takes the step. The codewords are no parameters: no optimizer has them, and
+    the codebook loss trains nothing. One that no embedding chose stays where it is, and ε, the
+    smoothing of N, pulls no codeword to the origin.
+
+    Args:
+        decay: γ. 0.99 is usual; 0.9 follows an encoder that learns fast.
+        epsilon: ε, in embeddings.
+
+    Raises:
+        MqvaeError: if `decay` is not in [0, 1), or `epsilon` is negative.
+
+    Source: van den Oord et al. 2017, Appendix A.1.
+    """
+
+    decay: float = 0.99
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_decay(self.decay, self.epsilon)
+
+    def build(self, rows: int, dim: int) -> Codebook:
+        return AverageCodebook(rows, dim, self.decay, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -106,6 +157,8 @@ def _spread(rows: int, dim: int) -> Tensor:
 
 
 class TableCodebook(Codebook):
+    weight: Tensor
+
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(_spread(rows, dim))
@@ -120,6 +173,17 @@ class TableCodebook(Codebook):
     @torch.no_grad()
     def translate(self, by: Tensor) -> None:
         self.weight.add_(by)
+
+
+class AverageCodebook(TableCodebook):
+    learns = True
+
+    def __init__(self, rows: int, dim: int, decay: float, epsilon: float) -> None:
+        super().__init__(rows, dim)
+        codewords = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", codewords)
+        self.averages = Averages(codewords, decay, epsilon)
 
 
 class AffineCodebook(Codebook):

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim import Optimizer
 
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
+from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer import Quantized, Quantizer
 from mqvae.errors import MqvaeError
 
@@ -41,7 +43,7 @@ class _Relaxed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, codebook: Tensor, temperature: float
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, codebook: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, k = len(z), len(weight)
         dtype = torch.promote_types(z.dtype, torch.float32)
@@ -55,8 +57,7 @@ class _Relaxed(torch.autograd.Function):
             noisy = logits.add_(gumbel_noise(logits)).div_(temperature)
             sample[part] = noisy.softmax(-1)
             z_q[part] = sample[part].to(codebook.dtype) @ codebook
-        ctx.save_for_backward(z, weight, bias, codebook, sample, divergence)
-        ctx.temperature = temperature
+        ctx.save_for_backward(z, weight, bias, codebook, sample, divergence, temperature)
         ctx.mark_non_differentiable(codes)
         ctx.set_materialize_grads(False)  # the prior alone reaches no codeword
         return z_q, codes, divergence.mean()
@@ -66,12 +67,12 @@ class _Relaxed(torch.autograd.Function):
     def backward(
         ctx: Any, g_mixed: Tensor | None, _: None, g_divergence: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        z, weight, bias, codebook, sample, divergence = ctx.saved_tensors
+        z, weight, bias, codebook, sample, divergence, temperature = ctx.saved_tensors
         n, k = sample.shape
         g_z = torch.empty_like(z)
         g_weight, g_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         g_codebook = None if g_mixed is None else torch.zeros_like(codebook)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             for part in _blocks(n, k, z.device):
                 s = sample[part]
                 g_logits = torch.zeros_like(s)
@@ -80,7 +81,7 @@ class _Relaxed(torch.autograd.Function):
                     g_codebook += s.to(codebook.dtype).T @ g
                     g_s = (g @ codebook.T).to(s.dtype)
                     g_s -= (s * g_s).sum(-1, keepdim=True)
-                    g_logits.addcmul_(s, g_s, value=1 / ctx.temperature)
+                    g_logits.addcmul_(s * temperature.reciprocal().to(s.dtype), g_s)
                 if g_divergence is not None:
                     log_q = _logits(z[part], weight, bias).log_softmax(-1)
                     g_q = log_q + (math.log(k) - divergence[part, None])
@@ -181,17 +182,21 @@ class GumbelQuantizer(Quantizer):
     @property
     def temperature(self) -> float:
         """The temperature of the next update."""
-        done = min(1.0, int(self.steps) / self.anneal_steps)
-        fall = 0.5 * (1 + math.cos(math.pi * done))
+        return float(self._temperature())
+
+    def _temperature(self) -> Tensor:
+        """The same where the quantizer is: a GPU would have to be waited for to know it."""
+        done = (self.steps.double() / self.anneal_steps).clamp(max=1)
+        fall = 0.5 * (1 + (math.pi * done).cos())
         return self.final_temperature + (self.first_temperature - self.final_temperature) * fall
 
     def quantize(self, z_e: Tensor) -> Quantized:
         self.check_width(z_e)
         if self.training:
-            with torch.autocast(z_e.device.type, enabled=False):
+            with without_autocast(z_e.device):
                 mixed, codes, divergence = _Relaxed.apply(
                     z_e.reshape(-1, self.dim).to(self.codebook.dtype),
-                    *(self.head.weight, self.head.bias, self.codebook, self.temperature),
+                    *(self.head.weight, self.head.bias, self.codebook, self._temperature()),
                 )
             z_q, codes = mixed.view_as(z_e), codes.view(z_e.shape[:-1])
         else:
@@ -209,7 +214,7 @@ class GumbelQuantizer(Quantizer):
     def _logits(self, z_e: Tensor) -> Iterator[Tensor]:
         z = z_e.reshape(-1, self.dim).to(self.codebook.dtype)
         for part in _blocks(z.shape[0], self.num_codes, z.device):
-            with torch.autocast(z_e.device.type, enabled=False):
+            with without_autocast(z_e.device):
                 logits = _logits(z[part], self.head.weight, self.head.bias)
             yield logits
 
@@ -238,13 +243,13 @@ class GumbelQuantizer(Quantizer):
         self.head.bias.copy_(-scale * centres.square().sum(1))
 
     @torch.no_grad()
-    def after_step(
+    def update(
         self,
-        z_e: Tensor,
-        codes: Tensor,
-        forget: Callable[[Tensor], None],
+        optimizer: Optimizer | None = None,
+        *,
         task_gradient: Tensor | None = None,
         loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        """Let the temperature fall. Call it once after each step of the optimizer."""
         if self.training:
             self.steps.add_(1)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mqvae.core.passes import without_autocast
 from mqvae.errors import MqvaeError
 
 BLOCK = 64  # codewords whose scores are reduced at once, see `_lowest`
@@ -36,7 +37,7 @@ def nearest(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tenso
     z_e, codebook = z_e.detach(), codebook.detach()
     if torch.compiler.is_exporting():
         return _at_once(z_e, codebook, price)
-    with torch.autocast(z_e.device.type, enabled=False), torch.no_grad():
+    with without_autocast(z_e.device), torch.no_grad():
         # Half precision cannot rank neighbours that float32 tells apart.
         dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
         codebook = codebook.to(dtype)

@@ -1,7 +1,8 @@
 """Passes through a network that leave no trace, and the random state they share."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,17 @@ def full(tensor: Tensor) -> Tensor:
 def finite_rows(values: Tensor) -> Tensor:
     """Values (K, d), zero in each row that holds a number which is not finite."""
     return values.where(torch.isfinite(values).all(1, keepdim=True), 0)
+
+
+def without_autocast(device: torch.device | str) -> AbstractContextManager[Any]:
+    """Inside, nothing is cast to half precision; of a device that casts nothing it does nothing."""
+    kind = device if isinstance(device, str) else device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def casting(device: torch.device) -> bool:
+    """Whether autocast is on for a device."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 @contextmanager

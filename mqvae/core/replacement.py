@@ -12,9 +12,9 @@ from mqvae.core.distributed import (
     mean_across_processes,
     process_rank,
     sum_across_processes,
-    sums_across_processes,
     world_size,
 )
+from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
 
@@ -30,6 +30,7 @@ class Pool:
         task_gradient: ∂L_task/∂ẑ of `parts`, (N, G, d); None from a rule that does not say it.
         loss: L on this process's batch with rows of the table, (R,), set to codewords, (R, d); None
             from a rule that does not say it.
+        mask: Which of `parts` may be drawn, (N, G) bool; None for all.
     """
 
     parts: Tensor
@@ -38,6 +39,7 @@ class Pool:
     selected: Callable[[], Tensor]
     task_gradient: Tensor | None = None
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    mask: Tensor | None = None
 
     def draw(self, rows: Tensor, placed: "Placement | None" = None) -> Tensor:
         """A random embedding for each of some rows, (R,), of its own codebook: (R, d).
@@ -52,19 +54,31 @@ class Pool:
         if not len(rows):
             return self.parts.new_empty(0, dim)
         group = rows // (self.rows // groups)
-        if placed is None:
+        if placed is not None:
+            weights = placed.weights(self)
+        elif self.mask is not None:
+            weights = full(self.mask.to(self.parts.dtype))
+        else:
+            weights = None
+        if weights is None:
             own, picks = self._alike(rows)
         else:
-            own, picks = self._weighted(group, placed.weights(self))
-        found = self.parts.new_zeros(len(rows), dim)
-        found[own] = self.parts[picks[own], group[own]]
-        return sum_across_processes(found)
+            own, picks = self._weighted(group, weights)
+        if not len(self.parts):
+            return sum_across_processes(self.parts.new_zeros(len(rows), dim))
+        found = self.parts[picks.clamp(0, len(self.parts) - 1), group]
+        return sum_across_processes(found.where(own[:, None], 0))
 
     def _alike(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the rows become embeddings of this process, and where in `parts` these are."""
-        sizes = self.sizes.tolist()
-        picks = from_first_process(torch.randint(sum(sizes), (len(rows),), device=rows.device))
-        picks = picks - sum(sizes[: process_rank()])
+        before = self.sizes[: process_rank()].sum()
+        if world_size() == 1 or readable(rows):
+            total = len(self.parts) if world_size() == 1 else int(self.sizes.sum())
+            picks = torch.randint(total, (len(rows),), device=rows.device)
+        else:
+            chance = torch.rand(len(rows), dtype=torch.float64, device=rows.device)
+            picks = (chance * self.sizes.sum()).long()
+        picks = from_first_process(picks) - before
         return (picks >= 0) & (picks < len(self.parts)), picks
 
     def _weighted(self, group: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +95,7 @@ class Pool:
         begins = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])[process_rank()]  # (G,)
         codebooks = torch.arange(weights.shape[1], device=group.device)
         same = group[:, None] == codebooks  # (R, G)
-        before = same.cumsum(0)[same] - 1  # rows of the same codebook that come before
+        before = (same.cumsum(0) * same).sum(1) - 1  # rows of the same codebook that come before
         chance = from_first_process(torch.rand(len(group), dtype=ends.dtype, device=ends.device))
         at = (before + chance) / same.sum(0)[group] * ends[-1, group]
         # Rounding may lead up to the end, where nobody is.
@@ -109,7 +123,7 @@ class ByError(Placement):
     """
 
     def weights(self, pool: Pool) -> Tensor:
-        away = _wide(pool.selected()) - _wide(pool.parts)
+        away = full(pool.selected()) - full(pool.parts)
         return away.square().sum(-1)
 
 
@@ -133,12 +147,8 @@ class ByTaskGradient(Placement):
                 "ByTaskGradient() needs ∂L_task/∂ẑ, which this update rule does not hand over: "
                 "take Joint, Synchronous, Ema or Meta, or use ByError()."
             )
-        away = _wide(pool.selected()) - _wide(pool.parts)
-        return (_wide(pool.task_gradient) * away).sum(-1).clamp(min=0)
-
-
-def _wide(vectors: Tensor) -> Tensor:
-    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        away = full(pool.selected()) - full(pool.parts)
+        return (full(pool.task_gradient) * away).sum(-1).clamp(min=0)
 
 
 class Replacement(ABC):
@@ -148,7 +158,8 @@ class Replacement(ABC):
     def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
         """The rows of the table to replace, (R,), and what they become, (R, d).
 
-        Several processes must answer alike.
+        A row of −1 replaces nothing: a GPU, which would have to be waited for to know how many
+        rows there are, answers for all of them. Several processes must answer alike.
 
         Args:
             unused_steps: Updates since any process chose a row, (rows,).
@@ -164,7 +175,8 @@ class LeastRecentlyUsed(Replacement):
 
     With several draws the batch's loss decides, L(φ', θ', C), when encoder, decoder and codebook
     have stepped: under `Kept()` that is the look-ahead. Each step on which a codeword is replaced
-    then costs a forward pass of the encoder, and a search and one of the decoder for each draw.
+    then costs a forward pass of the encoder, and a search and one of the decoder for each draw;
+    and a GPU is waited for at each step, to know whether there is one.
 
     Args:
         after: Updates without use after which a codeword is replaced.
@@ -194,7 +206,11 @@ class LeastRecentlyUsed(Replacement):
         Raises:
             ValueError: if there are several draws, and the update rule did not hand over the loss.
         """
-        dead = (unused_steps >= self.after).nonzero().flatten()
+        due = unused_steps >= self.after
+        if self.draws == 1 and not readable(due):
+            rows = torch.arange(len(due), device=due.device)
+            return rows.where(due, -1), pool.draw(rows, self.placed)
+        dead = due.nonzero().flatten()
         found = [pool.draw(dead, self.placed) for _ in range(self.draws if len(dead) else 1)]
         if len(found) == 1:
             return dead, found[0]
@@ -207,9 +223,10 @@ class LeastRecentlyUsed(Replacement):
         return dead, found[int(losses.nan_to_num(torch.inf).argmin())]
 
 
-def count_uses(rows: Tensor, number: int, size: int) -> tuple[Tensor, Tensor]:
-    """How often all processes chose each of `number` rows, and the `size` of each process."""
-    sizes = rows.new_zeros(world_size())
-    sizes[process_rank()] = size
-    counts, sizes = sums_across_processes([torch.bincount(rows, minlength=number), sizes])
-    return counts, sizes
+ReplaceUnused = LeastRecentlyUsed
+"""Another name of `LeastRecentlyUsed`."""
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether its values can be read on the host without waiting for a device."""
+    return tensor.is_cpu

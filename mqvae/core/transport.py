@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distributed import sums_across_processes
-from mqvae.core.passes import full
+from mqvae.core.passes import full, without_autocast
 from mqvae.errors import MqvaeError
 
 
@@ -47,7 +47,7 @@ class Transport:
             z_e: The embeddings, (N, d).
             change: Δ, what the step did to them, (N, d).
         """
-        with torch.autocast(table.device.type, enabled=False):
+        with without_autocast(table.device):
             return self._moved(full(table.detach()), rows, z_e, change)
 
     def _moved(self, table: Tensor, rows: Tensor, z_e: Tensor, change: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Transport:
         point = torch.cat([z_e - origin, z_e.new_ones(len(z_e), 1)], 1)  # (N, d + 1)
         counts, sums, moments, cross = sums_across_processes(
             [
-                torch.bincount(rows, minlength=len(table)).to(table.dtype),
+                table.new_zeros(len(table)).index_add_(0, rows, table.new_ones(len(rows))),
                 torch.zeros_like(table).index_add_(0, rows, change),
                 point.T @ point,
                 point.T @ change,

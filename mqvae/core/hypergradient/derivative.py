@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from mqvae.core.bilevel import Gradients, moved
 from mqvae.core.distributed import sum_across_processes, world_size
-from mqvae.core.passes import full
+from mqvae.core.passes import casting, full, without_autocast
 from mqvae.errors import MqvaeError
 
 
@@ -153,14 +153,14 @@ def along(
         own: So many of the tangents, the first, are each process's own part of one of all.
         widen: Whether f takes a point in single precision where its own is in half.
     """
-    device = primals[0].device.type
+    device = primals[0].device
     half = widen and any(p.is_floating_point() and p.dtype.itemsize < 4 for p in primals)
     if half:
         primals = [full(p) for p in primals]
         tangents = [None if t is None else full(t) for t in tangents]
-    if half or torch.is_autocast_enabled(device):
+    if half or casting(device):
         centre = None  # known in half precision only
-    with torch.autocast(device, enabled=False):
+    with without_autocast(device):
         if all(t is None for t in tangents):
             return torch.zeros_like(f(list(primals)) if centre is None else centre)
         norms = [t.norm() for t in tangents if t is not None]

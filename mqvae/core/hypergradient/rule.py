@@ -12,7 +12,7 @@ from mqvae.core.estimator import StraightThrough
 from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, along
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import full
+from mqvae.core.passes import casting, full, without_autocast
 from mqvae.core.quantizer import CodebookQuantizer
 from mqvae.errors import MqvaeError
 
@@ -123,13 +123,13 @@ def require_optimizer_step(look_ahead: object, rule: str) -> None:
 def ends(batch: Batch, here: LowerPass, phi: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Embeddings before a step of the encoder and after it, at φ'; each (..., D)."""
     # Half precision cannot tell two near passes apart: both ends are made anew then.
-    known = not torch.is_autocast_enabled(here.z_e.device.type) and here.z_e.dtype.itemsize >= 4
+    known = not casting(here.z_e.device) and here.z_e.dtype.itemsize >= 4
     return here.z_e.detach() if known else embedded(batch, here.phi), embedded(batch, phi)
 
 
 def embedded(batch: Batch, phi: list[Tensor]) -> Tensor:
     """z_e at φ in full precision, (..., D)."""
-    with torch.no_grad(), torch.autocast(batch.x.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(batch.x.device):
         return batch.embed([full(p) for p in phi])
 
 

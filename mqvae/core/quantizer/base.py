@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mqvae.core.distributed import process_rank
 from mqvae.core.estimator import Estimator
+from mqvae.core.passes import without_autocast
 from mqvae.core.shown import Shown
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError, NotFiniteEmbeddings
@@ -70,7 +72,12 @@ class Quantizer(nn.Module, ABC):
         self.check_width(z_e)
         if not self.training:
             self._check_finite(z_e)
-        return self.quantize(self.place(z_e))
+        placed = self.place(z_e)
+        quantized = self.quantize(placed)
+        # Checkpointing makes a pass again, going back: it has been recorded.
+        if self.training and (torch.compiler.is_compiling() or graph_task() == -1):
+            self.record(placed.detach(), quantized.codes)
+        return quantized
 
     @abstractmethod
     def quantize(self, z_e: Tensor) -> Quantized:
@@ -103,23 +110,35 @@ class Quantizer(nn.Module, ABC):
         """Embeddings as the encoder gives them to where they are compared with codewords."""
         return z_e
 
-    @torch.no_grad()
-    def after_step(
+    def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
+        """Remember a training pass for `update`; a pass of `forward` in training mode does it.
+
+        Args:
+            z_e: Embeddings, placed, (..., D).
+            codes: Their codes.
+            mask: Which of them count, (...) bool; None for all.
+        """
+
+    def discard(self) -> None:
+        """Drop what training passes left, as if they had not been."""
+
+    def update(
         self,
-        z_e: Tensor,
-        codes: Tensor,
-        forget: Callable[[Tensor], None],
+        optimizer: Optimizer | None = None,
+        *,
         task_gradient: Tensor | None = None,
         loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """What a quantizer does when the optimizers have stepped; called by the update rules.
+        """Apply what the training passes since the last call left: EMA, replacement, prices.
+
+        Call it once after each step of the optimizer, in every process; the update rules do so
+        themselves. In eval mode it does nothing.
 
         Args:
-            z_e: The embeddings of the step, placed, (..., D).
-            codes: Their codes.
-            forget: Makes the rule forget what it remembers of given rows of the table.
-            task_gradient: ∂L_task/∂ẑ of this process's embeddings, (..., D), where it is known.
-            loss: L on this process's batch under a table, (rows, d), where it can be told.
+            optimizer: The codebook's; it forgets its moments of codewords that are replaced.
+            task_gradient: ∂L_task/∂ẑ of the last pass in this process, (..., D), for
+                `ByTaskGradient`.
+            loss: L on this process's batch under a table, (rows, d), for several draws.
         """
 
     def forget_use(self) -> None:
@@ -146,7 +165,7 @@ class Quantizer(nn.Module, ABC):
         first = process_rank() * len(z_e)
         places = torch.arange(first, first + len(z_e) + 1, dtype=torch.float64, device="cpu")
         here = (places * self.unquantized).floor().diff() > 0
-        return here.to(z_e.device).view(-1, *[1] * (z_e.ndim - 1))
+        return here.to(z_e.device, non_blocking=True).view(-1, *[1] * (z_e.ndim - 1))
 
     def check_width(self, z_e: Tensor) -> None:
         """Refuse embeddings that are not D wide, which might broadcast.
@@ -195,6 +214,11 @@ class Quantizer(nn.Module, ABC):
                 f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."
             )
         return codes
+
+
+def graph_task() -> int:
+    """The backward pass that calls; −1 outside of any."""
+    return torch._C._current_graph_task_id()
 
 
 def check_number(num_codes: int) -> None:
@@ -270,7 +294,7 @@ class CodebookQuantizer(Quantizer):
         if self._unquantized(z_e) is None:
             return quantized
         wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
-        with torch.autocast(z_e.device.type, enabled=False):
+        with without_autocast(z_e.device):
             away = self.of_quantized(wide - self.lookup(quantized.codes, table).detach())
             return replace(
                 quantized,
@@ -281,7 +305,7 @@ class CodebookQuantizer(Quantizer):
     def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
         """`quantize` with the codes given."""
         wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
-        with torch.autocast(z_e.device.type, enabled=False):
+        with without_autocast(z_e.device):
             z_q = self.lookup(codes, table)  # (..., D)
             return Quantized(
                 z_q=self.estimator(z_e, z_q.to(z_e.dtype)),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.estimator import StraightThrough
+from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer.base import Quantized, Quantizer, check_number
 from mqvae.errors import MqvaeError
 
@@ -66,7 +67,7 @@ class FiniteScalarQuantizer(Quantizer):
         return f"levels={self.levels.tolist()}"
 
     def place(self, z_e: Tensor) -> Tensor:
-        with torch.autocast(z_e.device.type, enabled=False):
+        with without_autocast(z_e.device):
             wide = _wide(z_e)
             half = (1 + MARGIN) * (self.levels.to(wide.dtype) - 1) / 2
             offset = (1 - self.levels % 2) / 2

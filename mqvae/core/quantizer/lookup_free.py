@@ -7,6 +7,7 @@ from torch.nn.functional import softplus
 from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.distributed import mean_with_graph
 from mqvae.core.estimator import StraightThrough
+from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer.base import Quantized, Quantizer, check_number
 from mqvae.errors import MqvaeError
 
@@ -97,7 +98,7 @@ class LookupFreeQuantizer(Quantizer):
     def quantize(self, z_e: Tensor) -> Quantized:
         self.check_width(z_e)
         wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
-        with torch.autocast(z_e.device.type, enabled=False):
+        with without_autocast(z_e.device):
             corner = self.corner.to(wide.dtype)
             z_q = torch.where(wide > 0, corner, -corner)
             commitment = self.of_quantized(wide - z_q).square().mean()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mqvae.core.distance import Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
@@ -134,22 +135,29 @@ class ResidualQuantizer(CodebookQuantizer):
         for stage in self._stages():
             stage.forget_use()
 
+    def discard(self) -> None:
+        for stage in self._stages():
+            stage.discard()
+
     @torch.no_grad()
-    def after_step(
-        self,
-        z_e: Tensor,
-        codes: Tensor,
-        forget: Callable[[Tensor], None],
-        task_gradient: Tensor | None = None,
-        loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        """Each stage learns what its codes cost; stages without a rate have nothing to do."""
-        if not any(stage.rate for stage in self._stages()):
+    def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
+        if not any(stage.updates for stage in self._stages()):
             return
         left = full(z_e)
         for stage, chosen in zip(self._stages(), self._columns(codes), strict=True):
-            stage.after_step(left, chosen, forget)
+            stage.record(left, chosen, mask)
             left = left - stage.lookup(chosen, stage.table())
+
+    @torch.no_grad()
+    def update(
+        self,
+        optimizer: Optimizer | None = None,
+        *,
+        task_gradient: Tensor | None = None,
+        loss: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        for stage in self._stages():
+            stage.update(optimizer)
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:

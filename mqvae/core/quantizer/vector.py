@@ -1,28 +1,48 @@
 """The nearest codeword for every embedding."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from mqvae.core.codebook import CodebookMap, Table
+from mqvae.core.codebook import AverageCodebook, CodebookMap, Table, TableCodebook
 from mqvae.core.distance import Distance, Euclidean
+from mqvae.core.distributed import (
+    process_rank,
+    sum_across_processes,
+    sums_across_processes,
+    world_size,
+)
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
-from mqvae.core.passes import full
+from mqvae.core.optimizer import forget_rows
+from mqvae.core.passes import full, without_autocast
 from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
+from mqvae.core.quantizer.pending import LastPass, Pending
 from mqvae.core.rate import Rate, RateAware
-from mqvae.core.replacement import Pool, Replacement, count_uses
+from mqvae.core.replacement import Pool, Replacement, readable
 from mqvae.core.selection import select
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError
+
+FORGOTTEN = 100  # passes in training without an update, after which a warning says so
 
 
 class VectorQuantizer(CodebookQuantizer):
     """Replaces every embedding by its nearest codeword.
 
-    The layer is a pure function of its input and its codebook: no forward pass changes its state.
+    In anybody's own training loop:
+
+        out = quantizer(encoder(x))
+        loss = mse(decoder(out.z_q), x) + 0.25 * out.commitment_loss + out.codebook_loss
+        loss.backward(); optimizer.step()
+        quantizer.update()
+
+    A pass in training mode leaves statistics behind, which `update` applies: EMA, replacement and
+    prices of codes. Nothing else changes its state.
 
     Args:
         num_codes: Number of codewords K of each codebook.
@@ -30,8 +50,8 @@ class VectorQuantizer(CodebookQuantizer):
         groups: G > 1 cuts an embedding into G parts of D/G dimensions, quantized apart
             (the paper's "+group").
         shared_codebook: All groups choose from one codebook instead of one each.
-        codebook: What the codewords are a function of: `Table()`, `Affine()`, `LinearMap()`,
-            `HyperNetwork()`.
+        codebook: What the codewords are a function of: `Table()`, `MovingAverage()` (EMA),
+            `Affine()`, `LinearMap()`, `HyperNetwork()`.
         distance: What is near: `Euclidean()` or `Cosine()`.
         estimator: How gradients pass: `StraightThrough()` or `Rotation()`.
         replacement: What brings unused codewords back (the paper's "+replace"); None for nothing.
@@ -94,14 +114,14 @@ class VectorQuantizer(CodebookQuantizer):
             self.register_buffer("unused_steps", torch.zeros(rows, dtype=torch.int64))
         self.rate = rate
         self.prices = None if rate is None else Rate(rate, rows // num_codes, num_codes)
+        self._pending = self._nothing()
 
     def extra_repr(self) -> str:
         return f"num_codes={self.num_codes}, dim={self.dim}, groups={self.groups}"
 
     def table(self) -> Tensor:
-        device = next(self.codebook.parameters()).device.type
         # A map is a layer to autocast, but codewords in half precision are other codewords.
-        with torch.autocast(device, enabled=False):
+        with without_autocast(self.codebook.device):
             return self.distance.place(self.codebook())
 
     def place(self, z_e: Tensor) -> Tensor:
@@ -171,7 +191,7 @@ class VectorQuantizer(CodebookQuantizer):
             return super().at_codes(z_e, codes, table)
         parts = z_e.reshape(-1, self.dim // self.groups)
         rows = self.rows(codes).flatten()
-        with torch.autocast(z_e.device.type, enabled=False):
+        with without_autocast(z_e.device):
             z_q, commitment, codebook = select(parts, table, rows)
         return Quantized(z_q.view(z_e.shape), codes, commitment, codebook)
 
@@ -204,7 +224,7 @@ class VectorQuantizer(CodebookQuantizer):
         Raises:
             ValueError: if a number is not finite in the codebook's type.
         """
-        dtype = next(self.codebook.parameters()).dtype
+        dtype = self.codebook.dtype
         if not torch.isfinite(codewords.to(dtype)).all():
             raise MqvaeError(
                 f"codewords must be finite numbers of the codebook's type, {dtype}, got inf or "
@@ -219,31 +239,113 @@ class VectorQuantizer(CodebookQuantizer):
         if self.prices is not None:
             self.prices.reset()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
+        super()._apply(fn, recurse)
+        self._pending = self._nothing()
+        return self
+
+    def _nothing(self) -> Pending:
+        """Statistics of no pass."""
+        averaged = isinstance(self.codebook, AverageCodebook)
+        table = self.codebook().detach()
+        return Pending(table, len(table) // self.num_codes, averaged)
+
+    @property
+    def updates(self) -> bool:
+        """Whether `update` has something to do."""
+        averaged = isinstance(self.codebook, AverageCodebook)
+        wanted = averaged or self.replacement is not None or self.prices is not None
+        return wanted and self.training and self.codebook.learns
+
     @torch.no_grad()
-    def after_step(
+    def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
+        if not self.updates:
+            return
+        pending, table = self._pending, self.table()
+        shape = self._parts_shape
+        parts = z_e.reshape(shape).to(table.dtype)
+        rows = self.rows(codes).flatten()
+        ones = torch.ones_like(rows)
+        if mask is not None:
+            mask = mask.reshape(-1, 1).expand(-1, self.groups).reshape(shape[:2])  # (N, G)
+            parts = parts.masked_fill(~mask[..., None], 0)
+            ones = mask.flatten().long()
+        pending.counts.scatter_add_(0, rows, ones)
+        if pending.sums is not None:
+            vectors = z_e.to(pending.sums.dtype).reshape(-1, table.shape[1])
+            if mask is not None:
+                vectors = vectors.masked_fill(~mask.view(-1, 1), 0)
+            pending.sums.index_add_(0, rows, vectors)
+        if self.prices is not None:
+            away = full(self.lookup(codes, table).reshape(shape)) - full(parts)
+            away = away if mask is None else away.masked_fill(~mask[..., None], 0)
+            pending.squares.add_(away.square().sum((0, 2)))
+        pending.last = LastPass(parts, codes, mask)
+        if not torch.compiler.is_compiling():
+            pending.passes += 1
+            if pending.passes == FORGOTTEN:
+                warnings.warn(
+                    f"{type(self).__name__} has made {FORGOTTEN} training passes without update(): "
+                    "its EMA, replacement and rate do nothing until you call quantizer.update() "
+                    "after each optimizer.step().",
+                    stacklevel=2,
+                )
+
+    def discard(self) -> None:
+        if self._pending.last is not None:
+            self._pending.clear()
+
+    @property
+    def _parts_shape(self) -> tuple[int, int, int]:
+        """(N, G, D/G), or (N·G, 1, D/G) with a shared codebook."""
+        return -1, 1 if self.shared_codebook else self.groups, self.dim // self.groups
+
+    @torch.no_grad()
+    def update(
         self,
-        z_e: Tensor,
-        codes: Tensor,
-        forget: Callable[[Tensor], None],
+        optimizer: Optimizer | None = None,
+        *,
         task_gradient: Tensor | None = None,
         loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        trained = any(p.requires_grad for p in self.codebook.parameters())
-        if not self.training or not trained or (self.replacement is None and self.prices is None):
+        pending, last = self._pending, self._pending.last
+        if not self.updates or (last is None and world_size() == 1):
             return
         table = self.table()
-        # (N, G, D/G), or (N·G, 1, D/G) with a shared codebook.
-        shape = (-1, 1 if self.shared_codebook else self.groups, table.shape[1])
-        parts = z_e.reshape(shape).to(table.dtype)
-        counts, sizes = count_uses(self.rows(codes).flatten(), len(table), len(parts))
+        if last is None:  # other processes may have had a pass
+            shape = self._parts_shape
+            last = LastPass(table.new_zeros(0, *shape[1:]), pending.counts.new_zeros(0), None)
+        sizes = pending.counts.new_zeros(world_size())
+        sizes[process_rank()] = len(last.parts)
+        counts, sizes = sums_across_processes([pending.counts, sizes])
+        if isinstance(self.codebook, AverageCodebook):
+            assert pending.sums is not None
+            averages, codewords = self.codebook.averages, self.codebook()
+            averages.follow(codewords, table)
+            sums = sum_across_processes(pending.sums)
+            self.codebook.assign(averages.step(counts, sums, codewords, table, all_move=False))
+            averages.codewords.copy_(codewords)
         if self.prices is not None:
-            away = full(self.lookup(codes, table).reshape(shape)) - full(parts)
-            self.prices.update(counts.view(-1, self.num_codes), away.square().sum((0, 2)))
-        if self.replacement is None:
-            return
-        (weight,) = self.codebook.parameters()
+            self.prices.update(counts.view(-1, self.num_codes), pending.squares)
+        if self.replacement is not None:
+            self._replace(counts, sizes, last, optimizer, task_gradient, loss)
+        pending.clear()
+
+    def _replace(
+        self,
+        counts: Tensor,
+        sizes: Tensor,
+        last: LastPass,
+        optimizer: Optimizer | None,
+        task_gradient: Tensor | None,
+        loss: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        assert self.replacement is not None and isinstance(self.codebook, TableCodebook)
+        weight, shape = self.codebook.weight, last.parts.shape
         unused = self.get_buffer("unused_steps")
-        unused.add_(1).masked_fill_(counts > 0, 0)
+        chosen = counts > 0
+        # Where nothing was chosen at all, a mask was over everything.
+        unused.add_(chosen.any()).masked_fill_(chosen, 0)
 
         def judged(rows: Tensor, codewords: Tensor) -> Tensor:
             assert loss is not None
@@ -251,19 +353,27 @@ class VectorQuantizer(CodebookQuantizer):
             return loss(self.distance.place(changed))
 
         pool = Pool(
-            parts,
+            last.parts,
             sizes,
             len(weight),
-            selected=lambda: self.lookup(codes, self.table()).reshape(shape),
+            selected=lambda: self.lookup(last.codes, self.table()).reshape(shape),
             task_gradient=None if task_gradient is None else task_gradient.reshape(shape),
             loss=None if loss is None else judged,
+            mask=last.mask,
         )
         rows, codewords = self.replacement(unused, pool)
-        if len(rows):
-            codewords = codewords.to(weight.dtype)
-            # What is drawn may not be finite; such a row is due again at the next step.
-            finite = torch.isfinite(codewords).all(1)
-            rows = rows[finite]
-            weight[rows] = codewords[finite]
-            unused[rows] = 0
-            forget(rows)
+        if readable(rows) and not len(rows):
+            return
+        codewords = codewords.to(weight.dtype)
+        # What is drawn may not be finite; such a row is due again at the next step.
+        here = (rows >= 0) & torch.isfinite(codewords).all(1)
+        rows = rows.where(here, len(weight))  # one row more takes what replaces nothing
+        nowhere = weight.new_zeros(1, weight.shape[1])
+        weight.copy_(torch.cat([weight, nowhere]).index_copy_(0, rows, codewords)[:-1])
+        replaced = torch.zeros(len(weight) + 1, dtype=torch.bool, device=weight.device)
+        replaced = replaced.index_fill_(0, rows, True)[:-1]
+        unused.masked_fill_(replaced, 0)
+        if optimizer is not None:
+            forget_rows(optimizer, weight, replaced)
+        if isinstance(self.codebook, AverageCodebook):
+            self.codebook.averages.follow(weight, self.table())

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mqvae.core.averages import Averages
 from mqvae.core.bilevel import Batch, Loss
-from mqvae.core.codebook import Table
+from mqvae.core.codebook import MovingAverage, Table
 from mqvae.core.distributed import ProcessGroup, sums_across_processes
 from mqvae.core.hypergradient import Ahead
 from mqvae.core.hypergradient.rule import ends, scatter, selecting
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot, finite_rows, full
+from mqvae.core.passes import Snapshot, finite_rows
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.transport import Transport
 from mqvae.core.updates.lookahead import Kept
@@ -89,18 +90,9 @@ class Ema(Update):
             codebook_weight=0.0,
             process_group=process_group,
         )
-        if not 0 <= decay < 1:
-            raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")
-        if not epsilon >= 0:
-            raise MqvaeError(f"epsilon must be 0 or more, got {epsilon}.")
         self.quantizer = plain_table(network, "Ema")
-        self.decay = decay
-        self.epsilon = epsilon
+        self.averages = Averages(self.quantizer.codebook(), decay, epsilon)
         self.transport = transport
-        codewords = self.quantizer.codebook().detach()
-        self._codewords = torch.zeros_like(codewords)  # as the last step left them
-        self._sums = full(torch.zeros_like(codewords))
-        self._sizes = self._sums.new_zeros(len(codewords))  # 0: no average yet
 
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
@@ -118,17 +110,12 @@ class Ema(Update):
         if not waits:
             self._average(batch, codes, z_e)
         self._after_step(z_e, codes, here.task_gradient, batch)
+        if not waits and self.quantizer.replacement is not None:
+            self._follow()
         return step_of(batch, here.task, here.quantized)
 
-    @torch.no_grad()
     def _follow(self) -> None:
-        """Take over the codebook's device and type, and codewords that anything else has set."""
-        codewords, table = self.quantizer.codebook(), full(self.quantizer.table())
-        self._codewords = self._codewords.to(codewords)
-        self._sizes, self._sums = self._sizes.to(table), self._sums.to(table)
-        anew = (codewords != self._codewords).any(1) | (self._sizes == 0)
-        self._sizes.masked_fill_(anew, 1)
-        self._sums = torch.where(anew[:, None], table, self._sums)
+        self.averages.follow(self.quantizer.codebook(), self.quantizer.table())
 
     @torch.no_grad()
     def _carry(self, transport: Transport, ahead: Ahead) -> Tensor:
@@ -137,43 +124,27 @@ class Ema(Update):
         codes = ahead.here.quantized.codes
         shift = self.quantizer.transported(transport, codes, z_here, z_ahead - z_here)
         shift = finite_rows(shift)
-        self._sums.addcmul_(self._sizes[:, None], shift)
+        self.averages.carry(shift)
         self.quantizer.translate(shift)
         return z_ahead
 
     @torch.no_grad()
     def _average(self, batch: Batch, codes: Tensor, z_e: Tensor) -> None:
-        codewords, table = self.quantizer.codebook(), full(self.quantizer.table())
+        codewords, table = self.quantizer.codebook(), self.quantizer.table()
         rows = self.quantizer.rows(codes).flatten()
-        counts = torch.bincount(rows, minlength=len(table)).to(table.dtype)
-        sums = scatter(batch, codes, z_e)
-        counts, sums = sums_across_processes([counts, sums])
-        counts = counts * torch.isfinite(sums).all(1)
-        sums = finite_rows(sums)
-        self._sizes.lerp_(counts, 1 - self.decay)
-        self._sums.lerp_(sums, 1 - self.decay)
-        # A size that falls to nothing would take its sum along, and the codeword with it.
-        least = torch.finfo(table.dtype).tiny ** 0.5
-        fell = self._sizes < least
-        self._sizes.masked_fill_(fell, least)
-        self._sums = torch.where(fell[:, None], least * table, self._sums)
-        means = (self._sums + self.epsilon * table) / (self._sizes + self.epsilon)[:, None]
-        means = means.to(codewords.dtype)
-        if self.transport is None:  # without embeddings nothing moves, not even by rounding
-            means = torch.where(counts[:, None] > 0, means, codewords)
-        self.quantizer.codebook.assign(means)
-        self._codewords.copy_(self.quantizer.codebook())
-
-    @torch.no_grad()
-    def forget(self, rows: Tensor) -> None:
-        """Rows that were replaced start again as an average of themselves."""
-        self._sizes[rows] = 1
-        self._sums[rows] = full(self.quantizer.table())[rows]
-        self._codewords[rows] = self.quantizer.codebook()[rows]
+        counts = self.averages.sizes.new_zeros(len(table))
+        counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+        counts, sums = sums_across_processes([counts, scatter(batch, codes, z_e)])
+        # Without embeddings nothing moves, not even by rounding, unless it is carried along.
+        found = self.averages.step(
+            counts, sums, codewords, table, all_move=self.transport is not None
+        )
+        self.quantizer.codebook.assign(found)
+        self.averages.codewords.copy_(self.quantizer.codebook())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages, N and m, and the codewords that they are of."""
-        return {"sizes": self._sizes, "sums": self._sums, "codewords": self._codewords}
+        return {name: getattr(self.averages, name) for name in ("sizes", "sums", "codewords")}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -195,7 +166,13 @@ def plain_table(network: VQNetwork, rule: str) -> VectorQuantizer:
         ValueError: if they are not.
     """
     quantizer = selecting(network)
-    if not (isinstance(quantizer, VectorQuantizer) and isinstance(quantizer.codebook_map, Table)):
+    kind = getattr(quantizer, "codebook_map", None)
+    if isinstance(kind, MovingAverage):
+        raise MqvaeError(
+            f"the codebook is a {kind} already, which every rule takes along: use Joint with "
+            f"upper=None in place of {rule}, or Table()."
+        )
+    if not (isinstance(quantizer, VectorQuantizer) and isinstance(kind, Table)):
         raise MqvaeError(
             f"{rule} sets codewords one by one: it needs a VectorQuantizer whose codebook is a "
             f"plain Table(), got {quantizer}."

@@ -15,6 +15,7 @@ from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights, pulled_back
 from mqvae.core.distributed import ProcessGroup, agree, within, world_size
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.network import VQNetwork
+from mqvae.core.optimizer import forget_rows
 from mqvae.core.passes import Snapshot, finite_rows, fresh_casts
 from mqvae.core.quantizer import Quantized
 from mqvae.core.shown import Shown
@@ -227,7 +228,10 @@ class Update(ABC):
             batch: What a codebook is judged on.
         """
         loss = None if batch is None else batch.judged()
-        self.network.quantizer.after_step(z_e.detach(), codes, self.forget, task_gradient, loss)
+        quantizer = self.network.quantizer
+        quantizer.discard()  # of passes that no step was made for
+        quantizer.record(z_e.detach(), codes)
+        quantizer.update(self.upper, task_gradient=task_gradient, loss=loss)
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
@@ -235,9 +239,8 @@ class Update(ABC):
         if self.upper is None:
             return
         for parameter in self.network.codebook_parameters():
-            for value in self.upper.state.get(parameter, {}).values():
-                if torch.is_tensor(value) and value.shape == parameter.shape:
-                    value[rows] = 0
+            here = torch.zeros(len(parameter), dtype=torch.bool, device=parameter.device)
+            forget_rows(self.upper, parameter, here.index_fill(0, rows.to(here.device), True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the rule itself remembers; nothing, for most."""

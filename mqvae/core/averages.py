@@ -1,0 +1,109 @@
+"""Codewords as moving averages of the embeddings that choose them (Eq. 17)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mqvae.core.passes import finite_rows, full
+from mqvae.errors import MqvaeError
+
+
+class Averages(nn.Module):
+    """Sums and sizes of moving averages, one for each row of a table.
+
+        N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e
+        e_k = (m_k + ε e_k) / (N_k + ε)
+
+    They are kept in float32 at least. A row that anything else has set since the last step (an
+    initialization, loaded weights, a replacement) starts again as an average of itself.
+
+    Args:
+        codewords: What is averaged, (rows, d), as parameters.
+        decay: γ.
+        epsilon: ε, smoothing of N, in embeddings.
+
+    Raises:
+        MqvaeError: if `decay` is not in [0, 1), or `epsilon` is negative.
+    """
+
+    sizes: Tensor  # (rows,); 0 before the first step
+    sums: Tensor  # (rows, d)
+    codewords: Tensor  # (rows, d), as the last step left them
+
+    def __init__(self, codewords: Tensor, decay: float, epsilon: float) -> None:
+        super().__init__()
+        check_decay(decay, epsilon)
+        self.decay = decay
+        self.epsilon = epsilon
+        sums = full(torch.zeros_like(codewords.detach()))
+        self.register_buffer("sizes", sums.new_zeros(len(codewords)))
+        self.register_buffer("sums", sums)
+        self.register_buffer("codewords", torch.zeros_like(codewords.detach()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Averages":
+        """As of any module, but in float32 at least: half precision stops a slow average."""
+        super()._apply(fn, recurse)
+        self.sizes, self.sums = full(self.sizes), full(self.sums)
+        return self
+
+    @torch.no_grad()
+    def follow(self, codewords: Tensor, table: Tensor) -> None:
+        """Take over device and type of the codebook, and rows that anything else has set.
+
+        Args:
+            codewords: The codebook's parameter, (rows, d).
+            table: The codewords where they are compared, (rows, d).
+        """
+        table = full(table)
+        self.codewords = self.codewords.to(codewords)
+        self.sizes, self.sums = self.sizes.to(table), self.sums.to(table)
+        anew = (codewords != self.codewords).any(1) | (self.sizes == 0)
+        self.sizes.masked_fill_(anew, 1)
+        self.sums = torch.where(anew[:, None], table, self.sums)
+        self.codewords.copy_(codewords)
+
+    @torch.no_grad()
+    def carry(self, shift: Tensor) -> None:
+        """Move what is averaged by (rows, d)."""
+        self.sums.addcmul_(self.sizes[:, None], shift)
+
+    @torch.no_grad()
+    def step(
+        self, counts: Tensor, sums: Tensor, codewords: Tensor, table: Tensor, *, all_move: bool
+    ) -> Tensor:
+        """Take in the embeddings of a step, and give the codewords, (rows, d).
+
+        Sums that are not finite are left out, as if no embedding had chosen that row.
+
+        Args:
+            counts: n, the number of embeddings of each row in all processes, (rows,).
+            sums: Their sums, (rows, d).
+            codewords: As in `follow`.
+            table: As in `follow`.
+            all_move: Whether a row that no embedding chose may move by rounding.
+        """
+        table = full(table)
+        counts = counts.to(table.dtype) * torch.isfinite(sums).all(1)
+        self.sizes.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(finite_rows(sums), 1 - self.decay)
+        # A size that falls to nothing would take its sum along, and the codeword with it.
+        least = torch.finfo(table.dtype).tiny ** 0.5
+        fell = self.sizes < least
+        self.sizes.masked_fill_(fell, least)
+        self.sums = torch.where(fell[:, None], least * table, self.sums)
+        means = (self.sums + self.epsilon * table) / (self.sizes + self.epsilon)[:, None]
+        means = means.to(codewords.dtype)
+        return means if all_move else torch.where(counts[:, None] > 0, means, codewords)
+
+
+def check_decay(decay: float, epsilon: float) -> None:
+    """Refuse averages that are none.
+
+    Raises:
+        MqvaeError: if `decay` is not in [0, 1), or `epsilon` is negative.
+    """
+    if not 0 <= decay < 1:
+        raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")
+    if not epsilon >= 0:
+        raise MqvaeError(f"epsilon must be 0 or more, got {epsilon}.")
