@@ -128,11 +128,15 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     began, bad, results = time.process_time(), 0, []
+    without: dict[str, dict[str, Any]] = {}
     print(f"{'setting':36} {'asked':>6} {'last':>6} {'least':>6} {'without':>8}  MSE, without")
     for name, method, rate, more in settings():
         if options.only not in name:
             continue
-        one, other = (trained(method, options.steps, each, more) for each in (rate, None))
+        twin = json.dumps([method, more])
+        if twin not in without:
+            without[twin] = trained(method, options.steps, None, more)
+        one, other = trained(method, options.steps, rate, more), without[twin]
         why = judged(rate, one, other)
         bad += bool(why)
         last, least = ends(rate, one) if "spent" in one else (math.nan, math.nan)

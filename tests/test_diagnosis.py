@@ -166,7 +166,8 @@ def test_a_codebook_with_a_rate_is_refitted_at_its_prices():
         quantizer.codebook.weight.mul_(0.7)
         z_e = network.embed(images.pixels / 255).flatten(0, -2)
         for _ in range(50):
-            quantizer.after_step(z_e, quantizer.encode(z_e), lambda rows: None)
+            quantizer.record(z_e, quantizer.encode(z_e))
+            quantizer.update()
         used = quantizer.encode(z_e).unique()
         prices = quantizer.prices.price()[0]
     assert len(used) < 24
