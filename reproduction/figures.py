@@ -95,7 +95,7 @@ class Results:
     def table(self, rows: Iterable[str], data: str, *, to: str) -> str:
         """Rows beside each other: seed 0, and the error of all seeds over that of row `to`."""
         lines = [
-            "| Quantizer | MSE (e-3) ↓ | LPIPS (e-1) ↓ | Entropy | PixelCNN | Codes in use "
+            "| Quantizer | MSE, e-3 ↓ | LPIPS, e-1 ↓ | Entropy | PixelCNN | Codes in use "
             f"| MSE against {self.rows[to]['label']} | Seeds |",
             "|:--|--:|--:|--:|--:|--:|--:|--:|",
         ]

@@ -56,6 +56,12 @@ def draw(
                 label = f"{number}: {results.rows[row]['label']}"
                 axes.plot([], [], "x", color=OTHERS, ms=5, label=label)
                 _write(axes, str(number), bits, 1e3 * error, OTHERS)
+        # Both plots of a data set have the same scale of errors.
+        rows = [*others, *(row for family in families for row in results.of_family(family))]
+        errors = [results.value(row, "mse", data) for row in rows]
+        if known := [1e3 * error for error in errors if error is not None]:
+            margin = 0.06 * (max(known) - min(known) or max(known))
+            axes.set_ylim(min(known) - margin, max(known) + margin)
         what = {"entropy": "Entropy", "prior_bits": "Bits under a PixelCNN"}[x]
         axes.set_xlabel(f"{what}, bits a position")
         axes.set_ylabel("MSE (e-3), test images")
