@@ -29,12 +29,12 @@ def write(results_file: Path, docs: Path = DOCS) -> Path:
     study = Study.load()
     results = Results(read(results_file), study.rows)
     plots = docs / "rate-distortion"
-    for data in (FASHION, PHOTOS):
-        for x in ("entropy", "prior_bits"):
-            others = OTHERS if data == FASHION else ()
-            draw(
-                results, plots / f"{data}-{x}.svg", x=x, data=data, families=FAMILIES, others=others
-            )
+    for data, x, others in (
+        (FASHION, "entropy", OTHERS),
+        (FASHION, "prior_bits", OTHERS),
+        (PHOTOS, "entropy", ()),  # too few photographs to train a PixelCNN on
+    ):
+        draw(results, plots / f"{data}-{x}.svg", x=x, data=data, families=FAMILIES, others=others)
     environment = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         undefined=StrictUndefined,
