@@ -10,9 +10,10 @@ from torch import nn
 
 import mqvae
 from mqvae.cli import main
-from mqvae.core.candidates import bits_of, candidates_of
+from mqvae.core.choices import choices_of
+from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
-from mqvae.core.refine import refined
+from mqvae.core.refine import _Search, refined
 from mqvae.errors import MqvaeError
 from mqvae.pieces import Pieces
 from mqvae.tasks import Reconstruction
@@ -82,13 +83,22 @@ def errors(network, codes, x):
         return (network.decode(codes) - x).square().flatten(1).mean(1)
 
 
-def test_no_image_is_worse_and_nothing_is_touched(network):
-    x, task = images(), Reconstruction().eval()
+def found_by(network, x, how):
+    curvature = curvature_of(network, x.shape[1:])
+    return refined(network, x, Reconstruction().eval(), how, curvature)
+
+
+PASSES = pytest.mark.parametrize("passes", [3, 14])  # without annealing, and with
+
+
+@PASSES
+def test_no_image_is_worse_and_nothing_is_touched(network, passes):
+    x = images()
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random = torch.get_rng_state()
-    codes = refined(network, x, task, mqvae.Refinement(15))
+    codes = found_by(network, x, mqvae.Refinement(passes))
     nearest = network.encode(x)
     assert codes.shape == nearest.shape and codes.dtype == nearest.dtype
     after, at_first = errors(network, codes, x), errors(network, nearest, x)
@@ -100,78 +110,127 @@ def test_no_image_is_worse_and_nothing_is_touched(network):
     assert not any(module.training for module in network.modules())
 
 
-def test_an_image_gets_its_codes_whatever_the_others_are(network):
+@PASSES
+def test_an_image_gets_its_codes_whatever_the_others_are(network, passes):
     """In double precision, where what batches of other sizes round apart flips no code."""
     network.double()
-    x, task, how = images().double(), Reconstruction().eval(), mqvae.Refinement(10)
-    whole = refined(network, x, task, how)
-    assert torch.equal(refined(network, x.flip(0), task, how), whole.flip(0))
-    assert torch.equal(refined(network, x[2:3], task, how), whole[2:3])
-    assert not torch.equal(refined(network, x, task, mqvae.Refinement(10, seed=1)), whole)
+    x, how = images().double(), mqvae.Refinement(passes)
+    whole = found_by(network, x, how)
+    assert torch.equal(found_by(network, x.flip(0), how), whole.flip(0))
+    assert torch.equal(found_by(network, x[2:3], how), whole[2:3])
 
 
-def test_candidates_stand_for_what_they_mix(network):
-    z_e = network.embed(images()).flatten(0, -2)
-    found = candidates_of(network.quantizer, z_e, 4)
-    choices, options = found.costs.shape[1:]
-    index = torch.randint(options, (len(z_e), choices))
-    certain = nn.functional.one_hot(index, options).float()
-    z_q = network.quantizer.decode(found.chosen(index))
-    torch.testing.assert_close(found.mixed(certain), z_q)
-    assert (found.costs.diff(dim=-1) >= -1e-5).all()  # the nearest first
+def test_noise_follows_from_the_seed(monkeypatch):
+    monkeypatch.setattr("mqvae.core.refine.STEPS", 0)  # which may end at the same codes
+    network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()
+    x = images()
+    codes = [found_by(network, x, mqvae.Refinement(12, seed=seed)) for seed in (0, 0, 1)]
+    assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
 
 
-@pytest.mark.parametrize("name", ["vector", "cosine", "groups with rates", "shared", "fsq", "bsq"])
-def test_the_first_candidates_are_the_codes_that_the_quantizer_gives(name):
-    quantizer = QUANTIZERS[name]()
-    z_e = quantizer.place(torch.randn(300, DIM))
-    found = candidates_of(quantizer, z_e, 5)
-    first = found.chosen(torch.zeros(found.costs.shape[:2], dtype=torch.int64))
-    assert torch.equal(first, quantizer._encode(z_e))
+def test_choices_are_the_codes_and_the_vectors_of_the_quantizer(network):
+    codes = network.encode(images())
+    choices = choices_of(network.quantizer)
+    options = choices.split(codes)
+    assert torch.equal(choices.join(options), codes)
+    z_q = torch.zeros(*options.shape[:-1], DIM)
+    for number, choice in enumerate(choices.each):
+        z_q[..., choice.dims] += choice.table[options[..., number]]
+    torch.testing.assert_close(z_q, network.quantizer.decode(codes))
 
 
-def test_candidates_are_those_of_all_codes_that_cost_least(monkeypatch):
-    monkeypatch.setattr("mqvae.core.candidates.SCORES", 40)  # in several parts
-    quantizer = QUANTIZERS["rate"]()
-    z_e = torch.randn(50, DIM) + 30  # far from zero, where products alone lose digits
-    quantizer.assign(quantizer.table() + 30)
-    with_prices(quantizer)
-    price = quantizer.prices.price()[0]
-    costs = torch.cdist(z_e.double(), quantizer.table().double()).square() + price
-    found = candidates_of(quantizer, z_e, 5)
-    torch.testing.assert_close(
-        found.costs[:, 0].double(), costs.sort(1).values[:, :5], rtol=1e-3, atol=1e-3
-    )
+def test_the_curvature_of_a_linear_decoder_is_its_own():
+    """Kernel 3, stride 2: a position shares one row or column of pixels with each neighbour."""
+    decoder = nn.ConvTranspose2d(DIM, 1, 3, 2, padding=1, output_padding=1)
+    network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), decoder).eval()
+    shape = (1, 24, 24)
+    z_q = torch.zeros(1, 12, 12, DIM)
+    full = torch.autograd.functional.jacobian(
+        lambda z: decoder(z.movedim(-1, 1)).flatten(), z_q
+    ).flatten(1)
+    full = (full.T @ full).view(144, DIM, 144, DIM)
+    middle = 6 * 12 + 6
+    found = curvature_of(network, shape, at_once=3)
+    for i in range(3):
+        for j in range(3):
+            right = full[middle, :, middle + 12 * (i - 1) + j - 1]
+            mine = found.blocks[:, :, i, j] * found.scale
+            assert (mine - right).norm() < 0.3 * full[middle, :, middle].norm()
+    own, right = found.blocks[:, :, 1, 1] * found.scale, full[middle, :, middle]
+    assert (own - right).norm() < 0.2 * right.norm()
 
 
-def test_stages_are_searched_together():
-    """A pair of codewords that no greedy choice finds is the nearest sum of two."""
-    quantizer = QUANTIZERS["stages"]()
-    z_e = torch.randn(40, DIM)
-    tables = [stage.table() for stage in quantizer.stages]
-    sums = sum(t.view(*[-1 if j == i else 1 for j in range(3)], DIM) for i, t in enumerate(tables))
-    nearest = torch.cdist(z_e, sums.reshape(-1, DIM)).amin(1).square()
-    found = candidates_of(quantizer, z_e, 12).costs[:, 0]  # (N, 12)
-    greedy = (quantizer.decode(quantizer.encode(z_e)) - z_e).square().sum(1)
-    assert (found[:, 0] <= greedy + 1e-5).all()
-    assert (found[:, 0] <= nearest + 1e-4).float().mean() > 0.9
+@pytest.mark.parametrize("name", ["vector", "groups", "stages", "fsq"])
+def test_steps_minimize_the_model_position_by_position(name):
+    """Beside a slow search of the same model, a position and a choice at a time."""
+    network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS[name](), Normed()).eval().double()
+    x = images(2).double()
+    half = torch.randn(DIM, DIM, 3, 3, dtype=torch.float64) / 9
+    blocks = half + half.transpose(0, 1).flip(2, 3)  # as of a symmetric matrix
+    blocks[:, :, 1, 1] += 3 * torch.eye(DIM)
+    choices = choices_of(network.quantizer)
+    how = mqvae.Refinement(1)
+    search = _Search(network, Reconstruction(), x, how, Curvature(blocks, 1.0), choices)
+    options = choices.split(network.encode(x))
+    gradient = torch.randn(2, 4, 4, DIM, dtype=torch.float64)
+    damping = torch.tensor([0.7, 1.9], dtype=torch.float64)
+    with torch.no_grad():
+        found = search._swept(options, gradient, damping)
+
+    def model(change, image):
+        value = (gradient[image] * change).sum()
+        for i in range(3):
+            for j in range(3):
+                moved = torch.zeros_like(change)
+                y, z = (
+                    slice(max(0, i - 1), 4 + min(0, i - 1)),
+                    slice(max(0, j - 1), 4 + min(0, j - 1)),
+                )
+                u, v = (
+                    slice(max(0, 1 - i), 4 + min(0, 1 - i)),
+                    slice(max(0, 1 - j), 4 + min(0, 1 - j)),
+                )
+                moved[u, v] = change[y, z]
+                value += damping[image] / 2 * (change @ blocks[:, :, i, j] * moved).sum()
+        return value
+
+    for image in range(2):
+        change = torch.zeros(4, 4, DIM, dtype=torch.float64)
+        chosen = options[image].clone()
+        for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            for i in range(a, 4, 2):
+                for j in range(b, 4, 2):
+                    for number, choice in enumerate(choices.each):
+                        values = []
+                        for vector in choice.table:
+                            tried = change.clone()
+                            tried[i, j, choice.dims] += vector - choice.table[chosen[i, j, number]]
+                            values.append(model(tried, image))
+                        best = int(torch.stack(values).argmin())
+                        change[i, j, choice.dims] += (
+                            choice.table[best] - choice.table[chosen[i, j, number]]
+                        )
+                        chosen[i, j, number] = best
+        assert torch.equal(found[image], chosen)
 
 
 # -- bits ------------------------------------------------------------------------------------------
 
 
 def spent(network, codes):
-    table = bits_of(network.quantizer)
-    codes = codes.reshape(codes.shape[0], -1, len(table))
-    return torch.stack([table[g][codes[..., g]].sum(1) for g in range(len(table))]).sum(0)
+    choices = choices_of(network.quantizer)
+    options = choices.split(codes)
+    bits = [c.bits[options[..., s]].flatten(1).sum(1) for s, c in enumerate(choices.each)]
+    return torch.stack(bits).sum(0)
 
 
+@PASSES
 @pytest.mark.parametrize("name", ["rate", "groups with rates", "stages with rates"])
-def test_bits_are_traded_against_the_loss_of_each_image(name):
+def test_bits_are_traded_against_the_loss_of_each_image(name, passes):
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS[name](), Normed()).eval()
-    x, task = images(), Reconstruction().eval()
+    x = images()
     nearest = network.encode(x)
-    found = {w: refined(network, x, task, mqvae.Refinement(20, bits_weight=w)) for w in (0, 0.01)}
+    found = {w: found_by(network, x, mqvae.Refinement(passes, w)) for w in (0, 0.01)}
     bits = {w: spent(network, codes).sum() for w, codes in found.items()}
     assert bits[0.01] < bits[0] and bits[0.01] < spent(network, nearest).sum()
     before, after = (
@@ -183,14 +242,13 @@ def test_bits_are_traded_against_the_loss_of_each_image(name):
 def test_bits_that_nobody_knows_are_refused():
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()
     with pytest.raises(MqvaeError, match="trained with a rate"):
-        refined(network, images(), Reconstruction(), mqvae.Refinement(2, bits_weight=1e-5))
+        found_by(network, images(), mqvae.Refinement(2, bits_weight=1e-5))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"passes": 0}, "1 pass or more, got 0"),
-        ({"candidates": 1}, "2 candidates or more, got 1"),
         ({"bits_weight": -1.0}, "bits_weight must be 0 or more"),
         ({"bits_weight": float("nan")}, "bits_weight must be 0 or more"),
     ],
@@ -207,8 +265,8 @@ class Own(mqvae.NoQuantizer):
 
 def test_a_quantizer_without_candidates_is_refused_by_name():
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), Own(DIM), Normed()).eval()
-    with pytest.raises(MqvaeError, match="codes of a Own cannot be refined"):
-        refined(network, images(), Reconstruction(), mqvae.Refinement(2))
+    with pytest.raises(MqvaeError, match="codes of Own cannot be refined"):
+        found_by(network, images(), mqvae.Refinement(2))
 
 
 # -- a tokenizer -----------------------------------------------------------------------------------
@@ -266,11 +324,11 @@ def test_tasks_and_networks_that_have_no_image_to_compare_are_refused(trained):
 
 def test_encode_writes_refined_codes_and_says_so(run, tokenizer, tmp_path):
     command = ["encode", str(run), "test", "--accelerator", "cpu", "--refine", "5"]
-    assert main([*command, "--candidates", "4", "--out", str(tmp_path / "codes.npz")]) == 0
+    assert main([*command, "--out", str(tmp_path / "codes.npz")]) == 0
     codes = Codes.load(tmp_path / "codes.npz")
-    assert codes.refined == "refined by 5 passes over 4 candidates, bits_weight 0, seed 0"
+    assert codes.refined == "refined by 5 passes, bits_weight 0, seed 0"
     x = tokenizer.find_images("test").take(torch.arange(len(codes.codes)))[0] / 255
-    same = codes.codes == tokenizer.encode(x, refine=mqvae.Refinement(5, 4)).numpy()
+    same = codes.codes == tokenizer.encode(x, refine=5).numpy()
     assert same.mean() > 0.99  # batches of other sizes may round a code apart
     assert not np.array_equal(codes.codes, tokenizer.encode(x).numpy())
 
@@ -286,9 +344,9 @@ def test_a_folder_is_resumed_under_the_same_refinement_alone(run, tokenizer, tmp
     codes = [Codes.load(folder / name) for name in whole.index["pieces"]]
     (folder / whole.index["pieces"][0]).unlink()  # as if it had been killed there
     command = ["encode", str(run), "test", "--accelerator", "cpu", "--out", str(folder)]
-    for other in ([], ["--refine", "4"], ["--refine", "40", "--candidates", "2"]):
+    for other in ([], ["--refine", "4"], ["--refine", "40", "--bits-weight", "1"]):
         assert main([*command, *other]) == 2
-        assert "that were refined otherwise (refined by 40 passes over 8" in capsys.readouterr().err
+        assert "that were refined otherwise (refined by 40 passes," in capsys.readouterr().err
     assert main([*command, "--refine", "40"]) == 0
     again = [Codes.load(folder / name) for name in whole.index["pieces"]]
     for one, other in zip(codes, again, strict=True):
@@ -311,7 +369,7 @@ def test_a_folder_of_before_is_one_of_nearest_codes(run, tokenizer, tmp_path):
 def test_evaluate_measures_refined_codes_beside_the_others(run, capsys):
     for options in ([], ["--refine", "5"], ["--refine", "6"]):
         assert main(["evaluate", str(run), "--accelerator", "cpu", *options]) == 0
-    assert "codes refined by 6 passes over 8 candidates" in capsys.readouterr().out
+    assert "codes refined by 6 passes" in capsys.readouterr().out
     plain, found = (
         json.loads((run / "evaluations" / f"test-last{end}.json").read_text())
         for end in ("", "-refined")
@@ -331,15 +389,14 @@ def test_the_card_has_what_encode_gives_by_itself(run, tokenizer, tmp_path):
     assert before == after
 
 
-@pytest.mark.parametrize("option", [["--candidates", "4"], ["--bits-weight", "1e-5"]])
 @pytest.mark.parametrize("command", ["encode", "evaluate"])
-def test_options_of_the_search_need_it(run, tmp_path, capsys, command, option):
+def test_the_weight_of_bits_needs_refinement(run, tmp_path, capsys, command):
     more = ["test", "--out", str(tmp_path / "codes")] if command == "encode" else []
-    assert main([command, str(run), *more, *option]) == 2
-    assert f"{option[0]} is of refined codes: add --refine 50." in capsys.readouterr().err
+    assert main([command, str(run), *more, "--bits-weight", "1e-5"]) == 2
+    assert "--bits-weight is of refined codes: add --refine 10." in capsys.readouterr().err
 
 
 def test_the_report_says_which_codes_were_refined(run, tmp_path):
     assert main(["evaluate", str(run), "--accelerator", "cpu", "--refine", "2"]) == 0
     assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
-    assert "codes refined by 2 passes over 8" in (tmp_path / "report.html").read_text()
+    assert "codes refined by 2 passes" in (tmp_path / "report.html").read_text()

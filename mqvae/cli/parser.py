@@ -82,12 +82,6 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
         "back (default: nearest codes)",
     )
     parser.add_argument(
-        "--candidates",
-        type=int,
-        metavar="N",
-        help="with --refine: codes that are tried at each position (default: 8)",
-    )
-    parser.add_argument(
         "--bits-weight",
         type=float,
         metavar="X",
@@ -102,16 +96,13 @@ def refinement_of(options: argparse.Namespace) -> "Refinement | None":
     Raises:
         ValueError: if a number is out of range, or --refine is missing.
     """
-    names = {"candidates": "--candidates", "bits_weight": "--bits-weight"}
-    given = {name: getattr(options, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
     if options.refine is None:
-        if given:
-            raise MqvaeError(f"{names[next(iter(given))]} is of refined codes: add --refine 50.")
+        if options.bits_weight is not None:
+            raise MqvaeError("--bits-weight is of refined codes: add --refine 10.")
         return None
     from mqvae.core.refine import Refinement
 
-    return Refinement(options.refine, **given)
+    return Refinement(options.refine, bits_weight=options.bits_weight or 0.0)
 
 
 def processes_of(options: argparse.Namespace) -> "Processes":

@@ -2,75 +2,86 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 
 from mqvae.core.bilevel import Loss
-from mqvae.core.candidates import Candidates, bits_of, candidates_of
+from mqvae.core.choices import Choices, choices_of
+from mqvae.core.curvature import Curvature, decoded
+from mqvae.core.nearest import nearest
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
-HOT, COLD = 1.0, 0.4  # first and last temperature
-SPREAD = 1.0  # mean logit that a candidate is behind the nearest one at first
-RATE = 0.3  # Adam's, of logits
-MOMENTS = 0.9, 0.999  # Adam's
-TINY = 1e-20  # its gradients may be: a loss of one image by the logit of one of many codes
-
-Bits = Callable[[Tensor, Tensor], Tensor]
-"""Expected bits of the codes of each image, (B,): of the probabilities of candidates,
-(B, ..., S, M), and of the codes that they stand for, (B, ..., S, M, T)."""
+DAMPING, FEW, CAREFUL = (
+    1.0,
+    5,
+    1.5,
+)  # of curvature at first; with few passes there is no time to err
+WORSE, BETTER = 1.3, 0.9  # its factor after a step
+STEPS = 10  # of this kind at most; all passes before are annealing
+CANDIDATES = 8  # codes that annealing chooses from
+HOT, COLD = 1.0, 0.4  # its first and last temperature
+RATE, MOMENTS = 0.3, (0.9, 0.999)  # Adam's
+SCORES = 2**22  # distances at once, 16 MiB of float32
+TINY = 1e-20  # gradients may be: of a loss of one image by the logit of one of many codes
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """How codes are refined: stochastic Gumbel annealing over the nearest codes of each position.
+    """How codes are refined: annealing, then steps that make good one position's error by others.
 
-    A code is drawn, softly, among the candidates of its position,
+    The last 10 passes, or all if there are no more, are Gauss-Newton steps. With δ the change of
+    z_q by other codes, J the decoder's Jacobian and g the gradient by z_q, which a pass tells,
 
-        z_q = Σ_k softmax((ℓ + noise) / τ)_k e_k        L_task(G_θ(z_q), x) + λ · bits → min over ℓ
+        L_task(G_θ(z_q + δ))  ≈  L_task(G_θ(z_q)) + gᵀδ + ½ μ δᵀ JᵀJ δ
 
-    with ℓ from distances at first, Adam, and τ falling from 1 to 0.4. An image gets the likeliest
-    codes, or keeps its nearest ones where these are no worse. Its noise follows from the seed and
-    its pixels alone, so codes do not depend on other images.
+    Each position in turn takes the code that minimizes this, given what the others have taken: so
+    errors are carried to those not yet chosen, as GPTQ does for weights. JᵀJ is taken as the same
+    at every position, and 0 beyond neighbours. The damping μ is each image's own: it falls after a
+    step that was better, and rises after one that was worse, which is undone.
+
+    Passes before these are stochastic Gumbel annealing over the 8 nearest codes of each position,
+
+        z_q = Σ_k softmax((ℓ + noise) / τ)_k e_k            L_task(G_θ(z_q)) → min over ℓ
+
+    with ℓ from distances at first, Adam, and τ falling from 1 to 0.4. Noise follows from the seed
+    and the image's pixels alone, so the codes of an image do not depend on other images. No image
+    ends with a higher loss than its nearest codes have.
 
     Args:
         passes: Passes through the decoder and back, for every image.
-        candidates: Codes that a position may get: those of lowest distance, or of lowest distance
-            and price where the quantizer has a rate.
-        bits_weight: λ, what a bit of the codes of an image may cost in task loss. With 0 codes may
-            become rarer, which costs bits where they are entropy-coded.
+        bits_weight: λ, what a bit of the codes of an image may cost in task loss, where the
+            quantizer has a rate: then loss + λ · bits is minimized and never higher. With 0 codes
+            may become rarer, which costs bits where they are entropy-coded.
         seed: Of the noise.
 
     Raises:
         MqvaeError: if a number is out of range.
 
     Example:
-        >>> codes = tokenizer.encode(images, refine=mqvae.Refinement(50, bits_weight=1e-5))
+        >>> codes = tokenizer.encode(images, refine=mqvae.Refinement(10, bits_weight=1e-5))
 
-    Source: Yang, Bamler & Mandt 2020, "Improving inference for neural image compression".
+    Source: Frantar et al. 2022, "GPTQ: accurate post-training quantization", for carried errors;
+    Yang, Bamler & Mandt 2020, "Improving inference for neural image compression", for annealing.
     """
 
-    passes: int = 50
-    candidates: int = 8
+    passes: int = 10
     bits_weight: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.passes < 1:
             raise MqvaeError(f"refinement takes 1 pass or more, got {self.passes}.")
-        if self.candidates < 2:
-            raise MqvaeError(f"refinement needs 2 candidates or more, got {self.candidates}.")
         if not 0 <= self.bits_weight < math.inf:
             raise MqvaeError(f"bits_weight must be 0 or more, got {self.bits_weight}.")
 
     def __str__(self) -> str:
         return (
-            f"refined by {self.passes} passes over {self.candidates} candidates, bits_weight "
-            f"{self.bits_weight:g}, seed {self.seed}"
+            f"refined by {self.passes} passes, bits_weight {self.bits_weight:g}, seed {self.seed}"
         )
 
 
@@ -79,9 +90,9 @@ def refined(
     x: Tensor,
     loss: Loss,
     how: Refinement,
+    curvature: Curvature,
     *,
     target: Tensor | None = None,
-    bits: Bits | None = None,
 ) -> Tensor:
     """Codes of images that are no worse than the nearest ones, by the loss of each image.
 
@@ -92,50 +103,39 @@ def refined(
         x: What it gets, (B, C, H, W): so many that memory holds the decoder's graph.
         loss: L_task, in eval mode: a mean over the batch.
         how: How they are refined.
+        curvature: What `curvature_of` gives.
         target: What the output is compared with, at its start where it is smaller; `x` itself if
             None.
-        bits: What codes cost (default: by the quantizer's own probabilities).
 
     Returns:
         Codes as of `network.encode`.
 
     Raises:
-        MqvaeError: if the quantizer is of a kind that has no candidates, or bits count and nothing
-            knows them.
+        MqvaeError: if the quantizer is of a kind that has no choices, or bits have a weight and it
+            does not know them.
     """
     with torch.inference_mode(False), torch.no_grad():
         x = x.clone() if x.is_inference() else x
         target = x if target is None else target.clone() if target.is_inference() else target
-        bits = _own_bits(network, how) if bits is None and how.bits_weight else bits
         features = network.encoder(x)
-        nearest = network.quantizer.encode(network.channels_last(features))
-        z_e = network.placed(features)  # (B, ..., D)
-        candidates = candidates_of(network.quantizer, z_e.flatten(0, -2), how.candidates)
-        search = _Search(network, loss, target, how, candidates, z_e.shape[:-1], bits)
-        found = search.run().view(nearest.shape)
-        better = search.objective(found) < search.objective(nearest)  # (B,)
-        return torch.where(better.view(-1, *[1] * (nearest.ndim - 1)), found, nearest)
-
-
-def _own_bits(network: VQNetwork, how: Refinement) -> Bits:
-    table = bits_of(network.quantizer)
-    if table is None:
-        raise MqvaeError(
-            f"bits_weight {how.bits_weight:g} weighs the bits of codes, which a quantizer knows "
-            "that was trained with a rate (quantizer.rate RateAware): leave it out."
-        )
-
-    def bits(probabilities: Tensor, codes: Tensor) -> Tensor:
-        *_, choices, _, stages = codes.shape
-        book = torch.arange(choices * stages, device=codes.device).view(choices, 1, stages)
-        each = table[book, codes].sum(-1)  # (B, ..., S, M)
-        return (probabilities * each).flatten(1).sum(1)
-
-    return bits
+        codes = network.quantizer.encode(network.channels_last(features))
+        choices = choices_of(network.quantizer)
+        if how.bits_weight and any(choice.bits is None for choice in choices.each):
+            raise MqvaeError(
+                f"bits_weight {how.bits_weight:g} weighs the bits of codes, which a quantizer "
+                "knows that was trained with a rate (quantizer.rate RateAware): leave it out."
+            )
+        search = _Search(network, loss, target, how, curvature, choices)
+        start = choices.split(codes)
+        if how.passes > STEPS:
+            # Where codes are not chosen by distance, they are near to those that are chosen.
+            z_e = full(network.placed(features)) if choices.by_distance else None
+            start = search.annealed(z_e, start)
+        return choices.join(search.stepped(start, choices.split(codes)))
 
 
 class _Search:
-    """The codes of a batch, searched for among candidates."""
+    """The codes of a batch, as options (B, ..., S) of each choice."""
 
     def __init__(
         self,
@@ -143,74 +143,188 @@ class _Search:
         loss: Loss,
         target: Tensor,
         how: Refinement,
-        candidates: Candidates,
-        grid: Sequence[int],
-        bits: Bits | None,
+        curvature: Curvature,
+        choices: Choices,
     ) -> None:
         self.network, self.loss, self.target, self.how = network, loss, target, how
-        self.candidates, self.grid, self.bits = candidates, grid, bits
-        weights = (p.dtype for p in network.decoder.parameters() if p.is_floating_point())
-        self.dtype = next(weights, target.dtype)
+        self.choices = choices.each
+        middle = curvature.blocks.shape[-1] // 2
+        self.own = curvature.blocks[:, :, middle, middle]  # (D, D)
+        self.others = curvature.blocks.clone()
+        self.others[:, :, middle, middle] = 0
+        self.scale = curvature.scale * 2 / target[0].numel()  # of a mean squared error
+        self.books: list[Tensor] = []
+        self.prices: list[Tensor] = []
+        for choice in self.choices:
+            table, own = choice.table, self.own[choice.dims, choice.dims]
+            quadratic = (table @ own * table).sum(1)
+            if how.bits_weight and choice.bits is not None:
+                table = torch.cat([table, choice.bits[:, None].to(table)], 1)
+            self.books.append(table)
+            # `nearest` minimizes ½ ‖e_k‖² + ½ price_k − z·e_k; this leaves the curvature's.
+            self.prices.append(quadratic - table.square().sum(1))
 
-    def run(self) -> Tensor:
-        """Codes of the largest logits, (N,) or (N, G), after all passes."""
-        how, count = self.how, len(self.target)
-        costs = self.candidates.costs - self.candidates.costs.amin(-1, keepdim=True)  # (N, S, M)
-        of_image = costs.view(count, -1)
-        scale = of_image.mean(1, keepdim=True).clamp(min=torch.finfo(costs.dtype).tiny)
-        logits = (-SPREAD * of_image / scale).view(costs.shape)
-        first, second = torch.zeros_like(logits), torch.zeros_like(logits)
+    def annealed(self, z_e: Tensor | None, options: Tensor) -> Tensor:
+        """The likeliest options after all passes before the last, by annealing.
+
+        Args:
+            z_e: Placed embeddings, (B, ..., D); None for the vectors of the nearest codes.
+            options: Those of the nearest codes, (B, ..., S), which the others are near to.
+        """
+        count, passes = len(options), self.how.passes - STEPS
+        vectors = self._vectors(options)
+        left = torch.zeros_like(vectors) if z_e is None else z_e - vectors
+        near, logits = [], []
+        for number, choice in enumerate(self.choices):
+            costs, found = self._near(left[..., choice.dims], options[..., number], number)
+            behind = (costs - costs[..., :1]).view(count, -1)
+            spread = behind.mean(1, keepdim=True).clamp(min=torch.finfo(behind.dtype).tiny)
+            near.append(found)
+            logits.append((-behind / spread).view(costs.shape))
+        moments = [(torch.zeros_like(each), torch.zeros_like(each)) for each in logits]
         sources = [self._source(image) for image in self.target]
-        for step in range(how.passes):
-            temperature = HOT * (COLD / HOT) ** (step / max(1, how.passes - 1))
-            noise = torch.stack(
-                [torch.empty(costs.numel() // count).exponential_(generator=s) for s in sources]
+        for step in range(passes):
+            temperature = HOT * (COLD / HOT) ** (step / max(1, passes - 1))
+            noisy = []
+            for each in logits:
+                size = each[0].numel()
+                drawn = [torch.empty(size).exponential_(generator=s) for s in sources]
+                noise = torch.stack(drawn).clamp(min=TINY).log().view(each.shape)
+                noisy.append((each - noise.to(each)) / temperature)
+            gradients = self._soft(near, noisy)
+            for each, gradient, (mean, square) in zip(logits, gradients, moments, strict=True):
+                mean.lerp_(gradient, 1 - MOMENTS[0])
+                square.lerp_(gradient.square(), 1 - MOMENTS[1])
+                first, second = (
+                    moment / (1 - decay ** (step + 1))
+                    for moment, decay in zip((mean, square), MOMENTS, strict=True)
+                )
+                each -= RATE * first / (second.sqrt() + TINY)
+        likeliest = [each.argmax(-1, keepdim=True) for each in logits]
+        chosen = [n.gather(-1, k)[..., 0] for n, k in zip(near, likeliest, strict=True)]
+        return torch.stack(chosen, -1)
+
+    def _near(self, left: Tensor, options: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Costs and options nearest to what one choice stands for, (B, ..., M) each."""
+        choice = self.choices[number]
+        table, price = choice.table, choice.price
+        count, offsets = min(CANDIDATES, len(table)), table.square().sum(1) + price
+        wanted = (left + table[options]).flatten(0, -2)
+        costs, found = [], []
+        for part in wanted.split(max(1, SCORES // len(table))):
+            near = torch.addmm(offsets, part, table.T, alpha=-2).topk(count, largest=False).indices
+            # Anew, as the sum above loses digits where codewords are far from zero.
+            costs.append((part[:, None] - table[near]).square().sum(-1) + price[near])
+            found.append(near)
+        shape = (*options.shape, count)
+        return torch.cat(costs).view(shape), torch.cat(found).view(shape)
+
+    @torch.enable_grad()
+    def _soft(self, near: list[Tensor], logits: list[Tensor]) -> list[Tensor]:
+        """The objective's gradient by logits of mixtures of options."""
+        logits = [each.requires_grad_() for each in logits]
+        z_q = self.own.new_zeros(*near[0].shape[:-1], len(self.own))
+        bits = z_q.new_zeros(())
+        for choice, found, each in zip(self.choices, near, logits, strict=True):
+            weights = each.softmax(-1)
+            mixed = (weights[..., None, :] @ choice.table[found])[..., 0, :]  # (B, ..., d)
+            after = z_q.shape[-1] - choice.dims.stop
+            z_q = z_q + pad(mixed, (choice.start, after))
+            if choice.bits is not None:
+                bits = bits + (weights * choice.bits[found]).sum()
+        objective = self.loss(self._output(z_q), self.target) * len(self.target)
+        if self.how.bits_weight:
+            objective = objective + self.how.bits_weight * bits
+        # By what the softmax is of; temperatures are the same for all, which Adam does not feel.
+        return list(torch.autograd.grad(objective, logits))
+
+    def stepped(self, start: Tensor, nearest: Tensor) -> Tensor:
+        """The best options that the last passes find, from the better of two on."""
+        best, (lowest, slope, plain) = nearest, self._pass(nearest)
+        scale = self.scale * lowest / plain.clamp(min=torch.finfo(plain.dtype).tiny)  # (B,)
+        at_first = CAREFUL if self.how.passes <= FEW else DAMPING
+        damping = torch.full_like(lowest, at_first)
+        annealed = self.how.passes > STEPS
+        for number in range(min(self.how.passes, STEPS) + annealed):
+            first = annealed and number == 0
+            options = start if first else self._swept(best, slope, scale * damping)
+            error, gradient, _ = self._pass(options)
+            better = error < lowest
+            if not first:
+                damping = damping * torch.where(better, BETTER, WORSE)
+            best, slope, lowest = (
+                torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
+                for new, old in ((options, best), (gradient, slope), (error, lowest))
             )
-            noisy = logits - noise.clamp(min=TINY).log().to(logits).view(logits.shape)
-            gradient = self._gradient(noisy / temperature) / temperature
-            first.lerp_(gradient, 1 - MOMENTS[0])
-            second.lerp_(gradient.square(), 1 - MOMENTS[1])
-            mean, square = (
-                moment / (1 - decay ** (step + 1))
-                for moment, decay in zip((first, second), MOMENTS, strict=True)
-            )
-            logits -= RATE * mean / (square.sqrt() + TINY)
-        return self.candidates.chosen(logits.argmax(-1))
+        return best
+
+    def _swept(self, options: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
+        """Options that each position chooses in its turn, given those of the positions before.
+
+        Neighbours in a grid take different turns; all others are independent of each other.
+
+        Args:
+            options: (B, ..., S).
+            gradient: Of the objective by z_q, (B, ..., D).
+            damping: μ in units of the curvature, (B,).
+        """
+        grid = gradient.ndim == 4
+        mu = damping.view(-1, *[1] * (gradient.ndim - 1))
+        slope = gradient / mu  # its change is the curvature times that of z_q
+        options = options.clone()
+        turns = [(slice(i, None, 2), slice(j, None, 2)) for i in (0, 1) for j in (0, 1)]
+        for turn in turns if grid else [()]:
+            here = (slice(None), *turn)
+            moved = torch.zeros_like(slope)
+            left = slope[here].clone()
+            for number, choice in enumerate(self.choices):
+                dims, own = choice.dims, self.own[choice.dims]  # (d, D)
+                before = choice.table[options[(*here, ..., number)]]
+                wanted = before @ own[:, dims] - left[..., dims]
+                if self.how.bits_weight and choice.bits is not None:
+                    price = (-self.how.bits_weight / mu).expand(*slope[here].shape[:-1], 1)
+                    wanted = torch.cat([wanted, price], -1)
+                found = nearest(wanted.flatten(0, -2), self.books[number], self.prices[number])
+                found = found.view(wanted.shape[:-1])
+                change = choice.table[found] - before
+                left += change @ own
+                moved[here][..., dims] += change
+                options[(*here, ..., number)] = found
+            if grid:
+                slope = slope + conv2d(moved.movedim(-1, 1), self.others, padding=1).movedim(1, -1)
+        return options
+
+    def _pass(self, options: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Objective of each image, (B,), its gradient by z_q, (B, ..., D), and squared error."""
+        z_q = self._vectors(options).requires_grad_()
+        with torch.enable_grad():
+            output = self._output(z_q)
+            pairs = zip(output.split(1), self.target.split(1), strict=True)
+            errors = torch.stack([self.loss(*pair) for pair in pairs])  # (B,)
+            (gradient,) = torch.autograd.grad(errors.sum(), z_q)
+        objective = errors.detach()
+        if self.how.bits_weight:
+            for number, choice in enumerate(self.choices):
+                if choice.bits is not None:
+                    bits = choice.bits[options[..., number]].flatten(1).sum(1)
+                    objective = objective + self.how.bits_weight * bits
+        plain = (output.detach() - self.target).square().flatten(1).mean(1)
+        return objective, gradient, plain
+
+    def _output(self, z_q: Tensor) -> Tensor:
+        """What the decoder makes of vectors, without what was added to images."""
+        output = full(decoded(self.network, z_q))
+        return output[..., : self.target.shape[-2], : self.target.shape[-1]]
+
+    def _vectors(self, options: Tensor) -> Tensor:
+        """z_q, (B, ..., D)."""
+        z_q = self.own.new_zeros(*options.shape[:-1], len(self.own))
+        for number, choice in enumerate(self.choices):
+            z_q[..., choice.dims] += choice.table[options[..., number]]
+        return z_q
 
     def _source(self, image: Tensor) -> torch.Generator:
         """Of an image's noise, by its pixels as bytes: in every batch, type and device the same."""
         pixels = (image.float().clamp(0, 1) * 255).round().byte().cpu().contiguous()
         told = hashlib.blake2b(pixels.numpy().tobytes(), key=str(self.how.seed).encode())
         return torch.Generator().manual_seed(int.from_bytes(told.digest()[:8], "little"))
-
-    @torch.enable_grad()
-    def _gradient(self, logits: Tensor) -> Tensor:
-        """Of the sum of all images' objectives by logits (N, S, M)."""
-        logits = logits.requires_grad_()
-        weights = logits.softmax(-1)
-        z_q = self.candidates.mixed(weights).view(*self.grid, -1).to(self.dtype)
-        output = self._cut(self.network.decoder(self.network.channels_back(z_q)))
-        total = self.loss(full(output), self.target) * len(self.target)
-        if self.bits is not None:
-            codes = self.candidates.codes
-            spread = weights.view(*self.grid, *weights.shape[1:])
-            bits = self.bits(spread, codes.view(*self.grid, *codes.shape[1:]))
-            total = total + self.how.bits_weight * bits.sum()
-        return torch.autograd.grad(total, logits)[0]
-
-    def objective(self, codes: Tensor) -> Tensor:
-        """Loss of each image under hard codes, with what they cost, (B,)."""
-        output = full(self._cut(self.network.decode(codes)))
-        pairs = zip(output.split(1), self.target.split(1), strict=True)
-        objective = torch.stack([self.loss(*pair) for pair in pairs])
-        if self.bits is not None:
-            *_, choices, _, stages = self.candidates.codes.shape
-            hard = codes.view(*self.grid, choices, 1, stages)
-            certain = torch.ones(hard.shape[:-1], device=codes.device)
-            objective = objective + self.how.bits_weight * self.bits(certain, hard)
-        return objective
-
-    def _cut(self, output: Tensor) -> Tensor:
-        if output.ndim != 4 or self.target.ndim != 4:
-            return output
-        return output[..., : self.target.shape[-2], : self.target.shape[-1]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
 from mqvae.core.refine import Refinement, refined
@@ -349,7 +350,14 @@ class Tokenizer:
                 "compares the output with the image, and this task compares it with something "
                 "else. Leave out the refinement."
             )
-        return refined(self.network, self.filled(x), self.task, how, target=x)
+        return refined(self.network, self.filled(x), self.task, how, self._curvature, target=x)
+
+    @cached_property
+    def _curvature(self) -> Curvature:
+        """Of the decoder as it is when codes are refined first; in eval mode."""
+        data = self.settings.data
+        shape = data.channels or 1, data.side or 1, data.side or 1
+        return curvature_of(self.network, shape, at_once=at_once(shape, Refinement()))
 
     @torch.no_grad()
     def decode(self, codes: Tensor | np.ndarray | SizedCodes) -> Tensor:

@@ -1,0 +1,168 @@
+"""What refined encoding gains, and what it costs: error, bits and images a second.
+
+    mqvae prior RUN --steps 600
+    python benchmarks/refined_encoding.py RUN --settings 5 10 50 10,1e-5 --out refined.json
+    python benchmarks/refined_encoding.py RUN --settings 10 50 --train 12800 --trained-by 5
+
+A setting is PASSES or PASSES,BITS_WEIGHT. The images are the first of the test split. Bits a code
+are −Σ p log₂ p of the codes counted over these images, and those under the run's prior, which was
+trained on nearest codes: an upper bound.
+
+With --train, that many training images are encoded twice, by nearest codes and refined as
+--trained-by says; a prior and a decoder are trained on either, for --steps steps, and every setting
+is measured again under both. Each line is written to --out as it is known; those that are there are
+not measured again.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mqvae import Refinement, Tokenizer
+from mqvae.data.order import order_of
+from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.prior.codes import CodeSplit, bits, bits_of_split, shuffled
+from mqvae.prior.sampling import load_prior
+from mqvae.prior.settings import PriorConfig
+from mqvae.trainer import warmup_cosine
+
+TUNED_AT = 3e-4  # the decoder's learning rate; a cosine to 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--settings", nargs="+", default=["10", "50"])
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--train", type=int, default=0, metavar="IMAGES")
+    parser.add_argument("--trained-by", default="5", metavar="SETTING")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--out", type=Path, default=Path("refined.json"))
+    options = parser.parse_args()
+    study = Study(options.run, options.images, options.out)
+    study.measure(options.settings)
+    if options.train:
+        study.train(options.settings, options.train, options.trained_by, options.steps)
+
+
+class Study:
+    """A run, the images it is measured on, and the file of results."""
+
+    def __init__(self, run: Path, images: int, out: Path) -> None:
+        self.tokenizer = Tokenizer.from_run(run, device="cpu")
+        self.config = PriorConfig.load(run / "prior")
+        self.prior = load_prior(self.tokenizer).eval()
+        self.x = first(self.tokenizer, "test", images)
+        self.out = out
+        self.lines: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
+        self.of = {
+            "run": run.name,
+            "seed": self.tokenizer.settings.seed,
+            "images": images,
+            "threads": torch.get_num_threads(),
+        }
+
+    def measure(self, settings: list[str], what: str = "", prior: PixelCNN | None = None) -> None:
+        """The nearest codes, then those of every setting."""
+        nearest: dict[str, Any] = {}
+        for setting in ["nearest", *settings]:
+            line = {**self.of, "setting": setting, "trained": what}
+            there = (each for each in self.lines if line.items() <= each.items())
+            found = next(there, None)
+            if found is None:
+                codes, seconds = self.encoded(self.x, setting)
+                found = line | self.measured(codes, prior or self.prior)
+                found |= {"images_per_second": len(codes) / seconds}
+                self.lines.append(found)
+                self.out.write_text(json.dumps(self.lines, indent=1) + "\n")
+            nearest = nearest or found
+            change = 100 * (found["mse"] / nearest["mse"] - 1)
+            print(
+                f"| {found['run']} {what} | {setting} | {1e3 * found['mse']:.3f} | "
+                f"{change:+.1f}% | "
+                f"{found['entropy']:.2f} | {found['prior']:.2f} | "
+                f"{found['images_per_second']:.1f} |",
+                flush=True,
+            )
+
+    def encoded(self, x: Tensor, setting: str) -> tuple[Tensor, float]:
+        """Codes of images, and the seconds that they took."""
+        began = time.perf_counter()
+        if setting == "nearest":
+            return self.tokenizer.encode_batch(x), time.perf_counter() - began
+        passes, _, weight = setting.partition(",")
+        how = Refinement(int(passes), float(weight or 0))
+        self.tokenizer.encode_batch(x[:1], refine=how)  # the decoder's curvature, once a run
+        began = time.perf_counter()
+        return self.tokenizer.encode_batch(x, refine=how), time.perf_counter() - began
+
+    @torch.no_grad()
+    def measured(self, codes: Tensor, prior: PixelCNN) -> dict[str, float]:
+        count = codes.flatten().bincount().double()
+        p = count[count > 0] / count.sum()
+        return {
+            "mse": float((self.tokenizer.decode(codes) - self.x).square().mean()),
+            "entropy": float(-(p * p.log2()).sum()),
+            "prior": bits_of_split(prior, CodeSplit(codes.int(), None), self.tokenizer.device),
+        }
+
+    def train(self, settings: list[str], images: int, by: str, steps: int) -> None:
+        """A prior and a decoder on nearest codes and on refined ones, and what they give."""
+        x = first(self.tokenizer, "train", images)
+        as_it_was = copy.deepcopy(self.tokenizer.network.decoder.state_dict())
+        for how in ("nearest", by):
+            kept = self.out.with_suffix(f".{how}.pt")  # the codes, which took the longest
+            if not kept.is_file():
+                torch.save(self.encoded(x, how)[0], kept)
+            codes = torch.load(kept)
+            prior = trained_prior(self.config, codes, steps)
+            self.measure(settings, f"prior on {how}", prior)
+            self.tune(x, codes, steps)
+            self.measure(settings, f"prior and decoder on {how}", prior)
+            self.tokenizer.network.decoder.load_state_dict(as_it_was)
+
+    def tune(self, x: Tensor, codes: Tensor, steps: int) -> None:
+        """The decoder on the images of codes; encoder and codebook stay."""
+        network = self.tokenizer.network
+        optimizer = torch.optim.Adam(network.decoder.parameters(), TUNED_AT)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _, batch in zip(range(steps), shuffled(len(x), 64, seed=0, start=0), strict=False):
+            loss = self.tokenizer.task(network.decode(codes[batch]), x[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def first(tokenizer: Tokenizer, split: str, number: int) -> Tensor:
+    """The first images of the test split, or as many of the training split, drawn by a seed."""
+    images = tokenizer.find_images(split)
+    order = torch.arange(len(images)) if split == "test" else order_of(len(images), "refined")
+    return images.take(order[:number])[0] / 255
+
+
+def trained_prior(config: PriorConfig, codes: Tensor, steps: int) -> PixelCNN:
+    """A prior as the run's, on other codes."""
+    prior, split = config.network().train(), CodeSplit(codes.int(), None)
+    optimizer = torch.optim.AdamW(prior.parameters(), config.prior.lr)
+    rate = warmup_cosine(steps, config.prior.warmup)
+    batches = shuffled(len(split), config.prior.batch_size, seed=config.prior.seed, start=0)
+    for step, indices in zip(range(steps), batches, strict=False):
+        optimizer.param_groups[0]["lr"] = config.prior.lr * rate(step)
+        loss = bits(prior, *split.take(indices, torch.device("cpu")))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return prior.eval()
+
+
+if __name__ == "__main__":
+    main()
