@@ -28,6 +28,7 @@ class Extra:
 
 
 EXTRAS: Mapping[str, Extra] = {
+    "compress": Extra(("constriction",), "mqvae compress and mqvae decompress"),
     "fid": Extra(("torch_fidelity",), "FID and the inception score"),
     "hub": Extra(("huggingface_hub",), "tokenizers on the Hugging Face Hub"),
     "onnx": Extra(

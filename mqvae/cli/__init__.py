@@ -18,6 +18,8 @@ COMMANDS = {
     "diagnose": "what limits a run, and what to try",
     "encode": "images to codes",
     "decode": "codes back to images",
+    "compress": "images or codes to a file of few bytes",
+    "decompress": "such a file back to images",
     "export": "encoder and decoder as programs: torch.export and ONNX",
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
     "data": "real photographs, cut to train on",
@@ -31,7 +33,13 @@ COMMANDS = {
     "completion": "what bash and zsh complete commands and options with",
 }
 # Where those are that have no module of their own name.
-ELSEWHERE = {"encode": "codes", "decode": "codes", "import": "importing", "sample": "prior"}
+ELSEWHERE = {
+    "encode": "codes",
+    "decode": "codes",
+    "decompress": "compress",
+    "import": "importing",
+    "sample": "prior",
+}
 
 USAGE = """usage: mqvae COMMAND …
 

@@ -8,6 +8,7 @@ from mqvae.cli.parser import (
     add_accept,
     add_machine,
     add_refinement,
+    file_for,
     folder_for,
     parser_of,
     processes_of,
@@ -57,7 +58,7 @@ def encode(arguments: list[str]) -> int:
     to_file = options.out.endswith(".npz")
     if to_file and options.devices > 1:
         raise MqvaeError("--devices shares the pieces of a folder: give --out a folder.")
-    out = _free(options.out, overwrite=options.overwrite) if to_file else Path(options.out)
+    out = file_for(options.out, overwrite=options.overwrite) if to_file else Path(options.out)
     quiet()
     processes = processes_of(options)
     with processes.noticing_losses():
@@ -130,12 +131,3 @@ def decode(arguments: list[str]) -> int:
         written = tokenizer.decode_to_files(Codes.load(options.codes), out)
     print(f"{written:,} images: {out}")
     return 0
-
-
-def _free(path: str, *, overwrite: bool) -> Path:
-    out = Path(path)
-    if out.is_dir():
-        raise MqvaeError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
-    if out.exists() and not overwrite:
-        raise MqvaeError(f"{out} exists already: choose another --out, or add --overwrite.")
-    return out

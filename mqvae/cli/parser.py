@@ -133,6 +133,20 @@ def folder_for(path: str, *, overwrite: bool) -> Path:
     return out
 
 
+def file_for(path: str, *, overwrite: bool) -> Path:
+    """The file that --out names.
+
+    Raises:
+        ValueError: if it is a folder, or is there and should not be replaced.
+    """
+    out = Path(path)
+    if out.is_dir():
+        raise MqvaeError(f"{out} is a folder: --out takes a file name, as in codes.npz.")
+    if out.exists() and not overwrite:
+        raise MqvaeError(f"{out} exists already: choose another --out, or add --overwrite.")
+    return out
+
+
 def text_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         # A file is written beside its place and moved there: that is the place to speak of.

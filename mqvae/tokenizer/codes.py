@@ -200,6 +200,12 @@ class Codes:
         return digest.hexdigest()
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of images that have none."""
+    digits = len(str(count - 1))
+    return tuple(f"{i:0{digits}d}" for i in range(count))
+
+
 def _type_for(num_codes: int) -> np.dtype[Any]:
     """The smallest that holds all codes, the same on every machine."""
     kinds = (kind for kind, number in (("<u2", 2**16), ("<i4", 2**31)) if num_codes <= number)

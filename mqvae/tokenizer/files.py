@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mqvae.data import Images, Reading, load_all
 from mqvae.errors import MqvaeError
@@ -116,25 +117,36 @@ def decode_to_files(
     tokenizer: "Tokenizer", codes: Codes, folder: Path, paths: Sequence[Path] | None
 ) -> int:
     """`Tokenizer.decode_to_files`."""
-    from PIL import Image
-
     check_codes(tokenizer, codes)
-    names = _png_names(codes.names) if paths is None else paths
+    names = png_names(codes.names) if paths is None else paths
     array = torch.from_numpy(codes.codes.astype(np.int64))
     done = 0
     parts = array.split(BATCH_SIZE)
     for part in watched(parts, len(parts), "decoding"):
-        pixels = (tokenizer.task.images(tokenizer.decode(part)) * 255).round().byte().cpu()
-        for picture in pixels:
-            path = folder / names[done]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plane: Any = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
-            Image.fromarray(plane.numpy()).save(path)
-            done += 1
+        done += write_pictures(tokenizer.task.images(tokenizer.decode(part)), folder, names[done:])
     return done
 
 
-def _png_names(names: tuple[str, ...]) -> list[Path]:
+def write_pictures(images: Tensor, folder: Path, names: Sequence[Path]) -> int:
+    """Write images (n, C, H, W) in [0, 1] as PNG files; returns how many.
+
+    Args:
+        images: The images.
+        folder: Where the files go.
+        names: Of the first n files, in the folder.
+    """
+    from PIL import Image
+
+    pixels = (images * 255).round().byte().cpu()
+    for picture, name in zip(pixels, names, strict=False):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plane: Any = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+        Image.fromarray(plane.numpy()).save(path)
+    return len(pixels)
+
+
+def png_names(names: tuple[str, ...]) -> list[Path]:
     """A file name of its own for every image, inside the folder it will be put in."""
     if all(Path(name).name for name in names):
         for paths in (

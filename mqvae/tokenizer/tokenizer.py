@@ -24,7 +24,7 @@ from mqvae.progress import watched_batches
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings
 from mqvae.tasks import Task
-from mqvae.tokenizer.codes import Codes, SizedCodes
+from mqvae.tokenizer.codes import Codes, SizedCodes, numbered
 from mqvae.tokenizer.inputs import Pictures, tensors_of
 from mqvae.tokenizer.sizes import Size, by_size, cut, together
 from mqvae.trainer import inputs_of
@@ -407,6 +407,39 @@ class Tokenizer:
         with self._evaluating():
             return torch.cat([self.network.decode(part) for part in parts])
 
+    def compress(self, codes: Tensor | SizedCodes) -> bytes:
+        """Codes in as few bytes as an adaptive model of their neighbours makes of them.
+
+        What is learned on the way makes codes cheaper: a batch costs less than its images alone.
+        The bytes are read on any machine, whatever its processor.
+
+        Args:
+            codes: As `encode` gives them.
+
+        Raises:
+            MqvaeError: if they are no codes of this tokenizer, or more than 2^29.
+            ExtraMissing: if the package constriction is not installed.
+
+        Example:
+            >>> content = tokenizer.compress(tokenizer.encode(images))
+            >>> images = tokenizer.decode(tokenizer.decompress(content))
+        """
+        from mqvae.tokenizer.compression import codewords_of, compressed
+
+        return compressed(self, codes).to_bytes(codewords_of(self))
+
+    def decompress(self, content: bytes) -> Tensor | SizedCodes:
+        """What `compress` was given, on the CPU; also the content of a file of `mqvae compress`.
+
+        Raises:
+            MqvaeError: if it is something else, damaged, or made with other weights.
+            ExtraMissing: if the package constriction is not installed.
+        """
+        from mqvae.coding import Compressed
+        from mqvae.tokenizer.compression import codes_of
+
+        return codes_of(self, Compressed.from_bytes(content))
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Inside, the network is in eval mode; threads may be inside together.
@@ -476,13 +509,12 @@ class Tokenizer:
             channels: Channels of their images.
             names: A name for each (default: numbers).
         """
-        digits = len(str(len(codes) - 1))
         return Codes(
             codes=codes,
             num_codes=self.network.quantizer.num_codes,
             side=side,
             channels=channels,
-            names=names or tuple(f"{i:0{digits}d}" for i in range(len(codes))),
+            names=names or numbered(len(codes)),
             model=self.model,
         )
 
