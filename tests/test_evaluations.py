@@ -128,6 +128,73 @@ def test_metrics_of_other_weights_are_not_kept(run):
     assert after["weights"] == Tokenizer.from_run(run, device="cpu").model
 
 
+# -- bits ------------------------------------------------------------------------------------------
+
+
+def test_bits_are_those_of_the_codes_themselves(run, capsys):
+    tokenizer = Tokenizer.from_run(run, device="cpu")
+    codes = tokenizer.encode_images(tokenizer.find_images("test")).codes.reshape(297, -1)
+    found, (images, positions) = evaluation(run), codes.shape
+
+    def entropy(counts):
+        p = counts / counts.sum()
+        return -(p * np.log2(p)).sum()
+
+    own = [np.unique(column, return_counts=True)[1] for column in codes.T]
+    lacking = [(len(n) - 1) / (2 * images * math.log(2)) for n in own]
+    bits = entropy(np.unique(codes, return_counts=True)[1])
+    expected = {
+        "nominal_bits": math.log2(tokenizer.network.quantizer.num_codes),
+        "entropy": bits,
+        "position_entropy": np.mean([entropy(n) + extra for n, extra in zip(own, lacking)]),
+        "bits_per_pixel": bits * positions / 12**2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert all(found["figures"][name]["unit"] == "bits" for name in expected)
+    measure(run)
+    out = capsys.readouterr().out
+    assert all(f"{name} " in out for name in expected) and "prior_bits" not in out
+
+
+def test_images_of_several_sizes_have_no_bits_by_position(run, tmp_path):
+    measure(run, "--data", str(pictures(tmp_path / "in", [(12, 12), (24, 12)])), "--own-size")
+    (found,) = (run / "evaluations").glob("in-*.json")
+    content = json.loads(found.read_text())
+    assert "position_entropy" not in content
+    # 9 positions of 144 pixels and 18 of 288.
+    assert content["bits_per_pixel"] == pytest.approx(content["entropy"] / 16)
+
+
+def test_bits_under_the_prior_are_those_of_its_own_summary(run, capsys):
+    small = ["--width", "4", "--layers", "1", "--batch_size", "50"]
+    assert main(["prior", str(run), "--steps", "2", *small, "--accelerator", "cpu"]) == 0
+    measure(run)
+    found = evaluation(run)
+    summary = read_json(run / "prior" / "summary.json")
+    assert found["prior_bits"] == pytest.approx(summary["bits_per_code"], rel=1e-5)
+    assert "a PixelCNN of 2 steps" in found["figures"]["prior_bits"]["protocol"]
+    # Of other images, of which a class says nothing, and of other weights there are none.
+    assert "prior_bits" in capsys.readouterr().out
+    saved = Run(run).load("last")
+    for tensor in saved.model.values():
+        if tensor.is_floating_point():
+            tensor.mul_(0.5)
+    Run(run).save("last", saved)
+    measure(run)
+    said = capsys.readouterr()
+    assert "no bits under the prior: the prior belongs to other weights" in said.err
+    assert "prior_bits" not in evaluation(run) and "prior_bits" not in said.out
+
+
+def test_a_prior_in_training_is_not_measured_under(run, capsys):
+    small = ["--width", "4", "--layers", "1", "--batch_size", "50"]
+    assert main(["prior", str(run), "--steps", "1", *small, "--accelerator", "cpu"]) == 0
+    (run / "prior" / "summary.json").unlink()
+    measure(run)
+    assert "is not trained to its end: `mqvae prior" in capsys.readouterr().err
+    assert "prior_bits" not in evaluation(run)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"weights": 3}', '{"figures": {}}'])
 def test_a_damaged_file_is_begun_afresh(run, content):
     expected = evaluation(run)["mse"]

@@ -10,6 +10,7 @@ from torch import nn
 from mqvae import VectorQuantizer, VQNetwork, metrics, vqvae
 from mqvae.data import InMemory
 from mqvae.metrics import evaluate, evaluating
+from mqvae.metrics.bits import BITS
 from mqvae.tasks import Reconstruction
 
 
@@ -50,6 +51,10 @@ def by_hand(network, images, batch_size):
     codes = result.quantized.codes.numpy().reshape(-1, network.quantizer.groups)
     groups = [np.unique(column, return_counts=True)[1] for column in codes.T]
     shares = [counts / counts.sum() for counts in groups]
+    columns = result.quantized.codes.numpy().reshape(len(x), -1, network.quantizer.groups)
+    each = [np.unique(c, return_counts=True)[1] for c in columns.reshape(len(x), -1).T]
+    positions = columns.shape[1]
+    entropy = -sum((p * np.log2(p)).sum() for p in shares)
     gaps = []
     for i in range(0, len(x) - batch_size + 1, batch_size):
         part = x[i : i + batch_size]
@@ -64,6 +69,18 @@ def by_hand(network, images, batch_size):
         "perplexity": np.mean([math.exp(-(p * np.log(p)).sum()) for p in shares]),
         "usage": np.mean([len(counts) for counts in groups]) / network.quantizer.num_codes,
         "gradient_gap": np.mean(gaps),
+        "nominal_bits": network.quantizer.groups * math.log2(network.quantizer.num_codes),
+        "entropy": entropy,
+        "position_entropy": sum(
+            min(
+                -(n / len(x) * np.log2(n / len(x))).sum()
+                + (len(n) - 1) / (2 * len(x) * math.log(2)),
+                math.log2(network.quantizer.num_codes),
+            )
+            for n in each
+        )
+        / positions,
+        "bits_per_pixel": entropy * positions / (x.shape[2] * x.shape[3]),
     }
 
 
@@ -166,7 +183,10 @@ def test_protocol_says_what_was_measured():
     assert protocol["split"] == "test"
     assert protocol["precision"] == "float32"
     assert list(found.described) == list(found.figures)
-    assert all(figure.protocol and figure.better for figure in found.described.values())
+    assert all(figure.protocol for figure in found.described.values())
+    # Of bits neither end is good.
+    neither = {name for name, figure in found.described.items() if not figure.better}
+    assert neither == set(BITS)
 
 
 def test_no_images():

@@ -625,6 +625,34 @@ def test_runs_of_different_tasks_share_no_axis_and_no_verdict(tmp_path: Path) ->
     assert "different tasks" in page.text
 
 
+def rated(folder: Path, name: str, mse: float, **bits: float) -> Path:
+    described = {key: {"title": key, "better": None, "protocol": "of codes"} for key in bits}
+    summary = {"mse": mse, **bits, "figures": {**FIGURES, **described}}
+    return make_run(folder, name, rows=3, summary=summary)
+
+
+def test_error_against_bits_where_two_runs_have_both(tmp_path: Path) -> None:
+    runs = [
+        rated(tmp_path / "a", "A", 6e-3, entropy=9.4, prior_bits=6.6),
+        rated(tmp_path / "b", "B", 5e-3, entropy=6.2),
+        make_run(tmp_path / "c", "C", rows=3),
+    ]
+    page = read(runs, tmp_path / "r.html")
+    alts = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    (alt,) = [alt for alt in alts if alt.startswith("MSE against")]
+    assert alt == "MSE against entropy: A 6 at 9.4 bits and B 5 at 6.2 bits."
+    assert "Error against bits" in page.text and "MSE against entropy, in ×10⁻³" in page.text
+    # Shown against updates and against time alike.
+    figure = next(i for i, (tag, a) in enumerate(page.tags) if a.get("aria-label") == alt)
+    assert "data-against" not in next(a for tag, a in page.tags[figure::-1] if tag == "figure")
+    page = read(
+        [runs[0], rated(tmp_path / "d", "D", 4e-3, entropy=8.0, prior_bits=6.0)], tmp_path / "q"
+    )
+    alts = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    assert sum(alt.startswith("MSE against") for alt in alts) == 2
+    assert "Error against bits" not in read(runs[1:], tmp_path / "one").text
+
+
 def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no runs"):
         write_report([], tmp_path / "r.html")

@@ -21,6 +21,7 @@ from mqvae.errors import MqvaeError
 
 if TYPE_CHECKING:
     from mqvae.data import Identity, Images
+    from mqvae.metrics.bits import Prior
     from mqvae.tokenizer import Tokenizer
 
 
@@ -86,6 +87,7 @@ def evaluate(arguments: list[str]) -> int:
     from mqvae.core.distributed import alone
     from mqvae.metrics import CODES
     from mqvae.metrics import evaluate as measured
+    from mqvae.metrics.bits import BITS
     from mqvae.metrics.registry import Maker, further_figures
     from mqvae.metrics.score import ClassScore
     from mqvae.runs import read_json
@@ -109,7 +111,7 @@ def evaluate(arguments: list[str]) -> int:
         makers["class_score"] = partial(ClassScore, classifier=classifier)
     further = further_figures(
         names,
-        [*tokenizer.task.figures, *CODES],
+        [*tokenizer.task.figures, *CODES, *BITS],
         tokenizer.task,
         images,
         device=processes.device,
@@ -125,6 +127,7 @@ def evaluate(arguments: list[str]) -> int:
         further=further,
         fill=tokenizer.filled if options.own_size else alone,
         encode=None if refine is None else partial(tokenizer.encode_batch, refine=refine),
+        prior=_prior(tokenizer, labels=not measured_on.data, speaks=processes.first),
     )
     if not processes.first:
         return 0
@@ -216,6 +219,18 @@ def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
     name = re.sub(r"[^\w.]+", "_", Path(options.data).name).strip("._") or "data"
     parts = [name, options.split, "own_size" if options.own_size else None]
     return _Images(images, identity, data="-".join(filter(None, parts)))
+
+
+def _prior(tokenizer: "Tokenizer", *, labels: bool, speaks: bool) -> "Prior | None":
+    """The run's prior, if it has one; one of other weights is named and left out."""
+    from mqvae.prior.sampling import measured_under
+
+    try:
+        return measured_under(tokenizer, labels=labels)
+    except MqvaeError as error:
+        if speaks:
+            _remark(f"no bits under the prior: {error}")
+        return None
 
 
 def _remark(text: str) -> None:

@@ -1,4 +1,6 @@
-"""What a codebook does: usage, perplexity, gradient gap."""
+"""What a codebook does: usage, perplexity, entropy, gradient gap."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -127,6 +129,22 @@ class CodeCounts:
     def perplexity(self) -> float:
         """As the function `perplexity`."""
         return sum(perplexity(n[None]).item() for _, n in self.counted) / self.groups
+
+    def entropy(self, *, corrected: bool = False) -> float:
+        """−Σ p log₂ p of code frequencies p in bits, summed over groups.
+
+        Args:
+            corrected: Add (codes chosen − 1) / (2 · codes counted · ln 2) to each group, which
+                frequencies of few codes lack (Miller 1955), up to log₂ K.
+        """
+        total = 0.0
+        for _, counts in self.counted:
+            bits = math.log2(perplexity(counts[None]).item()) if len(counts) else 0.0
+            if corrected and len(counts):
+                lacking = (len(counts) - 1) / (2 * int(counts.sum()) * math.log(2))
+                bits = min(bits + lacking, math.log2(self.num_codes))
+            total += bits
+        return total
 
 
 def gradient_gap(network: VQNetwork, loss: Loss, x: Tensor, y: Tensor) -> Tensor:

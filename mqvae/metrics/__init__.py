@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from mqvae.core.diagnostics import CodeCounts, gradient_gap
 from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
 from mqvae.core.network import VQNetwork
+from mqvae.core.quantizer import NoQuantizer
 from mqvae.data import Images, fitting, in_order
 from mqvae.data.own_size import BySize
 from mqvae.errors import MqvaeError
+from mqvae.metrics.bits import CodeBits, Prior
 from mqvae.metrics.image_figure import ImageFigure
 from mqvae.progress import watched
 from mqvae.tasks import Figure, Picture, Task
@@ -49,7 +51,8 @@ class Evaluation:
     """Figures over a whole split.
 
     Attributes:
-        figures: The task's own, then perplexity, usage (0 to 1), gradient_gap and further ones.
+        figures: The task's own, then perplexity, usage (0 to 1), gradient_gap, bits and further
+            ones.
         described: What each of them is.
         protocol: What they were computed on, and how.
         code_counts: How often codes were chosen.
@@ -86,6 +89,7 @@ def evaluate(
     further: Mapping[str, ImageFigure] = MappingProxyType({}),
     fill: Callable[[Tensor], Tensor] = alone,
     encode: Callable[[Tensor], Tensor] | None = None,
+    prior: Prior | None = None,
 ) -> Evaluation:
     """Measure a network on every image of a split, in eval mode.
 
@@ -101,6 +105,7 @@ def evaluate(
             below and on the right, which are cut off its output again.
         encode: Images (B, C, H, W), not filled, to other codes than the network's own, which its
             decoder then gets; the gradient gap stays that of its own.
+        prior: What codes are measured under as well, in bits.
 
     Raises:
         ValueError: if there are no images, or there are further figures and the output is none.
@@ -112,6 +117,7 @@ def evaluate(
     parts = images.parts if isinstance(images, BySize) else [images]
     sizes = [fitting(BATCH_SIZE, part.shape) for part in parts]
     counts = CodeCounts(quantizer.num_codes, quantizer.groups, device=device)
+    bits = None if isinstance(quantizer, NoQuantizer) else CodeBits(quantizer, prior, device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
 
     @torch.no_grad()
@@ -137,6 +143,8 @@ def evaluate(
             filled = fill(x)
             output, codes = passed(x, filled)
             counts.add(codes)
+            if bits is not None:
+                bits.add(codes, y, x[:, 0].numel())
             measured.update(output, target)
             if further:
                 shown = task.images(output)
@@ -153,17 +161,20 @@ def evaluate(
         pictures = measured.show(x, passed(x, fill(x))[0])
     counts = counts.of_all_processes() if together else counts
     gap, measured_batches = total(gaps).tolist()
+    costs, costs_described = bits.compute(counts, total, together=together) if bits else ({}, {})
     return Evaluation(
         figures={
             **found,
             "perplexity": counts.perplexity,
             "usage": counts.usage,
             "gradient_gap": gap / measured_batches,
+            **costs,
             **{name: figure.compute(total) for name, figure in further.items()},
         },
         described={
             **{name: figure for name, figure in task.figures.items() if name in found},
             **CODES,
+            **costs_described,
             **{n: f.figure for n, f in further.items()},
         },
         protocol={

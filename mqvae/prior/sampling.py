@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from mqvae.errors import MqvaeError
+from mqvae.metrics.bits import Prior
 from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.prior.codes import bits
 from mqvae.prior.settings import FOLDER, PriorConfig
 from mqvae.runs import Run
 from mqvae.tokenizer import Codes, Tokenizer
@@ -30,6 +32,36 @@ def load_prior(tokenizer: Tokenizer, folder: str | Path | None = None) -> PixelC
     network = config.network()
     Run(folder).load("last", training=False).give_weights(network, folder)
     return network.to(tokenizer.device).eval()
+
+
+def measured_under(tokenizer: Tokenizer, *, labels: bool) -> Prior | None:
+    """The prior of a tokenizer as what codes are measured under; None if the run has none.
+
+    Args:
+        tokenizer: The tokenizer.
+        labels: There are labels that the run knows, for a prior that is conditioned on classes.
+
+    Raises:
+        MqvaeError: if there is one that does not do: why.
+    """
+    folder = tokenizer.run.folder / FOLDER
+    if not (folder / "config.yaml").is_file():
+        return None
+    if not (folder / "summary.json").is_file():
+        raise MqvaeError(
+            f"{folder} is not trained to its end: `mqvae prior {tokenizer.run.folder} --resume`."
+        )
+    network = load_prior(tokenizer)
+    if network.classes and not labels:
+        raise MqvaeError(f"{folder} is conditioned on classes, which these images do not have.")
+    config = PriorConfig.load(folder)
+
+    def under(codes: Tensor, classes: Tensor) -> Tensor:
+        return bits(network, codes, classes if network.classes else None)
+
+    of = " of the classes" if network.classes else ""
+    words = f"the run's prior{of}, a PixelCNN of {config.prior.steps:,} steps"
+    return Prior(under, config.shape, words)
 
 
 def sample_codes(

@@ -48,7 +48,7 @@ class Charts:
 def training(runs: Sequence[Run]) -> list[Charts]:
     """Loss and perplexity, against updates and against time, of runs that can be compared."""
     shown = [i for i, run in enumerate(runs) if len(run.column("step"))]
-    return [_training(runs, members, title) for title, members in _comparable(runs, shown)]
+    return [_training(runs, members, title) for title, members in comparable(runs, shown)]
 
 
 def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
@@ -90,7 +90,7 @@ def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
 def dynamics(runs: Sequence[Run]) -> list[Charts]:
     """Norms, ratio and cosine of the two parts of the hypergradient, of comparable runs."""
     shown = [i for i, run in enumerate(runs) if run.has_dynamics]
-    return [_dynamics(runs, members, title) for title, members in _comparable(runs, shown)]
+    return [_dynamics(runs, members, title) for title, members in comparable(runs, shown)]
 
 
 def _dynamics(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
@@ -189,7 +189,7 @@ def codes(runs: Sequence[Run]) -> Charts | None:
     return Charts(charts)
 
 
-def _comparable(runs: Sequence[Run], shown: Sequence[int]) -> list[tuple[str, list[int]]]:
+def comparable(runs: Sequence[Run], shown: Sequence[int]) -> list[tuple[str, list[int]]]:
     """Runs of one kind, and what kind; losses of others share no axis with theirs."""
     groups: dict[tuple[str, str], list[int]] = {}
     for i in shown:

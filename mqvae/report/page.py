@@ -18,6 +18,7 @@ from mqvae.report.codebook import decoded
 from mqvae.report.curves import codes, dynamics, training
 from mqvae.report.limits import limits
 from mqvae.report.pictures import codebooks, matrices, samples
+from mqvae.report.rates import rates
 from mqvae.report.run import Run, read_runs
 from mqvae.report.tables import (
     comparisons,
@@ -110,6 +111,7 @@ def render(
             others=others(runs),
             notes=_notes(runs),
             figures=[figure for figure in figures(runs).values() if figure.protocol],
+            rates=rates(runs),
             training=training(runs),
             dynamics=dynamics(runs),
             samples=samples(runs, details(runs), weights),

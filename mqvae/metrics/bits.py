@@ -1,0 +1,146 @@
+"""What the codes of a split cost in bits."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqvae.core.diagnostics import CodeCounts
+from mqvae.core.distributed import from_all_processes
+from mqvae.core.quantizer import Quantizer
+from mqvae.tasks import Figure
+
+# Of a position on the grid of codes: with groups or residual stages the sum over its codes. Neither
+# end is good: fewer bits with the same error are better.
+BITS = {
+    "nominal_bits": Figure(
+        "Nominal bits",
+        None,
+        "log2 of the number of codes, sum over a position's codes",
+        unit="bits",
+    ),
+    "entropy": Figure(
+        "Entropy",
+        None,
+        "-sum p log2 p of code frequencies over the split, sum over a position's codes",
+        unit="bits",
+    ),
+    "position_entropy": Figure(
+        "Entropy by position",
+        None,
+        "entropy with frequencies of each position's own, mean over positions; with Miller's "
+        "correction, and still too low where images are fewer than codes",
+        unit="bits",
+    ),
+    "bits_per_pixel": Figure(
+        "Bits per pixel", None, "entropy × positions / pixels of the images", unit="bits"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What gives codes a probability.
+
+    Attributes:
+        bits: Codes of images and their labels (B,) to the mean of −log2 p, a scalar.
+        shape: Of an image's codes, (h, w) or (h, w, G).
+        described: What it is.
+    """
+
+    bits: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...]
+    described: str
+
+
+class CodeBits:
+    """Counts what the codes of a split cost, batch by batch.
+
+    Args:
+        quantizer: Whose codes they are.
+        prior: What they are measured under as well.
+        device: Where they are.
+    """
+
+    def __init__(self, quantizer: Quantizer, prior: Prior | None, device: torch.device | str):
+        self.quantizer, self.prior, self.device = quantizer, prior, device
+        self.by_position: CodeCounts | None = None
+        self.shape: tuple[int, ...] = ()
+        # Positions, pixels, and of those that the prior knows: bits a code × images, and images.
+        self.sums = torch.zeros(4, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, codes: Tensor, labels: Tensor, pixels: int) -> None:
+        """Count a batch.
+
+        Args:
+            codes: (B, …), or (B, …, G) with more than one group.
+            labels: (B,).
+            pixels: Of its images together.
+        """
+        shape = tuple(codes.shape[1:])
+        if self.by_position is None:
+            self.shape = shape
+            self.by_position = self._counts(math.prod(shape))
+        if shape == self.shape:
+            self.by_position.add(codes)
+        else:
+            self.shape = (-1,)  # images of several sizes share no positions
+        self.sums[:2] += torch.tensor([codes.numel() / self.quantizer.groups, pixels])
+        if self.prior is not None and shape == self.prior.shape:
+            bits = self.prior.bits(codes, labels).item() * len(codes)
+            self.sums[2:] += torch.tensor([bits, len(codes)], dtype=torch.float64)
+
+    def _counts(self, columns: int) -> CodeCounts:
+        return CodeCounts(self.quantizer.num_codes, columns, device=self.device)
+
+    def compute(
+        self, counts: CodeCounts, total: Callable[[Tensor], Tensor], *, together: bool
+    ) -> tuple[dict[str, float], dict[str, Figure]]:
+        """The figures, and what they are.
+
+        Args:
+            counts: Of all codes of the split.
+            total: The sum of a tensor over the processes that share the split.
+            together: Processes share it: all of them call this.
+        """
+        groups = self.quantizer.groups
+        positions, pixels, bits, images = total(self.sums).tolist()
+        entropy = counts.entropy()
+        figures = {
+            "nominal_bits": groups * math.log2(self.quantizer.num_codes),
+            "entropy": entropy,
+        }
+        if by_position := self._of_all_processes() if together else self._own():
+            mean = by_position.entropy(corrected=True) * groups / by_position.groups
+            figures["position_entropy"] = mean
+        figures["bits_per_pixel"] = entropy * positions / pixels
+        described = {name: BITS[name] for name in figures}
+        if self.prior is not None and images:
+            figures["prior_bits"] = groups * bits / images
+            described["prior_bits"] = Figure(
+                "Bits under the prior",
+                None,
+                f"-log2 p of codes under {self.prior.described}, sum over a position's codes",
+                unit="bits",
+            )
+        return figures, described
+
+    def _own(self) -> CodeCounts | None:
+        return None if self.shape == (-1,) else self.by_position
+
+    def _of_all_processes(self) -> CodeCounts | None:
+        """Counts by position of all processes, of which some may have had no batch."""
+        own = (
+            -1
+            if self.shape == (-1,)
+            else 0
+            if self.by_position is None
+            else self.by_position.groups
+        )
+        columns = set(from_all_processes(torch.tensor([own], device=self.device)).tolist()) - {0}
+        if len(columns) != 1 or -1 in columns:
+            return None
+        return (self.by_position or self._counts(columns.pop())).of_all_processes()
