@@ -237,9 +237,9 @@ def _from_bits(content: bytes, books: int, num_codes: int) -> np.ndarray:
     levels = _levels(num_codes)
     if len(content) != -(-books * num_codes * levels // 8):
         raise MqvaeError("the order of its codewords is none")
-    bits = np.unpackbits(np.frombuffer(content, np.uint8), count=books * num_codes * levels)
-    bits = bits.reshape(books, num_codes, levels).astype(np.int64)
-    return (bits << np.arange(levels)).sum(-1)
+    flat = np.unpackbits(np.frombuffer(content, np.uint8), count=books * num_codes * levels)
+    bits = flat.reshape(books, num_codes, levels).astype(np.int64)
+    return np.asarray((bits << np.arange(levels)).sum(-1))
 
 
 def _relabelled(codes: np.ndarray, orders: np.ndarray | None) -> np.ndarray:

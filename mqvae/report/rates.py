@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from mqvae.report.charts import (
     COLOURS,
     RUN,
@@ -63,7 +65,9 @@ def rates(runs: Sequence[Run]) -> list[Charts]:
     return found
 
 
-def scatter(points: Sequence[tuple[int, float, float]], *, name: str, xlabel: str, alt: str) -> str:
+def scatter(
+    points: Sequence[tuple[int, float, float]], *, name: str, xlabel: str, alt: str
+) -> Markup:
     """A point for each run: its position, x and y."""
 
     def draw(axes: Axes) -> None:

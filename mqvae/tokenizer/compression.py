@@ -157,7 +157,8 @@ def of_images(
 
 
 def _of_codes(tokenizer: "Tokenizer", parts: Iterable[Codes]) -> Compressed:
-    found, names = [], []
+    found: list[Compressed] = []
+    names: list[str] = []
     for codes in parts:
         check_codes(tokenizer, codes)
         found.append(compressed(tokenizer, torch.from_numpy(codes.codes.astype(np.int64))))
