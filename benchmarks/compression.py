@@ -5,9 +5,9 @@
 For each run: order-0 entropy of the codes, the entropy of each position, and what the file of
 `mqvae compress` takes, all of it, with and without the order of the codewords. For each run whose
 images are in colour, JPEG and WebP (method 6) as well, between the two qualities whose PSNR is next
-to the tokenizer's. For them images are tiled into one picture, repeated to multiples of 16 pixels, so that
-one header serves all; `without_header` leaves a JPEG's tables out, and WebP has a header of 30
-bytes. PSNR is of all pixels of all images together.
+to the tokenizer's. For them images are tiled into one picture, repeated to multiples of 16 pixels,
+so that one header serves all; `without_header` leaves a JPEG's tables out, and WebP has a header of
+30 bytes. PSNR is of all pixels of all images together.
 """
 
 import argparse
