@@ -1,8 +1,14 @@
-"""Domains of grey images of 28 × 28: classes, transforms of them, other data sets."""
+"""Domains of grey images of 28 × 28: classes, transforms of them, other data sets.
 
+`python -m reproduction.domains FOLDER` writes the classes that the frozen networks are trained on.
+"""
+
+import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
@@ -87,3 +93,21 @@ def test_domains(adapt: int, judge: int, seed: int) -> dict[str, tuple[Tensor, T
             _some(test, judge, generator, label),
         )
     return found
+
+
+def write_seen(folder: Path, train: int = 4000, test: int = 200) -> None:
+    """Write the first images of each seen class as a folder that `mqvae train` reads."""
+    for split, count in (("train", train), ("test", test)):
+        images = load("fashion-mnist", split)
+        for label in SEEN:
+            there = folder / split / str(label)
+            there.mkdir(parents=True, exist_ok=True)
+            rows = (images.labels == label).nonzero()[:count, 0]
+            for i, image in enumerate(images.take(rows)[0]):
+                Image.fromarray(image[0].numpy()).save(there / f"{i:05}.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write_seen(parser.parse_args().folder)

@@ -7,7 +7,9 @@ import torch
 from torch.func import functional_call
 
 import mqvae
+from mqvae.data import load
 from reproduction import classifier_codes, codebook_under_prior, few_shot_codebook, priced_codebooks
+from reproduction.__main__ import OTHERS, main
 from reproduction.classifier_codebooks import (
     Labelled,
     Scale,
@@ -16,6 +18,7 @@ from reproduction.classifier_codebooks import (
     quantized,
     targets,
 )
+from reproduction.domains import HELD_OUT, write_seen
 from reproduction.few_shot import DEBUG, Adapter, Domain, blend, task_loss
 from reproduction.frozen import Frozen, codes_at, entropy, nearest_codes
 
@@ -278,3 +281,18 @@ def test_a_codebook_wins_at_equal_error_against_every_baseline():
     assert not codebook_under_prior.wins(
         [*curves, line("hypergradient", 4, 1)]
     )  # out of their span
+
+
+@pytest.mark.parametrize("study", OTHERS)
+def test_studies_are_commands(study, tmp_path, capsys):
+    assert main([study, "--results", str(tmp_path / "none.jsonl")]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("does not win")
+
+
+def test_frozen_networks_are_trained_without_the_classes_held_out(tmp_path):
+    write_seen(tmp_path, 2, 1)
+    images = load(str(tmp_path), "train")
+    assert images.shape == (1, 28, 28)
+    assert len(images) == 2 * 7
+    classes = {name.split("/")[-2] for name in images.names}
+    assert classes == set("0123456789") - {str(label) for label in HELD_OUT.values()}
