@@ -25,7 +25,7 @@ from mqvae.paper.cells import shown
 from mqvae.paper.html import html
 from mqvae.paper.markdown import files, markdown
 from mqvae.paper.page import write_page
-from mqvae.paper.sections import Cell, Column, Image, Line, Page, Plot, Row, Section, Table
+from mqvae.paper.sections import Cell, Claim, Column, Image, Line, Page, Plot, Row, Section, Table
 from mqvae.paper.terminal import text
 
 METHODS = (
@@ -70,7 +70,7 @@ def table() -> Table:
                     None if bare or column.substitute or method == "VQ-VAE" else 0.59,
                 )
             if method == METHODS[0]:
-                del cells["perplexity"], cells["usage"]
+                del cells["perplexity"], cells["usage"], cells["class_score"]
             runs = tuple(f"{method.lower().replace(' ', '-')}-{protocol}-{s}" for s in range(3))
             codebook = None if method == METHODS[0] else 6e-2 if "MQ" in method else 3e-4
             rows.append(Row(method, protocol, cells, codebook, 3000, 97 + 31.0 * len(rows), runs))
@@ -174,6 +174,11 @@ def page() -> Page:
             Section("appendix-f", "Appendix F: odd", tables=(odd(),), missing=("All <else>.",)),
         ),
         ("mqvae reproduce all --scale cpu --jobs 2", "mqvae reproduce table-1 > 'a <b>'"),
+        claims=(
+            Claim("table-1", "MSE", "0.59", {"paper": "0.63", "equal": "1.03"}, "does not hold"),
+            Claim("figure-5", "sharper", "yes", {"paper": "no"}, "holds"),
+        ),
+        taken={"Length": "3,000 updates", "ν": "1"},
     )
 
 
@@ -252,8 +257,15 @@ def test_every_sentence_is_on_both_pages(page: Page, reader: Reader) -> None:
         assert (sentence if sentence in page.commands else escaped) in words
     assert reader.text.count("Not comparable to the paper's") == 1
     assert "Fréchet, VGG16† ↓" in reader.text and "| Fréchet, VGG16† ↓ |" in words
-    assert "the paper's protocol: one AdamW" in words and "one AdamW" in reader.text
+    assert "our reading: a reading of the paper's protocol" in words
+    assert "baselines have one AdamW" in reader.text
     assert reader.text.index(page.headline[0]) < reader.text.index("Sizes")
+    for claim in page.claims:
+        for said in (claim.claim, claim.paper, *claim.here.values(), claim.verdict):
+            assert said in words and said in reader.text
+    for name, value in page.taken.items():
+        assert f"* {name}: {value}" in words
+        assert name in reader.text and value in reader.text
 
 
 def test_cells_say_what_they_have() -> None:
@@ -288,7 +300,8 @@ def test_hostile_text_stays_text(source: str, reader: Reader, page: Page) -> Non
 
 def test_markdown_tables_have_equally_many_cells(page: Page) -> None:
     blocks = re.findall(r"(?:^\|.*\|\n)+", markdown(page), re.M)
-    assert len(blocks) == 3
+    # The claims, eight columns in two halves for each of two protocols, and the odd table.
+    assert len(blocks) == 7
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
@@ -383,7 +396,7 @@ def test_tables_sort_in_a_browser(page: Page, source: str, tmp_path: Path) -> No
       heads[i].querySelector("button").click();
       said.push([heads[i].getAttribute("aria-sort"), column(i).map(figure)]);
     };
-    click(2); click(2); click(2); click(7); click(0);
+    click(1); click(1); click(1); click(4); click(0);
     document.body.dataset.said = JSON.stringify(said);
     </script></body>"""
     file = tmp_path / "page.html"
@@ -394,12 +407,13 @@ def test_tables_sort_in_a_browser(page: Page, source: str, tmp_path: Path) -> No
     dom = Reader(done.stdout)
     said = json.loads(next(a["data-said"] for t, a in dom.tags if t == "body"))
     (up, rising), (down, falling), (back, original), (first, highest), (names, methods) = said
-    values = [cells[0].ours for cells in shown(page.sections[0].tables[0])]
+    values = [cells[0].ours for cells in shown(page.sections[0].tables[0])[: len(METHODS)]]
     assert (up, down, back) == ("ascending", "descending", None)
     assert [float(v) for v in rising] == sorted(map(float, values))
     assert falling == rising[::-1]
     assert original == values
-    assert first == "descending" and highest[-2:] == ["-", "-"]
-    numbers = [float(v.replace(",", "")) for v in highest[:-2]]
+    assert first == "descending" and highest[-1:] == ["-"]
+    numbers = [float(v.replace(",", "")) for v in highest[:-1]]
     assert numbers == sorted(numbers, reverse=True)
+    methods = [name.partition("\n")[0] for name in methods]  # less the learning rate
     assert names == "ascending" and methods == sorted(methods)

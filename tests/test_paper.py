@@ -24,12 +24,13 @@ from mqvae.paper.further import Beginning, Cost, Diagnosis
 from mqvae.paper.methods import META_RATE, METHODS, paper_value
 from mqvae.paper.reproduce import EXPERIMENTS, experiments
 from mqvae.paper.results import Results, file_name
-from mqvae.paper.rows import judgement, table, verdicts
+from mqvae.paper.rows import by_protocol, lacking, table
 from mqvae.paper.runner import _missing, carry_out
 from mqvae.paper.scales import SCALES, load_scale
 from mqvae.paper.sections import Cell, Column, Row, Table
 from mqvae.paper.study import Study
 from mqvae.paper.tables import BESIDE
+from mqvae.paper.verdicts import best_by_every, claim, every, judgement, verdicts
 from mqvae.paper.work import FURTHER, Place, Run, _originals
 from mqvae.settings import Settings, load_preset
 
@@ -87,7 +88,7 @@ def test_every_row_of_the_papers_tables_has_its_method():
         has = [m for m in experiment.methods if paper_value(number, dataset, m, figure) is not None]
         assert len(has) == wanted[number]
         assert has == [m for m in METHODS if m in has] or number in (3, 6, 7)
-        beside = BESIDE if number == 1 else ()
+        beside = {1: BESIDE, 3: ("VQ-VAE + alt, β = 0",)}.get(number, ())
         missing = set(experiment.methods) - set(has) - set(beside)
         assert missing == {"MQ-GAN, amortized" if number == 8 else "No quantization"}
 
@@ -451,7 +452,9 @@ def test_a_step_of_each_method_is_measured_beside_vq_vaes_and_found_again(tmp_pa
     (table_4,) = experiments(["table-4"])
     assert study.costs("reconstruction", table_4.methods) == {"VQ-VAE": 1.0}
     wanted = list(table_4.wants(study))
-    assert [work.method for work in wanted] == [m for m in table_4.methods if m != "VQ-VAE"]
+    of_paper = [work.method for work in wanted if work.task == "reconstruction"]
+    assert of_paper == [m for m in table_4.methods if m != "VQ-VAE"]
+    assert [w.method for w in wanted if w.task == "adversarial"] == ["MQ-GAN", "MQ-GAN, amortized"]
     for work in wanted[:2]:
         study.results.put(work, work.make(place))
     first, second = (work.method for work in wanted[:2])
@@ -476,7 +479,7 @@ def filled(tmp_path, ours):
     for method, values in (("VQ-VAE", (8e-3, 10e-3, 12e-3)), ("MQ-VAE", ours)):
         for run, value in zip(compared.runs("paper", method, results, {}), values, strict=True):
             results.put(run, result(run, value))
-    return table(compared, 1, results, {})
+    return table(dataclasses.replace(compared, protocols=("paper",)), 1, results, {})
 
 
 def test_a_row_has_our_figure_the_papers_and_both_ratios(tmp_path):
@@ -500,7 +503,7 @@ def test_a_ratio_is_of_the_seeds_that_both_have(tmp_path):
     for method, values in (("VQ-VAE", (8e-3, 100e-3)), ("MQ-VAE", (6e-3,))):
         for run, value in zip(compared.runs("paper", method, results, {}), values, strict=False):
             results.put(run, result(run, value))
-    _, row = table(compared, 1, results, {}).rows
+    _, row = table(dataclasses.replace(compared, protocols=("paper",)), 1, results, {}).rows
     assert row.cells["mse"].ratio == pytest.approx(0.75)
 
 
@@ -508,26 +511,57 @@ def test_a_verdict_is_of_paired_seeds(tmp_path):
     made = filled(tmp_path, (4e-3, 5e-3, 7.2e-3))
     (said,) = verdicts(made, "mse", [("MQ-VAE", "VQ-VAE"), ("MQ-VAE", "VQ-VAE + alt")])
     assert said == (
-        "MSE, paper's protocol: MQ-VAE 0.53 of VQ-VAE's (0.50 to 0.60 over 3 seeds; the paper "
-        "0.59): holds."
+        "MQ-VAE against VQ-VAE, MSE (the paper 0.59): our reading 0.53 (0.50 to 0.60), holds."
     )
 
 
-def test_an_order_is_judged_where_the_paper_has_no_figure():
-    made = Table(
+def three(*rows):
+    """A table of rows of three seeds: method, protocol, values, and the paper's value."""
+    return Table(
         "",
-        [Column("mse", "MSE (e-3)", "lower")],
+        [Column("mse", "MSE (e-3)", "lower"), Column("ssim", "SSIM", "higher")],
         [
-            Row("MQ-VAE", "paper", {"mse": Cell((6.0, 7.0, 8.0))}, seeds=(0, 1, 2)),
-            Row("MQ-VAE†", "paper", {"mse": Cell((6.6, 7.7, 8.8))}, seeds=(0, 1, 2)),
-            Row("MQ-VAE‡", "paper", {"mse": Cell((12.0, 14.0, 16.0))}, seeds=(0, 1, 2)),
+            Row(name, protocol, {"mse": Cell(values, paper)}, seeds=(0, 1, 2))
+            for name, protocol, values, paper in rows
         ],
     )
-    (said,) = verdicts(made, "mse", [("MQ-VAE", "MQ-VAE†"), ("MQ-VAE‡", "MQ-VAE")])
+
+
+def test_only_the_papers_protocol_has_a_value_to_hold():
+    made = three(
+        *[("VQ-VAE", p, (10.0, 10.0, 10.0), 7.26) for p in ("paper", "equal", "matched", "time")],
+        ("MQ-VAE", "paper", (6.0, 5.8, 6.2), 4.28),
+        ("MQ-VAE", "equal", (10.5, 10.4, 10.6), 4.28),
+        ("MQ-VAE", "matched", (9.0, 9.5, 9.4), 4.28),
+        ("MQ-VAE", "time", (9.0, 10.5, 11.0), 4.28),
+    )
+    (said,) = verdicts(made, "mse", [("MQ-VAE", "VQ-VAE")])
+    parts = said.partition("(the paper 0.59): ")[2].split("; ")
+    assert [part.partition(", ")[2] for part in parts] == [
+        "holds",
+        "does not hold, the other way round",
+        "better with every seed",
+        "no significant difference.",
+    ]
+    found = claim("table-1", "MSE", made, ("MQ-VAE", "VQ-VAE"), "mse")
+    assert found.paper == "0.59" and found.here["equal"] == "1.05 (1.04 to 1.06)"
+    assert found.verdict == ("our reading: holds; 6e-2 for all: does not hold, the other way round")
+    told = every(made, "MQ-VAE", "VQ-VAE")
+    assert "our reading better with every seed by MSE" in told
+    assert "6e-2 for all worse with every seed by MSE" in told and "matched" not in told
+    best = best_by_every("table-1", made, [("MQ-VAE", "VQ-VAE")], [True, False])
+    assert (best.paper, best.here["paper"], best.here["equal"]) == ("1 of 2", "1 of 1", "0 of 1")
+    assert best.verdict == "our reading: holds; 6e-2 for all: does not hold"
+
+
+def test_an_order_is_judged_where_the_paper_has_no_value():
+    made = three(
+        ("MQ-VAE", "paper", (6.0, 7.0, 8.0), None), ("MQ-VAE†", "paper", (6.6, 7.7, 8.8), None)
+    )
+    (said,) = verdicts(made, "mse", [("MQ-VAE", "MQ-VAE†")])
     assert said == (
-        "MSE, paper's protocol: MQ-VAE 0.91 of MQ-VAE†'s (0.91 to 0.91 over 3 seeds; the paper has "
-        "no figure): the order holds; MQ-VAE‡ 2.00 of MQ-VAE's (2.00 to 2.00 over 3 seeds; the "
-        "paper has no figure): does not hold, the order is the other way round."
+        "MQ-VAE against MQ-VAE†, MSE (the paper has no value): our reading 0.91 (0.91 to 0.91), "
+        "better with every seed."
     )
 
 
@@ -542,8 +576,8 @@ def test_shares_are_compared_in_points():
     )
     (said,) = verdicts(made, "accuracy", [("MQ-VAE", "VQ-VAE")])
     assert said == (
-        "Accuracy, paper's protocol: MQ-VAE -0.2 points beside VQ-VAE (-0.5 to +0.1 over 2 seeds; "
-        "the paper +0.5): too few seeds for a verdict."
+        "MQ-VAE against VQ-VAE, points of Accuracy (the paper +0.5 points): our reading -0.2 (-0.5 "
+        "to +0.1), too few seeds for a verdict."
     )
 
 
@@ -552,22 +586,36 @@ def test_shares_are_compared_in_points():
     [
         ([0.61, 0.64, 0.60], 0.59, "holds"),
         ([0.91, 0.94, 0.90], 0.59, "holds in direction, by less"),
-        ([1.02, 1.05, 1.04], 0.59, "does not hold, the order is the other way round"),
-        ([0.97, 1.05, 1.01], 0.59, "does not hold, seeds disagree on the order"),
+        ([0.30, 0.31, 0.30], 0.59, "holds in direction, by more"),
+        ([1.34, 1.40, 1.44], 1.05, "does not hold, worse by more"),
+        ([1.02, 1.05, 1.04], 0.59, "does not hold, the other way round"),
+        ([0.97, 1.05, 1.01], 0.59, "does not hold, no significant difference"),
         ([1.5, 1.7, 1.6], 1.58, "holds"),
-        ([0.9, 0.8, 0.9], 1.58, "does not hold, the order is the other way round"),
-        ([0.5, 0.5], 0.59, "too few seeds for a verdict"),
+        ([0.9, 0.8, 0.9], 1.58, "does not hold, the other way round"),
     ],
 )
 def test_judgements(ratios, published, said):
     assert judgement(ratios, published) == said
 
 
+def test_one_metric_has_a_column_for_each_protocol():
+    made = three(("VQ-VAE", "paper", (10.0, 9.0, 11.0), 7.26), ("VQ-VAE", "time", (8.0,) * 3, 7.26))
+    pivot = by_protocol(made, "mse")
+    assert [column.title for column in pivot.columns] == ["The paper", "Our reading", "Equal time"]
+    (row,) = pivot.rows
+    assert [row.cells[c.key].mean for c in pivot.columns] == [7.26, 10.0, 8.0]
+
+
+def test_the_other_reading_gives_every_codebook_the_papers_rate(tmp_path):
+    compared, results = comparison("VQ-VAE", "MQ-VAE", "EMA, 0.9"), Results(tmp_path)
+    rates = [compared.rate("equal", name, results) for name in compared.methods]
+    assert rates == [META_RATE, META_RATE, None]
+
+
 def test_samples_of_priors_are_compared_at_every_point():
     said = _throughout([80.0, 50.0, 40.0], [70.0, 45.0, 42.0])
-    assert "at 2 of 3 points" in said and "1.05 of VQ-VAE's" in said
-    assert said.endswith("does not hold.")
-    assert _throughout([80.0, 50.0], [70.0, 45.0]).endswith("one seed: holds.")
+    assert "at 2 of 3 points" in said and "1.05 times that over VQ-VAE's" in said
+    assert said.endswith("one seed, no verdict.")
 
 
 def test_rows_that_are_not_complete_say_so(tmp_path):
@@ -575,7 +623,11 @@ def test_rows_that_are_not_complete_say_so(tmp_path):
     run = compared.runs("paper", "VQ-VAE", results, {})[0]
     results.put(run, result(run, 8e-3))
     made = table(compared, 1, results, {})
-    assert "Fewer than 3 seeds so far: VQ-VAE (paper) 1." in made.notes
+    first, *metrics = lacking(compared, results, {}, made)
+    assert first.startswith("fashion-mnist: VQ-VAE (our reading, 1 of 3 seeds; 6e-2 for all; ")
+    assert metrics == []
+    (said,) = lacking(compared, results, {}, None)
+    assert said == "fashion-mnist, in every protocol: VQ-VAE."
 
 
 # -- the command ----------------------------------------------------------------------------------

@@ -5,23 +5,27 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mqvae.paper.sections import Cell, Column, Page, Protocol, Row, Table
+from mqvae.paper.sections import PROTOCOLS, Cell, Column, Page, Protocol, Row, Table
 from mqvae.report.words import aligned, duration
 
 SHORT: Mapping[Protocol, str] = {
-    "paper": "paper's protocol",
+    "paper": "our reading",
+    "equal": "6e-2 for all",
     "matched": "matched",
     "time": "equal time",
     "cost": "a step",
+    "all": "",
 }
 SUBSTITUTE = "†"
 NOT_COMPARABLE = f"{SUBSTITUTE} Not comparable to the paper's: stands for one that cannot be had."
 LEGEND = (
     "Large: ours, with ± the standard deviation over seeds. Small: the paper's. "
-    "×: ratio to VQ-VAE under the same protocol, where a note names nothing else."
+    "×: ratio to VQ-VAE in the same protocol, unless a note names another method, "
+    "of means over seeds; sentences have the mean of the seeds' ratios."
 )
 DEBUG = "Trained for seconds, to see that everything works: the figures mean nothing."
 NOTHING = "-"
+SIDE_BY_SIDE = 6  # columns
 WIDEST = 1000.0  # up to this ratio of largest to smallest, a column has equally many decimals
 
 
@@ -36,6 +40,7 @@ class Shown:
         paper: The paper's figure.
         paper_ratio: The paper's.
         order: What it sorts by; None sorts last.
+        detail: What is to be known of it alone.
     """
 
     ours: str = NOTHING
@@ -44,6 +49,7 @@ class Shown:
     paper: str = ""
     paper_ratio: str = ""
     order: float | None = None
+    detail: str = ""
 
     @property
     def value(self) -> str:
@@ -62,7 +68,23 @@ def shown(table: Table) -> list[list[Shown]]:
 def protocols(page: Page) -> list[Protocol]:
     """Those that occur."""
     used = {row.protocol for section in page.sections for t in section.tables for row in t.rows}
-    return [protocol for protocol in SHORT if protocol in used]
+    used |= {protocol for claim in page.claims for protocol in claim.here}
+    return [protocol for protocol in SHORT if protocol in used and PROTOCOLS[protocol]]
+
+
+def parts(table: Table) -> list[tuple[Protocol, list[int], list[int]]]:
+    """What a table is cut into for the width of a page: protocols, their rows, some columns.
+
+    As many columns in each as go beside each other, `SIDE_BY_SIDE` at most.
+    """
+    count = len(table.columns)
+    cuts = max(1, -(-count // SIDE_BY_SIDE))
+    size = max(1, -(-count // cuts))
+    return [
+        (protocol, rows, list(range(start, min(start + size, count))))
+        for protocol, rows in groups(table)
+        for start in range(0, count, size)
+    ]
 
 
 def groups(table: Table) -> Iterator[tuple[Protocol, list[int]]]:
@@ -154,6 +176,7 @@ def _column(cells: Sequence[Cell | None]) -> list[Shown]:
                 "" if cell.paper is None else paper,
                 ratio(cell.paper_ratio),
                 mean if finite else None,
+                cell.detail,
             )
         )
     return found

@@ -6,10 +6,11 @@ from typing import Any
 
 from mqvae.paper.comparison import Comparison
 from mqvae.paper.further import Beginning
-from mqvae.paper.rows import FEW, costs_table, other, paired, table
+from mqvae.paper.rows import costs_table, lacking, other, paired, table
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
 from mqvae.paper.study import Experiment, Study
+from mqvae.paper.verdicts import FEW, direction
 
 TASK = "reconstruction"
 FASHION, PHOTOS = "fashion-mnist", "photos"
@@ -17,12 +18,19 @@ BOUND = "No quantization"
 RECOMMENDED = "EMA + replace"  # what the preset of that name is
 FINAL = (
     *(BOUND, "VQ-VAE", "VQ-VAE + replace", RECOMMENDED),
-    *("MQ-VAE", "MQ-VAE, amortized", "Transport", "EMA + transport"),
+    *("MQ-VAE", "MQ-VAE, amortized", "MQ-VAE + replace", "Transport", "EMA + transport"),
 )
+LIKE = {  # what looks ahead, and the same without: both with replacement, or neither
+    "MQ-VAE": "VQ-VAE",
+    "MQ-VAE, amortized": "VQ-VAE",
+    "MQ-VAE + replace": "VQ-VAE + replace",
+    "Transport": "VQ-VAE + replace",  # neither leaves a code unused
+    "EMA + transport": RECOMMENDED,
+}
 WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
 ELSEWHERE = (BOUND, *WITHOUT_LOOKING, "EMA + transport")  # at other sizes, of other images
 FIRST_ROUND = (
-    *("EMA, 0.99", "EMA, 0.9", "MQ-VAE + replace", "MQ-VAE, amortized + replace"),
+    *("EMA, 0.99", "EMA, 0.9", "MQ-VAE, amortized + replace"),
     *("MQ-VAE, amortized + replace, best of 4",),
     *("VQ-VAE + replace by error", "VQ-VAE + replace by task gradient"),
     *("VQ-VAE + cosine", "VQ-VAE + affine", "VQ-VAE + linear map", "VQ-VAE + rotation"),
@@ -34,7 +42,6 @@ COSTING = ("VQ-VAE", *(name for name in (*FINAL, *FIRST_ROUND) if name != "VQ-VA
 RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
 PROTOCOLS: Sequence[Protocol] = ("matched", "time")  # the paper compares none of this
 BEST = 8  # rules of the first round that are named
-SAME = 0.02  # ratios this near 1 are no difference, where seeds differ by 5%
 LOW_RATE = 3e-4  # the paper's of encoder and decoder
 
 
@@ -78,9 +85,10 @@ class Rules(Experiment):
 
     def section(self, study: Study) -> Section:
         costs = study.costs(TASK, COSTING)
-        tables, said, plots = [], [], []
+        tables, said, plots, missing = [], [], [], []
         for comparison in self._finals(study):
             made = table(comparison, None, study.results, costs)
+            missing += lacking(comparison, study.results, costs, made)
             if made is None or all(row.method == BOUND for row in made.rows):
                 continue
             tables.append(made)
@@ -112,37 +120,40 @@ class Rules(Experiment):
             for name in FINAL
             if name in costs and name not in ("VQ-VAE", BOUND)
         ]
-        missing = [] if tables else ["Not run."]
         return Section(self.name, self.title, self.claim, said, tables, plots, missing=missing)
 
 
 def _verdicts(made: Table) -> Iterator[str]:
-    """What a look-ahead adds to the best rule without one, over the seeds that both have."""
+    """Which rule is best, and what a look-ahead adds to the same rule without one."""
     rows = [row for row in made.rows if row.protocol == "matched" and "mse" in row.cells]
     without = [row for row in rows if row.method in WITHOUT_LOOKING]
     if not without:
         return
     best = min(without, key=lambda row: row.cells["mse"].mean)
-    found = {row.method: [a / b for a, b in paired(row, best, "mse")] for row in rows}
-    looking = {
-        name: ratios
-        for name, ratios in found.items()
-        if ratios and name not in (*WITHOUT_LOOKING, BOUND)
-    }
-    adds = "; ".join(f"{name} {said(ratios)}" for name, ratios in looking.items())
+    there = {row.method: row for row in rows}
+    parts = [
+        f"{name} {said(ratios)} of {base}"
+        for name, base in LIKE.items()
+        if name in there and base in there and (ratios := _ratios(there[name], there[base]))
+    ]
     yield (
-        f"{made.title}, matched rates: of the rules that do not look ahead {best.method} is best, "
-        f"MSE {_mean(best)}." + (f" What a look-ahead adds to it: {adds}." if adds else "")
+        f"{made.title}, matched learning rates: of the rules that do not look ahead {best.method} "
+        f"is best, MSE {_mean(best)}."
+        + (f" What a look-ahead adds, like beside like: {'; '.join(parts)}." if parts else "")
     )
-    for row in rows:
-        if row.method in WITHOUT_LOOKING and row is not best and found[row.method]:
-            yield f"{made.title}: {row.method} {_mean(row)}, {said(found[row.method])}."
+    for row in without:
+        if row is not best and (ratios := _ratios(row, best)):
+            yield f"{made.title}: {row.method} {_mean(row)}, {said(ratios)} of {best.method}."
     own = other(best, rows, RECOMMENDED)
     if own is not None and "usage" in own.cells:
         yield (
             f"{made.title}: the preset `recommended` is {own.method}; "
             f"{own.cells['usage'].mean:.1f}% of its codes are in use over the test images."
         )
+
+
+def _ratios(row: Row, base: Row) -> list[float]:
+    return [ours / theirs for ours, theirs in paired(row, base, "mse")]
 
 
 Tried = Mapping[Beginning, Mapping[str, Any]]
@@ -194,7 +205,7 @@ def _all_rules(study: Study, tried: Tried) -> Table:
     notes = [
         f"Each rule at codebook rates of {' or '.join(f'{rate:g}' for rate in rates)}; a few at "
         "lower ones as well.",
-        "One seed: what differs by less than a tenth is level.",
+        "One seed: less than a tenth is no difference.",
         *(f"{work.words}: {each['failed']}" for work, each in tried.items() if "failed" in each),
     ]
     return Table(title, columns, rows, notes)
@@ -212,25 +223,14 @@ def _mean(row: Row) -> str:
     return f"{cell.mean:.2f}e-3" + (f" ± {cell.spread:.2f}" if cell.spread is not None else "")
 
 
-def said(ratios: Sequence[float], figure: str = "MSE") -> str:
-    """Paired ratios of a figure to another rule's in words, with what they say."""
-    mean = f"{statistics.fmean(ratios):.2f} of its {figure}"
+def said(ratios: Sequence[float], metric: str = "MSE") -> str:
+    """Paired ratios of a metric to another rule's in words, with what they say."""
+    mean = f"{statistics.fmean(ratios):.2f} times the {metric}"
     if len(ratios) == 1:
-        return f"{mean} (one seed), {_judged(ratios)}"
-    return (
-        f"{mean} ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds), "
-        f"{_judged(ratios)}"
-    )
-
-
-def _judged(ratios: Sequence[float]) -> str:
-    if len(ratios) < FEW:
-        return "too few seeds for a verdict"
-    if all(abs(ratio - 1) < SAME for ratio in ratios):
-        return "nothing"
-    if max(ratios) < 1:
-        return "better with every seed"
-    return "worse with every seed" if min(ratios) > 1 else "seeds disagree"
+        return f"{mean} (one seed, no verdict)"
+    over = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"
+    words = "too few for a verdict" if len(ratios) < FEW else direction(ratios, lower=True)
+    return f"{mean} ({over}, {words})"
 
 
 def _by_rate(tried: Tried) -> Iterator[Line]:

@@ -38,7 +38,7 @@ class Comparison:
     methods: Sequence[str]
     seeds: int
     size: tuple[int, int] | None = None
-    protocols: Sequence[Protocol] = ("paper", "matched", "time")
+    protocols: Sequence[Protocol] = ("paper", "equal", "matched", "time")
     few: Few | None = None
     tuned: "Comparison | None" = None
 
@@ -66,6 +66,17 @@ class Comparison:
         kind = METHODS[method].codebook_rate
         rates = {"meta": META_RATE, "network": self.scale.network_rate(self.task)}
         return None if kind is None else rates[kind]
+
+    def rate(self, protocol: Protocol, method: str, results: Results) -> float | None:
+        """The codebook's rate in a protocol.
+
+        Raises:
+            LookupError: if it cannot be told yet.
+        """
+        own = self.paper_rate(method)
+        if protocol == "equal" and own is not None:
+            return META_RATE
+        return own if protocol in ("paper", "equal") else self.best_rate(method, results)
 
     def grid(self, method: str) -> list[float | None]:
         """What the matched protocol chooses from: the scale's, the network's, the paper's own."""
@@ -120,8 +131,7 @@ class Comparison:
             LookupError: if it cannot be told yet.
         """
         steps = self.scale.steps(self.task, self.dataset)
-        of_paper = protocol == "paper"
-        rate = self.paper_rate(method) if of_paper else self.best_rate(method, results)
+        rate = self.rate(protocol, method, results)
         if protocol == "time":
             ratio = costs[method]
             if ratio > 1 + CLOSE:
@@ -129,8 +139,8 @@ class Comparison:
         return [self.run(method, rate, seed, steps=steps, final=True) for seed in range(self.seeds)]
 
     def first_runs(self, results: Results) -> Iterator[tuple[Protocol, str, Run]]:
-        """The first seed of every method in both protocols, as far as they can be told."""
-        for protocol in ("paper", "matched"):
+        """The first seed of every method in both readings and matched, as far as can be told."""
+        for protocol in ("paper", "equal", "matched"):
             for method in self.methods:
                 try:
                     first = self.runs(protocol, method, results, {})[0]

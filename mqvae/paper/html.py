@@ -19,6 +19,7 @@ from mqvae.paper.cells import (
     groups,
     heading,
     notes,
+    parts,
     protocols,
     rate,
     seconds,
@@ -26,7 +27,7 @@ from mqvae.paper.cells import (
     updates,
 )
 from mqvae.paper.plots import Drawn, draw
-from mqvae.paper.sections import PROTOCOLS, Image, Page, Row, Section, Table
+from mqvae.paper.sections import PROTOCOLS, Column, Image, Page, Row, Section, Table
 from mqvae.report.charts import Mark
 from mqvae.report.page import environment
 from mqvae.report.strips import TILE
@@ -34,24 +35,33 @@ from mqvae.report.strips import TILE
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row with its cells written out; `first` begins a protocol."""
+    """A row with its cells written out."""
 
     row: Row
     cells: Sequence[Shown]
-    first: bool
     rate: str
     updates: str
     seconds: str
 
 
 @dataclass(frozen=True)
-class ShownTable:
-    """A table with its rows written out; `ratios` tells for each column whether it has any."""
+class ShownPart:
+    """Some columns of the rows of one protocol; `ratios` tells for each whether it has any."""
 
-    table: Table
+    title: str
+    columns: Sequence[Column]
     rows: Sequence[ShownRow]
     heads: Sequence[str]
     ratios: Sequence[bool]
+    timed: bool
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table with its rows written out."""
+
+    table: Table
+    parts: Sequence[ShownPart]
     notes: Sequence[str]
     definitions: str
 
@@ -89,6 +99,7 @@ def html(page: Page) -> str:
         legend=LEGEND,
         protocols=[(SHORT[each], _definition(PROTOCOLS[each])) for each in protocols(page)],
         short=SHORT,
+        shown_protocols=[p for p in SHORT if any(p in claim.here for claim in page.claims)],
         sections=[_section(section) for section in page.sections],
     )
 
@@ -121,22 +132,33 @@ def _section(section: Section) -> ShownSection:
 
 
 def _table(table: Table) -> ShownTable:
-    firsts = {numbers[0] for _, numbers in list(groups(table))[1:]}
     cells = shown(table)
-    return ShownTable(
-        table,
-        [
-            ShownRow(row, cells[i], i in firsts, rate(row.rate), updates(row), seconds(row))
-            for i, row in enumerate(table.rows)
-        ],
-        [heading(column) for column in table.columns],
-        [
-            any(row[i].ratio or row[i].paper_ratio for row in cells)
-            for i in range(len(table.columns))
-        ],
-        notes(table),
-        definitions(table),
-    )
+    several = len(dict(groups(table))) > 1
+    found = []
+    for protocol, rows, columns in parts(table):
+        name = SHORT[protocol] if several else ""
+        shown_rows = [
+            ShownRow(
+                row,
+                [cells[i][j] for j in columns],
+                rate(row.rate),
+                updates(row),
+                seconds(row),
+            )
+            for i in rows
+            for row in [table.rows[i]]
+        ]
+        found.append(
+            ShownPart(
+                f"{table.title}: {name}" if name else table.title,
+                [table.columns[j] for j in columns],
+                shown_rows,
+                [heading(table.columns[j]) for j in columns],
+                [any(r.cells[k].ratio for r in shown_rows) for k in range(len(columns))],
+                columns[-1] == len(table.columns) - 1 and any(r.row.updates for r in shown_rows),
+            )
+        )
+    return ShownTable(table, found, notes(table), definitions(table))
 
 
 def _strips(images: Sequence[Image]) -> list[Strip]:

@@ -10,8 +10,10 @@ from mqvae.paper.cells import (
     SHORT,
     Shown,
     definitions,
+    groups,
     heading,
     notes,
+    parts,
     protocols,
     rate,
     seconds,
@@ -27,20 +29,44 @@ def markdown(page: Page) -> str:
     lines = [f"# {page.title}: scale `{page.scale}`", ""]
     if page.scale == "debug":
         lines += [f"> {DEBUG}", ""]
+    lines += _claims(page)
     if page.headline:
         lines += [f"**{prose(page.headline[0])}**", ""]
-    lines += _bullets(page.headline[1:])
-    if page.conditions:
-        lines += ["Conditions:", ""]
-        lines += _bullets([f"{name}: {value}" for name, value in page.conditions.items()])
+        lines += [f"{prose(sentence)}\n" for sentence in page.headline[1:]] if page.claims else []
+        lines += _bullets(page.headline[1:] if not page.claims else ())
+    how = _bullets([f"{name}: {value}" for name, value in page.conditions.items()])
     if used := protocols(page):
-        lines += ["Protocols:", "", *_bullets([PROTOCOLS[each] for each in used])]
-        lines += [prose(LEGEND), ""]
+        how += [*_bullets([PROTOCOLS[each] for each in used]), prose(LEGEND), ""]
+    lines += _folded("Sizes, protocols, machines", how)
     for section in page.sections:
         lines += _section(section, page.name)
+    if page.taken:
+        lines += ["## What the paper does not say, and what we took", ""]
+        lines += _bullets([f"{name}: {value}" for name, value in page.taken.items()])
     if page.commands:
         lines += ["## Commands", "", "```sh", *page.commands, "```", ""]
     return "\n".join(lines)
+
+
+def _claims(page: Page) -> list[str]:
+    """What comes first: each claim, the paper's value, ours, and a verdict."""
+    if not page.claims:
+        return []
+    shown = [p for p in SHORT if any(p in claim.here for claim in page.claims)]
+    heads = ["Claim", "Paper", *(f"Here, {SHORT[p]}" for p in shown), "Verdict"]
+    lines = [_line(heads), "|:--|:--|" + ":--|" * (len(shown) + 1)]
+    for claim in page.claims:
+        name = f"{prose(claim.claim, cell=True)} ({claim.section.replace('-', ' ')})"
+        here = [claim.here.get(p, "-") for p in shown]
+        cells = [claim.paper, *here, claim.verdict]
+        lines.append(_line([name, *(prose(cell, cell=True) for cell in cells)]))
+    return [*lines, ""]
+
+
+def _folded(summary: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    return [f"<details><summary>{summary}</summary>", "", *lines, "</details>", ""]
 
 
 def files(page: Page) -> dict[str, bytes]:
@@ -78,11 +104,11 @@ def prose(text: str, *, cell: bool = False) -> str:
     >>> prose("1 < 2 * a_b, see `a_*`")
     '1 &lt; 2 \\\\* a\\\\_b, see `a_*`'
     """
-    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
-    for i in range(0, len(parts), 2):
-        plain = parts[i].replace("&", "&amp;").replace("<", "&lt;")
-        parts[i] = re.sub(r"([\\`*_\[\]~$])", r"\\\1", plain)
-    joined = "".join(parts)
+    found = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    for i in range(0, len(found), 2):
+        plain = found[i].replace("&", "&amp;").replace("<", "&lt;")
+        found[i] = re.sub(r"([\\`*_\[\]~$])", r"\\\1", plain)
+    joined = "".join(found)
     return joined.replace("|", "\\|") if cell else joined
 
 
@@ -95,7 +121,8 @@ def _section(section: Section, folder: str) -> list[str]:
     elif section.verdict:
         lines += ["**Here:**", "", *_bullets(section.verdict)]
     for table in section.tables:
-        lines += _table(table)
+        if not table.folded:
+            lines += _table(table)
     for plot in section.plots:
         text = prose(f"{plot.title}: {plot.y} over {plot.x}")
         lines += [f"**{prose(plot.title)}**", "", f"![{text}]({folder}/{plot.name}.svg)", ""]
@@ -107,25 +134,36 @@ def _section(section: Section, folder: str) -> list[str]:
         lines.append("")
     if section.missing:
         lines += ["Missing:", "", *_bullets(section.missing)]
+    for table in section.tables:
+        if table.folded:
+            lines += _folded(f"Every metric: {prose(table.title)}", _table(table))
     return lines
 
 
 def _table(table: Table) -> list[str]:
-    heads = ["Method", "Protocol", *map(heading, table.columns), "Updates"]
-    lines = [
-        f"### {prose(table.title)}",
-        "",
-        _line([prose(head, cell=True) for head in heads]),
-        "|:--|:--|" + "--:|" * (len(table.columns) + 1),
-    ]
-    for row, cells in zip(table.rows, shown(table), strict=True):
-        method = prose(row.method, cell=True)
-        lines.append(_line([method, _protocol(row), *map(_cell, cells), _cost(row)]))
-    lines.append("")
+    lines = [] if table.folded else [f"**{prose(table.title)}**", ""]
+    cells = shown(table)
+    several = len(dict(groups(table))) > 1
+    for protocol, rows, columns in parts(table):
+        if several and SHORT[protocol]:
+            lines += [f"*{SHORT[protocol]}*", ""]
+        timed = columns[-1] == len(table.columns) - 1 and any(table.rows[i].updates for i in rows)
+        heads = ["Method", *(heading(table.columns[i]) for i in columns), *["Updates"] * timed]
+        lines.append(_line([prose(head, cell=True) for head in heads]))
+        lines.append("|:--|" + "--:|" * (len(heads) - 1))
+        for i in rows:
+            row = table.rows[i]
+            rated = "" if row.rate is None else f"learning rate {rate(row.rate)}"
+            name = prose(row.method, cell=True)
+            name += f"<br>{_stacked('', rated)}" if rated else ""
+            values = [name, *(_cell(cells[i][j]) for j in columns), *[_cost(row)] * timed]
+            lines.append(_line(values))
+        lines.append("")
     lines += _bullets(notes(table))
     if told := definitions(table):
         lines += [f"<sub>{prose(told)}</sub>", ""]
-    return lines + _runs(table)
+    runs = _runs(table)
+    return lines + (["Runs:", "", *runs] if table.folded and runs else _folded("Runs", runs))
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -133,14 +171,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(cell: Shown) -> str:
-    """Ours, and below it the paper's in small print."""
+    """Ours, and below it the paper's, or what is to be known of it, in small print."""
     ours = " ".join(filter(None, (cell.value, cell.ratio)))
     paper = " ".join(filter(None, (cell.paper, cell.paper_ratio)))
-    return _stacked(ours, paper and f"paper {paper}")
-
-
-def _protocol(row: Row) -> str:
-    return _stacked(SHORT[row.protocol], "" if row.rate is None else f"rate {rate(row.rate)}")
+    return _stacked(ours, f"paper {paper}" if paper else cell.detail)
 
 
 def _cost(row: Row) -> str:
@@ -149,8 +183,8 @@ def _cost(row: Row) -> str:
 
 def _stacked(large: str, small: str) -> str:
     # A cell that broke its lines by itself would mix ours with the paper's.
-    lines = [large, f"<sub>{small}</sub>"] if small else [large]
-    return "<br>".join(lines).replace(" ", "\N{NO-BREAK SPACE}")
+    lines = [large, *([f"<sub>{small}</sub>"] if small else [])]
+    return "<br>".join(filter(None, lines)).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _runs(table: Table) -> list[str]:
@@ -161,9 +195,7 @@ def _runs(table: Table) -> list[str]:
         for row in table.rows
         if row.runs
     ]
-    if not lines:
-        return []
-    return ["<details><summary>Runs of this table</summary>", "", *lines, "", "</details>", ""]
+    return [*lines, ""] if lines else []
 
 
 def _bullets(sentences: Sequence[str]) -> list[str]:

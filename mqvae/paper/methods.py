@@ -20,6 +20,7 @@ class Method:
         against: The method that its ratios are taken to.
         above: The batch that judges its codebook, as `data.above` has it.
         upper_loss: The loss that judges it, as `update.upper_loss` has it; None for the network's.
+        xi: Size of the virtual step; None for the preset's.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Method:
     against: str | None = "VQ-VAE"
     above: Literal["same", "next", "held-out"] = "same"
     upper_loss: Mapping[str, Any] | None = None
+    xi: float | None = None
 
 
 META_RATE = 6e-2  # Appendix I
@@ -55,6 +57,20 @@ _PAPERS: Mapping[str, Method] = {
         Method("MQ-VAE, direct only", "mq-vae-direct", "meta"),
         Method("MQ-VAE, kept", "mq-vae-kept", "meta"),
         Method("MQ-VAE, amortized", "mq-vae-amortized", "meta"),
+        # As printed, where it differs from what is run above.
+        Method("VQ-VAE + alt, β = 0", "alt-no-commitment"),
+        Method("VQ-VAE + group, one codebook", "group-shared"),
+        Method(
+            *("MQ-VAE + group, one codebook", "mq-vae-group-shared", "meta"),
+            against="VQ-VAE + group, one codebook",
+        ),
+        Method("Gumbel-VQVAE, its source's divergence", "gumbel-source"),
+        Method("MQ-VAE, descent, ξ = 3e-4", "mq-vae-descent", "meta", xi=3e-4),
+        Method("MQ-VAE, descent, ξ = 1e-3", "mq-vae-descent", "meta", xi=1e-3),
+        Method("MQ-VAE, free codes", "mq-vae-free-codes", "meta"),
+        Method("MQ-VAE, exact", "mq-vae-exact", "meta"),
+        Method("MQ-VAE, 2 steps", "mq-vae-unrolled", "meta"),
+        Method("MQ-VAE, 2 steps, graph cut", "mq-vae-unrolled-cut", "meta"),
         # The same rules; network and task are the scale's.
         Method("VQ-GAN", "vq-vae", against=None),
         Method("MQ-GAN", "mq-vae", "meta", "VQ-GAN"),

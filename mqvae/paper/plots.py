@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FEW = 16  # up to this many points, each is marked
 SHOWN_WIDTH = 480  # CSS pixels of a file that nothing scales
+MARKERS = "os^Dv"  # of points
 LETTER = 6.6  # estimated width of a letter of a legend, on the wide side
 LINE = 18  # height of a line of a legend
 
@@ -47,6 +48,9 @@ def draw(section: Section) -> list[Drawn]:
 
 def alt(plot: Plot) -> str:
     """A plot in words: where every line ends."""
+    if plot.points:
+        counts = ", ".join(f"{line.label} {len(line.x)}" for line in plot.lines)
+        return f"{plot.title}: {plot.y} over {plot.x}. Points: {counts or 'none'}."
     ends = []
     for line in plot.lines:
         known = [y for y in line.y if math.isfinite(y)]
@@ -114,7 +118,10 @@ def _draw(axes: Axes, plot: Plot, places: dict[str, int]) -> None:
         place = places[line.label]
         colour = RUN.format(place % COLOURS)
         marker = "o" if np.isfinite(y).sum() <= FEW else None
-        axes.plot(x, y, color=colour, ls=dash(place), lw=1.7, marker=marker, ms=3)
+        if plot.points:
+            axes.plot(x, y, color=colour, ls="", marker=MARKERS[place % len(MARKERS)], ms=5)
+        else:
+            axes.plot(x, y, color=colour, ls=dash(place), lw=1.7, marker=marker, ms=3)
         if line.low is not None and line.high is not None:
             low, high = np.asarray(line.low, float), np.asarray(line.high, float)
             # A logarithm has no room for what reaches below zero.

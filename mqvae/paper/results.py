@@ -43,6 +43,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._found: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._titles: set[str] = set()
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
             self._read(path)
 
@@ -65,6 +66,8 @@ class Results:
         return file_name(work) if found is None else found[0]
 
     def _entry(self, work: Asked) -> tuple[str, dict[str, Any]] | None:
+        if work.title not in self._titles:  # what it asks for takes a tenth of a second to tell
+            return None
         key = _key_of(work)
         if key not in self._found:
             # A result from before a setting was there, whose default leaves everything as it was.
@@ -85,7 +88,7 @@ class Results:
     def _read(self, path: Path) -> None:
         try:
             content = read_json(path)
-            self._found[_key(content["asks"])] = (path.stem, content)
+            self._keep(path.stem, content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MqvaeError(
                 f"{path} is no result ({type(error).__name__}: {error}): remove it, and what it "
@@ -100,7 +103,11 @@ class Results:
         name = self.name(work)
         text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
         write_whole(self.folder / f"{name}.json", _compact(text) + "\n")
-        self._found[_key(asks)] = (name, restored(json.loads(text)))
+        self._keep(name, restored(json.loads(text)))
+
+    def _keep(self, name: str, content: dict[str, Any]) -> None:
+        self._found[_key(content["asks"])] = (name, content)
+        self._titles.add(name.rpartition("-")[0])
 
 
 def file_name(work: Asked) -> str:

@@ -1,4 +1,4 @@
-"""Results become rows, and rows become sentences."""
+"""Results become rows."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,6 @@ KEYS = {
     "classification": CLASSIFICATION,
     "adversarial": ADVERSARIAL,
 }
-POINTS = ("accuracy", "f1")
 SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
 TITLES = {
     "mse": ("MSE (e-3)", 1e-3),
@@ -53,6 +52,14 @@ TITLES = {
     "f1": ("F1 (%)", 1e-2),
     "cross_entropy": ("CE", 1.0),
     "training_cross_entropy": ("CE in training", 1.0),
+}
+
+
+IN_WORDS: Mapping[Protocol, str] = {
+    "paper": "Our reading",
+    "equal": "6e-2 for all",
+    "matched": "Matched",
+    "time": "Equal time",
 }
 
 
@@ -99,7 +106,80 @@ def table(
                 cells[column.key] = Cell(values, published)
         rows.append(_row(protocol, method, made, cells, results))
     rows = [_with_ratios(row, rows) for row in rows]
-    return Table(_title(comparison), columns, rows, list(_notes(found, comparison)))
+    own = number is None or any(c.paper is not None for row in rows for c in row.cells.values())
+    title = title_of(comparison) + ("" if own else ", which the paper's table does not have")
+    return Table(title, columns, rows, list(_notes(found, comparison)), folded=True)
+
+
+def by_protocol(made: Table, key: str) -> Table:
+    """One metric of a table: a row for each method, a column for the paper and each protocol.
+
+    Args:
+        made: The table.
+        key: Of the metric.
+    """
+    column = next(column for column in made.columns if column.key == key)
+    shown = list(dict.fromkeys(row.protocol for row in made.rows))
+    rows: dict[str, dict[str, Cell]] = {}
+    for row in made.rows:
+        cell = row.cells.get(key)
+        cells = rows.setdefault(row.method, {})
+        if cell is None:
+            continue
+        detail = "" if row.rate is None else f"at {row.rate:g}"
+        if row.protocol == "time":
+            detail = f"{row.updates:,} updates"
+        if cell.paper is not None:
+            cells["said"] = Cell((cell.paper,), None, cell.paper_ratio)
+        cells[row.protocol] = replace(cell, paper=None, paper_ratio=None, detail=detail)
+    columns = [Column(each, IN_WORDS[each], None) for each in shown]
+    if any("said" in cells for cells in rows.values()):
+        columns.insert(0, Column("said", "The paper", None))
+    better = f", {column.better} is better" if column.better else ""
+    mark = " (stands for one that cannot be had)" if column.substitute else ""
+    title = f"{column.title}{mark}{better}: {made.title}"
+    return Table(title, columns, [Row(method, "all", cells) for method, cells in rows.items()])
+
+
+def of_runs(title: str, runs: Sequence[Run], task: str, results: Results) -> Table | None:
+    """Single runs beside each other, whatever their learning rates; None if there are none."""
+    found = [(run, content) for run in runs if (content := results.get(run))]
+    found = [(run, content) for run, content in found if "figures" in content]
+    described: dict[str, Any] = {}
+    for _, content in found:
+        described |= content["described"]
+    columns = [_column(key, described[key], task) for key in KEYS[task] if key in described]
+    rows = []
+    for run, content in found:
+        figures = content["figures"]
+        cells = {c.key: Cell((figures[c.key] / c.scale,)) for c in columns if c.key in figures}
+        rows.append(_row("all", run.method, [(run, content)], cells, results))
+    return Table(title, columns, rows) if rows else None
+
+
+def lacking(
+    comparison: Comparison, results: Results, costs: Mapping[str, float], made: Table | None
+) -> Iterator[str]:
+    """The rows that a table lacks, and those that lack seeds or metrics."""
+    parts: dict[str, list[str]] = {}
+    for protocol in comparison.protocols:
+        for method in comparison.rows(protocol):
+            there = len(_made(comparison, protocol, method, results, costs))
+            if there < comparison.seeds:
+                seeds = f", {there} of {comparison.seeds} seeds" if there else ""
+                words = f"{IN_WORDS[protocol].lower()}{seeds}"
+                parts.setdefault(method, []).append(words)
+    where = comparison.dataset
+    if made is None:
+        yield f"{where}, in every protocol: {', '.join(comparison.methods)}."
+        return
+    if parts:
+        told = (f"{method} ({'; '.join(words)})" for method, words in parts.items())
+        yield f"{where}: {', '.join(told)}."
+    for column in made.columns:
+        without = dict.fromkeys(r.method for r in made.rows if column.key not in r.cells)
+        if without:
+            yield f"{where}, {column.title} of all seeds: {', '.join(without)}."
 
 
 def costs_table(
@@ -240,7 +320,8 @@ def other(row: Row, rows: Sequence[Row], method: str | None) -> Row | None:
     return next(found, None)
 
 
-def _title(comparison: Comparison) -> str:
+def title_of(comparison: Comparison) -> str:
+    """Data set, size and length of a comparison."""
     steps = comparison.scale.steps(comparison.task, comparison.dataset)
     size = ", {:,} codes of {}".format(*comparison.size) if comparison.size else ""
     few = comparison.few
@@ -252,17 +333,12 @@ def _notes(
     found: Sequence[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]],
     comparison: Comparison,
 ) -> Iterator[str]:
-    fewer = []
     for protocol, method, made in found:
         for run, content in made:
             if "failed" in content:
                 yield f"{method} ({protocol}), seed {run.seed}: {content['failed']}"
-        if len(made) < comparison.seeds:
-            fewer.append(f"{method} ({protocol}) {len(made)}")
-    if fewer:
-        yield f"Fewer than {comparison.seeds} seeds so far: {', '.join(fewer)}."
     if comparison.tuned is not None:
-        yield f"Rates are those that were best in {_title(comparison.tuned)}."
+        yield f"Learning rates are those that were best in {title_of(comparison.tuned)}."
     if any("+" in (METHODS[method].against or "") for _, method, _ in found):
         yield "Ratios of MQ-VAE + replace and + group are to VQ-VAE + replace and + group."
     finished = [content for _, _, made in found for _, content in made if "device" in content]
@@ -270,96 +346,3 @@ def _notes(
     images = {each["protocol"]["images"] for each in finished if "protocol" in each}
     if images:
         yield f"Measured on {' or '.join(f'{count:,}' for count in sorted(images))} test images."
-
-
-# -- sentences -----------------------------------------------------------------------------------
-
-IN_WORDS: Mapping[Protocol, str] = {
-    "paper": "Paper's protocol",
-    "matched": "Matched rates",
-    "time": "Equal time",
-}
-
-
-def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """For each protocol, whether the paper's order of two methods by a figure holds.
-
-    Args:
-        made: The table.
-        key: Of the figure.
-        pairs: A method, and the one it is said to be better than.
-    """
-    column = next((column for column in made.columns if column.key == key), None)
-    if column is None:
-        return
-    for protocol, words in IN_WORDS.items():
-        rows = {row.method: row for row in made.rows if row.protocol == protocol}
-        parts = [
-            _judged(rows[method], rows[base], column)
-            for method, base in pairs
-            if method in rows and base in rows
-        ]
-        if parts := [part for part in parts if part]:
-            yield f"{column.title.partition(' (')[0]}, {words[0].lower()}{words[1:]}: " + (
-                "; ".join(parts) + "."
-            )
-
-
-def _judged(row: Row, base: Row, column: Column) -> str:
-    """A method beside another, over the seeds that both have."""
-    ours, theirs = (each.cells.get(column.key) for each in (row, base))
-    pairs = [(one, other) for one, other in paired(row, base, column.key) if other]
-    if ours is None or theirs is None or not pairs:
-        return ""
-    ratios = [one / other for one, other in pairs]
-    if not (ours.paper and theirs.paper):
-        order = _order_lost(ratios, lower=column.better == "lower") or "the order holds"
-        return (
-            f"{row.method} {statistics.fmean(ratios):.2f} of {base.method}'s ({min(ratios):.2f} to "
-            f"{max(ratios):.2f} over {len(ratios)} seeds; the paper has no figure): {order}"
-        )
-    published = ours.paper / theirs.paper
-    if column.key in POINTS:  # shares near each other, whose ratio says little
-        shown, form = [one - other for one, other in pairs], "+.1f"
-        of, said = f" points beside {base.method}", f"{ours.paper - theirs.paper:+.1f}"
-    else:
-        shown, form = ratios, ".2f"
-        of, said = f" of {base.method}'s", f"{published:.2f}"
-    over = ""
-    if len(pairs) > 1:
-        over = f"{min(shown):{form}} to {max(shown):{form}} over {len(pairs)} seeds; "
-    judged = judgement(ratios, published)
-    return f"{row.method} {statistics.fmean(shown):{form}}{of} ({over}the paper {said}): {judged}"
-
-
-FEW = 3  # seeds under which nothing is judged
-
-
-def judgement(ratios: Sequence[float], published: float) -> str:
-    """Whether paired ratios say what a published one says.
-
-    >>> judgement([0.61, 0.64, 0.60], 0.59)
-    'holds'
-    >>> judgement([0.91, 0.94, 0.90], 0.59)
-    'holds in direction, by less'
-    >>> judgement([1.02, 1.05, 1.04], 0.59)
-    'does not hold, the order is the other way round'
-    >>> judgement([0.97, 1.05, 1.01], 0.59)
-    'does not hold, seeds disagree on the order'
-    """
-    if lost := _order_lost(ratios, lower=published < 1):
-        return lost
-    mean = statistics.fmean(ratios)
-    # Within a fifth of the published change, or beyond it.
-    enough = abs(mean - 1) >= 0.8 * abs(published - 1)
-    return "holds" if enough else "holds in direction, by less"
-
-
-def _order_lost(ratios: Sequence[float], *, lower: bool) -> str:
-    """Why paired ratios are not all below 1, or above it; empty if they are."""
-    if len(ratios) < FEW:
-        return "too few seeds for a verdict"
-    same = [(ratio < 1) == lower for ratio in ratios]
-    if not any(same):
-        return "does not hold, the order is the other way round"
-    return "" if all(same) else "does not hold, seeds disagree on the order"

@@ -9,7 +9,7 @@ from mqvae.paper.further import MEASURE, Cost
 from mqvae.paper.results import Results
 from mqvae.paper.runner import Work
 from mqvae.paper.scales import Scale
-from mqvae.paper.sections import Section
+from mqvae.paper.sections import Claim, Section
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,20 @@ class Experiment:
     def section(self, study: Study) -> Section:
         """What it shows of what is there."""
         raise NotImplementedError
+
+    def claims(self, study: Study) -> Iterator[Claim]:
+        """What comes first on the page."""
+        yield from ()
+
+
+def placed(title: str, ran: Sequence[str], papers: Sequence[str]) -> str:
+    """A title with the data sets that there are results of, where not all are the paper's.
+
+    >>> placed("Table 1", ["fashion-mnist"], ["fashion-mnist", "cifar100"])
+    'Table 1 (on Fashion-MNIST alone)'
+    """
+    from mqvae.report.words import DATASETS
+
+    if not ran or list(ran) == list(papers):
+        return title
+    return f"{title} (on {', '.join(DATASETS.get(name, name) for name in ran)} alone)"

@@ -59,7 +59,8 @@ def _block(
     for head in heads:
         grid.add_column(head, justify="right", no_wrap=True)
     for protocol, numbers in groups(table):
-        grid.add_row(SHORT[protocol])
+        if SHORT[protocol]:
+            grid.add_row(SHORT[protocol])
         for i in numbers:
             grid.add_row(Text(f"  {table.rows[i].method}"), *map(Text, lines[i]))
         grid.add_section()
