@@ -42,6 +42,7 @@ COSTING = ("VQ-VAE", *(name for name in (*FINAL, *FIRST_ROUND) if name != "VQ-VA
 RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
 PROTOCOLS: Sequence[Protocol] = ("matched", "time")  # the paper compares none of this
 BEST = 8  # rules of the first round that are named
+SAME = 0.005  # what is nearer to 1 is written as 1.00
 LOW_RATE = 3e-4  # the paper's of encoder and decoder
 
 
@@ -230,6 +231,8 @@ def said(ratios: Sequence[float], metric: str = "MSE") -> str:
         return f"{mean} (one seed, no verdict)"
     over = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"
     words = "too few for a verdict" if len(ratios) < FEW else direction(ratios, lower=True)
+    if all(abs(ratio - 1) < SAME for ratio in ratios):
+        words = "no significant difference"
     return f"{mean} ({over}, {words})"
 
 
