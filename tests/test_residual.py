@@ -13,7 +13,6 @@ from mqvae import (
     Exact,
     FiniteDifference,
     ForwardMode,
-    LeastRecentlyUsed,
     LinearMap,
     ResidualQuantizer,
     Rotation,
@@ -167,12 +166,13 @@ def test_wrong_stages_raise():
     ):
         with pytest.raises(ValueError, match="must have the same num_codes and dim, and groups=1"):
             ResidualQuantizer([first, other])
-    for other in (
-        VectorQuantizer(7, 6, distance=Cosine()),
-        VectorQuantizer(7, 6, replacement=LeastRecentlyUsed()),
-    ):
-        with pytest.raises(ValueError, match="must be Euclidean and without replacement"):
-            ResidualQuantizer([first, other])
+    with pytest.raises(ValueError, match="must be Euclidean"):
+        ResidualQuantizer([first, VectorQuantizer(7, 6, distance=Cosine())])
+    for options in ({"channel_axis": 1}, {"initialize": "kmeans"}):
+        with pytest.raises(ValueError, match="is laid out as a whole"):
+            ResidualQuantizer([first, VectorQuantizer(7, 6, **options)])
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\]"):
+        ResidualQuantizer([first], dropout=1.5)
     with pytest.raises(ValueError, match="give the estimator to ResidualQuantizer"):
         ResidualQuantizer([first, VectorQuantizer(7, 6, estimator=Rotation())])
 

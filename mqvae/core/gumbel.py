@@ -34,9 +34,9 @@ class _Relaxed(torch.autograd.Function):
     """Mixtures of codewords by a Gumbel-softmax sample, a block of embeddings at a time.
 
     With ℓ = W z + b, q = softmax ℓ and s = softmax((ℓ + noise) / τ) it gives s C, arg-max ℓ and
-    the mean of KL(q ‖ uniform). Going back,
+    KL(q ‖ uniform) of each. Going back,
 
-        ∂/∂ℓ  =  s (C g − ⟨s, C g⟩) / τ  +  q (log q + log K − KL) g_KL / N
+        ∂/∂ℓ  =  s (C g − ⟨s, C g⟩) / τ  +  q (log q + log K − KL) g_KL
 
     Only s is held of all embeddings, N × K; the rest is made again where it is needed.
     """
@@ -60,7 +60,7 @@ class _Relaxed(torch.autograd.Function):
         ctx.save_for_backward(z, weight, bias, codebook, sample, divergence, temperature)
         ctx.mark_non_differentiable(codes)
         ctx.set_materialize_grads(False)  # the prior alone reaches no codeword
-        return z_q, codes, divergence.mean()
+        return z_q, codes, divergence
 
     @staticmethod
     @once_differentiable
@@ -85,12 +85,22 @@ class _Relaxed(torch.autograd.Function):
                 if g_divergence is not None:
                     log_q = _logits(z[part], weight, bias).log_softmax(-1)
                     g_q = log_q + (math.log(k) - divergence[part, None])
-                    g_logits.addcmul_(log_q.exp_(), g_q.mul_(g_divergence / n))
+                    g_logits.addcmul_(log_q.exp_(), g_q.mul_(g_divergence[part, None]))
                 g_head = g_logits.to(weight.dtype)
                 g_z[part] = g_head @ weight
                 g_weight += g_head.T @ z[part]
                 g_bias += g_head.sum(0)
         return g_z, g_weight, g_bias, g_codebook, None
+
+
+def _written_out(
+    z: Tensor, weight: Tensor, bias: Tensor, codebook: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_Relaxed`, for a compiler, which fuses by itself and holds what it likes."""
+    logits = _logits(z, weight, bias)
+    u = torch.rand_like(logits).clamp(min=torch.finfo(logits.dtype).tiny)
+    sample = ((logits - (-u.log()).log()) / temperature.to(logits.dtype)).softmax(-1)
+    return sample.to(codebook.dtype) @ codebook, logits.argmax(-1), _divergence(logits)
 
 
 def _logits(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -128,6 +138,7 @@ class GumbelQuantizer(Quantizer):
         temperature: Temperature at the first update.
         final_temperature: Temperature after `anneal_steps` updates.
         anneal_steps: Updates over which it falls.
+        channel_axis: The axis of the channels; None for the last.
 
     Raises:
         ValueError: if a size or a temperature is not positive, or `kl_weight` is negative.
@@ -151,6 +162,7 @@ class GumbelQuantizer(Quantizer):
         temperature: float = 1.0,
         final_temperature: float = 1 / 16,
         anneal_steps: int = 150_000,
+        channel_axis: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -171,6 +183,7 @@ class GumbelQuantizer(Quantizer):
         self.num_codes = num_codes
         self.dim = dim
         self.groups = 1
+        self.channel_axis = channel_axis
         self.kl_weight = kl_weight
         self.first_temperature = temperature
         self.final_temperature = final_temperature
@@ -190,11 +203,12 @@ class GumbelQuantizer(Quantizer):
         fall = 0.5 * (1 + (math.pi * done).cos())
         return self.final_temperature + (self.first_temperature - self.final_temperature) * fall
 
-    def quantize(self, z_e: Tensor) -> Quantized:
+    def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
         self.check_width(z_e)
         if self.training:
+            relaxed = _written_out if torch.compiler.is_compiling() else _Relaxed.apply
             with without_autocast(z_e.device):
-                mixed, codes, divergence = _Relaxed.apply(
+                mixed, codes, divergences = relaxed(
                     z_e.reshape(-1, self.dim).to(self.codebook.dtype),
                     *(self.head.weight, self.head.bias, self.codebook, self._temperature()),
                 )
@@ -202,8 +216,13 @@ class GumbelQuantizer(Quantizer):
         else:
             parts = [(b.argmax(-1), _divergence(b)) for b in self._logits(z_e)]
             codes, divergences = (torch.cat(each) for each in zip(*parts, strict=True))
-            codes, divergence = codes.view(z_e.shape[:-1]), divergences.mean()
+            codes = codes.view(z_e.shape[:-1])
             z_q = nn.functional.embedding(codes, self.codebook)
+        if mask is None:
+            divergence = divergences.mean()
+        else:
+            kept = divergences.where(mask.flatten(), 0)
+            divergence = kept.sum() / mask.sum().clamp(min=1)
         zero = divergence.new_zeros(())
         z_q = self.passed_on(z_e, z_q.to(z_e.dtype))
         return Quantized(z_q, codes, zero, zero, divergence, self.kl_weight)
@@ -224,7 +243,7 @@ class GumbelQuantizer(Quantizer):
         Raises:
             ValueError: if the codes are not integers in [0, num_codes).
         """
-        return nn.functional.embedding(self._check_codes(codes), self.codebook)
+        return self.outside(nn.functional.embedding(self._check_codes(codes), self.codebook))
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:

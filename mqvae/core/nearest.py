@@ -37,6 +37,12 @@ def nearest(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tenso
     z_e, codebook = z_e.detach(), codebook.detach()
     if torch.compiler.is_exporting():
         return _at_once(z_e, codebook, price)
+    if torch.compiler.is_compiling():
+        return _in_tiles_compiled(z_e, codebook, price)
+    return _in_tiles(z_e, codebook, price)
+
+
+def _in_tiles(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:
     with without_autocast(z_e.device), torch.no_grad():
         # Half precision cannot rank neighbours that float32 tells apart.
         dtype = torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
@@ -68,6 +74,21 @@ def nearest(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tenso
                     found[here] = index
                     best[here] = torch.minimum(lowest, best[here])
     return codes
+
+
+# A compiled graph takes the search as one operation: unrolled, its tiles would be compiled anew for
+# every size.
+_in_tiles_compiled = torch.library.custom_op(
+    "mqvae::nearest",
+    _in_tiles,
+    mutates_args=(),
+    schema="(Tensor z_e, Tensor codebook, Tensor? price=None) -> Tensor",
+)
+
+
+@_in_tiles_compiled.register_fake
+def _no_search(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:
+    return z_e.new_empty(len(z_e), dtype=torch.int64)
 
 
 def _at_once(z_e: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:

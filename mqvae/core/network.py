@@ -58,6 +58,18 @@ class VQNetwork(nn.Module):
         self.quantizer = quantizer
         self.decoder = decoder
         self.channel_axis = channel_axis
+        if quantizer.channel_axis not in (None, -1):
+            raise MqvaeError(
+                "the network moves the channels: give channel_axis to VQNetwork, and none to its "
+                f"quantizer, got {quantizer.channel_axis} there."
+            )
+        if quantizer.project_in is not None:
+            raise MqvaeError(
+                "codebook_dim= has projections of the quantizer's own, which no level trains: let "
+                f"the encoder end and the decoder begin with {quantizer.dim} channels instead, and "
+                "leave codebook_dim out."
+            )
+        quantizer.channel_axis = -1  # as the network hands embeddings over
         self.require_apart()
 
     def require_apart(self) -> None:

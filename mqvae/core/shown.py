@@ -30,7 +30,7 @@ def html_table(title: str, items: Mapping[str, str]) -> str:
 
 
 def _described(shown: Any) -> dict[str, str]:
-    values = {field.name: getattr(shown, field.name) for field in fields(shown)}
+    values = {field.name: getattr(shown, field.name) for field in fields(shown) if field.repr}
     found = {name: _text(value) for name, value in values.items() if value is not None}
     if "codes" in found:
         found["codes"] += _use(values["codes"])
@@ -56,7 +56,8 @@ def _use(codes: Tensor) -> str:
     from mqvae.core.diagnostics import perplexity  # which knows networks, and they what is shown
 
     try:
-        _, counts = codes.detach().unique(return_counts=True)
+        chosen = codes.detach()
+        _, counts = chosen[chosen >= 0].unique(return_counts=True)
         return f", {len(counts)} in use, perplexity {perplexity(counts[None]):.1f}"
     except RuntimeError:
         return ""

@@ -89,6 +89,11 @@ def selecting(network: VQNetwork) -> CodebookQuantizer:
             f"{type(quantizer).__name__}: its codebook, if any, gets the gradient of the task loss "
             "itself. Train it with Joint."
         )
+    if getattr(quantizer, "dropout", 0):
+        raise MqvaeError(
+            "this rule makes several passes in a step, which must choose alike, and dropout of "
+            "stages chooses anew in each: leave dropout out, or train with Joint."
+        )
     return quantizer
 
 

@@ -2,44 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mqvae.core.distributed import process_rank
-from mqvae.core.estimator import Estimator
-from mqvae.core.passes import without_autocast
-from mqvae.core.shown import Shown
-from mqvae.core.transport import Transport
+from mqvae.core.quantizer.quantized import Quantized
 from mqvae.errors import MqvaeError, NotFiniteEmbeddings
 
 USE = {"unused_steps", "prices"}
 """Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
-
-
-@dataclass(frozen=True, repr=False)
-class Quantized(Shown):
-    """What a quantizer makes of embeddings z_e of shape (..., D).
-
-    Attributes:
-        z_q: ẑ, what the decoder gets, (..., D). For a nearest-codeword quantizer its value is the
-            selected codewords to the bit and its gradient goes to z_e (Eq. 3).
-        codes: Indices of the codewords, (...) int64, or (..., G) with G > 1 codes an embedding.
-        commitment_loss: mean ‖z_e − sg(z_q)‖² over all numbers (Eq. 4), unweighted scalar.
-        codebook_loss: mean ‖sg(z_e) − z_q‖² over all numbers (Eq. 5), unweighted scalar.
-        auxiliary_loss: The quantizer's own loss term, unweighted scalar: Gumbel-VQ's divergence of
-            the codes from uniform, LFQ's entropies; None for quantizers without one.
-        auxiliary_weight: Its weight in the total loss, which the quantizer sets.
-    """
-
-    z_q: Tensor
-    codes: Tensor
-    commitment_loss: Tensor
-    codebook_loss: Tensor
-    auxiliary_loss: Tensor | None = None
-    auxiliary_weight: float = 0.0
 
 
 class Quantizer(nn.Module, ABC):
@@ -47,8 +20,13 @@ class Quantizer(nn.Module, ABC):
 
     Attributes:
         num_codes: Number K of values that one code can take.
-        dim: Dimensions D of an embedding.
+        dim: Dimensions D of an embedding where it is quantized.
         groups: Number G of codes of one embedding.
+        channel_axis: The axis of the channels, 1 for feature maps (B, D, H, W); None for the last,
+            and to refuse embeddings whose axis 1 could be them.
+        project_in: Learned projection of embeddings to fewer dimensions; None for none.
+        project_out: Learned projection back.
+        least_code: The least code that `decode` takes: −1 where stages may be left out.
         unquantized: Share of a batch's samples whose embeddings the decoder gets as they are, in
             training; who trains sets it, as a rate is set. Their commitment loss is zero, for they
             stand for nothing. The codebook learns from them as from all others.
@@ -58,41 +36,123 @@ class Quantizer(nn.Module, ABC):
     dim: int
     groups: int
     unquantized: float = 0.0
+    channel_axis: int | None = None
+    project_in: nn.Linear | None
+    project_out: nn.Linear | None
+    least_code: int = 0
 
-    def forward(self, z_e: Tensor) -> Quantized:
+    def __init__(self) -> None:
+        super().__init__()
+        self.project_in = self.project_out = None
+
+    def forward(self, z_e: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize embeddings.
 
         Args:
-            z_e: Embeddings, (..., D), channels last.
+            z_e: Embeddings, (..., D), or with the channels on `channel_axis`.
+            mask: Which positions count, bool, of the shape of `z_e` without its channels. The
+                others have the code −1, no loss and no part in what `update` does, and z_q there is
+                z_e as it came. None for all.
 
         Raises:
-            ValueError: if the last dimension is not D; in eval mode also if an embedding is not
-                finite. In training its losses are not finite then, and nobody waits for a look.
+            ValueError: if the channels are not D, or may be on either of two axes; in eval mode
+                also if an embedding is not finite. In training its losses are not finite then, and
+                nobody waits for a look.
         """
-        self.check_width(z_e)
+        came = self.channels_last(z_e)
+        inside = self._inside(came, mask)
         if not self.training:
-            self._check_finite(z_e)
-        placed = self.place(z_e)
-        quantized = self.quantize(placed)
+            self._check_finite(inside)
+        placed = self.place(inside)
+        # Only who masks needs a quantizer that knows masks.
+        found = self.quantize(placed) if mask is None else self.quantize(placed, mask=mask)
         # Checkpointing makes a pass again, going back: it has been recorded.
         if self.training and (torch.compiler.is_compiling() or graph_task() == -1):
-            self.record(placed.detach(), quantized.codes)
-        return quantized
+            self.record(placed.detach(), found.codes, mask)
+        codes, z_q = found.codes, self._projected(found.z_q)
+        if mask is not None:
+            z_q = torch.where(mask[..., None], z_q, came)
+            codes = self._masked(codes, mask)
+        return Quantized(
+            self._channels_back(z_q),
+            codes,
+            found.commitment_loss,
+            found.codebook_loss,
+            found.auxiliary_loss,
+            found.auxiliary_weight,
+            self.num_codes,
+            self.groups,
+        )
 
     @abstractmethod
-    def quantize(self, z_e: Tensor) -> Quantized:
-        """`forward` for embeddings that are placed already."""
+    def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
+        """`forward` for embeddings that are placed already, channels last."""
 
     @torch.no_grad()
-    def encode(self, z_e: Tensor) -> Tensor:
-        """Codes of embeddings (..., D): (...), or (..., G) where G > 1.
+    def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Codes of embeddings (..., D): (...), or (..., G) where G > 1; −1 outside of a mask.
 
         Raises:
-            ValueError: if the last dimension is not D, or an embedding is not finite.
+            ValueError: if the channels are not D, or an embedding is not finite.
         """
-        self.check_width(z_e)
-        self._check_finite(z_e)
-        return self._encode(self.place(z_e))
+        z = self._inside(self.channels_last(z_e), mask)
+        self._check_finite(z)
+        codes = self._encode(self.place(z))
+        return codes if mask is None else self._masked(codes, mask)
+
+    def _inside(self, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Embeddings, channels last, as they are quantized: projected, nothing outside a mask."""
+        if mask is not None:
+            if mask.dtype != torch.bool or mask.shape != z.shape[:-1]:
+                raise MqvaeError(
+                    f"mask must be bool and of shape {tuple(z.shape[:-1])}, one for each position, "
+                    f"got {mask.dtype} {tuple(mask.shape)}."
+                )
+            z = z.masked_fill(~mask[..., None], 0)
+        return z if self.project_in is None else self.project_in(z)
+
+    def _masked(self, codes: Tensor, mask: Tensor) -> Tensor:
+        return codes.masked_fill(~mask[..., None] if self.groups > 1 else ~mask, -1)
+
+    def _projected(self, z: Tensor) -> Tensor:
+        return z if self.project_out is None else self.project_out(z)
+
+    def outside(self, z: Tensor) -> Tensor:
+        """Vectors that are quantized, (..., d), in the layout and width of embeddings."""
+        return self._channels_back(self._projected(z))
+
+    def _channels_back(self, z: Tensor) -> Tensor:
+        axis = self.channel_axis
+        return z if axis is None or z.ndim < 2 else z.movedim(-1, axis)
+
+    @property
+    def width(self) -> int:
+        """Channels of what comes and goes: D, unless it is projected to fewer dimensions."""
+        return self.dim if self.project_in is None else self.project_in.in_features
+
+    def channels_last(self, z_e: Tensor) -> Tensor:
+        """Embeddings in the layout that the quantizer was made for, as (..., D).
+
+        Raises:
+            MqvaeError: if there are not D channels, or two axes could be them.
+        """
+        axis, width = self.channel_axis, self.width
+        shape = tuple(z_e.shape)
+        if axis is not None:
+            if not -z_e.ndim <= axis < z_e.ndim or shape[axis] != width:
+                raise MqvaeError(
+                    f"the quantizer expects {width} channels on axis {axis}, got {shape}: give it "
+                    "the channel_axis that they are on."
+                )
+            return z_e.movedim(axis, -1)
+        self.check_width(z_e, width)
+        if z_e.ndim > 2 and shape[1] == width:
+            raise MqvaeError(
+                f"embeddings {shape} have {width} on axis 1 and at the end, and either may be the "
+                "channels: pass channel_axis=1 to the quantizer for (B, D, …), channel_axis=-1 for "
+                "(…, D)."
+            )
+        return z_e
 
     @abstractmethod
     def _encode(self, z_e: Tensor) -> Tensor:
@@ -167,17 +227,21 @@ class Quantizer(nn.Module, ABC):
         here = (places * self.unquantized).floor().diff() > 0
         return here.to(z_e.device, non_blocking=True).view(-1, *[1] * (z_e.ndim - 1))
 
-    def check_width(self, z_e: Tensor) -> None:
+    def check_width(self, z_e: Tensor, expected: int | None = None) -> None:
         """Refuse embeddings that are not D wide, which might broadcast.
 
         Raises:
             ValueError: names both widths.
         """
-        if z_e.ndim == 0 or z_e.shape[-1] != self.dim:
+        expected = self.dim if expected is None else expected
+        if z_e.ndim == 0 or z_e.shape[-1] != expected:
             width = z_e.shape[-1] if z_e.ndim else 1
+            mapped = z_e.ndim > 1 and z_e.shape[1] == expected
             raise MqvaeError(
-                f"the quantizer expects embeddings (..., {self.dim}), channels last, got "
-                f"{tuple(z_e.shape)}: move the channels to the end, or build it with dim={width}."
+                f"the quantizer expects embeddings (..., {expected}), channels last, got "
+                f"{tuple(z_e.shape)}: "
+                + ("pass channel_axis=1 to it, " if mapped else "")
+                + f"move the channels to the end, or build it with dim={width}."
             )
 
     def _check_finite(self, z_e: Tensor) -> None:
@@ -208,12 +272,22 @@ class Quantizer(nn.Module, ABC):
         codes = codes.long()
         if torch.compiler.is_exporting():  # a program has no errors of its own
             return codes
-        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
+        if codes.numel() and not (
+            int(codes.min()) >= self.least_code and int(codes.max()) < self.num_codes
+        ):
             raise MqvaeError(
                 f"codes must lie in 0 … {self.num_codes - 1}, got "
                 f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."
             )
         return codes
+
+
+def mean_square(difference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of squares over all numbers (..., D), or over those of a mask, (...) bool."""
+    if mask is None:
+        return difference.square().mean()
+    kept = difference.masked_fill(~mask[..., None], 0).square().sum()
+    return kept / (mask.sum() * difference.shape[-1]).clamp(min=1)
 
 
 def graph_task() -> int:
@@ -232,101 +306,3 @@ def check_number(num_codes: int) -> None:
             f"2^{num_codes.bit_length() - 1} codes are more than an int64 tells apart, 2^63: take "
             "fewer dimensions, or fewer levels of each."
         )
-
-
-class CodebookQuantizer(Quantizer):
-    """A quantizer that selects from a codebook table; what the hypergradients are made for.
-
-    The table, (rows, d), is `codebook()`. z_q = `lookup(codes, table)` is linear in it, and the
-    codebook loss is quadratic with ∂g_C/∂z_e = −(2/ND) · lookupᵀ for frozen codes.
-    """
-
-    estimator: Estimator
-
-    @abstractmethod
-    def table(self) -> Tensor:
-        """The codewords, (rows, d), a function of the parameters."""
-
-    @abstractmethod
-    def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
-        """Codes of placed embeddings (..., D)."""
-
-    @abstractmethod
-    def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
-        """Codewords of codes, (..., D); linear in `table`.
-
-        Its transpose carries gradients of z_q to the codewords.
-        """
-
-    @abstractmethod
-    def transported(
-        self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
-    ) -> Tensor:
-        """How far codewords go when placed embeddings of given codes move, (rows, d).
-
-        Args:
-            transport: What carries them.
-            codes: Codes before the embeddings move.
-            z_e: The embeddings before that, (..., D).
-            change: How they move, (..., D).
-        """
-
-    @abstractmethod
-    def translated(self, by: Tensor) -> Tensor:
-        """The table, (rows, d), as it is after `translate`."""
-
-    @abstractmethod
-    def translate(self, by: Tensor) -> None:
-        """Move the codewords, where they are compared, by (rows, d).
-
-        Raises:
-            ValueError: if a codeword cannot move by itself.
-        """
-
-    @abstractmethod
-    def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
-        """Eq. 5 for given codes."""
-
-    def quantize(self, z_e: Tensor, table: Tensor | None = None) -> Quantized:
-        """`forward` for placed embeddings, under the codebook's own table or another."""
-        table = self.table() if table is None else table
-        quantized = self.at_codes(z_e, self.nearest_codes(z_e, table), table)
-        if self._unquantized(z_e) is None:
-            return quantized
-        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
-        with without_autocast(z_e.device):
-            away = self.of_quantized(wide - self.lookup(quantized.codes, table).detach())
-            return replace(
-                quantized,
-                z_q=self.passed_on(z_e, quantized.z_q),
-                commitment_loss=away.square().mean(),
-            )
-
-    def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
-        """`quantize` with the codes given."""
-        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
-        with without_autocast(z_e.device):
-            z_q = self.lookup(codes, table)  # (..., D)
-            return Quantized(
-                z_q=self.estimator(z_e, z_q.to(z_e.dtype)),
-                codes=codes,
-                commitment_loss=(wide - z_q.detach()).square().mean(),
-                codebook_loss=self.codebook_loss(wide.detach(), codes, table, z_q),
-            )
-
-    def _encode(self, z_e: Tensor) -> Tensor:
-        return self.nearest_codes(z_e, self.table())
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes back to vectors.
-
-        Args:
-            codes: (...) or (..., G) integers, as `Quantized.codes`.
-
-        Returns:
-            Codewords, (..., D).
-
-        Raises:
-            ValueError: if the codes are not integers in [0, num_codes), or the groups do not fit.
-        """
-        return self.lookup(self._check_codes(codes), self.table())

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.passes import without_autocast
-from mqvae.core.quantizer.base import Quantized, Quantizer, check_number
+from mqvae.core.quantizer.base import Quantizer, check_number
+from mqvae.core.quantizer.quantized import Quantized
 from mqvae.errors import MqvaeError
 
 MARGIN = 1e-3  # how far tanh reaches over the outermost levels, so that rounding gets there
@@ -29,6 +30,7 @@ class FiniteScalarQuantizer(Quantizer):
         levels: Levels of each dimension; their number is D, their product the number of codes K.
             The paper's, each 5 or more: 2^8 (8, 6, 5), 2^10 (8, 5, 5, 5), 2^12 (7, 5, 5, 5, 5),
             2^14 (8, 8, 8, 6, 5), 2^16 (8, 8, 8, 5, 5, 5).
+        channel_axis: The axis of the channels; None for the last.
 
     Raises:
         ValueError: if a dimension has fewer than two levels, or there is none.
@@ -45,7 +47,9 @@ class FiniteScalarQuantizer(Quantizer):
     places: Tensor
     middle: Tensor
 
-    def __init__(self, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
+    def __init__(
+        self, levels: Sequence[int] = (8, 5, 5, 5), *, channel_axis: int | None = None
+    ) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
             raise MqvaeError(
@@ -56,6 +60,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.num_codes = math.prod(levels)
         self.dim = len(levels)
         self.groups = 1
+        self.channel_axis = channel_axis
         places = [math.prod(levels[:d]) for d in range(len(levels))]
         # They follow the module to its device; there is nothing in them to be saved.
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -83,7 +88,7 @@ class FiniteScalarQuantizer(Quantizer):
     def _vectors(self, digits: Tensor) -> Tensor:
         return (digits - self.levels // 2) / self.middle
 
-    def quantize(self, z_e: Tensor) -> Quantized:
+    def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
         self.check_width(z_e)
         digits = self._digits(z_e)
         z_q = StraightThrough()(z_e, self._vectors(digits).to(z_e.dtype))
@@ -100,7 +105,8 @@ class FiniteScalarQuantizer(Quantizer):
         Raises:
             ValueError: if the codes are not integers in [0, num_codes).
         """
-        return self._vectors(self._check_codes(codes)[..., None] // self.places % self.levels)
+        digits = self._check_codes(codes)[..., None] // self.places % self.levels
+        return self.outside(self._vectors(digits))
 
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
         """There is nothing to initialize."""

@@ -8,7 +8,8 @@ from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.distributed import mean_with_graph
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.passes import without_autocast
-from mqvae.core.quantizer.base import Quantized, Quantizer, check_number
+from mqvae.core.quantizer.base import Quantizer, check_number, mean_square
+from mqvae.core.quantizer.quantized import Quantized
 from mqvae.errors import MqvaeError
 
 EXACT_BITS = 18  # with more, the probabilities of all codes at once take too much memory
@@ -38,6 +39,7 @@ class LookupFreeQuantizer(Quantizer):
         temperature: T; at a corner a bit is certain to 1 / (1 + exp(−4 s² / T)). Published code has
             0.01, at which embeddings off the boundary have no slope left: bits that are one for all
             stay so, as they do at first where embeddings are not centred (`normalization`).
+        channel_axis: The axis of the channels; None for the last.
 
     Raises:
         ValueError: if `num_codes` is no power of two, a weight is negative or the temperature not
@@ -64,6 +66,7 @@ class LookupFreeQuantizer(Quantizer):
         entropy_weight: float = 0.1,
         diversity: float = 1.0,
         temperature: float = 1.0,
+        channel_axis: int | None = None,
     ) -> None:
         super().__init__()
         if num_codes < 2 or num_codes & (num_codes - 1):
@@ -81,6 +84,7 @@ class LookupFreeQuantizer(Quantizer):
         self.num_codes = num_codes
         self.dim = num_codes.bit_length() - 1
         self.groups = 1
+        self.channel_axis = channel_axis
         self.distance = Euclidean() if distance is None else distance
         self.entropy_weight = entropy_weight
         self.diversity = diversity
@@ -95,30 +99,39 @@ class LookupFreeQuantizer(Quantizer):
     def place(self, z_e: Tensor) -> Tensor:
         return self.distance.place(z_e)
 
-    def quantize(self, z_e: Tensor) -> Quantized:
+    def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
         self.check_width(z_e)
         wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
         with without_autocast(z_e.device):
             corner = self.corner.to(wide.dtype)
             z_q = torch.where(wide > 0, corner, -corner)
-            commitment = self.of_quantized(wide - z_q).square().mean()
-            entropy = self._entropy(wide.reshape(-1, self.dim)) if self.training else None
+            commitment = mean_square(self.of_quantized(wide - z_q), mask)
+            entropy = self._entropy(wide.reshape(-1, self.dim), mask) if self.training else None
         zero = torch.zeros_like(commitment)
         z_q = self.passed_on(z_e, StraightThrough()(z_e, z_q.to(z_e.dtype)))
         return Quantized(z_q, self._encode(z_e), commitment, zero, entropy, self.entropy_weight)
 
-    def _entropy(self, z_e: Tensor) -> Tensor:
-        """The auxiliary loss of placed embeddings, (N, D)."""
+    def _entropy(self, z_e: Tensor, mask: Tensor | None) -> Tensor:
+        """The auxiliary loss of placed embeddings, (N, D); means are over those of a mask."""
         # −‖z − c‖² of the two values of a bit differ by 4 s z.
         logits = 4 / self.temperature * self.corner.to(z_e.dtype) * z_e
         of_one = logits.sigmoid()
-        certainty = (softplus(logits) - logits * of_one).sum(1).mean()
+        uncertain = (softplus(logits) - logits * of_one).sum(1)
+        if mask is None:
+            certainty, kept = uncertain.mean(), None
+            number: Tensor | int = len(z_e)
+        else:
+            kept = mask.reshape(-1, 1).to(z_e.dtype)  # (N, 1)
+            number = kept.sum().clamp(min=1)
+            certainty = (uncertain * kept[:, 0]).sum() / number
         bits = torch.stack([(-logits).sigmoid(), of_one], -1)  # (N, D, 2)
         if self.dim <= EXACT_BITS:
             low, high = bits.tensor_split([self.dim // 2], 1)
-            means = [_product(high).T @ _product(low) / len(z_e)]  # 2^high × 2^low
+            of_low = _product(low) if kept is None else _product(low) * kept
+            means = [_product(high).T @ of_low / number]  # 2^high × 2^low
         else:
-            means = [_product(group).mean(0) for group in bits.split(EXACT_BITS // 2, 1)]
+            products = [_product(group) for group in bits.split(EXACT_BITS // 2, 1)]
+            means = [p.mean(0) if kept is None else (p * kept).sum(0) / number for p in products]
         if torch.is_grad_enabled():  # a step, which all processes make together
             means = mean_with_graph(means)
         # What rounds to nothing has no slope.
@@ -137,7 +150,7 @@ class LookupFreeQuantizer(Quantizer):
             ValueError: if the codes are not integers in [0, num_codes).
         """
         ones = self._check_codes(codes)[..., None] // self.places % 2 == 1
-        return torch.where(ones, self.corner, -self.corner)
+        return self.outside(torch.where(ones, self.corner, -self.corner))
 
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
         """There is nothing to initialize."""

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mqvae.core.quantizer.base import Quantized, Quantizer
+from mqvae.core.quantizer.base import Quantizer
+from mqvae.core.quantizer.quantized import Quantized
 from mqvae.errors import MqvaeError
 
 
@@ -12,17 +13,19 @@ class NoQuantizer(Quantizer):
 
     Args:
         dim: Dimensions D of an embedding.
+        channel_axis: The axis of the channels; None for the last.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, channel_axis: int | None = None) -> None:
         super().__init__()
         if dim < 1:
             raise MqvaeError(f"dim must be 1 or more, got {dim}.")
         self.num_codes = 1
         self.dim = dim
         self.groups = 1
+        self.channel_axis = channel_axis
 
-    def quantize(self, z_e: Tensor) -> Quantized:
+    def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
         self.check_width(z_e)
         zero = z_e.new_zeros((), dtype=torch.promote_types(z_e.dtype, torch.float32))
         return Quantized(z_e, self._encode(z_e), zero, zero)

@@ -1,6 +1,6 @@
 """What training passes leave for `VectorQuantizer.update`."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,8 +8,7 @@ from torch import Tensor
 from mqvae.core.passes import full
 
 
-@dataclass(frozen=True)
-class LastPass:
+class LastPass(NamedTuple):
     """The last pass, from whose embeddings unused codewords are drawn.
 
     Attributes:

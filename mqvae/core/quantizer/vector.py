@@ -1,37 +1,25 @@
 """The nearest codeword for every embedding."""
 
-import warnings
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from mqvae.core.codebook import AverageCodebook, CodebookMap, Table, TableCodebook
+from mqvae.core.codebook import CodebookMap, Table
 from mqvae.core.distance import Distance, Euclidean
-from mqvae.core.distributed import (
-    process_rank,
-    sum_across_processes,
-    sums_across_processes,
-    world_size,
-)
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
-from mqvae.core.optimizer import forget_rows
-from mqvae.core.passes import full, without_autocast
-from mqvae.core.quantizer.base import CodebookQuantizer, Quantized
-from mqvae.core.quantizer.pending import LastPass, Pending
+from mqvae.core.passes import without_autocast
+from mqvae.core.quantizer.base import mean_square
+from mqvae.core.quantizer.quantized import Quantized
+from mqvae.core.quantizer.updating import UpdatedQuantizer
 from mqvae.core.rate import Rate, RateAware
-from mqvae.core.replacement import Pool, Replacement, readable
+from mqvae.core.replacement import Replacement
 from mqvae.core.selection import select
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError
 
-FORGOTTEN = 100  # passes in training without an update, after which a warning says so
 
-
-class VectorQuantizer(CodebookQuantizer):
+class VectorQuantizer(UpdatedQuantizer):
     """Replaces every embedding by its nearest codeword.
 
     In anybody's own training loop:
@@ -47,6 +35,11 @@ class VectorQuantizer(CodebookQuantizer):
     Args:
         num_codes: Number of codewords K of each codebook.
         dim: Dimensions D of an embedding.
+        codebook_dim: Dimensions of a codeword, to which embeddings are projected and from which
+            z_q is projected back, by learned linear maps; None for D without any. Codes are easier
+            to keep in use in few dimensions (8 to 32).
+        channel_axis: The axis of the channels, 1 for feature maps (B, D, H, W); None for the last,
+            and to refuse embeddings whose axis 1 could be them.
         groups: G > 1 cuts an embedding into G parts of D/G dimensions, quantized apart
             (the paper's "+group").
         shared_codebook: All groups choose from one codebook instead of one each.
@@ -55,6 +48,8 @@ class VectorQuantizer(CodebookQuantizer):
         distance: What is near: `Euclidean()` or `Cosine()`.
         estimator: How gradients pass: `StraightThrough()` or `Rotation()`.
         replacement: What brings unused codewords back (the paper's "+replace"); None for nothing.
+        initialize: "kmeans" sets the codebook to the k-means centres of the embeddings of the first
+            updates, ten a codeword; until then z_q is the embeddings. None begins at random.
         rate: Bits that a code may cost, which its choice then weighs against distance; None for
             the nearest codeword whatever it costs.
 
@@ -76,6 +71,8 @@ class VectorQuantizer(CodebookQuantizer):
         num_codes: int,
         dim: int,
         *,
+        codebook_dim: int | None = None,
+        channel_axis: int | None = None,
         groups: int = 1,
         shared_codebook: bool = False,
         codebook: CodebookMap | None = None,
@@ -83,11 +80,19 @@ class VectorQuantizer(CodebookQuantizer):
         estimator: Estimator | None = None,
         replacement: Replacement | None = None,
         rate: RateAware | None = None,
+        initialize: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("num_codes", num_codes), ("dim", dim), ("groups", groups)):
-            if value < 1:
+        sizes = {"num_codes": num_codes, "dim": dim, "groups": groups, "codebook_dim": codebook_dim}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
                 raise MqvaeError(f"{name} must be 1 or more, got {value}.")
+        if codebook_dim is not None:
+            self.project_in, self.project_out = (
+                nn.Linear(dim, codebook_dim),
+                nn.Linear(codebook_dim, dim),
+            )
+            dim = codebook_dim
         if dim % groups:
             divisors = [g for g in range(1, min(dim, 64) + 1) if dim % g == 0]
             raise MqvaeError(
@@ -97,6 +102,7 @@ class VectorQuantizer(CodebookQuantizer):
         self.num_codes = num_codes
         self.dim = dim
         self.groups = groups
+        self.channel_axis = channel_axis
         self.shared_codebook = shared_codebook
         self.codebook_map = Table() if codebook is None else codebook
         self.distance = Euclidean() if distance is None else distance
@@ -115,6 +121,7 @@ class VectorQuantizer(CodebookQuantizer):
         self.rate = rate
         self.prices = None if rate is None else Rate(rate, rows // num_codes, num_codes)
         self._pending = self._nothing()
+        self.await_embeddings(initialize)
 
     def extra_repr(self) -> str:
         return f"num_codes={self.num_codes}, dim={self.dim}, groups={self.groups}"
@@ -145,12 +152,6 @@ class VectorQuantizer(CodebookQuantizer):
         prices = [price] * self.groups if alike or price is None else price.chunk(self.groups)
         codes = [nearest(*each) for each in zip(parts, books, prices, strict=True)]
         return torch.stack(codes, 1).view(*z_e.shape[:-1], self.groups)
-
-    def rows(self, codes: Tensor) -> Tensor:
-        """Rows of the table that codes select, of the codes' shape."""
-        if self.groups > 1 and not self.shared_codebook:
-            return codes + torch.arange(self.groups, device=codes.device) * self.num_codes
-        return codes
 
     def by_codebook(self, z_e: Tensor) -> list[Tensor]:
         """Placed embeddings (..., D), cut and sorted by the codebook they choose from.
@@ -186,17 +187,22 @@ class VectorQuantizer(CodebookQuantizer):
     def translate(self, by: Tensor) -> None:
         self.codebook.translate(by * self.distance.scale(self.codebook()))
 
-    def at_codes(self, z_e: Tensor, codes: Tensor, table: Tensor) -> Quantized:
-        if not isinstance(self.estimator, StraightThrough):
-            return super().at_codes(z_e, codes, table)
+    def at_codes(
+        self, z_e: Tensor, codes: Tensor, table: Tensor, mask: Tensor | None = None
+    ) -> Quantized:
+        fused = isinstance(self.estimator, StraightThrough) and mask is None
+        if not fused or torch.compiler.is_compiling():  # which fuses by itself
+            return super().at_codes(z_e, codes, table, mask)
         parts = z_e.reshape(-1, self.dim // self.groups)
         rows = self.rows(codes).flatten()
         with without_autocast(z_e.device):
             z_q, commitment, codebook = select(parts, table, rows)
         return Quantized(z_q.view(z_e.shape), codes, commitment, codebook)
 
-    def codebook_loss(self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor) -> Tensor:
-        return (z_e - z_q).square().mean()
+    def codebook_loss(
+        self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        return mean_square(z_e - z_q, mask)
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
@@ -209,8 +215,8 @@ class VectorQuantizer(CodebookQuantizer):
         Raises:
             ValueError: if an embedding or a centre is not finite.
         """
-        self.check_width(z_e)
         wide = z_e.detach().to(torch.promote_types(z_e.dtype, torch.float32))
+        self.check_width(wide)
         samples = self.by_codebook(self.place(wide))
         self.assign(torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples]))
 
@@ -232,148 +238,10 @@ class VectorQuantizer(CodebookQuantizer):
             )
         self.codebook.assign(codewords)
         self.forget_use()
+        self.begun()
 
     def forget_use(self) -> None:
         if self.replacement is not None:
             self.get_buffer("unused_steps").zero_()
         if self.prices is not None:
             self.prices.reset()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
-        super()._apply(fn, recurse)
-        self._pending = self._nothing()
-        return self
-
-    def _nothing(self) -> Pending:
-        """Statistics of no pass."""
-        averaged = isinstance(self.codebook, AverageCodebook)
-        table = self.codebook().detach()
-        return Pending(table, len(table) // self.num_codes, averaged)
-
-    @property
-    def updates(self) -> bool:
-        """Whether `update` has something to do."""
-        averaged = isinstance(self.codebook, AverageCodebook)
-        wanted = averaged or self.replacement is not None or self.prices is not None
-        return wanted and self.training and self.codebook.learns
-
-    @torch.no_grad()
-    def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
-        if not self.updates:
-            return
-        pending, table = self._pending, self.table()
-        shape = self._parts_shape
-        parts = z_e.reshape(shape).to(table.dtype)
-        rows = self.rows(codes).flatten()
-        ones = torch.ones_like(rows)
-        if mask is not None:
-            mask = mask.reshape(-1, 1).expand(-1, self.groups).reshape(shape[:2])  # (N, G)
-            parts = parts.masked_fill(~mask[..., None], 0)
-            ones = mask.flatten().long()
-        pending.counts.scatter_add_(0, rows, ones)
-        if pending.sums is not None:
-            vectors = z_e.to(pending.sums.dtype).reshape(-1, table.shape[1])
-            if mask is not None:
-                vectors = vectors.masked_fill(~mask.view(-1, 1), 0)
-            pending.sums.index_add_(0, rows, vectors)
-        if self.prices is not None:
-            away = full(self.lookup(codes, table).reshape(shape)) - full(parts)
-            away = away if mask is None else away.masked_fill(~mask[..., None], 0)
-            pending.squares.add_(away.square().sum((0, 2)))
-        pending.last = LastPass(parts, codes, mask)
-        if not torch.compiler.is_compiling():
-            pending.passes += 1
-            if pending.passes == FORGOTTEN:
-                warnings.warn(
-                    f"{type(self).__name__} has made {FORGOTTEN} training passes without update(): "
-                    "its EMA, replacement and rate do nothing until you call quantizer.update() "
-                    "after each optimizer.step().",
-                    stacklevel=2,
-                )
-
-    def discard(self) -> None:
-        if self._pending.last is not None:
-            self._pending.clear()
-
-    @property
-    def _parts_shape(self) -> tuple[int, int, int]:
-        """(N, G, D/G), or (N·G, 1, D/G) with a shared codebook."""
-        return -1, 1 if self.shared_codebook else self.groups, self.dim // self.groups
-
-    @torch.no_grad()
-    def update(
-        self,
-        optimizer: Optimizer | None = None,
-        *,
-        task_gradient: Tensor | None = None,
-        loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        pending, last = self._pending, self._pending.last
-        if not self.updates or (last is None and world_size() == 1):
-            return
-        table = self.table()
-        if last is None:  # other processes may have had a pass
-            shape = self._parts_shape
-            last = LastPass(table.new_zeros(0, *shape[1:]), pending.counts.new_zeros(0), None)
-        sizes = pending.counts.new_zeros(world_size())
-        sizes[process_rank()] = len(last.parts)
-        counts, sizes = sums_across_processes([pending.counts, sizes])
-        if isinstance(self.codebook, AverageCodebook):
-            assert pending.sums is not None
-            averages, codewords = self.codebook.averages, self.codebook()
-            averages.follow(codewords, table)
-            sums = sum_across_processes(pending.sums)
-            self.codebook.assign(averages.step(counts, sums, codewords, table, all_move=False))
-            averages.codewords.copy_(codewords)
-        if self.prices is not None:
-            self.prices.update(counts.view(-1, self.num_codes), pending.squares)
-        if self.replacement is not None:
-            self._replace(counts, sizes, last, optimizer, task_gradient, loss)
-        pending.clear()
-
-    def _replace(
-        self,
-        counts: Tensor,
-        sizes: Tensor,
-        last: LastPass,
-        optimizer: Optimizer | None,
-        task_gradient: Tensor | None,
-        loss: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        assert self.replacement is not None and isinstance(self.codebook, TableCodebook)
-        weight, shape = self.codebook.weight, last.parts.shape
-        unused = self.get_buffer("unused_steps")
-        chosen = counts > 0
-        # Where nothing was chosen at all, a mask was over everything.
-        unused.add_(chosen.any()).masked_fill_(chosen, 0)
-
-        def judged(rows: Tensor, codewords: Tensor) -> Tensor:
-            assert loss is not None
-            changed = weight.index_copy(0, rows, codewords.to(weight.dtype))
-            return loss(self.distance.place(changed))
-
-        pool = Pool(
-            last.parts,
-            sizes,
-            len(weight),
-            selected=lambda: self.lookup(last.codes, self.table()).reshape(shape),
-            task_gradient=None if task_gradient is None else task_gradient.reshape(shape),
-            loss=None if loss is None else judged,
-            mask=last.mask,
-        )
-        rows, codewords = self.replacement(unused, pool)
-        if readable(rows) and not len(rows):
-            return
-        codewords = codewords.to(weight.dtype)
-        # What is drawn may not be finite; such a row is due again at the next step.
-        here = (rows >= 0) & torch.isfinite(codewords).all(1)
-        rows = rows.where(here, len(weight))  # one row more takes what replaces nothing
-        nowhere = weight.new_zeros(1, weight.shape[1])
-        weight.copy_(torch.cat([weight, nowhere]).index_copy_(0, rows, codewords)[:-1])
-        replaced = torch.zeros(len(weight) + 1, dtype=torch.bool, device=weight.device)
-        replaced = replaced.index_fill_(0, rows, True)[:-1]
-        unused.masked_fill_(replaced, 0)
-        if optimizer is not None:
-            forget_rows(optimizer, weight, replaced)
-        if isinstance(self.codebook, AverageCodebook):
-            self.codebook.averages.follow(weight, self.table())
