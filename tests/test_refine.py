@@ -120,6 +120,53 @@ def test_an_image_gets_its_codes_whatever_the_others_are(network, passes):
     assert torch.equal(found_by(network, x[2:3], how), whole[2:3])
 
 
+class Patches(nn.Module):
+    """Images to a sequence of embeddings, as transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, DIM)
+
+    def forward(self, x):
+        return self.linear(nn.functional.unfold(x, 2, stride=2).mT)  # (B, L, D)
+
+
+class Folded(nn.Module):
+    """And back."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+        self.linear = nn.Linear(DIM, 4)
+
+    def forward(self, z):
+        return nn.functional.fold(self.linear(z).mT, self.side, 2, stride=2)
+
+
+@PASSES
+def test_codes_that_are_no_grid_are_refined(passes):
+    quantizer = QUANTIZERS["groups"]()
+    network = VQNetwork(Patches(), quantizer, Folded(8), channel_axis=-1).eval()
+    x = images()
+    codes, nearest = found_by(network, x, mqvae.Refinement(passes)), network.encode(x)
+    after, before = errors(network, codes, x), errors(network, nearest, x)
+    assert codes.shape == (6, 16, 3)
+    assert (after <= before * (1 + 1e-5)).all() and after.mean() < 0.99 * before.mean()
+
+
+def test_another_loss_of_images_is_lowered():
+    task = mqvae.Adversarial(perceptual_weight=0.0, adversarial_weight=0.0).eval()  # L1
+    network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()
+    x = images()
+    codes = refined(network, x, task, mqvae.Refinement(5), curvature_of(network, x.shape[1:]))
+    with torch.no_grad():
+        after, before = (
+            (network.decode(each) - x).abs().flatten(1).mean(1)
+            for each in (codes, network.encode(x))
+        )
+    assert (after <= before * (1 + 1e-5)).all() and after.mean() < 0.99 * before.mean()
+
+
 def test_noise_follows_from_the_seed(monkeypatch):
     monkeypatch.setattr("mqvae.core.refine.STEPS", 0)  # which may end at the same codes
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()

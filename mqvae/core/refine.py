@@ -240,8 +240,8 @@ class _Search:
 
     def stepped(self, start: Tensor, nearest: Tensor) -> Tensor:
         """The best options that the last passes find, from the better of two on."""
-        best, (lowest, slope, plain) = nearest, self._pass(nearest)
-        scale = self.scale * lowest / plain.clamp(min=torch.finfo(plain.dtype).tiny)  # (B,)
+        best, (lowest, slope, ratio) = nearest, self._pass(nearest)
+        scale = self.scale * ratio  # (B,)
         at_first = CAREFUL if self.how.passes <= FEW else DAMPING
         damping = torch.full_like(lowest, at_first)
         annealed = self.how.passes > STEPS
@@ -295,7 +295,7 @@ class _Search:
         return options
 
     def _pass(self, options: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Objective of each image, (B,), its gradient by z_q, (B, ..., D), and squared error."""
+        """Objective of each image, (B,), its loss's gradient by z_q, and loss by squared error."""
         z_q = self._vectors(options).requires_grad_()
         with torch.enable_grad():
             output = self._output(z_q)
@@ -308,8 +308,8 @@ class _Search:
                 if choice.bits is not None:
                     bits = choice.bits[options[..., number]].flatten(1).sum(1)
                     objective = objective + self.how.bits_weight * bits
-        plain = (output.detach() - self.target).square().flatten(1).mean(1)
-        return objective, gradient, plain
+        squared = (output.detach() - self.target).square().flatten(1).mean(1)
+        return objective, gradient, errors.detach() / squared.clamp(min=TINY)
 
     def _output(self, z_q: Tensor) -> Tensor:
         """What the decoder makes of vectors, without what was added to images."""
