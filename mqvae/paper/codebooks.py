@@ -86,7 +86,8 @@ class Rules(Experiment):
 
     def section(self, study: Study) -> Section:
         costs = study.costs(TASK, COSTING)
-        tables, said, plots, missing = [], [], [], []
+        tables, said, plots = [], [], []
+        missing: list[str] = []
         for comparison in self._finals(study):
             made = table(comparison, None, study.results, costs)
             missing += lacking(comparison, study.results, costs, made)
