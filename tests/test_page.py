@@ -21,6 +21,8 @@ from PIL import Image as Pixels
 import mqvae.paper.cells
 import mqvae.paper.html
 import mqvae.paper.markdown
+import mqvae.paper.study
+import mqvae.paper.verdicts
 from mqvae.paper.cells import shown
 from mqvae.paper.html import html
 from mqvae.paper.markdown import files, markdown
@@ -281,7 +283,12 @@ def test_cells_say_what_they_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [mqvae.paper.cells, mqvae.paper.html, mqvae.paper.markdown], ids=lambda m: m.__name__
+    "module",
+    [
+        *(mqvae.paper.cells, mqvae.paper.html, mqvae.paper.markdown),
+        *(mqvae.paper.study, mqvae.paper.verdicts),
+    ],
+    ids=lambda m: m.__name__,
 )
 def test_examples(module) -> None:
     done = doctest.testmod(module)

@@ -18,8 +18,8 @@ from mqvae.data import InMemory
 from mqvae.metrics.frechet import Frechet
 from mqvae.paper import levels
 from mqvae.paper.comparison import Comparison
+from mqvae.paper.curves import _throughout
 from mqvae.paper.few import Few
-from mqvae.paper.figures import _throughout
 from mqvae.paper.further import Beginning, Cost, Diagnosis
 from mqvae.paper.methods import META_RATE, METHODS, paper_value
 from mqvae.paper.reproduce import EXPERIMENTS, experiments
@@ -610,6 +610,28 @@ def test_the_other_reading_gives_every_codebook_the_papers_rate(tmp_path):
     compared, results = comparison("VQ-VAE", "MQ-VAE", "EMA, 0.9"), Results(tmp_path)
     rates = [compared.rate("equal", name, results) for name in compared.methods]
     assert rates == [META_RATE, META_RATE, None]
+
+
+def test_bits_explain_an_error_that_falls_with_them(tmp_path):
+    results = Results(tmp_path)
+    compared = comparison("VQ-VAE", "MQ-VAE", "VQ-VAE + group")
+    for method, perplexities in (("VQ-VAE", (32, 64, 256)), ("MQ-VAE", (128, 512))):
+        for place, perplexity in enumerate(perplexities):
+            run = compared.run(method, 6e-2 / (place + 1), 0)
+            content = result(run, 20e-3 * 0.9 ** math.log2(perplexity))
+            content["figures"]["perplexity"] = perplexity
+            results.put(run, content)
+    grouped = compared.run("VQ-VAE + group", 6e-2, 0)
+    results.put(grouped, result(grouped, 4e-3))
+    section = EXPERIMENTS["bits"].section(Study(load_scale("cpu"), 3, results))
+    (plot,) = section.plots
+    assert {line.label: len(line.x) for line in plot.lines} == {
+        "with a look-ahead": 2,
+        "without a look-ahead": 3,
+    }
+    first, *_, last = section.verdict
+    assert "Over 5 rows" in first and "by -10% a bit" in first and "100% of the variance" in first
+    assert "4 codes an embedding the lowest MSE is 4.00e-3" in last
 
 
 def test_samples_of_priors_are_compared_at_every_point():

@@ -108,6 +108,7 @@ class Settled(Experiment):
 
     def section(self, study: Study) -> Section:
         lines: list[Line] = []
+        missing: list[str] = []
         orders: dict[int, dict[str, float]] = {}
         for method in self.rates if study.datasets(FASHION) else ():
             found = []
@@ -116,10 +117,13 @@ class Settled(Experiment):
                 if content is not None and "figures" in content:
                     found.append((run.steps, content["figures"]["mse"]))
                     orders.setdefault(run.steps, {})[method] = content["figures"]["mse"]
+            lacks = [f"{s:,}" for s in study.scale.lengths if s not in dict(found)]
+            if lacks:
+                missing.append(f"{method} after {', '.join(lacks)} updates.")
             if found:
                 lines.append(Line(method, [s for s, _ in found], [m for _, m in found]))
         if not lines:
-            return Section(self.name, self.title, self.claim, missing=["The lengths: not run."])
+            return Section(self.name, self.title, self.claim, missing=missing)
         said = [
             f"After {steps:,} updates, in order: "
             + ", ".join(f"{m} {mse / 1e-3:.2f}" for m, mse in sorted(o.items(), key=_second))
@@ -136,7 +140,7 @@ class Settled(Experiment):
             log_x=True,
             log_y=True,
         )
-        return Section(self.name, self.title, self.claim, said, (), [plot])
+        return Section(self.name, self.title, self.claim, said, (), [plot], missing=missing)
 
     def _early(self, study: Study) -> Iterator[str]:
         """Whether rates early in a run are in the order in which they end, where whole runs say."""

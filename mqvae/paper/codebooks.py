@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mqvae.paper.comparison import Comparison
+from mqvae.paper.costs import costs_table
 from mqvae.paper.further import Beginning
-from mqvae.paper.rows import costs_table, lacking, other, paired, table
+from mqvae.paper.rows import lacking, other, paired, table
 from mqvae.paper.runner import Work
 from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
 from mqvae.paper.study import Experiment, Study

@@ -10,13 +10,8 @@ from mqvae.errors import MqvaeError
 from mqvae.paper.bits import ErrorByBits
 from mqvae.paper.bounds import Bounds, Settled
 from mqvae.paper.codebooks import Rules
-from mqvae.paper.figures import (
-    CostOfAStep,
-    GradientDynamics,
-    QualityByTime,
-    ReconstructionsOfGans,
-    SamplesOfPriors,
-)
+from mqvae.paper.curves import QualityByTime, SamplesOfPriors
+from mqvae.paper.figures import CostOfAStep, GradientDynamics, ReconstructionsOfGans
 from mqvae.paper.levels import Levels
 from mqvae.paper.methods import paper_value
 from mqvae.paper.results import Results

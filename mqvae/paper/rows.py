@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from mqvae.paper.comparison import Comparison
-from mqvae.paper.further import Cost
 from mqvae.paper.methods import METHODS, paper_value
 from mqvae.paper.results import Results
 from mqvae.paper.sections import Cell, Column, Protocol, Row, Table
@@ -180,55 +179,6 @@ def lacking(
         without = dict.fromkeys(r.method for r in made.rows if column.key not in r.cells)
         if without:
             yield f"{where}, {column.title} of all seeds: {', '.join(without)}."
-
-
-def costs_table(
-    works: Mapping[str, Cost], results: Results, number: int | None = None
-) -> Table | None:
-    """What a step of each method costs; None if nothing has been measured.
-
-    Args:
-        works: What measures it, by method.
-        results: What was measured.
-        number: The paper's table of costs; None for methods that it does not have.
-    """
-    found = {
-        method: (results.name(work), content)
-        for method, work in works.items()
-        if (content := results.get(work)) is not None
-    }
-    if not found:
-        return None
-    (measure,) = {work.beside for work in works.values()}
-    within = "of the ratios within a round"
-    columns = [
-        Column("ratio", "Cost of a step", "lower", protocol=f"ratio of medians to {measure}'s"),
-        Column("lower", "Lower quartile", None, protocol=within),
-        Column("upper", "Upper quartile", None, protocol=within),
-        Column("ms", "ms", None, protocol="median of a step"),
-        Column("beside", f"ms of {measure}", None, protocol="median of its step, in turns with it"),
-    ]
-    rows: list[Row] = []
-    conditions: dict[str, list[str]] = {}
-    for method, (name, content) in found.items():
-        published = number and paper_value(number, "fashion-mnist", method, "ratio")
-        lower, upper = content["quartiles"]
-        cells = {
-            "ratio": Cell((content["ratio"],), published),
-            "lower": Cell((lower,)),
-            "upper": Cell((upper,)),
-            "ms": Cell((content["ms"],)),
-            "beside": Cell((content["ms_beside"],)),
-        }
-        rows.append(Row(method, "cost", cells, runs=(name,)))
-        machine = ", ".join(f"{key} {value}" for key, value in content["hardware"].items())
-        told = f"{content['rounds']} rounds in turns, {content['date']}, {machine}"
-        conditions.setdefault(told, []).append(method)
-    notes = [
-        f"{told}{'' if len(conditions) == 1 else ': ' + '; '.join(methods)}."
-        for told, methods in conditions.items()
-    ]
-    return Table("One step on the same images", columns, rows, notes)
 
 
 def _made(
