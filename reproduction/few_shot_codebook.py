@@ -86,7 +86,7 @@ def choose(
         for count in NUMBERS:
             setting, reached = best_of(frozen, tried, validation, count, scale)
             methods[name][count] = tried[setting]
-            choices["settings"].setdefault(name, {})[str(count)] = list(setting)
+            choices["settings"].setdefault(name, {})[str(count)] = [str(value) for value in setting]
             choices["scores"].setdefault(name, {})[str(count)] = reached
 
     def learn(
@@ -105,7 +105,7 @@ def choose(
     settle("codebook as it is", {(): lambda few: as_it_is})
     settle("k-means", by_kmeans(frozen.codebook))
     settle("one m", with_one_weight(frozen.codebook, scale))
-    m = choices["settings"]["one m"][str(JUDGED)][0]
+    m = float(choices["settings"]["one m"][str(JUDGED)][0])
     weight = m if 0 < m < torch.inf else 30.0
 
     def anew() -> Iterator[tuple[Domain, Domain]]:  # the same episodes for all
