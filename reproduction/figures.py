@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 SCALE = {"mse": 1e3, "lpips": 10.0, "usage": 100.0}
@@ -24,16 +24,16 @@ class Results:
     lines: Sequence[Mapping[str, Any]]
     rows: Mapping[str, Mapping[str, Any]]
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def by_run(self) -> dict[tuple[str, str, int], Mapping[str, Any]]:
+        """The line of each run, by row, data set and seed."""
         found: dict[tuple[str, str, int], Mapping[str, Any]] = {}
         for line in self.lines:
             key = (line["row"], line["asked"]["data"], line["asked"]["seed"])
             before = found.get(key, {"figures": {}})
             if "prior_bits" in line["figures"] or "prior_bits" not in before["figures"]:
                 found[key] = line
-        object.__setattr__(self, "by_run", found)
-
-    by_run: Any = None
+        return found
 
     def value(self, row: str, name: str, data: str, seed: int = 0) -> float | None:
         """A metric of a run; None where it was not measured."""
@@ -52,17 +52,23 @@ class Results:
         """A metric in its usual scale."""
         return _shown(name, self.value(row, name, data, seed))
 
-    def ratios(self, row: str, to: str, name: str, data: str) -> list[float]:
-        """A metric over that of another row, seed by seed."""
-        both = sorted({*self.seeds(row, name, data)} & {*self.seeds(to, name, data)})
-        return [
-            (self.value(row, name, data, s) or 0) / (self.value(to, name, data, s) or 1)
-            for s in both
-        ]
+    def change(
+        self, row: str, to: str, name: str, data: str, seeds: Sequence[int] | None = None
+    ) -> str:
+        """How much lower or higher a metric is than another row's, in words, seed by seed.
 
-    def change(self, row: str, to: str, name: str, data: str) -> str:
-        """How much lower or higher a metric is than another row's, in words, seed by seed."""
-        ratios = self.ratios(row, to, name, data)
+        Args:
+            row: The row.
+            to: The other one.
+            name: The metric.
+            data: The data set.
+            seeds: Those that count; None for all that both rows have.
+        """
+        both = {*self.seeds(row, name, data)} & {*self.seeds(to, name, data)}
+        ratios = [
+            (self.value(row, name, data, seed) or 0) / (self.value(to, name, data, seed) or 1)
+            for seed in sorted(both if seeds is None else both & {*seeds})
+        ]
         if not ratios:
             return "not measured"
         low, high = min(ratios), max(ratios)
@@ -70,14 +76,6 @@ class Results:
         if len(ratios) == 1:
             return f"{mean} (one seed)"
         return f"{mean} ({_percent(low)} to {_percent(high)} over {len(ratios)} seeds)"
-
-    def interpolated(self, family: str, x: str, y: str, at: float, data: str) -> float | None:
-        """Metric `y` where a family's rows, seed 0, have `at` of metric `x`, between neighbours."""
-        points = sorted(self.points(family, x, y, data))
-        for (x0, y0), (x1, y1) in pairwise(points):
-            if x0 <= at <= x1:
-                return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
-        return None
 
     def points(self, family: str, x: str, y: str, data: str) -> list[tuple[float, float]]:
         """Both metrics of a family's rows, seed 0, by `x`."""
