@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mqvae
 from mqvae.core import selection as module
 from mqvae.core.selection import select
 
@@ -181,3 +182,28 @@ def test_deterministic_algorithms_are_kept():
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(got[0], g) for g in got)
+
+
+@pytest.mark.parametrize("kind", ["one", "groups", "shared", "residual", "shared residual"])
+def test_scatter_is_the_transpose_of_the_lookup_and_holds_no_embeddings(kind):
+    torch.manual_seed(0)
+    one = mqvae.VectorQuantizer(7, 6)
+    quantizer = {
+        "one": one,
+        "groups": mqvae.VectorQuantizer(7, 6, groups=2),
+        "shared": mqvae.VectorQuantizer(7, 6, groups=3, shared_codebook=True),
+        "residual": mqvae.ResidualQuantizer([mqvae.VectorQuantizer(7, 6) for _ in range(2)]),
+        "shared residual": mqvae.ResidualQuantizer([one, one], shared_codebook=True),
+    }[kind]
+    z_e, values = torch.randn(200, 6), torch.randn(200, 6)
+    codes, table = quantizer.encode(z_e), quantizer.table().detach()
+    leaf = table.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(quantizer.lookup(codes, leaf), leaf, values)
+    with Made(z_e, values, codes, table) as made:
+        found = quantizer.scatter(codes, values)
+    torch.testing.assert_close(found, expected)
+    assert max(made.sizes) <= max(2 * table.numel(), codes.numel())
+    loss = 0.7 * quantizer.at_codes(z_e, codes, leaf).codebook_loss
+    (expected,) = torch.autograd.grad(loss, leaf)
+    found = quantizer.codebook_gradient(z_e, codes, table, 0.7)
+    torch.testing.assert_close(found, expected)

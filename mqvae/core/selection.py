@@ -87,17 +87,29 @@ class _CodebookLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         table, z_e, rows = ctx.saved_tensors
-        factor = 2 / z_e.numel() * g
-        g_table = torch.zeros_like(table, dtype=g.dtype)
-        for piece in _pieces(z_e):
-            away = table.index_select(0, rows[piece]).to(g.dtype) - z_e[piece]
-            g_table.index_add_(0, rows[piece], factor * away)
-        return g_table.to(table.dtype), None, None, None
+        return codebook_gradient(table, z_e, rows, g), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t_table: Tensor, *_: None) -> Tensor:
         table, z_e, rows = ctx.saved_tensors
         return 2 * ((table[rows] - z_e) * t_table[rows]).mean()
+
+
+def codebook_gradient(table: Tensor, z_e: Tensor, rows: Tensor, g: Tensor) -> Tensor:
+    """(2/Nd) · g · scatter_k(z_q − z_e), the gradient of g · L_codebook by the table, (K, d).
+
+    Args:
+        table: Codewords, (K, d).
+        z_e: Embeddings, (N, d).
+        rows: Their codes, (N,) int64.
+        g: A scalar, in whose type it is summed.
+    """
+    factor = 2 / z_e.numel() * g
+    g_table = torch.zeros_like(table, dtype=g.dtype)
+    for piece in _pieces(z_e):
+        away = table.index_select(0, rows[piece]).to(g.dtype) - z_e[piece]
+        g_table.index_add_(0, rows[piece], factor * away)
+    return g_table.to(table.dtype)
 
 
 def _pieces(z: Tensor) -> list[slice]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient, pulled_back
+from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.hypergradient.ahead import Ahead
@@ -160,11 +160,9 @@ def codebook_gradient(
     The codes are looked up unless they are known; the codebook is the network's unless it is given.
     """
     quantizer = selecting(batch.network)
-    codebook = full((quantizer.table() if table is None else table).detach()).requires_grad_()
+    codebook = full((quantizer.table() if table is None else table).detach())
     codes = quantizer.nearest_codes(z_e, codebook) if codes is None else codes
-    quantized = quantizer.at_codes(z_e, codes, codebook)
-    (g_c,) = gradient(batch.weights.codebook * quantized.codebook_loss, [codebook])
-    return torch.zeros_like(codebook) if g_c is None else g_c
+    return quantizer.codebook_gradient(z_e, codes, codebook, batch.weights.codebook)
 
 
 def embedding_tangent(
@@ -185,12 +183,7 @@ def scatter(batch: Batch, codes: Tensor, values: Tensor) -> Tensor:
     In float32 at least: half precision cannot sum many.
     """
     quantizer = selecting(batch.network)
-    codebook = full(quantizer.table().detach()).requires_grad_()
-    with torch.enable_grad():
-        z_q = quantizer.lookup(codes, codebook)
-    [summed] = pulled_back(values, z_q, [codebook])
-    assert summed is not None
-    return summed
+    return quantizer.scatter(codes, values.detach().to(full(quantizer.table()).dtype))
 
 
 def frozen(tensors: list[Tensor]) -> list[Tensor]:

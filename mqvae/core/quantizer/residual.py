@@ -132,6 +132,15 @@ class ResidualQuantizer(BeginningQuantizer):
     def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
         return torch.stack(self._selected(codes, table)).sum(0)
 
+    @torch.no_grad()
+    def scatter(self, codes: Tensor, values: Tensor) -> Tensor:
+        flat = values.reshape(-1, self.dim)
+        found = []
+        for chosen in self._columns(codes):
+            sums = flat.new_zeros(self.num_codes, self.dim)
+            found.append(sums.index_add_(0, chosen.flatten(), flat))
+        return torch.stack(found).sum(0) if self.shared_codebook else torch.cat(found)
+
     def _taking_part(self, codes: Tensor, mask: Tensor | None) -> Tensor | None:
         """Which embeddings a stage quantizes, of those of a mask."""
         if not self.dropout:

@@ -42,6 +42,17 @@ class CodebookQuantizer(Quantizer):
         """
 
     @abstractmethod
+    def scatter(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Sum of values (..., D) by row of the table, (rows, d): the transpose of `lookup`."""
+
+    def codebook_gradient(self, z_e: Tensor, codes: Tensor, table: Tensor, weight: float) -> Tensor:
+        """Gradient of `weight` times the codebook loss by the table, (rows, d), for given codes."""
+        table = table.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = weight * self.at_codes(z_e.detach(), codes, table).codebook_loss
+        return torch.autograd.grad(loss, table)[0]
+
+    @abstractmethod
     def transported(
         self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
     ) -> Tensor:

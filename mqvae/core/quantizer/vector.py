@@ -1,5 +1,7 @@
 """The nearest codeword for every embedding."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from mqvae.core.quantizer.quantized import Quantized
 from mqvae.core.quantizer.updating import UpdatedQuantizer
 from mqvae.core.rate import Rate, RateAware
 from mqvae.core.replacement import Replacement
-from mqvae.core.selection import select
+from mqvae.core.selection import codebook_gradient, select
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError
 
@@ -168,6 +170,22 @@ class VectorQuantizer(UpdatedQuantizer):
         rows = self.rows(codes)
         # Unlike `embedding`, its gradient is a plain sum by row, on every device.
         return self._join(table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1]))
+
+    @torch.no_grad()
+    def scatter(self, codes: Tensor, values: Tensor) -> Tensor:
+        rows, width = self.rows(codes).flatten(), self.dim // self.groups
+        number = self.num_codes * (1 if self.shared_codebook else self.groups)
+        return values.new_zeros(number, width).index_add_(0, rows, values.reshape(-1, width))
+
+    @torch.no_grad()
+    def codebook_gradient(self, z_e: Tensor, codes: Tensor, table: Tensor, weight: float) -> Tensor:
+        if not isinstance(self.estimator, StraightThrough):
+            return super().codebook_gradient(z_e, codes, table, weight)
+        wide = functools.reduce(torch.promote_types, [z_e.dtype, table.dtype], torch.float32)
+        g = torch.full((), weight, dtype=wide, device=table.device)
+        parts = z_e.reshape(-1, self.dim // self.groups)
+        with without_autocast(table.device):
+            return codebook_gradient(table, parts, self.rows(codes).flatten(), g)
 
     @torch.no_grad()
     def transported(
