@@ -177,6 +177,9 @@ class GradientDynamics(Experiment):
                 f"at {negative} of {len(cosines)} points: "
                 + ("holds." if negative else "does not hold."),
             ]
+        missing.append(
+            "The share of codewords that a step updates, which Section 1 says is higher."
+        )
         title = placed(self.title, ran, self.datasets)
         return Section(self.name, title, self.claim, said, (), plots, missing=missing)
 

@@ -190,7 +190,7 @@ def _stacked(large: str, small: str) -> str:
 def _runs(table: Table) -> list[str]:
     """Which results each row was made of."""
     lines = [
-        f"* {prose(f'{row.method}, {SHORT[row.protocol]}')}: "
+        f"* {prose(', '.join(filter(None, (row.method, SHORT[row.protocol]))))}: "
         + ", ".join(f"`{name}`" for name in row.runs)
         for row in table.rows
         if row.runs

@@ -178,6 +178,8 @@ class WithSingles(MethodsTable):
             runs = [single(study, comparison, method) for method in self.methods]
             there = [run for run in runs if run is not None]
             title = f"{title_of(comparison)}, seed 0, no verdict"
+            if paper_value(self.number or 0, dataset, self.methods[0], "lpips") is None:
+                title += ", which the paper's table does not have"
             if made is None and (found := of_runs(title, there, self.task, study.results)):
                 yield found
 
