@@ -50,7 +50,7 @@ from .core.quantizer import Quantizer as Quantizer
 from .core.quantizer import ResidualQuantizer as ResidualQuantizer
 from .core.quantizer import VectorQuantizer as VectorQuantizer
 from .core.rate import RateAware as RateAware
-from .core.refine import Refinement as Refinement
+from .core.refinement import Refinement as Refinement
 from .core.replacement import ByError as ByError
 from .core.replacement import ByTaskGradient as ByTaskGradient
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mqvae.core.refine import Refinement
+from mqvae.core.refinement import Refinement
 from mqvae.data import Images, fitting, these
 from mqvae.data.identity import identity_of
 from mqvae.errors import MqvaeError

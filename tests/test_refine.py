@@ -13,7 +13,8 @@ from mqvae.cli import main
 from mqvae.core.choices import choices_of
 from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
-from mqvae.core.refine import _Search, refined
+from mqvae.core.refine import refined
+from mqvae.core.search import Search
 from mqvae.errors import MqvaeError
 from mqvae.pieces import Pieces
 from mqvae.tasks import Reconstruction
@@ -168,7 +169,7 @@ def test_another_loss_of_images_is_lowered():
 
 
 def test_noise_follows_from_the_seed(monkeypatch):
-    monkeypatch.setattr("mqvae.core.refine.STEPS", 0)  # which may end at the same codes
+    monkeypatch.setattr("mqvae.core.search.STEPS", 0)  # which may end at the same codes
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()
     x = images()
     codes = [found_by(network, x, mqvae.Refinement(12, seed=seed)) for seed in (0, 0, 1)]
@@ -217,7 +218,7 @@ def test_steps_minimize_the_model_position_by_position(name):
     blocks[:, :, 1, 1] += 3 * torch.eye(DIM)
     choices = choices_of(network.quantizer)
     how = mqvae.Refinement(1)
-    search = _Search(network, Reconstruction(), x, how, Curvature(blocks, 1.0), choices)
+    search = Search(network, Reconstruction(), x, how, Curvature(blocks, 1.0), choices)
     options = choices.split(network.encode(x))
     gradient = torch.randn(2, 4, 4, DIM, dtype=torch.float64)
     damping = torch.tensor([0.7, 1.9], dtype=torch.float64)

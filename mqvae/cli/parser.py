@@ -10,7 +10,7 @@ from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
 
 if TYPE_CHECKING:
-    from mqvae.core.refine import Refinement
+    from mqvae.core.refinement import Refinement
     from mqvae.trainer import Processes
 
 ADVICE = {
@@ -100,7 +100,7 @@ def refinement_of(options: argparse.Namespace) -> "Refinement | None":
         if options.bits_weight is not None:
             raise MqvaeError("--bits-weight is of refined codes: add --refine 10.")
         return None
-    from mqvae.core.refine import Refinement
+    from mqvae.core.refinement import Refinement
 
     return Refinement(options.refine, bits_weight=options.bits_weight or 0.0)
 

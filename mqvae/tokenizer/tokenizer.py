@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
-from mqvae.core.refine import Refinement, refined
+from mqvae.core.refine import refined
+from mqvae.core.refinement import Refinement
 from mqvae.core.shown import html_table
 from mqvae.data import Images, fitting
 from mqvae.errors import MqvaeError
