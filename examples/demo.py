@@ -1,7 +1,7 @@
 """What `make demo` runs: four networks on Fashion-MNIST, and a page that compares them.
 
-The baseline as the paper trains it, the same with its codebook at MQ-VAE's learning rate, MQ-VAE,
-and the rule of the preset `recommended`, whose codebook has no rate; everything else is equal, the
+VQ-VAE with one learning rate, the same with its codebook at MQ-VAE's learning rate, MQ-VAE, and
+the rule of the preset `recommended`, whose codebook has no rate; everything else is equal, the
 number of updates included.
 """
 
@@ -22,7 +22,7 @@ JOINT = {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.1}}
 RECOMMENDED = load_preset("recommended")
 METHODS: dict[str, dict[str, Any]] = {
     "vqvae": {
-        "name": "VQ-VAE (paper)",
+        "name": "VQ-VAE, C at 3e-4",
         "update": JOINT,
         "optimizer": {"codebook_lr": 3e-4},
     },

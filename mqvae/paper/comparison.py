@@ -62,7 +62,7 @@ class Comparison:
         )
 
     def paper_rate(self, method: str) -> float | None:
-        """The codebook's rate in the paper's protocol."""
+        """The codebook's rate in our reading of the paper's protocol."""
         kind = METHODS[method].codebook_rate
         rates = {"meta": META_RATE, "network": self.scale.network_rate(self.task)}
         return None if kind is None else rates[kind]

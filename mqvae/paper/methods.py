@@ -15,7 +15,7 @@ class Method:
     Attributes:
         name: As the page has it, and mostly the paper.
         preset: Under `methods/`.
-        codebook_rate: In the paper's protocol: "network" for that of encoder and decoder,
+        codebook_rate: In our reading of the paper: "network" for that of encoder and decoder,
             "meta" for MQ-VAE's own; None of a method whose codebook has no rate.
         against: The method that its ratios are taken to.
         above: The batch that judges its codebook, as `data.above` has it.
