@@ -3,7 +3,7 @@
     python benchmarks/compression.py RUN… [--split test --images 10000 --out FILE.json]
 
 For each run: order-0 entropy of the codes, the entropy of each position, and what the file of
-`mqvae compress` takes, all of it, with and without the order of the codewords. For each run whose
+`mqvae compress` takes, all of it. For each run whose
 images are in colour, JPEG and WebP (method 6) as well, between the two qualities whose PSNR is next
 to the tokenizer's. For them images are tiled into one picture, repeated to multiples of 16 pixels,
 so that one header serves all; `without_header` leaves a JPEG's tables out, and WebP has a header of
@@ -42,9 +42,10 @@ def main() -> None:
     parser.add_argument("--out", default="compression.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {run: measured(run, options.split, options.images) for run in options.runs}
-    Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
-    for run, content in found.items():
+    found = {}
+    for run in options.runs:
+        found[run] = content = measured(run, options.split, options.images)
+        Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
         print(f"\n{run}: {content['images']:,} images, {content['codes']:,} codes")
         for name, value in content.items():
             print(
@@ -76,7 +77,6 @@ def measured(run: str, split: str, most: int) -> dict[str, Any]:
     seconds = time.process_time() - began
     again = Compressed.from_bytes(content)
     assert np.array_equal(again.runs[0].codes, file.runs[0].codes)
-    plain = len(file.to_bytes())
     own = psnr(pixels, output)
     result: dict[str, Any] = {
         "images": len(grid),
@@ -87,7 +87,6 @@ def measured(run: str, split: str, most: int) -> dict[str, Any]:
         "entropy": counts.entropy(),
         "position_entropy": by_position.entropy(corrected=True) / places,
         "file": 8 * len(content) / positions,
-        "file_without_order": 8 * plain / positions,
         "bytes": len(content),
         "bits_per_pixel": 8 * len(content) / file.pixels,
         "codes_per_second": round(grid.numel() / seconds),
