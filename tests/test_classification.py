@@ -222,7 +222,7 @@ SMALL = {
     "name": "small",
     "steps": 40,
     "data": {"name": "digits", "batch_size": 50},
-    "network": {"init_args": {"base_width": 8}},
+    "network": {"init_args": {"base_width": 8, "stem": None}},
     "quantizer": {"init_args": {"num_codes": 32, "dim": 16}},
     "optimizer": {"network_lr": 3e-3, "codebook_lr": 1e-2},
     "trainer": {"accelerator": "cpu", "checkpoint_every": 15},
