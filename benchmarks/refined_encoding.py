@@ -58,8 +58,8 @@ class Study:
 
     def __init__(self, run: Path, images: int, out: Path) -> None:
         self.tokenizer = Tokenizer.from_run(run, device="cpu")
-        self.config = PriorConfig.load(run / "prior")
-        self.prior = load_prior(self.tokenizer).eval()
+        known = (run / "prior").is_dir()
+        self.prior = load_prior(self.tokenizer).eval() if known else None
         self.x = first(self.tokenizer, "test", images)
         self.out = out
         self.lines: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
@@ -105,17 +105,20 @@ class Study:
         return self.tokenizer.encode_batch(x, refine=how), time.perf_counter() - began
 
     @torch.no_grad()
-    def measured(self, codes: Tensor, prior: PixelCNN) -> dict[str, float]:
+    def measured(self, codes: Tensor, prior: PixelCNN | None) -> dict[str, float]:
         count = codes.flatten().bincount().double()
         p = count[count > 0] / count.sum()
         return {
             "mse": float((self.tokenizer.decode(codes) - self.x).square().mean()),
             "entropy": float(-(p * p.log2()).sum()),
-            "prior": bits_of_split(prior, CodeSplit(codes.int(), None), self.tokenizer.device),
+            "prior": bits_of_split(prior, CodeSplit(codes.int(), None), self.tokenizer.device)
+            if prior
+            else float("nan"),
         }
 
     def train(self, settings: list[str], images: int, by: str, steps: int) -> None:
         """A prior and a decoder on nearest codes and on refined ones, and what they give."""
+        config = PriorConfig.load(self.tokenizer.run.folder / "prior")
         x = first(self.tokenizer, "train", images)
         as_it_was = copy.deepcopy(self.tokenizer.network.decoder.state_dict())
         for how in ("nearest", by):
@@ -123,7 +126,7 @@ class Study:
             if not kept.is_file():
                 torch.save(self.encoded(x, how)[0], kept)
             codes = torch.load(kept)
-            prior = trained_prior(self.config, codes, steps)
+            prior = trained_prior(config, codes, steps)
             self.measure(settings, f"prior on {how}", prior)
             self.tune(x, codes, steps)
             self.measure(settings, f"prior and decoder on {how}", prior)
