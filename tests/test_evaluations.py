@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -497,3 +499,17 @@ def test_the_first_codes_of_a_huge_codebook():
     assert counts.first(2).tolist() == [4, 2**40]
     assert counts.first(6).tolist() == [4, 2**40, 1, 0, 2, 3]
     assert [counts[code] for code in (0, 1, 4, 5, 2**40, 2**61)] == [0, 2, 5, 0, 5, 0]
+
+
+def test_two_processes_find_the_bits_of_one(run):
+    # All images are one batch: the second process has none, and waits for the first all the same.
+    before = evaluation(run)
+    command = [sys.executable, "-m", "mqvae", "evaluate", str(run), "--devices", "2"]
+    done = subprocess.run(
+        [*command, "--accelerator", "cpu"], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    after = evaluation(run)
+    assert after["device"].startswith("2 × cpu")
+    names = ("nominal_bits", "entropy", "position_entropy", "bits_per_pixel")
+    assert {name: after[name] for name in names} == pytest.approx({n: before[n] for n in names})
