@@ -50,6 +50,17 @@ def used(quantizer: nn.Module, number: int = 2000) -> int:
 # -- update ----------------------------------------------------------------------------------------
 
 
+def test_codewords_by_ema_are_held_still_as_parameters_are():
+    quantizer = quantizer_of(codebook=MovingAverage(0.9), replacement=ReplaceUnused(3))
+    for still in (True, False):
+        quantizer.requires_grad_(not still)
+        before = quantizer.table().clone()
+        for step in range(5):
+            quantizer(embeddings(step))
+            quantizer.update()
+        assert torch.equal(quantizer.table(), before) == still
+
+
 @pytest.mark.parametrize("codebook", [None, MovingAverage(0.9)], ids=["learned", "ema"])
 @pytest.mark.parametrize("layout", [{}, {"groups": 2}, {"groups": 2, "shared_codebook": True}])
 def test_a_plain_loop_brings_unused_codes_back(codebook, layout):

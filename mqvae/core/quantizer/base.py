@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mqvae.core.codebook import AverageCodebook
 from mqvae.core.distributed import process_rank
 from mqvae.core.quantizer.quantized import Quantized
 from mqvae.errors import MqvaeError, NotFiniteEmbeddings
@@ -83,6 +85,14 @@ class Quantizer(nn.Module, ABC):
             self.num_codes,
             self.groups,
         )
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of any module; codewords by EMA, which are no parameters, are held still as well."""
+        super().requires_grad_(requires_grad)
+        for part in self.modules():
+            if isinstance(part, AverageCodebook):
+                part.learns = requires_grad
+        return self
 
     @abstractmethod
     def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
