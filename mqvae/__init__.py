@@ -6,8 +6,8 @@ import lazy_loader
 
 MODULES = frozenset(
     (
-        *("core", "data", "diagnosis", "metrics", "networks", "prior", "report", "runs"),
-        *("settings", "tasks", "tokenizer", "trainer", "weights"),
+        *("coding", "core", "data", "diagnosis", "metrics", "networks", "prior", "report"),
+        *("runs", "settings", "tasks", "tokenizer", "trainer", "weights"),
     )
 )
 """Modules that `import mqvae` alone makes reachable, as in mqvae.trainer.begin."""

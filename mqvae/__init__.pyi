@@ -1,5 +1,6 @@
 """The public names, once: type checkers read them here, and so does `__init__.py`."""
 
+from . import coding as coding
 from . import core as core
 from . import data as data
 from . import diagnosis as diagnosis

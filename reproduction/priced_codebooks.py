@@ -7,7 +7,6 @@ other images make of it, and the codebook's influence on those steps is differen
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -192,16 +191,18 @@ def trained(
 def rate_aware(z: Tensor, start: Tensor, bits: float, steps: int, seed: int) -> Priced:
     """`mqvae.RateAware` on embeddings (N, P, D): EMA with decay 0.9, and a last mean of all."""
     rate = mqvae.RateAware(bits=bits, after=10)
-    quantizer = mqvae.VectorQuantizer(len(start), start.shape[1], rate=rate).train()
+    quantizer = mqvae.VectorQuantizer(
+        len(start), start.shape[1], rate=rate, channel_axis=-1
+    ).train()
     quantizer.codebook.assign(start)
     assert quantizer.prices is not None
     sums, sizes = start.clone(), torch.ones(len(start))
     generator = torch.Generator().manual_seed(seed)
-    forget: Callable[[Tensor], None] = lambda rows: None  # noqa: E731
     for _ in range(steps):
         batch = z[torch.randint(len(z), (64,), generator=generator)]
         codes = quantizer.encode(batch)
-        quantizer.after_step(batch, codes, forget)
+        quantizer.record(batch, codes)
+        quantizer.update()
         flat = codes.flatten()
         counts = torch.bincount(flat, minlength=len(start)).to(z.dtype)
         total = torch.zeros_like(start).index_add(0, flat, batch.flatten(0, 1))

@@ -500,7 +500,7 @@ def test_evaluate_with_further_figures(real, run, capsys):
     content = json.loads((run / "evaluations" / "test-last.json").read_text())
     assert content["lpips"] > 0 and content["frechet_vgg16"] > 0
     assert "ssim" not in content
-    assert list(content["figures"])[-3:] == ["gradient_gap", "lpips", "frechet_vgg16"]
+    assert list(content["figures"])[-2:] == ["lpips", "frechet_vgg16"]
     assert "443c5bc3" in content["figures"]["lpips"]["protocol"]
 
 

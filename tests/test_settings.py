@@ -799,7 +799,7 @@ def test_an_option_over_a_file_is_told_as_typed(tmp_path):
     # What a file leaves open, options may say.
     bare = write(tmp_path, "bare.yaml", update={"class_path": "mqvae.Joint"})
     options = ["--quantizer", "NoQuantizer", "--quantizer.dim", "4"]
-    assert settings_of(bare, *options).quantizer["init_args"] == {"dim": 4}
+    assert settings_of(bare, *options).quantizer["init_args"]["dim"] == 4
     with pytest.raises(ValueError, match="quantizer must be set"):
         from_arguments([bare])
 
