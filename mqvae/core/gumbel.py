@@ -1,18 +1,18 @@
 """The differentiable baseline: codes drawn from a predicted distribution."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.optim import Optimizer
 
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer import Quantized, Quantizer
+from mqvae.core.quantizer.base import Given
 from mqvae.errors import MqvaeError
 
 
@@ -261,14 +261,6 @@ class GumbelQuantizer(Quantizer):
         self.head.weight.copy_(2 * scale * centres)
         self.head.bias.copy_(-scale * centres.square().sum(1))
 
-    @torch.no_grad()
-    def update(
-        self,
-        optimizer: Optimizer | None = None,
-        *,
-        task_gradient: Tensor | None = None,
-        loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        """Let the temperature fall. Call it once after each step of the optimizer."""
+    def _update(self, given: Given) -> None:
         if self.training:
             self.steps.add_(1)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,14 @@ from mqvae.errors import MqvaeError, NotFiniteEmbeddings
 
 USE = {"unused_steps", "prices"}
 """Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
+
+
+class Given(NamedTuple):
+    """What `Quantizer.update` is called with."""
+
+    optimizer: Optimizer | None
+    task_gradient: Tensor | None
+    loss: Callable[[Tensor], Tensor] | None
 
 
 class Quantizer(nn.Module, ABC):
@@ -192,6 +200,7 @@ class Quantizer(nn.Module, ABC):
     def discard(self) -> None:
         """Drop what training passes left, as if they had not been."""
 
+    @torch.no_grad()
     def update(
         self,
         optimizer: Optimizer | None = None,
@@ -199,7 +208,8 @@ class Quantizer(nn.Module, ABC):
         task_gradient: Tensor | None = None,
         loss: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Apply what the training passes since the last call left: EMA, replacement, prices.
+        """Apply what the training passes since the last call left: EMA, replacement, prices,
+        the temperature of `GumbelQuantizer`.
 
         Call it once after each step of the optimizer, in every process; the update rules do so
         themselves. In eval mode it does nothing.
@@ -210,6 +220,10 @@ class Quantizer(nn.Module, ABC):
                 `ByTaskGradient`.
             loss: L on this process's batch under a table, (rows, d), for several draws.
         """
+        self._update(Given(optimizer, task_gradient, loss))
+
+    def _update(self, given: Given) -> None:
+        """What `update` does with what it is given; nothing, unless a quantizer says so."""
 
     def forget_use(self) -> None:
         """Forget how long codes have gone unused; what loads other codewords calls it."""

@@ -1,11 +1,13 @@
 """A codebook that begins as k-means of the first embeddings."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mqvae.core.distributed import agree, from_all_processes, sum_across_processes
+from mqvae.core.quantizer.base import Given
 from mqvae.core.quantizer.selecting import CodebookQuantizer
 from mqvae.errors import MqvaeError
 
@@ -64,6 +66,17 @@ class BeginningQuantizer(CodebookQuantizer):
         if number and enough:
             self.initialize(from_all_processes(found))
             agree([self])
+
+    def _update(self, given: Given) -> None:
+        if self.awaits:
+            self.begin()
+            self.discard()
+        else:
+            self._learn(given)
+
+    @abstractmethod
+    def _learn(self, given: Given) -> None:
+        """What `update` does once the codebook has begun."""
 
     def begun(self) -> None:
         """The codebook has been set: nothing is awaited any more."""

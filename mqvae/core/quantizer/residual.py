@@ -1,15 +1,14 @@
 """Quantizers in stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from mqvae.core.distance import Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.passes import full
-from mqvae.core.quantizer.base import mean_square
+from mqvae.core.quantizer.base import Given, mean_square
 from mqvae.core.quantizer.beginning import BeginningQuantizer
 from mqvae.core.quantizer.vector import VectorQuantizer
 from mqvae.core.transport import Transport
@@ -205,20 +204,9 @@ class ResidualQuantizer(BeginningQuantizer):
             stage.record(left, chosen.clamp(min=0), self._taking_part(chosen, mask))
             left = left - self._words(chosen, stage.table())
 
-    @torch.no_grad()
-    def update(
-        self,
-        optimizer: Optimizer | None = None,
-        *,
-        task_gradient: Tensor | None = None,
-        loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if self.awaits:
-            self.begin()
-            self.discard()
-            return
+    def _learn(self, given: Given) -> None:
         for stage in self._own():
-            stage.update(optimizer)
+            stage.update(given.optimizer)
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:

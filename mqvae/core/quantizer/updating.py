@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from mqvae.core.codebook import AverageCodebook, Codebook, TableCodebook
 from mqvae.core.distance import Distance
@@ -17,6 +16,7 @@ from mqvae.core.distributed import (
 )
 from mqvae.core.optimizer import forget_rows
 from mqvae.core.passes import full
+from mqvae.core.quantizer.base import Given
 from mqvae.core.quantizer.beginning import BeginningQuantizer
 from mqvae.core.quantizer.pending import LastPass, Pending
 from mqvae.core.rate import Rate
@@ -64,9 +64,8 @@ class UpdatedQuantizer(BeginningQuantizer):
         self.hear(z_e, mask)
         if not self.updates:
             return
-        pending, table = self._pending, self.table()
-        shape = self._parts_shape
-        parts = z_e.reshape(shape).to(table.dtype)
+        pending, shape = self._pending, self._parts_shape
+        parts = z_e.reshape(shape).to(self.codebook.dtype)
         rows = self.rows(codes).flatten()
         ones = torch.ones_like(rows)
         if mask is not None:
@@ -75,12 +74,12 @@ class UpdatedQuantizer(BeginningQuantizer):
             ones = mask.flatten().long()
         pending.counts.scatter_add_(0, rows, ones)
         if pending.sums is not None:
-            vectors = z_e.to(pending.sums.dtype).reshape(-1, table.shape[1])
+            vectors = z_e.to(pending.sums.dtype).reshape(-1, shape[2])
             if mask is not None:
                 vectors = vectors.masked_fill(~mask.reshape(-1, 1), 0)
             pending.sums.index_add_(0, rows, vectors)
         if self.prices is not None:
-            away = full(self.lookup(codes, table).reshape(shape)) - full(parts)
+            away = full(self.lookup(codes, self.table()).reshape(shape)) - full(parts)
             away = away if mask is None else away.masked_fill(~mask[..., None], 0)
             pending.squares.add_(away.square().sum((0, 2)))
         pending.last = LastPass(parts, codes, mask)
@@ -104,31 +103,19 @@ class UpdatedQuantizer(BeginningQuantizer):
         """(N, G, D/G), or (N·G, 1, D/G) with a shared codebook."""
         return -1, 1 if self.shared_codebook else self.groups, self.dim // self.groups
 
-    @torch.no_grad()
-    def update(
-        self,
-        optimizer: Optimizer | None = None,
-        *,
-        task_gradient: Tensor | None = None,
-        loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    def _learn(self, given: Given) -> None:
         pending, last = self._pending, self._pending.last
-        if self.awaits:
-            self.begin()
-            pending.clear()
-            return
         if not self.updates or (last is None and world_size() == 1):
             return
-        table = self.table()
         if last is None:  # other processes may have had a pass
-            shape = self._parts_shape
-            last = LastPass(table.new_zeros(0, *shape[1:]), pending.counts.new_zeros(0), None)
+            none = self.codebook().new_zeros(0, *self._parts_shape[1:])
+            last = LastPass(none, pending.counts.new_zeros(0), None)
         sizes = pending.counts.new_zeros(world_size())
         sizes[process_rank()] = len(last.parts)
         counts, sizes = sums_across_processes([pending.counts, sizes])
         if isinstance(self.codebook, AverageCodebook):
             assert pending.sums is not None
-            averages, codewords = self.codebook.averages, self.codebook()
+            averages, codewords, table = self.codebook.averages, self.codebook(), self.table()
             averages.follow(codewords, table)
             sums = sum_across_processes(pending.sums)
             self.codebook.assign(averages.step(counts, sums, codewords, table, all_move=False))
@@ -136,7 +123,7 @@ class UpdatedQuantizer(BeginningQuantizer):
         if self.prices is not None:
             self.prices.update(counts.view(-1, self.num_codes), pending.squares)
         if self.replacement is not None:
-            self._replace(counts, sizes, last, optimizer, task_gradient, loss)
+            self._replace(counts, sizes, last, given)
         pending.clear()
 
     def _replace(
@@ -144,11 +131,10 @@ class UpdatedQuantizer(BeginningQuantizer):
         counts: Tensor,
         sizes: Tensor,
         last: LastPass,
-        optimizer: Optimizer | None,
-        task_gradient: Tensor | None,
-        loss: Callable[[Tensor], Tensor] | None,
+        given: Given,
     ) -> None:
         assert self.replacement is not None and isinstance(self.codebook, TableCodebook)
+        optimizer, task_gradient, loss = given
         weight, shape = self.codebook.weight, last.parts.shape
         unused = self.get_buffer("unused_steps")
         chosen = counts > 0
