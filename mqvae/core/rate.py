@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.distributed import sum_across_processes
+from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
 FLOOR = 0.1  # least probability of a code, in units of 1/K: one that nothing chooses stays payable
@@ -91,8 +92,8 @@ class Rate(nn.Module):
         """As of any module, but in float32 at least: half precision stops a slow average."""
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers(recurse=False):
-            if buffer.is_floating_point() and buffer.dtype.itemsize < 4:
-                setattr(self, name, buffer.float())
+            if buffer.is_floating_point():
+                setattr(self, name, full(buffer))
         return self
 
     @torch.no_grad()

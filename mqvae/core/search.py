@@ -14,11 +14,8 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.passes import full
 from mqvae.core.refinement import Refinement
 
-DAMPING, FEW, CAREFUL = (
-    1.0,
-    5,
-    1.5,
-)  # of curvature at first; with few passes there is no time to err
+DAMPING = 1.0  # of curvature at first
+FEW, CAREFUL = 5, 1.5  # with so few passes there is no time to err
 WORSE, BETTER = 1.3, 0.9  # its factor after a step
 STEPS = 10  # of this kind at most; all passes before are annealing
 CANDIDATES = 8  # codes that annealing chooses from

@@ -133,13 +133,8 @@ class CodeBits:
 
     def _of_all_processes(self) -> CodeCounts | None:
         """Counts by position of all processes, of which some may have had no batch."""
-        own = (
-            -1
-            if self.shape == (-1,)
-            else 0
-            if self.by_position is None
-            else self.by_position.groups
-        )
+        mixed, counts = self.shape == (-1,), self.by_position
+        own = -1 if mixed else 0 if counts is None else counts.groups
         columns = set(from_all_processes(torch.tensor([own], device=self.device)).tolist()) - {0}
         if len(columns) != 1 or -1 in columns:
             return None

@@ -98,8 +98,7 @@ class Ema(Update):
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True).everywhere()
         codes, z_e = here.quantized.codes, z_e.detach()
-        frozen = not any(p.requires_grad for p in self.quantizer.codebook.parameters())
-        waits = frozen or not self.quantizer.training
+        waits = not (self.quantizer.codebook.learns and self.quantizer.training)
         if not waits:
             self._follow()
         if self.transport is None or waits:
