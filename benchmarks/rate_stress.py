@@ -75,14 +75,11 @@ def trained(
     method: str, steps: int, rate: dict[str, Any] | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Train one; bits by step, what the last rows say, and the error."""
-    data = options.get("data", {})
     base = Settings.of(load_preset("digits-tiny")).config()
     delta = {key: base[key] for key in ("data", "network")}
     component = rate and {"class_path": "mqvae.RateAware", "init_args": rate}
     dim = {"quantizer": {"init_args": {"dim": 16, "rate": component}}}
-    found = Settings.of(
-        load_preset(method, delta, SMALL, dim, options, {"data": data}, {"steps": steps})
-    )
+    found = Settings.of(load_preset(method, delta, SMALL, dim, options, {"steps": steps}))
     spent: list[float] = []
 
     def look(training: Training) -> None:

@@ -1,8 +1,9 @@
 """A tokenizer and compressed files: codes in, images out."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,9 @@ def compressed(
         )
     if isinstance(codes, SizedCodes):
         runs: list[SameSize] = []
-        for indices, size in _runs(codes.sizes):
+        for size, same in groupby(range(len(codes.sizes)), codes.sizes.__getitem__):
             height, width = (-(-side // tokenizer.stride) for side in size)
-            runs.append(SameSize(grid[indices, :height, :width], size))
+            runs.append(SameSize(grid[list(same), :height, :width], size))
     else:
         runs = [SameSize(grid, _whole(tokenizer, grid.shape))]
     return Compressed(
@@ -55,20 +56,6 @@ def compressed(
         tokenizer.model,
         names,
     )
-
-
-def _runs(sizes: Iterable[Size]) -> Iterator[tuple[list[int], Size]]:
-    """Indices of images of one size that follow each other, and the size."""
-    indices: list[int] = []
-    before: Size | None = None
-    for index, size in enumerate(sizes):
-        if before is not None and size != before:
-            yield indices, before
-            indices = []
-        indices.append(index)
-        before = size
-    if before is not None:
-        yield indices, before
 
 
 def _whole(tokenizer: "Tokenizer", shape: tuple[int, ...]) -> Size:
@@ -169,18 +156,12 @@ def _of_codes(tokenizer: "Tokenizer", parts: Iterable[Codes]) -> Compressed:
 
 def _joined(parts: list[Compressed], names: tuple[str, ...]) -> Compressed:
     """All of them one after the other; runs of one size become one."""
-    runs: list[list[SameSize]] = []
-    for run in (run for part in parts for run in part.runs):
-        if not runs or _of(runs[-1][0]) != _of(run):
-            runs.append([])
-        runs[-1].append(run)
-    return dataclasses.replace(
-        parts[0],
-        runs=tuple(
-            SameSize(np.concatenate([run.codes for run in same]), same[0].size) for same in runs
-        ),
-        names=names,
+    every = (run for part in parts for run in part.runs)
+    runs = tuple(
+        SameSize(np.concatenate([run.codes for run in same]), size)
+        for (size, _), same in groupby(every, _of)
     )
+    return dataclasses.replace(parts[0], runs=runs, names=names)
 
 
 def _of(run: SameSize) -> tuple[Size, tuple[int, ...]]:
