@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 
 from mqvae.core.initialization import kmeans
 from reproduction.frozen import nearest_codes
+from reproduction.studies import falling
 
 CLASSES = 10
 RIDGES = tuple(10.0**e for e in range(-3, 4))  # in units of the mean squared norm of features
@@ -208,7 +208,7 @@ def learned(
             {"params": others, "lr": 0.03 * float(weights.detach().std()) if jointly else 0.05},
         ]
     )
-    schedule = LambdaLR(optimizer, lambda step: 1 - step / scale.steps)
+    schedule = falling(optimizer, scale.steps)
     draws = _draws(known, scale, seed)
     for _ in range(scale.steps):
         batch = next(draws)

@@ -10,7 +10,6 @@ mean over K = 4, 16, 64 and three seeds, is at least 1.0 point above that of the
 Fisher-weighted k-means and joint training, and at no K below the best by more than 0.5 points.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,9 @@ from reproduction.classifier_codebooks import (
     quality,
     test_accuracy,
 )
+from reproduction.domains import pixels
 from reproduction.frozen import Frozen
+from reproduction.studies import conclude, parser_of
 
 RESULTS = Path(__file__).with_name("results") / "classifier-codes.jsonl"
 WIN, NOWHERE_BELOW = 1.0, 0.5  # points of accuracy
@@ -121,16 +122,12 @@ def labelled(frozen: Frozen, split: str, count: int, seed: int) -> Labelled:
     images = load("fashion-mnist", split)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(images), generator=generator)[:count]
-    pixels, labels = images.take(rows)[0].float() / 255, images.labels[rows]
-    return Labelled(frozen.embed(pixels), labels)
+    return Labelled(frozen.embed(pixels(images, rows)), images.labels[rows])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reproduction classifier-codes")
-    parser.add_argument("runs", nargs="*", type=Path, help="a run for each seed: 0, 1, …")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
-    options = parser.parse_args(arguments)
+    options = parser_of("classifier-codes", RESULTS).parse_args(arguments)
     scale, lines = Scale(), results.read(options.results)
     for seed, run in enumerate(options.runs):
         if any(line["seed"] == seed for line in lines):
@@ -141,10 +138,4 @@ def main(arguments: list[str] | None = None) -> int:
         for line in study(known, labelled(frozen, "test", 4000, seed), scale, seed, settings):
             results.append(options.results, line)
             lines.append(line)
-    print(table(lines))
-    print("wins" if wins(lines) else "does not win")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return conclude(table(lines), won=wins(lines))

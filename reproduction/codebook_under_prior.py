@@ -10,7 +10,6 @@ training with independent codes, and `mqvae.RateAware`; bits are interpolated be
 of the other method where its errors span the hypergradient's, a mean over these and three seeds.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 from mqvae.core.initialization import kmeans
 from mqvae.data import load
 from reproduction import results
-from reproduction.domains import SEEN
+from reproduction.domains import SEEN, pixels
 from reproduction.frozen import Frozen, entropy, nearest_codes
 from reproduction.priced_codebooks import (
     Autoregressive,
@@ -34,6 +33,7 @@ from reproduction.priced_codebooks import (
     rate_aware,
     trained,
 )
+from reproduction.studies import conclude, parser_of
 
 RESULTS = Path(__file__).with_name("results") / "codebook-under-prior.jsonl"
 WIN = 0.97  # bits over those of each baseline, at most
@@ -168,15 +168,12 @@ def images(split: str, count: int, seed: int) -> Tensor:
     rows = torch.isin(data.labels, torch.tensor(SEEN)).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
     chosen = rows[torch.randperm(len(rows), generator=generator)[:count]]
-    return data.take(chosen)[0].float() / 255
+    return pixels(data, chosen)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reproduction codebook-under-prior")
-    parser.add_argument("runs", nargs="*", type=Path, help="a run for each seed: 0, 1, …")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
-    options = parser.parse_args(arguments)
+    options = parser_of("codebook-under-prior", RESULTS).parse_args(arguments)
     scale, lines = Scale(), results.read(options.results)
     for seed, run in enumerate(options.runs):
         known = {(line["method"], line["trade"]) for line in lines if line["seed"] == seed}
@@ -194,10 +191,4 @@ def main(arguments: list[str] | None = None) -> int:
         for line in study(frozen, (x, z), test, scale, seed, settings, known):
             results.append(options.results, line)
             lines.append(line)
-    print(table(lines))
-    print("wins" if wins(lines) else "does not win")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return conclude(table(lines), won=wins(lines))

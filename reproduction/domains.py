@@ -52,13 +52,14 @@ TRANSFORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _pixels(images: Images, chosen: Tensor) -> Tensor:
+def pixels(images: Images, chosen: Tensor) -> Tensor:
+    """Images in [0, 1], (N, C, H, W), at some places."""
     return images.take(chosen)[0].float() / 255
 
 
 def _some(images: Images, count: int, generator: torch.Generator, label: int | None) -> Tensor:
     of = torch.arange(len(images)) if label is None else (images.labels == label).nonzero()[:, 0]
-    return _pixels(images, of[torch.randperm(len(of), generator=generator)[:count]])
+    return pixels(images, of[torch.randperm(len(of), generator=generator)[:count]])
 
 
 def training_domains(count: int, seed: int) -> dict[str, Tensor]:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Adam
 
 from reproduction.frozen import Frozen, nearest_codes
+from reproduction.studies import falling
 
 NUMBERS = (5, 25, 100)  # images of a domain that are known
 
@@ -123,10 +123,6 @@ def episodes(domains: Sequence[Domain], scale: Scale, seed: int) -> Iterator[tup
         yield domain.take(order[:few]), domain.take(order[few : few + scale.batch])
 
 
-def _falling(optimizer: Optimizer, steps: int) -> LambdaLR:
-    return LambdaLR(optimizer, lambda step: 1 - step / steps)
-
-
 def by_hypergradient(
     frozen: Frozen,
     drawn: Iterator[tuple[Domain, Domain]],
@@ -143,7 +139,7 @@ def by_hypergradient(
     if codewords_too:
         groups.append({"params": [codewords], "lr": lr * rms(codewords)})
     optimizer = Adam(groups)
-    schedule = _falling(optimizer, scale.steps)
+    schedule = falling(optimizer, scale.steps)
     adapter = Adapter(codewords, log_weight)
     for _ in range(scale.steps):
         few, others = next(drawn)
@@ -160,7 +156,7 @@ def by_joint_training(
     """c⁰ trained on all domains at once, without regard to what it is adapted to."""
     codewords = frozen.codebook.clone().requires_grad_()
     optimizer = Adam([codewords], lr=lr * rms(codewords))
-    schedule = _falling(optimizer, scale.steps)
+    schedule = falling(optimizer, scale.steps)
     for _ in range(scale.steps):
         _, others = next(drawn)
         optimizer.zero_grad()
@@ -201,7 +197,7 @@ def by_tuned_decoder(
     """The decoder trained on all domains at once."""
     decoder = copy.deepcopy(frozen.network.decoder).requires_grad_()
     optimizer = Adam(decoder.parameters(), lr=lr)
-    schedule = _falling(optimizer, scale.steps)
+    schedule = falling(optimizer, scale.steps)
     for _ in range(scale.steps):
         _, others = next(drawn)
         optimizer.zero_grad()

@@ -5,7 +5,6 @@ five test domains, its MSE is at least 5% below that of every baseline at equal 
 (the lower of the two methods' entropies), as a mean of ratios over three seeds.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from reproduction.few_shot import (
     with_one_weight,
 )
 from reproduction.frozen import Frozen, codes_at, entropy, nearest_codes
+from reproduction.studies import conclude, parser_of
 
 RESULTS = Path(__file__).with_name("results") / "few-shot-codebook.jsonl"
 WIN = 0.95  # MSE over that of each baseline, at most
@@ -269,9 +269,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reproduction few-shot-codebook")
-    parser.add_argument("runs", nargs="*", type=Path, help="a run for each seed: 0, 1, …")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    parser = parser_of("few-shot-codebook", RESULTS)
     parser.add_argument("--scale", default="cpu", choices=("cpu", "debug"))
     options = parser.parse_args(arguments)
     scale = DEBUG if options.scale == "debug" else Scale()
@@ -289,10 +287,4 @@ def main(arguments: list[str] | None = None) -> int:
             if (line.get("domain"), line.get("draw"), line.get("n")) not in known:
                 results.append(options.results, line)
                 lines.append(line)
-    print(table(lines))
-    print("wins" if wins(lines) else "does not win")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return conclude(table(lines), won=wins(lines))

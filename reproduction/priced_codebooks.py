@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss, one_hot
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 
 import mqvae
 from mqvae.core.initialization import group_means
 from reproduction.frozen import Frozen, nearest_codes
+from reproduction.studies import falling
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def trained(
     )
     lower = Adam(prior.parameters(), lr=3e-3)
     steps = scale.steps * (2 if inner_rate is None else 1)
-    schedule = LambdaLR(upper, lambda step: 1 - step / steps)
+    schedule = falling(upper, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         rows = torch.randint(len(x), (scale.batch,), generator=generator)
@@ -190,24 +190,19 @@ def trained(
 
 def rate_aware(z: Tensor, start: Tensor, bits: float, steps: int, seed: int) -> Priced:
     """`mqvae.RateAware` on embeddings (N, P, D): EMA with decay 0.9, and a last mean of all."""
-    rate = mqvae.RateAware(bits=bits, after=10)
     quantizer = mqvae.VectorQuantizer(
-        len(start), start.shape[1], rate=rate, channel_axis=-1
+        len(start),
+        start.shape[1],
+        codebook=mqvae.MovingAverage(0.9),
+        rate=mqvae.RateAware(bits=bits, after=10),
+        channel_axis=-1,
     ).train()
-    quantizer.codebook.assign(start)
+    quantizer.assign(start)
     assert quantizer.prices is not None
-    sums, sizes = start.clone(), torch.ones(len(start))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        batch = z[torch.randint(len(z), (64,), generator=generator)]
-        codes = quantizer.encode(batch)
-        quantizer.record(batch, codes)
+        quantizer(z[torch.randint(len(z), (64,), generator=generator)])
         quantizer.update()
-        flat = codes.flatten()
-        counts = torch.bincount(flat, minlength=len(start)).to(z.dtype)
-        total = torch.zeros_like(start).index_add(0, flat, batch.flatten(0, 1))
-        sizes, sums = sizes.lerp(counts, 0.1), sums.lerp(total, 0.1)
-        quantizer.codebook.assign(sums / sizes.clamp(min=1e-6)[:, None])
     price = quantizer.prices.price()[0]
     flat = z.flatten(0, 1)
     codewords = quantizer.table().detach().clone()
@@ -230,7 +225,7 @@ def judged(
     torch.manual_seed(seed)
     prior = Autoregressive(size, z.shape[1], scale)
     optimizer = Adam(prior.parameters(), lr=3e-3)
-    schedule = LambdaLR(optimizer, lambda step: 1 - step / scale.judge_steps)
+    schedule = falling(optimizer, scale.judge_steps)
     for _ in range(scale.judge_steps):
         optimizer.zero_grad()
         prior(known[torch.randint(len(known), (64,))]).backward()

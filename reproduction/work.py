@@ -4,7 +4,6 @@ import csv
 import datetime
 import fcntl
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mqvae import weights
+from mqvae.core.diagnostics import CodeCounts
 from reproduction.rows import Task
 
 OF_SUMMARY = ("mse", "psnr", "perplexity", "usage")
@@ -79,13 +80,12 @@ def entropy(counts: Iterator[str]) -> float:
     Args:
         counts: Lines of a run's code_counts.csv: how often each code was chosen, of each group.
     """
-    groups: dict[str, list[int]] = {}
-    for row in csv.DictReader(counts):
-        groups.setdefault(row["group"], []).append(int(row["count"]))
-    return sum(
-        math.log2(sum(of)) - sum(n * math.log2(n) for n in of if n) / sum(of)
-        for of in groups.values()
-    )
+    columns = ("group", "code", "count")
+    rows = torch.tensor([[int(row[name]) for name in columns] for row in csv.DictReader(counts)])
+    codes, groups = (int(rows[:, i].max()) + 1 for i in (1, 0))
+    counted = CodeCounts(codes, groups)
+    counted.add_table(rows)
+    return counted.entropy()
 
 
 def check(task: Task, folder: Path) -> None:
