@@ -23,10 +23,10 @@ apt_install := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-instal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install data demo test numerics lint format docs clean
+.PHONY: help install data demo reproduce test numerics lint format docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 install: $(installed) ## the environment, with the pinned dependencies
 
@@ -45,6 +45,9 @@ data: ## Fashion-MNIST from Debian's package, where that can be had
 
 demo: install data ## trains VQ-VAE and MQ-VAE on Fashion-MNIST and compares them
 	$(python) examples/demo.py $(ARGS)
+
+reproduce: install data ## the paper's tables and figures: ARGS="table-1"
+	$(python) -m reproduction $(ARGS)
 
 test: install ## the tests
 	OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -72,7 +75,7 @@ docs: install ## the documentation as a site, in site/; ARGS=serve shows it as i
 
 clean: ## removes caches and builds; runs and the environment stay
 	rm -rf build dist site .pytest_cache .hypothesis .ruff_cache .mypy_cache
-	find $(wildcard mqvae tests examples benchmarks docs) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard mqvae reproduction benchmarks tests examples docs) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose interpreter has gone is installed again, whatever its stamp says.
 ifeq ($(realpath $(python)),)

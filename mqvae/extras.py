@@ -35,7 +35,7 @@ EXTRAS: Mapping[str, Extra] = {
         ("onnx", "onnxruntime", "onnxscript"),
         "the ONNX files of mqvae export, which --formats pt2 does without, and running them",
     ),
-    "report": Extra(("matplotlib",), "the plots of reports, of reproduce and of bench"),
+    "report": Extra(("matplotlib",), "plots"),
     "svhn": Extra(("scipy",), "the data set svhn"),
     "tensorboard": Extra(("tensorboard",), "TensorBoard's curves beside metrics.csv"),
     "trackio": Extra(("trackio",), "--trainer.loggers trackio"),

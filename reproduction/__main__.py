@@ -1,43 +1,57 @@
-"""`python -m reproduction`."""
+"""`python -m reproduction`: the paper's tables and figures, and studies beyond it."""
 
 import argparse
 import importlib
 import sys
 from pathlib import Path
 
+from mqvae.errors import MqvaeError
+from mqvae.extras import ExtraMissing
 from reproduction import page, results
+from reproduction.paper.command import reproduce
 from reproduction.rows import FOLDER, Study
 from reproduction.work import Failed, claimed, make
 
-# Studies whose module reads its own options.
-OTHERS = ("few-shot-codebook", "classifier-codes", "codebook-under-prior")
+RATE_DISTORTION = "rate-distortion"
+STUDIES = {
+    RATE_DISTORTION: "quantizers at equal network and steps: error against bits",
+    "few-shot-codebook": "docs/hypergradient-experiments.md",
+    "classifier-codes": "docs/hypergradient-experiments.md",
+    "codebook-under-prior": "docs/hypergradient-experiments.md",
+}
 RESULTS = FOLDER / "results" / "rate-distortion.jsonl"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
-    commands = parser.add_subparsers(dest="study", required=True)
-    for name in OTHERS:
-        commands.add_parser(name, help="docs/hypergradient-experiments.md", add_help=False)
-    study = commands.add_parser(
-        "rate-distortion", help="quantizers at equal network and steps: error against bits"
+    arguments = sys.argv[1:] if arguments is None else arguments
+    study, rest = (arguments or ["--help"])[0], arguments[1:]
+    try:
+        if study == RATE_DISTORTION:
+            return rate_distortion(rest)
+        if study in STUDIES:
+            return importlib.import_module(f"reproduction.{study.replace('-', '_')}").main(rest)
+        return reproduce(arguments or ["--help"], STUDIES)
+    except (MqvaeError, ExtraMissing) as error:
+        print(f"reproduction: error: {error}", file=sys.stderr)
+        return 2
+
+
+def rate_distortion(arguments: list[str]) -> int:
+    """Train and measure the rows of the rate-distortion study; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m reproduction {RATE_DISTORTION}", description=STUDIES[RATE_DISTORTION]
     )
-    study.add_argument(
+    parser.add_argument(
         "--runs", type=Path, default=Path("runs/rate-distortion"), help="folder of run folders"
     )
-    study.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
-    study.add_argument("--scale", default="cpu", choices=("cpu", "debug"))
-    study.add_argument("--only", default="", metavar="ROW,…", help="these rows alone")
-    study.add_argument("--missing", action="store_true", help="list what has no result, and stop")
-    study.add_argument("--reverse", action="store_true", help="the last run first")
-    study.add_argument("--page", action="store_true", help="write the results' page, and stop")
-    options, rest = parser.parse_known_args(arguments)
-    if options.study in OTHERS:
-        return importlib.import_module(f"reproduction.{options.study.replace('-', '_')}").main(rest)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    parser.add_argument("--scale", default="cpu", choices=("cpu", "debug"))
+    parser.add_argument("--only", default="", metavar="ROW,…", help="these rows alone")
+    parser.add_argument("--missing", action="store_true", help="list what has no result, and stop")
+    parser.add_argument("--reverse", action="store_true", help="the last run first")
+    parser.add_argument("--page", action="store_true", help="write the results' page, and stop")
+    options = parser.parse_args(arguments)
     if options.page:
         print(page.write(options.results))
         return 0

@@ -80,10 +80,10 @@ def test_what_is_missing_is_named_with_its_extra(module, extra, use, hidden):
 
 def test_a_command_says_it_in_a_line(hidden, capsys, tmp_path):
     hidden("matplotlib")
-    assert main(["reproduce", "table-1", "--scale", "debug", "--out", str(tmp_path)]) == 2
+    assert main(["bench", "step", "--only", "none", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        "mqvae: error: the package matplotlib is not installed. It is for the plots of reports, of "
-        "reproduce and of bench: pip install 'mqvae[report]'.\n"
+        "mqvae: error: the package matplotlib is not installed. It is for plots: "
+        "pip install 'mqvae[report]'.\n"
     )
 
 

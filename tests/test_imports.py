@@ -40,7 +40,6 @@ ORDER = [
     {"trainer"},
     {"classifier", "diagnosis", "importing", "pieces", "prior", "report", "tokenizer"},
     {"bench"},
-    {"paper"},
     {"cli"},
     {"__main__"},
 ]

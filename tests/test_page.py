@@ -18,17 +18,28 @@ import numpy as np
 import pytest
 from PIL import Image as Pixels
 
-import mqvae.paper.cells
-import mqvae.paper.html
-import mqvae.paper.markdown
-import mqvae.paper.study
-import mqvae.paper.verdicts
-from mqvae.paper.cells import shown
-from mqvae.paper.html import html
-from mqvae.paper.markdown import files, markdown
-from mqvae.paper.page import write_page
-from mqvae.paper.sections import Cell, Claim, Column, Image, Line, Page, Plot, Row, Section, Table
-from mqvae.paper.terminal import text
+import reproduction.paper.cells
+import reproduction.paper.html
+import reproduction.paper.markdown
+import reproduction.paper.study
+import reproduction.paper.verdicts
+from reproduction.paper.cells import shown
+from reproduction.paper.html import html
+from reproduction.paper.markdown import files, markdown
+from reproduction.paper.page import write_page
+from reproduction.paper.sections import (
+    Cell,
+    Claim,
+    Column,
+    Image,
+    Line,
+    Page,
+    Plot,
+    Row,
+    Section,
+    Table,
+)
+from reproduction.paper.terminal import text
 
 METHODS = (
     "Without quantization",
@@ -121,7 +132,7 @@ def page() -> Page:
         (
             "At its own best rate VQ-VAE is as good as MQ-VAE: the paper's ×0.59 becomes ×0.98.",
             "Under the paper's protocol MQ-VAE's MSE is 0.76 of VQ-VAE's.",
-            "Groups help both alike; see `mqvae reproduce table-3`.",
+            "Groups help both alike; see `python -m reproduction table-3`.",
         ),
         {
             "Sizes": "width 32, 64-dimensional codes, 1,024 of them, batch 64, 3,000 updates",
@@ -138,7 +149,9 @@ def page() -> Page:
                     "Matched, nothing of it is left: 0.98 ± 0.02.",
                 ),
                 (table(),),
-                missing=("CIFAR-100 was not trained: `mqvae reproduce table-1 --scale paper`.",),
+                missing=(
+                    "CIFAR-100 was not trained: `python -m reproduction table-1 --scale paper`.",
+                ),
             ),
             Section(
                 "figure-4",
@@ -175,7 +188,10 @@ def page() -> Page:
             ),
             Section("appendix-f", "Appendix F: odd", tables=(odd(),), missing=("All <else>.",)),
         ),
-        ("mqvae reproduce all --scale cpu --jobs 2", "mqvae reproduce table-1 > 'a <b>'"),
+        (
+            "python -m reproduction all --scale cpu --jobs 2",
+            "python -m reproduction table-1 > 'a <b>'",
+        ),
         claims=(
             Claim("table-1", "MSE", "0.59", {"paper": "0.63", "equal": "1.03"}, "does not hold"),
             Claim("figure-5", "sharper", "yes", {"paper": "no"}, "holds"),
@@ -285,8 +301,8 @@ def test_cells_say_what_they_have() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *(mqvae.paper.cells, mqvae.paper.html, mqvae.paper.markdown),
-        *(mqvae.paper.study, mqvae.paper.verdicts),
+        *(reproduction.paper.cells, reproduction.paper.html, reproduction.paper.markdown),
+        *(reproduction.paper.study, reproduction.paper.verdicts),
     ],
     ids=lambda m: m.__name__,
 )

@@ -13,26 +13,27 @@ import pytest
 import torch
 
 from mqvae.bench.table import Table as BenchTable
-from mqvae.cli import main
+from mqvae.cli import main as program
 from mqvae.data import InMemory
 from mqvae.metrics.frechet import Frechet
-from mqvae.paper import levels
-from mqvae.paper.comparison import Comparison
-from mqvae.paper.curves import _throughout
-from mqvae.paper.few import Few
-from mqvae.paper.further import Beginning, Cost, Diagnosis
-from mqvae.paper.methods import META_RATE, METHODS, paper_value
-from mqvae.paper.reproduce import EXPERIMENTS, experiments
-from mqvae.paper.results import Results, file_name
-from mqvae.paper.rows import by_protocol, lacking, table
-from mqvae.paper.runner import _missing, carry_out
-from mqvae.paper.scales import SCALES, load_scale
-from mqvae.paper.sections import Cell, Column, Row, Table
-from mqvae.paper.study import Study
-from mqvae.paper.tables import BESIDE
-from mqvae.paper.verdicts import best_by_every, claim, every, judgement, verdicts
-from mqvae.paper.work import FURTHER, Place, Run, _originals
 from mqvae.settings import Settings, load_preset
+from reproduction.__main__ import main
+from reproduction.paper import levels
+from reproduction.paper.comparison import Comparison
+from reproduction.paper.curves import _throughout
+from reproduction.paper.few import Few
+from reproduction.paper.further import Beginning, Cost, Diagnosis
+from reproduction.paper.methods import META_RATE, METHODS, paper_value
+from reproduction.paper.reproduce import EXPERIMENTS, experiments
+from reproduction.paper.results import Results, file_name
+from reproduction.paper.rows import by_protocol, lacking, table
+from reproduction.paper.runner import _missing, carry_out
+from reproduction.paper.scales import SCALES, load_scale
+from reproduction.paper.sections import Cell, Column, Row, Table
+from reproduction.paper.study import Study
+from reproduction.paper.tables import BESIDE
+from reproduction.paper.verdicts import best_by_every, claim, every, judgement, verdicts
+from reproduction.paper.work import FURTHER, Place, Run, _originals
 
 DEBUG = load_scale("debug")
 RUN = Run("debug", "reconstruction", "digits", "VQ-VAE", 6e-2, 20, 0)
@@ -658,7 +659,7 @@ def test_rows_that_are_not_complete_say_so(tmp_path):
 def test_all_at_the_debug_scale(tmp_path, capsys):
     out = tmp_path / "out"
     began = time.process_time()
-    assert main(["reproduce", "all", "--scale", "debug", "--out", str(out)]) == 0
+    assert main(["all", "--scale", "debug", "--out", str(out)]) == 0
     assert time.process_time() - began < 240
     said = capsys.readouterr().out
     html = (out / "reproduction.html").read_text()
@@ -676,7 +677,7 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
     assert len(shown) > len(names) / 2
     # Nothing is trained again, and the page is the same to the byte.
     times = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
-    assert main(["reproduce", "all", "--scale", "debug", "--out", str(out)]) == 0
+    assert main(["all", "--scale", "debug", "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == times
     assert (out / "reproduction.html").read_text() == html
     assert (out / "reproduction.md").read_text() == markdown
@@ -685,7 +686,7 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
 def test_where_the_levels_differ_at_the_debug_scale(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.delitem(levels.LOOKING, "reconstruction")
-    assert main(["reproduce", "levels", "--scale", "debug", "--out", str(out)]) == 0
+    assert main(["levels", "--scale", "debug", "--out", str(out)]) == 0
     assert EXPERIMENTS["levels"].title in capsys.readouterr().out
     page = (out / "codebooks.md").read_text()
     assert "## Where the levels differ" in page
@@ -713,9 +714,9 @@ def test_pages_of_several_experiments():
 THREE_RUNS = """
 import sys
 from pathlib import Path
-from mqvae.paper.results import Results
-from mqvae.paper.runner import carry_out
-from mqvae.paper.work import Place, Run
+from reproduction.paper.results import Results
+from reproduction.paper.runner import carry_out
+from reproduction.paper.work import Place, Run
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
@@ -746,18 +747,23 @@ def test_interrupted_work_goes_on(tmp_path):
 
 
 def test_what_is_unknown_is_said(capsys):
-    assert main(["reproduce", "tabel-1"]) == 2
+    assert main(["tabel-1"]) == 2
     assert "did you mean 'table-1'" in capsys.readouterr().err.lower()
-    assert main(["reproduce", "table-1", "--seeds", "0"]) == 2
+    assert main(["table-1", "--seeds", "0"]) == 2
     assert [each.name for each in experiments(["table-3", "table-1"])] == ["table-1", "table-3"]
+
+
+def test_the_command_that_was_of_the_package_says_where_it_is(capsys):
+    assert program(["reproduce", "table-1", "--scale", "debug"]) == 2
+    assert "type: python -m reproduction table-1 --scale debug\n" in capsys.readouterr().err
 
 
 def test_the_published_page_is_made_of_the_published_results(tmp_path):
     """docs/reproduction.md comes out of the committed results, to the byte."""
     docs = Path(__file__).parent.parent / "docs"
-    arguments = ["reproduce", "all", "--scale", "cpu", "--published", "--out", str(tmp_path)]
+    arguments = ["all", "--scale", "cpu", "--published", "--out", str(tmp_path)]
     assert main(arguments) == 0
-    assert main([arguments[0], "codebooks", *arguments[2:]]) == 0
+    assert main(["codebooks", *arguments[1:]]) == 0
     for name in ("reproduction", "codebooks"):
         for path in [docs / f"{name}.md", *(docs / name).iterdir()]:
             assert (tmp_path / path.relative_to(docs)).read_bytes() == path.read_bytes(), path

@@ -1,6 +1,7 @@
 """Functions become commands."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,7 +28,6 @@ COMMANDS = {
     "prior": "train a PixelCNN over the codes of a run",
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
-    "reproduce": "the paper's tables and figures, run again",
     "doctor": "what is here, what is missing, and how to get it",
     "bench": "what steps, the quantizer and whole runs cost on this machine",
     "completion": "what bash and zsh complete commands and options with",
@@ -40,6 +40,8 @@ ELSEWHERE = {
     "import": "importing",
     "sample": "prior",
 }
+# What a checkout of the repository has beside the package, and how it is typed there.
+MOVED = {"reproduce": "python -m reproduction"}
 
 USAGE = """usage: mqvae COMMAND …
 
@@ -73,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"mqvae {code().version}")
         return 0
+    if name in MOVED:
+        return _fail(
+            f"'{name}' is not part of the package any more. In a checkout of the repository, type: "
+            f"{shlex.join([*MOVED[name].split(), *rest])}"
+        )
     if name not in COMMANDS:
         return _fail(
             f"there is no command '{name}'.{nearest(name, COMMANDS)} Commands: "

@@ -1,30 +1,56 @@
-"""`mqvae reproduce`."""
+"""`python -m reproduction NAME…`: the paper's tables and figures."""
 
 import argparse
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from mqvae.cli.parser import add_machine, parser_of
 from mqvae.cli.terminal import quiet
 from mqvae.errors import MqvaeError
 from mqvae.extras import require
+from mqvae.trainer import Interrupted, TrainingFailed
+from reproduction.paper.page import write_page
+from reproduction.paper.reproduce import (
+    ALL,
+    EXPERIMENTS,
+    PROGRAM,
+    carry_out_all,
+    experiments,
+    pages,
+    present,
+    published,
+)
+from reproduction.paper.results import Results
+from reproduction.paper.runner import WorkFailed
+from reproduction.paper.scales import SCALES, load_scale
+from reproduction.paper.study import Study
+from reproduction.paper.terminal import text
+from reproduction.paper.work import Place
+
+DESCRIPTION = """\
+Train and measure what the paper's tables and figures need, and show the results beside the
+paper's. Finished runs are reused, interrupted ones resume. Writes results, runs, and a page as
+HTML and Markdown to DIR."""
 
 
-def reproduce(arguments: list[str]) -> int:
-    from mqvae.paper.reproduce import ALL, EXPERIMENTS
-    from mqvae.paper.scales import SCALES
+def reproduce(arguments: list[str], studies: Mapping[str, str]) -> int:
+    """The command; returns its exit code.
 
-    parser = parser_of(
-        "reproduce",
-        "Runs the paper's tables and figures again, and puts them beside the paper's figures.\n"
-        "What is finished is found again, what was interrupted goes on. Writes results, runs,\n"
-        "a page as HTML and Markdown to DIR.",
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(
-        ["names:", *(f"  {name:<11} {each.title}" for name, each in EXPERIMENTS.items())]
+    Args:
+        arguments: What is typed after `python -m reproduction`.
+        studies: What is typed for other studies, and what they are; --help ends with it.
+    """
+    lines = [f"  {name:<11} {each.title}" for name, each in EXPERIMENTS.items()]
+    others = [f"  {name:<21} {title}" for name, title in studies.items()]
+    epilog = ["names:", *lines, "", "other studies, each with options of its own:", *others]
+    parser = argparse.ArgumentParser(
+        prog=" ".join(PROGRAM),
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(epilog),
+        allow_abbrev=False,
     )
     parser.add_argument("names", metavar="NAME", nargs="+", help=f"table-1 …, or {ALL}")
     parser.add_argument(
@@ -39,11 +65,16 @@ def reproduce(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", metavar="DIR", help="folder (runs/reproduce/SCALE)")
     parser.add_argument("--root", metavar="DIR", help="folder with the files of data sets")
-    add_machine(parser)
+    parser.add_argument(
+        "--accelerator",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="what it runs on (default: a GPU if there is one)",
+    )
     parser.add_argument(
         "--published",
         action="store_true",
-        help="show the results that came with the program; trains nothing",
+        help="show the committed results; trains nothing",
     )
     options = parser.parse_args(arguments)
     for name in ("seeds", "jobs"):
@@ -56,43 +87,33 @@ def reproduce(arguments: list[str]) -> int:
 
 
 def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
-    from mqvae.paper.page import write_page
-    from mqvae.paper.reproduce import carry_out_all, experiments, pages, present, published
-    from mqvae.paper.results import Results
-    from mqvae.paper.runner import WorkFailed
-    from mqvae.paper.scales import load_scale
-    from mqvae.paper.study import Study
-    from mqvae.paper.terminal import text
-    from mqvae.paper.work import Place
-    from mqvae.trainer import Interrupted, TrainingFailed
-
     require("matplotlib")  # before training, not after
     quiet()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     chosen, scale = experiments(options.names), load_scale(options.scale)
     out = Path(options.out or f"runs/reproduce/{scale.name}")
     seeds = options.seeds or scale.seeds
-    command = shlex.join(["mqvae", "reproduce", *arguments])
+    command = shlex.join([*PROGRAM, *arguments])
     if options.published:
         folder = published(scale.name)
         if not folder.is_dir():
-            raise MqvaeError(f"no results of the scale '{scale.name}' came with the program.")
+            raise MqvaeError(f"there are no committed results of the scale '{scale.name}'.")
         study = Study(scale, seeds, Results(folder))
     else:
         found = {} if scale.dataset else present(chosen, options.root)
         for name, reason in found.items():
             if reason:
-                print(f"mqvae: {name} is left out: {reason}", file=sys.stderr)
+                print(f"reproduction: {name} is left out: {reason}", file=sys.stderr)
         there = frozenset(name for name, reason in found.items() if not reason)
         study = Study(scale, seeds, Results(out / "results"), there)
         try:
             place = Place(out / "runs", out / "results", options.root, options.accelerator)
             carry_out_all(chosen, study, place, jobs=options.jobs)
         except (Interrupted, KeyboardInterrupt):
-            print(f"stopped; the same command goes on\n  {command}", file=sys.stderr)
+            print(f"stopped; the same command resumes:\n  {command}", file=sys.stderr)
             return 130
         except (WorkFailed, TrainingFailed) as failure:
-            print(f"mqvae: {failure}", file=sys.stderr)
+            print(f"reproduction: {failure}", file=sys.stderr)
             return 1
     # A page of published results is the same wherever it is written.
     written = []

@@ -10,7 +10,10 @@ from io import BytesIO
 from markupsafe import Markup, escape
 from PIL import Image as Pixels
 
-from mqvae.paper.cells import (
+from mqvae.report.charts import Mark
+from mqvae.report.page import environment
+from mqvae.report.strips import TILE
+from reproduction.paper.cells import (
     DEBUG,
     LEGEND,
     SHORT,
@@ -26,11 +29,8 @@ from mqvae.paper.cells import (
     shown,
     updates,
 )
-from mqvae.paper.plots import Drawn, draw
-from mqvae.paper.sections import PROTOCOLS, Column, Image, Page, Row, Section, Table
-from mqvae.report.charts import Mark
-from mqvae.report.page import environment
-from mqvae.report.strips import TILE
+from reproduction.paper.plots import Drawn, draw
+from reproduction.paper.sections import PROTOCOLS, Column, Image, Page, Row, Section, Table
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ShownSection:
 
 def html(page: Page) -> str:
     """The page with its styles, plots, images and the script that sorts its tables."""
-    templates = environment("mqvae.paper", "mqvae.report")
+    templates = environment("reproduction.paper", "mqvae.report")
     templates.filters["prose"] = prose
     return templates.get_template("reproduction.html").render(
         title=page.title,

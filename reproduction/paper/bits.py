@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mqvae.paper.figures import FASHION
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Line, Plot, Section
-from mqvae.paper.study import Experiment, Study
+from reproduction.paper.figures import FASHION
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Line, Plot, Section
+from reproduction.paper.study import Experiment, Study
 
 ALIVE = 7.0  # bits from which on a codebook of 1,024 codes has not collapsed
 LOOKING = ("mqvae.Meta", "mqvae.MetaNetwork", "mqvae.MetaBoth")

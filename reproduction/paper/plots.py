@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup, escape
 
-from mqvae.paper.sections import Line, Plot, Section
 from mqvae.report.charts import COLOURS, RUN, WIDE, Mark, dash, drawing, mark, plain, y_ticks
+from reproduction.paper.sections import Line, Plot, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

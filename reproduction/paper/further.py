@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mqvae.paper.methods import METHODS
-from mqvae.paper.results import Results
-from mqvae.paper.scales import load_scale
-from mqvae.paper.work import Place, Run, curve_of, filled
+from reproduction.paper.methods import METHODS
+from reproduction.paper.results import Results
+from reproduction.paper.scales import load_scale
+from reproduction.paper.work import Place, Run, curve_of, filled
 
 MEASURE = {"reconstruction": "VQ-VAE", "classification": "VQ-VAE", "adversarial": "VQ-GAN"}
 DATASETS = {"adversarial": "photos"}

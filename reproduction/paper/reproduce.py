@@ -1,4 +1,4 @@
-"""`mqvae reproduce`: names in, results and a page out."""
+"""Names of tables and figures in, results and a page out."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,24 +7,24 @@ from importlib import resources
 from pathlib import Path
 
 from mqvae.errors import MqvaeError
-from mqvae.paper.bits import ErrorByBits
-from mqvae.paper.bounds import Bounds, Settled
-from mqvae.paper.codebooks import Rules
-from mqvae.paper.curves import QualityByTime, SamplesOfPriors
-from mqvae.paper.figures import CostOfAStep, GradientDynamics, ReconstructionsOfGans
-from mqvae.paper.levels import Levels
-from mqvae.paper.methods import paper_value
-from mqvae.paper.results import Results
-from mqvae.paper.rows import table
-from mqvae.paper.runner import Work, carry_out
-from mqvae.paper.scales import SCALES
-from mqvae.paper.sections import Page, Section
-from mqvae.paper.study import Experiment, Study
-from mqvae.paper.tables import TABLES
-from mqvae.paper.taken import QUOTE, TAKEN
-from mqvae.paper.verdicts import FEW, beside
-from mqvae.paper.work import Place
 from mqvae.spelling import nearest
+from reproduction.paper.bits import ErrorByBits
+from reproduction.paper.bounds import Bounds, Settled
+from reproduction.paper.codebooks import Rules
+from reproduction.paper.curves import QualityByTime, SamplesOfPriors
+from reproduction.paper.figures import CostOfAStep, GradientDynamics, ReconstructionsOfGans
+from reproduction.paper.levels import Levels
+from reproduction.paper.methods import paper_value
+from reproduction.paper.results import Results
+from reproduction.paper.rows import table
+from reproduction.paper.runner import Work, carry_out
+from reproduction.paper.scales import SCALES
+from reproduction.paper.sections import Page, Section
+from reproduction.paper.study import Experiment, Study
+from reproduction.paper.tables import TABLES
+from reproduction.paper.taken import QUOTE, TAKEN
+from reproduction.paper.verdicts import FEW, beside
+from reproduction.paper.work import Place
 
 ORDER = (
     *("table-1", "bits", "table-2", "table-3", "table-4", "table-5", "table-6", "table-7"),
@@ -51,11 +51,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     )
 }
 ALL = "all"
+PROGRAM = ("python", "-m", "reproduction")
 
 
 def published(scale: str) -> Path:
     """The results that came with the program."""
-    return Path(str(resources.files("mqvae.paper") / "results" / scale))
+    return Path(str(resources.files("reproduction.paper") / "results" / scale))
 
 
 def experiments(names: Sequence[str]) -> list[Experiment]:
@@ -115,7 +116,7 @@ def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> I
     of_paper = [each for each in chosen if each.of_paper]
     if of_paper:
         names = [name for name in names if name == ALL or EXPERIMENTS[name].of_paper]
-        again = shlex.join(["mqvae", "reproduce", *names, "--scale", scale])
+        again = shlex.join([*PROGRAM, *names, "--scale", scale])
         sections = [each.section(study) for each in of_paper]
         claims = [claim for each in of_paper for claim in each.claims(study)]
         told = dict(conditions(study, sections))
@@ -128,7 +129,7 @@ def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> I
             headlines = found[name].verdict
             found[name] = replace(found[name], title="Tables", verdict=())
         asked = [name] if name in found else list(found)
-        again = shlex.join(["mqvae", "reproduce", *asked, "--scale", scale])
+        again = shlex.join([*PROGRAM, *asked, "--scale", scale])
         title, sections = EXPERIMENTS[name].title, list(found.values())
         told = dict(conditions(study, sections))
         yield Page(scale, headlines, told, sections, [again], name, title)

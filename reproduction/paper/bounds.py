@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from mqvae.paper.figures import FASHION
-from mqvae.paper.further import Beginning, Diagnosis
-from mqvae.paper.rows import IN_WORDS
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
-from mqvae.paper.study import Experiment, Study
-from mqvae.paper.work import Run
+from reproduction.paper.figures import FASHION
+from reproduction.paper.further import Beginning, Diagnosis
+from reproduction.paper.rows import IN_WORDS
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
+from reproduction.paper.study import Experiment, Study
+from reproduction.paper.work import Run
 
 
 class Bounds(Experiment):

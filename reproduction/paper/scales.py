@@ -84,7 +84,7 @@ def load_scale(name: str) -> Scale:
     """
     if name not in SCALES:
         raise MqvaeError(f"there is no scale '{name}': {', '.join(SCALES)}.")
-    file = resources.files("mqvae.paper") / "scales" / f"{name}.yaml"
+    file = resources.files("reproduction.paper") / "scales" / f"{name}.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     content["sizes"] = [(codes, dim) for codes, dim in content["sizes"]]
     return Scale(name=name, **content)

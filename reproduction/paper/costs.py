@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from mqvae.paper.further import Cost
-from mqvae.paper.methods import paper_value
-from mqvae.paper.results import Results
-from mqvae.paper.sections import Cell, Column, Row, Table
+from reproduction.paper.further import Cost
+from reproduction.paper.methods import paper_value
+from reproduction.paper.results import Results
+from reproduction.paper.sections import Cell, Column, Row, Table
 
 
 def costs_table(

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mqvae.paper.codebooks import FASHION, RECOMMENDED, said
-from mqvae.paper.comparison import Comparison
-from mqvae.paper.few import LOSSES, Few
-from mqvae.paper.methods import SMOOTHED_LOSS
-from mqvae.paper.rows import TITLES, paired, table
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Line, Plot, Row, Section, Table
-from mqvae.paper.study import Experiment, Study
+from reproduction.paper.codebooks import FASHION, RECOMMENDED, said
+from reproduction.paper.comparison import Comparison
+from reproduction.paper.few import LOSSES, Few
+from reproduction.paper.methods import SMOOTHED_LOSS
+from reproduction.paper.rows import TITLES, paired, table
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Line, Plot, Row, Section, Table
+from reproduction.paper.study import Experiment, Study
 
 WITHOUT_LOOKING = ("VQ-VAE", RECOMMENDED)
 # Eq. 13 in full, where the task loss of the batch above has a part; `Amortized` leaves it out.

@@ -4,14 +4,14 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mqvae.paper.comparison import Comparison
-from mqvae.paper.costs import costs_table
-from mqvae.paper.further import Beginning
-from mqvae.paper.rows import lacking, other, paired, table
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
-from mqvae.paper.study import Experiment, Study
-from mqvae.paper.verdicts import FEW, direction
+from reproduction.paper.comparison import Comparison
+from reproduction.paper.costs import costs_table
+from reproduction.paper.further import Beginning
+from reproduction.paper.rows import lacking, other, paired, table
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
+from reproduction.paper.study import Experiment, Study
+from reproduction.paper.verdicts import FEW, direction
 
 TASK = "reconstruction"
 FASHION, PHOTOS = "fashion-mnist", "photos"

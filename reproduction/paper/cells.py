@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mqvae.paper.sections import PROTOCOLS, Cell, Column, Page, Protocol, Row, Table
 from mqvae.report.words import aligned, duration
+from reproduction.paper.sections import PROTOCOLS, Cell, Column, Page, Protocol, Row, Table
 
 SHORT: Mapping[Protocol, str] = {
     "paper": "our reading",

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from mqvae.paper.comparison import Comparison
-from mqvae.paper.methods import METHODS, paper_value
-from mqvae.paper.results import Results
-from mqvae.paper.sections import Cell, Column, Protocol, Row, Table
-from mqvae.paper.work import Run
+from reproduction.paper.comparison import Comparison
+from reproduction.paper.methods import METHODS, paper_value
+from reproduction.paper.results import Results
+from reproduction.paper.sections import Cell, Column, Protocol, Row, Table
+from reproduction.paper.work import Run
 
 RECONSTRUCTION = (
     "mse",

@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mqvae.paper.cells import heading
-from mqvae.paper.rows import IN_WORDS, paired
-from mqvae.paper.sections import Claim, Column, Protocol, Row, Table
+from reproduction.paper.cells import heading
+from reproduction.paper.rows import IN_WORDS, paired
+from reproduction.paper.sections import Claim, Column, Protocol, Row, Table
 
 FEW = 3  # seeds under which nothing is judged
 CLOSE = 4 / 3  # factor between two changes, as logarithms of ratios, that count as the same size

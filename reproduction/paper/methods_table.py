@@ -4,14 +4,14 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mqvae.paper.comparison import Comparison
-from mqvae.paper.methods import paper_value
-from mqvae.paper.rows import by_protocol, lacking, of_runs, table, title_of
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Claim, Image, Line, Plot, Protocol, Section, Table
-from mqvae.paper.study import Experiment, Study, placed
-from mqvae.paper.verdicts import OF_PAPER, best_by_every, claim, every, verdicts
-from mqvae.paper.work import Run
+from reproduction.paper.comparison import Comparison
+from reproduction.paper.methods import paper_value
+from reproduction.paper.rows import by_protocol, lacking, of_runs, table, title_of
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Claim, Image, Line, Plot, Protocol, Section, Table
+from reproduction.paper.study import Experiment, Study, placed
+from reproduction.paper.verdicts import OF_PAPER, best_by_every, claim, every, verdicts
+from reproduction.paper.work import Run
 
 BOUND = "No quantization"
 WITHOUT_INCEPTION = (

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mqvae.paper.few import Few
-from mqvae.paper.further import Beginning
-from mqvae.paper.methods import META_RATE, METHODS
-from mqvae.paper.results import Results
-from mqvae.paper.scales import Scale
-from mqvae.paper.sections import Protocol
-from mqvae.paper.work import Run
+from reproduction.paper.few import Few
+from reproduction.paper.further import Beginning
+from reproduction.paper.methods import META_RATE, METHODS
+from reproduction.paper.results import Results
+from reproduction.paper.scales import Scale
+from reproduction.paper.sections import Protocol
+from reproduction.paper.work import Run
 
 CLOSE = 0.03  # costs of a step that are this near each other count as the same
 

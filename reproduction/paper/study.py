@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mqvae.paper.comparison import Comparison
-from mqvae.paper.further import MEASURE, Cost
-from mqvae.paper.results import Results
-from mqvae.paper.runner import Work
-from mqvae.paper.scales import Scale
-from mqvae.paper.sections import Claim, Section
+from reproduction.paper.comparison import Comparison
+from reproduction.paper.further import MEASURE, Cost
+from reproduction.paper.results import Results
+from reproduction.paper.runner import Work
+from reproduction.paper.scales import Scale
+from reproduction.paper.sections import Claim, Section
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from mqvae.paper.html import html
-from mqvae.paper.markdown import files, markdown
-from mqvae.paper.sections import Page
 from mqvae.runs import write_whole
+from reproduction.paper.html import html
+from reproduction.paper.markdown import files, markdown
+from reproduction.paper.sections import Page
 
 
 def write_page(page: Page, out: Path) -> list[Path]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any, Literal
 
-from mqvae.paper.few import Few, measured
-from mqvae.paper.methods import METHODS
-from mqvae.paper.results import Results
-from mqvae.paper.scales import load_scale
 from mqvae.runs import read_json, write_json, write_whole
+from reproduction.paper.few import Few, measured
+from reproduction.paper.methods import METHODS
+from reproduction.paper.results import Results
+from reproduction.paper.scales import load_scale
 
 if TYPE_CHECKING:
     import torch

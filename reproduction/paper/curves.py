@@ -4,13 +4,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mqvae.paper.figures import CHEAP, FASHION
-from mqvae.paper.further import PriorCurve
-from mqvae.paper.rows import IN_WORDS
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Claim, Line, Plot, Protocol, Section
-from mqvae.paper.study import Experiment, Study, placed
-from mqvae.paper.verdicts import PAPERS, in_both
+from reproduction.paper.figures import CHEAP, FASHION
+from reproduction.paper.further import PriorCurve
+from reproduction.paper.rows import IN_WORDS
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Claim, Line, Plot, Protocol, Section
+from reproduction.paper.study import Experiment, Study, placed
+from reproduction.paper.verdicts import PAPERS, in_both
 
 
 class QualityByTime(Experiment):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from mqvae.errors import MqvaeError
-from mqvae.paper.cells import (
+from reproduction.paper.cells import (
     DEBUG,
     LEGEND,
     SHORT,
@@ -20,8 +20,8 @@ from mqvae.paper.cells import (
     shown,
     updates,
 )
-from mqvae.paper.plots import draw, standalone
-from mqvae.paper.sections import PROTOCOLS, Page, Row, Section, Table
+from reproduction.paper.plots import draw, standalone
+from reproduction.paper.sections import PROTOCOLS, Page, Row, Section, Table
 
 
 def markdown(page: Page) -> str:

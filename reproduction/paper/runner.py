@@ -11,8 +11,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from mqvae.paper.results import Asked, Results, file_name
-from mqvae.paper.work import Place
+from reproduction.paper.results import Asked, Results, file_name
+from reproduction.paper.work import Place
 
 
 class Work(Asked, Protocol):

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from mqvae.paper.methods_table import (
+from reproduction.paper.methods_table import (
     BOUND,
     MethodsTable,
     WithOverfitting,
     WithPictures,
     WithSingles,
 )
-from mqvae.paper.sections import Protocol
+from reproduction.paper.sections import Protocol
 
 TABLE_1 = (
     "VQ-VAE",

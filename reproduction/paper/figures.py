@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mqvae.paper.costs import costs_table
-from mqvae.paper.methods_table import BOUND, strips
-from mqvae.paper.runner import Work
-from mqvae.paper.sections import Claim, Line, Plot, Section
-from mqvae.paper.study import Experiment, Study, placed
-from mqvae.paper.tables import CUT, TABLE_1, TABLE_3, TABLE_7, TABLE_8
-from mqvae.paper.verdicts import PAPERS
-from mqvae.paper.work import Run
+from reproduction.paper.costs import costs_table
+from reproduction.paper.methods_table import BOUND, strips
+from reproduction.paper.runner import Work
+from reproduction.paper.sections import Claim, Line, Plot, Section
+from reproduction.paper.study import Experiment, Study, placed
+from reproduction.paper.tables import CUT, TABLE_1, TABLE_3, TABLE_7, TABLE_8
+from reproduction.paper.verdicts import PAPERS
+from reproduction.paper.work import Run
 
 FASHION = ("fashion-mnist",)
 CHEAP = ("MQ-VAE, kept", "MQ-VAE, amortized")

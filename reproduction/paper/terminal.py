@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from mqvae.paper.cells import (
+from reproduction.paper.cells import (
     NOTHING,
     SHORT,
     definitions,
@@ -22,7 +22,7 @@ from mqvae.paper.cells import (
     shown,
     updates,
 )
-from mqvae.paper.sections import Table
+from reproduction.paper.sections import Table
 
 
 def text(table: Table, *, width: int | None = None) -> str:

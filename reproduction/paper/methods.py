@@ -147,7 +147,7 @@ _FIGURES = {  # the paper's column: our key, and what the paper's figures are mu
 
 @cache
 def _values() -> Mapping[tuple[int, str, str, str], float]:
-    file = resources.files("mqvae.paper") / "values.csv"
+    file = resources.files("reproduction.paper") / "values.csv"
     found = {}
     for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
         key, scale = _FIGURES[row["figure"]]
