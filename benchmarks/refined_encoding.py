@@ -4,7 +4,8 @@
     python benchmarks/refined_encoding.py RUN --settings 5 10 50 10,1e-5 --out refined.json
     python benchmarks/refined_encoding.py RUN --settings 10 50 --train 12800 --trained-by 5
 
-A setting is PASSES or PASSES,BITS_WEIGHT. The images are the first of the test split. Bits a code
+A setting is PASSES or PASSES,BITS_WEIGHT, or PASSES,BITS_WEIGHT,prior where the run's prior counts
+the bits that are weighed. The images are the first of the test split. Bits a code
 are −Σ p log₂ p of the codes counted over these images, and those under the run's prior, which was
 trained on nearest codes: an upper bound.
 
@@ -78,7 +79,7 @@ class Study:
             there = (each for each in self.lines if line.items() <= each.items())
             found = next(there, None)
             if found is None:
-                codes, seconds = self.encoded(self.x, setting)
+                codes, seconds = self.encoded(self.x, setting, prior)
                 found = line | self.measured(codes, prior or self.prior)
                 found |= {"images_per_second": len(codes) / seconds}
                 self.lines.append(found)
@@ -93,13 +94,16 @@ class Study:
                 flush=True,
             )
 
-    def encoded(self, x: Tensor, setting: str) -> tuple[Tensor, float]:
+    def encoded(
+        self, x: Tensor, setting: str, prior: PixelCNN | None = None
+    ) -> tuple[Tensor, float]:
         """Codes of images, and the seconds that they took."""
         began = time.perf_counter()
         if setting == "nearest":
             return self.tokenizer.encode_batch(x), time.perf_counter() - began
-        passes, _, weight = setting.partition(",")
-        how = Refinement(int(passes), float(weight or 0))
+        passes, weight, under = [*setting.split(","), "", ""][:3]
+        counts = (prior or self.prior) if under else None
+        how = Refinement(int(passes), float(weight or 0), prior=counts)
         self.tokenizer.encode_batch(x[:1], refine=how)  # the decoder's curvature, once a run
         began = time.perf_counter()
         return self.tokenizer.encode_batch(x, refine=how), time.perf_counter() - began

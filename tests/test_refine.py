@@ -1,6 +1,7 @@
 """Refined encoding: no image worse, nothing touched, each image by itself."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mqvae.core.choices import choices_of
 from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
 from mqvae.core.refine import refined
-from mqvae.core.search import Search
+from mqvae.core.search import Passed, Search
 from mqvae.errors import MqvaeError
 from mqvae.pieces import Pieces
 from mqvae.tasks import Reconstruction
@@ -208,8 +209,9 @@ def test_the_curvature_of_a_linear_decoder_is_its_own():
     assert (own - right).norm() < 0.2 * right.norm()
 
 
+@pytest.mark.parametrize("priced", [False, True], ids=["", "with prices"])
 @pytest.mark.parametrize("name", ["vector", "groups", "stages", "fsq"])
-def test_steps_minimize_the_model_position_by_position(name):
+def test_steps_minimize_the_model_position_by_position(name, priced):
     """Beside a slow search of the same model, a position and a choice at a time."""
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS[name](), Normed()).eval().double()
     x = images(2).double()
@@ -217,13 +219,18 @@ def test_steps_minimize_the_model_position_by_position(name):
     blocks = half + half.transpose(0, 1).flip(2, 3)  # as of a symmetric matrix
     blocks[:, :, 1, 1] += 3 * torch.eye(DIM)
     choices = choices_of(network.quantizer)
-    how = mqvae.Refinement(1)
+    how = mqvae.Refinement(1, 0.3 if priced else 0.0)
     search = Search(network, Reconstruction(), x, how, Curvature(blocks, 1.0), choices)
     options = choices.split(network.encode(x))
     gradient = torch.randn(2, 4, 4, DIM, dtype=torch.float64)
     damping = torch.tensor([0.7, 1.9], dtype=torch.float64)
+    most = max(len(choice.table) for choice in choices.each)
+    prices = torch.rand(*options.shape, most, dtype=torch.float64) if priced else None
+    if priced and len({len(choice.table) for choice in choices.each}) > 1:
+        pytest.skip("a prior counts codes, not levels")
     with torch.no_grad():
-        found = search._swept(options, gradient, damping)
+        now = Passed(torch.zeros(2), gradient, prices, torch.ones(2))
+        found = search._swept(options, now, damping)
 
     def model(change, image):
         value = (gradient[image] * change).sum()
@@ -250,10 +257,12 @@ def test_steps_minimize_the_model_position_by_position(name):
                 for j in range(b, 4, 2):
                     for number, choice in enumerate(choices.each):
                         values = []
-                        for vector in choice.table:
+                        for option, vector in enumerate(choice.table):
                             tried = change.clone()
                             tried[i, j, choice.dims] += vector - choice.table[chosen[i, j, number]]
                             values.append(model(tried, image))
+                            if priced:
+                                values[-1] += 0.3 * prices[image, i, j, number, option]
                         best = int(torch.stack(values).argmin())
                         change[i, j, choice.dims] += (
                             choice.table[best] - choice.table[chosen[i, j, number]]
@@ -287,9 +296,87 @@ def test_bits_are_traded_against_the_loss_of_each_image(name, passes):
     assert (after <= before * (1 + 1e-5)).all()
 
 
+@PASSES
+@pytest.mark.parametrize("name", ["vector", "groups", "stages", "rate"])
+def test_bits_under_a_prior_are_traded_against_the_loss_of_each_image(name, passes):
+    network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS[name](), Normed()).eval()
+    x = images()
+    nearest = network.encode(x)
+    quantizer = network.quantizer
+    prior = mqvae.PixelCNN(quantizer.num_codes, nearest.shape[1:], width=8, layers=2)
+    before = prior.state_dict()
+    found = {
+        weight: found_by(network, x, mqvae.Refinement(passes, weight, prior=counts))
+        for weight, counts in ((0.0, None), (0.01, prior))
+    }
+    bits = {weight: prior.prices(codes)[0] for weight, codes in found.items()}
+    at_first = prior.prices(nearest)[0]
+    assert bits[0.01].sum() < bits[0].sum() and bits[0.01].sum() < at_first.sum()
+    start, end = errors(network, nearest, x) + 0.01 * at_first, errors(network, found[0.01], x)
+    assert (end + 0.01 * bits[0.01] <= start * (1 + 1e-5)).all()
+    assert all(torch.equal(before[key], value) for key, value in prior.state_dict().items())
+    assert all(parameter.grad is None for parameter in prior.parameters())
+
+
+def test_refinement_says_which_prior_counted():
+    one, other = (mqvae.PixelCNN(8, (4, 4), width=4, layers=2) for _ in range(2))
+    with torch.no_grad():
+        other.places += 1
+    told = {str(mqvae.Refinement(10, 1e-5, prior=each)) for each in (one, other, one, None)}
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)])
+def test_prices_of_a_prior_are_its_bits_with_another_code(shape):
+    """To the bit at the last place; elsewhere what comes later is linearized by the embedding."""
+    prior = mqvae.PixelCNN(5, shape, width=6, layers=3).double()
+    codes = torch.randint(5, (2, *shape))
+
+    def bits(codes):
+        logits = prior(codes).detach().log_softmax(-1)
+        return -logits.gather(-1, codes[..., None]).flatten(1).sum(1) / math.log(2)
+
+    total, prices = prior.prices(codes)
+    torch.testing.assert_close(total, bits(codes))
+    last = (slice(None), *[-1] * len(shape))
+    differences = []
+    for code in range(5):
+        other = codes.clone()
+        other[last] = code
+        differences.append(bits(other) - total)
+    found = prices[last] - prices[last].gather(-1, codes[last][:, None])
+    torch.testing.assert_close(found, torch.stack(differences, -1))
+
+    first, step = (0, *[0] * len(shape)), 1e-6
+    embedded = prior.embed(codes)
+    own = prior.logits(embedded).log_softmax(1).detach()
+    for code in range(5):
+        moved = embedded.detach().clone()
+        to = prior.embedding.weight[code].detach()  # of the first group
+        moved[0, :, 0, 0] += step * (to - moved[0, :, 0, 0])
+        after = prior.logits(moved).log_softmax(1).detach()
+        grid = codes.flatten(2)[:, None]
+        later = (own - after).gather(1, grid)[0].sum() / math.log(2) / step
+        mine = -own[0, code, 0, 0] / math.log(2)
+        here = -own[0, codes[first], 0, 0] / math.log(2)
+        torch.testing.assert_close(
+            prices[first][code] - prices[first][codes[first]],
+            later + mine - here,
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+def test_levels_have_no_prior():
+    network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["fsq"](), Normed()).eval()
+    prior = mqvae.PixelCNN(network.quantizer.num_codes, (4, 4), width=4, layers=2)
+    with pytest.raises(MqvaeError, match="leave out the prior"):
+        found_by(network, images(), mqvae.Refinement(2, 1e-5, prior=prior))
+
+
 def test_bits_that_nobody_knows_are_refused():
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()
-    with pytest.raises(MqvaeError, match="trained with a rate"):
+    with pytest.raises(MqvaeError, match="a prior knows"):
         found_by(network, images(), mqvae.Refinement(2, bits_weight=1e-5))
 
 
@@ -298,6 +385,7 @@ def test_bits_that_nobody_knows_are_refused():
     [
         ({"passes": 0}, "1 pass or more, got 0"),
         ({"bits_weight": -1.0}, "bits_weight must be 0 or more"),
+        ({"prior": object()}, "add bits_weight=1e-5"),
         ({"bits_weight": float("nan")}, "bits_weight must be 0 or more"),
     ],
 )
@@ -435,6 +523,21 @@ def test_the_card_has_what_encode_gives_by_itself(run, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "after")
     before, after = ((tmp_path / name / "README.md").read_text() for name in ("before", "after"))
     assert before == after
+
+
+def test_the_program_weighs_bits_of_the_runs_prior(run, tokenizer, tmp_path, capsys):
+    def encoded(*more):
+        out = str(tmp_path / "codes.npz")
+        typed = ["encode", str(run), "test", "--out", out, "--overwrite", "--accelerator", "cpu"]
+        code = main([*typed, "--refine", "2", "--bits-weight", "1e-3", *more])
+        return Codes.load(out) if code == 0 else capsys.readouterr().err
+
+    assert "has no prior" in encoded("--bits-of", "prior")
+    assert main(["prior", str(run), "--steps", "2", "--width", "4", "--layers", "2"]) == 0
+    assert "bits under prior" in encoded("--bits-of", "prior").refined
+    typed = ["encode", str(run), "test", "--out", str(tmp_path / "x"), "--refine", "2"]
+    assert main([*typed, "--bits-of", "prior"]) == 2
+    assert "add --bits-weight" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["encode", "evaluate"])

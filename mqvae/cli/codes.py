@@ -13,6 +13,7 @@ from mqvae.cli.parser import (
     parser_of,
     processes_of,
     refinement_of,
+    with_prior,
 )
 from mqvae.cli.terminal import quiet
 from mqvae.errors import MqvaeError
@@ -65,6 +66,7 @@ def encode(arguments: list[str]) -> int:
         tokenizer = Tokenizer.from_run(
             options.run, checkpoint=options.checkpoint, device=processes.device
         )
+        refine = with_prior(refine, options, tokenizer)
         images = tokenizer.find_images(
             options.images,
             fit=options.fit,

@@ -15,6 +15,7 @@ from mqvae.cli.parser import (
     parser_of,
     processes_of,
     refinement_of,
+    with_prior,
 )
 from mqvae.cli.terminal import print_figures, quiet
 from mqvae.errors import MqvaeError
@@ -101,6 +102,7 @@ def evaluate(arguments: list[str]) -> int:
     tokenizer = Tokenizer.from_run(
         options.run, checkpoint=options.checkpoint, device=processes.device
     )
+    refine = with_prior(refine, options, tokenizer)
     measured_on = _images(options, tokenizer)
     images = measured_on.images
     makers: dict[str, Maker] = {}

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,6 +12,7 @@ from mqvae.spelling import nearest
 
 if TYPE_CHECKING:
     from mqvae.core.refinement import Refinement
+    from mqvae.tokenizer import Tokenizer
     from mqvae.trainer import Processes
 
 ADVICE = {
@@ -85,17 +87,25 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
         "--bits-weight",
         type=float,
         metavar="X",
-        help="with --refine: what a bit of an image's codes may cost in its loss, where the "
-        "quantizer has a rate; try 1e-5 (default: 0)",
+        help="with --refine: what a bit of an image's codes may cost in its loss; try 1e-5 "
+        "(default: 0)",
+    )
+    parser.add_argument(
+        "--bits-of",
+        choices=("codebook", "prior"),
+        help="with --bits-weight: what counts the bits, a codebook that was trained with a rate or "
+        "the run's prior (default: codebook)",
     )
 
 
 def refinement_of(options: argparse.Namespace) -> "Refinement | None":
-    """What `add_refinement`'s options ask for.
+    """What `add_refinement`'s options ask for, but for the prior.
 
     Raises:
-        ValueError: if a number is out of range, or --refine is missing.
+        ValueError: if a number is out of range, or an option is missing that others belong to.
     """
+    if options.bits_of is not None and options.bits_weight is None:
+        raise MqvaeError("--bits-of says what counts bits, which weigh nothing: add --bits-weight.")
     if options.refine is None:
         if options.bits_weight is not None:
             raise MqvaeError("--bits-weight is of refined codes: add --refine 10.")
@@ -103,6 +113,21 @@ def refinement_of(options: argparse.Namespace) -> "Refinement | None":
     from mqvae.core.refinement import Refinement
 
     return Refinement(options.refine, bits_weight=options.bits_weight or 0.0)
+
+
+def with_prior(
+    refine: "Refinement | None", options: argparse.Namespace, tokenizer: "Tokenizer"
+) -> "Refinement | None":
+    """The refinement with the run's prior, where that counts the bits.
+
+    Raises:
+        ValueError: if the run has none.
+    """
+    if refine is None or options.bits_of != "prior":
+        return refine
+    from mqvae.prior import load_prior
+
+    return replace(refine, prior=load_prior(tokenizer))
 
 
 def processes_of(options: argparse.Namespace) -> "Processes":

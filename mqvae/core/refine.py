@@ -48,10 +48,16 @@ def refined(
         features = network.encoder(x)
         codes = network.quantizer.encode(network.channels_last(features))
         choices = choices_of(network.quantizer)
-        if how.bits_weight and any(choice.bits is None for choice in choices.each):
+        if how.prior is not None and len(choices.each) != network.quantizer.groups:
             raise MqvaeError(
-                f"bits_weight {how.bits_weight:g} weighs the bits of codes, which a quantizer "
-                "knows that was trained with a rate (quantizer.rate RateAware): leave it out."
+                f"a code of {type(network.quantizer).__name__} is several levels at once, which a "
+                "prior does not count apart: leave out the prior and bits_weight."
+            )
+        if how.bits_weight and not how.prior and any(each.bits is None for each in choices.each):
+            raise MqvaeError(
+                f"bits_weight {how.bits_weight:g} weighs the bits of codes, which a prior knows, "
+                "or a quantizer that was trained with a rate (quantizer.rate RateAware): leave it "
+                "out, or add a prior."
             )
         # Where codes are not chosen by distance, others are tried that are near to the chosen.
         z_e = full(network.placed(features)) if choices.by_distance else None

@@ -1,9 +1,30 @@
 """How codes are refined."""
 
+import hashlib
 import math
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
 
 from mqvae.errors import MqvaeError
+
+
+class Prior(Protocol):
+    """What says how many bits codes cost where they are, such as a `PixelCNN`."""
+
+    def prices(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits of all codes of each image, (B,), and of them with another code at one place.
+
+        Args:
+            codes: (B, h, w) or (B, h, w, G).
+
+        Returns:
+            The bits, and, up to a constant of each place, what every code k would make them there,
+            all other codes as they are: (B, h, w, K) or (B, h, w, G, K).
+        """
+
+    def state_dict(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -31,9 +52,10 @@ class Refinement:
     Args:
         passes: Passes through the decoder and back, for every image.
         bits_weight: λ, what a bit of the codes of an image may cost in task loss, where the
-            quantizer has a rate: then loss + λ · bits is minimized and never higher. With 0 codes
-            may become rarer, which costs bits where they are entropy-coded.
+            quantizer has a rate or a prior is given: then loss + λ · bits is minimized and never
+            higher. With 0 codes may become rarer, which costs bits where they are entropy-coded.
         seed: Of the noise.
+        prior: What counts the bits in place of the quantizer, given neighbouring codes.
 
     Raises:
         MqvaeError: if a number is out of range.
@@ -48,14 +70,27 @@ class Refinement:
     passes: int = 10
     bits_weight: float = 0.0
     seed: int = 0
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
         if self.passes < 1:
             raise MqvaeError(f"refinement takes 1 pass or more, got {self.passes}.")
         if not 0 <= self.bits_weight < math.inf:
             raise MqvaeError(f"bits_weight must be 0 or more, got {self.bits_weight}.")
+        if self.prior is not None and not self.bits_weight:
+            raise MqvaeError("a prior counts bits, which weigh nothing: add bits_weight=1e-5.")
 
     def __str__(self) -> str:
+        under = "" if self.prior is None else f", bits under prior {_digest(self.prior)}"
         return (
-            f"refined by {self.passes} passes, bits_weight {self.bits_weight:g}, seed {self.seed}"
+            f"refined by {self.passes} passes, bits_weight {self.bits_weight:g}{under}, "
+            f"seed {self.seed}"
         )
+
+
+def _digest(prior: Prior) -> str:
+    """Of its weights: codes that were refined by another prior are other codes."""
+    digest = hashlib.blake2b(digest_size=4)
+    for name, tensor in sorted(prior.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """The gated PixelCNN (van den Oord et al. 2016): how likely codes are, one after the other."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -153,11 +154,7 @@ class PixelCNN(nn.Module):
         Raises:
             ValueError: if shapes do not fit, or classes are missing or not expected.
         """
-        if tuple(codes.shape[1:]) != self.shape:
-            raise MqvaeError(
-                f"codes must be (B, {', '.join(map(str, self.shape))}), got {tuple(codes.shape)}."
-            )
-        self._check_labels(labels, len(codes))
+        self._check(codes, labels)
         logits = self.logits(self.embed(codes), labels)  # (B, K, h, w·G)
         return logits.movedim(1, -1).unflatten(2, self.shape[1:])
 
@@ -174,6 +171,33 @@ class PixelCNN(nn.Module):
             v, h = layer(v, h, before, labels)
             before = h
         return self.head(h)
+
+    @torch.no_grad()
+    def prices(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits of all codes of each image, and of them with another code at one place.
+
+        What another code does to the bits of those after it is linearized by its embedding.
+
+        Args:
+            codes: (B, h, w) or (B, h, w, G) integers.
+
+        Returns:
+            −log₂ p, (B,), and, up to a constant of each place, what it would be with every code k
+            there: (B, h, w, K) or (B, h, w, G, K).
+
+        Raises:
+            ValueError: if it is conditioned on classes, or shapes do not fit.
+        """
+        self._check(codes, None)
+        with torch.enable_grad():
+            embedded = self.embed(codes).detach().requires_grad_()
+            own = -self.logits(embedded).log_softmax(1) / math.log(2)  # (B, K, h, w·G)
+            bits = own.gather(1, codes.long().flatten(2)[:, None]).flatten(1).sum(1)
+            (slope,) = torch.autograd.grad(bits.sum(), embedded)
+        tables = self.embedding.weight.view(self.groups, self.num_codes, self.width)
+        later = torch.einsum("bdhwg,gkd->bhwgk", slope.unflatten(3, (-1, self.groups)), tables)
+        prices = own.detach().movedim(1, -1).unflatten(2, (-1, self.groups)) + later
+        return bits.detach(), prices if self.shape[2:] else prices.flatten(2, 3)
 
     @torch.no_grad()
     def sample(
@@ -269,6 +293,13 @@ class PixelCNN(nn.Module):
         """Where the embeddings of a column's group begin, (w·G,)."""
         columns = torch.arange(self.columns, device=self.places.device)
         return columns % self.groups * self.num_codes
+
+    def _check(self, codes: Tensor, labels: Tensor | None) -> None:
+        if tuple(codes.shape[1:]) != self.shape:
+            raise MqvaeError(
+                f"codes must be (B, {', '.join(map(str, self.shape))}), got {tuple(codes.shape)}."
+            )
+        self._check_labels(labels, len(codes))
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
         if not self.classes:
