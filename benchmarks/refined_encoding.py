@@ -5,25 +5,27 @@
     python benchmarks/refined_encoding.py RUN --settings 10 50 --train 12800 --trained-by 5
 
 A setting is PASSES or PASSES,BITS_WEIGHT, or PASSES,BITS_WEIGHT,prior where the run's prior counts
-the bits that are weighed. The images are the first of the test split. Bits a code
-are −Σ p log₂ p of the codes counted over these images, and those under the run's prior, which was
-trained on nearest codes: an upper bound.
+the bits that are weighed. The images are the first of the test split. Bits a code are −Σ p log₂ p
+of the codes counted over these images, and those under the run's prior, which was trained on
+nearest codes: an upper bound.
 
 With --train, that many training images are encoded twice, by nearest codes and refined as
 --trained-by says; a prior and a decoder are trained on either, for --steps steps, and every setting
-is measured again under both. Each line is written to --out as it is known; those that are there are
-not measured again.
+is measured again under both. Then the encoder is trained towards the codewords of either, and its
+nearest codes are measured: what of the gain is to be had at no passes. Each line is written to
+--out as it is known; those that are there are not measured again.
 """
 
 import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mqvae import Refinement, Tokenizer
 from mqvae.data.order import order_of
@@ -135,18 +137,42 @@ class Study:
             self.tune(x, codes, steps)
             self.measure(settings, f"prior and decoder on {how}", prior)
             self.tokenizer.network.decoder.load_state_dict(as_it_was)
+            encoder = copy.deepcopy(self.tokenizer.network.encoder.state_dict())
+            self.distil(x, codes, steps)
+            self.measure([], f"encoder towards {how}", prior)
+            self.tokenizer.network.encoder.load_state_dict(encoder)
 
     def tune(self, x: Tensor, codes: Tensor, steps: int) -> None:
         """The decoder on the images of codes; encoder and codebook stay."""
+        network, task = self.tokenizer.network, self.tokenizer.task
+
+        def loss(batch: Tensor) -> Tensor:
+            return task(network.decode(codes[batch]), x[batch])
+
+        descend(network.decoder, loss, len(x), steps)
+
+    def distil(self, x: Tensor, codes: Tensor, steps: int) -> None:
+        """The encoder towards the codewords of codes; codebook and decoder stay."""
         network = self.tokenizer.network
-        optimizer = torch.optim.Adam(network.decoder.parameters(), TUNED_AT)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _, batch in zip(range(steps), shuffled(len(x), 64, seed=0, start=0), strict=False):
-            loss = self.tokenizer.task(network.decode(codes[batch]), x[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+
+        def loss(batch: Tensor) -> Tensor:
+            return (
+                (network.embed(x[batch]) - network.quantizer.decode(codes[batch])).square().mean()
+            )
+
+        descend(network.encoder, loss, len(x), steps)
+
+
+def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], number: int, steps: int) -> None:
+    """Adam with a cosine to 0 over batches of 64 of so many images."""
+    optimizer = torch.optim.Adam(module.parameters(), TUNED_AT)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _, batch in zip(range(steps), shuffled(number, 64, seed=0, start=0), strict=False):
+        value = loss(batch)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
 
 
 def first(tokenizer: Tokenizer, split: str, number: int) -> Tensor:
