@@ -23,7 +23,7 @@ apt_install := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-instal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install data demo reproduce test numerics lint format docs clean
+.PHONY: help install data demo reproduce bench test numerics lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ demo: install data ## trains VQ-VAE and MQ-VAE on Fashion-MNIST and compares the
 
 reproduce: install data ## the paper's tables and figures: ARGS="table-1"
 	$(python) -m reproduction $(ARGS)
+
+bench: install ## what steps and runs cost on this machine: ARGS="step --out docs"
+	$(python) -m benchmarks $(ARGS)
 
 test: install ## the tests
 	OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -1,6 +1,6 @@
 """Other ways to get a hypergradient for the price of one encoder pass, and what they reach.
 
-    python benchmarks/amortized_variants.py [--steps 1500] [--seeds 1] [--only pipelined]
+    python -m benchmarks.amortized_variants [--steps 1500] [--seeds 1] [--only pipelined]
 
 All cost what `Amortized` costs. What came out is in notes.md.
 """

@@ -1,6 +1,6 @@
 """Bits of compressed codes beside their entropies, and beside JPEG and WebP at equal PSNR.
 
-    python benchmarks/compression.py RUN… [--split test --images 10000 --out FILE.json]
+    python -m benchmarks.compression RUN… [--split test --images 10000 --out FILE.json]
 
 For each run: order-0 entropy of the codes, the entropy of each position, and what the file of
 `mqvae compress` takes, all of it. For each run whose

@@ -1,6 +1,6 @@
 """Codes per second of `mqvae encode` from a folder to pieces, beside the bare encoder.
 
-    python benchmarks/encoding.py [--rounds 5 --images 2000 --side 64]
+    python -m benchmarks.encoding [--rounds 5 --images 2000 --side 64]
 
 Both encode the same images with the same network; the bare encoder has them in memory as batches,
 `encode` decodes them from PNG files, names and writes them. They take turns; the ratios are those
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mqvae.bench.timing import alternate
+from benchmarks.timing import alternate
 from mqvae.data import Reading, load_all
 from mqvae.pieces import Pieces
 from mqvae.settings import Settings, load_preset

@@ -1,6 +1,6 @@
 """The commands of a tokenizer's life in places that are not like the developer's machine.
 
-    python benchmarks/everywhere.py [--environments NAME ...] [--folder FOLDER]
+    python -m benchmarks.everywhere [--environments NAME ...] [--folder FOLDER]
 
 In each environment digits-tiny is trained for three steps, measured, reported, encoded and decoded,
 by the program itself. Prints a line each, and ends with exit code 1 if a command failed or said

@@ -1,7 +1,7 @@
 """A folder of a hundred thousand images, or a million: listed, trained on, encoded.
 
-    python benchmarks/large_folder.py [--images 100000 --steps 100 --encode 20000 --folder FOLDER]
-    python benchmarks/large_folder.py --kills 6 --side 8
+    python -m benchmarks.large_folder [--images 100000 --steps 100 --encode 20000 --folder FOLDER]
+    python -m benchmarks.large_folder --kills 6 --side 8
 
 Makes a folder of links to a few hundred small images (none are made where it is there already), and
 says how long the first and the second listing take, and how much memory this process holds after

@@ -1,6 +1,6 @@
 """The layer beside vector-quantize-pytorch: a plain loop on photographs, PSNR and codes in use.
 
-    python benchmarks/layer.py [--steps 300] [--seeds 1] [--codes 1024] [--side 32]
+    python -m benchmarks.layer [--steps 300] [--seeds 1] [--codes 1024] [--side 32]
 
 Both get the same encoder, decoder, crops and optimizer. Of each the settings of its documentation
 for EMA with dead codes replaced, and with k-means at the start. PSNR is of crops of photographs

@@ -1,6 +1,6 @@
 """A long run at a tiny size: whether memory, open files, threads and step time stay flat.
 
-    python benchmarks/long_run.py [--steps 20000 --method methods/mq-vae --folder FOLDER]
+    python -m benchmarks.long_run [--steps 20000 --method methods/mq-vae --folder FOLDER]
 
 Trains on the digits with rows of metrics.csv, TensorBoard, validation and checkpoints as any run,
 and looks at the process every 250 steps. What it prints is of the steps after the first 1,000.

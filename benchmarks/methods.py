@@ -1,6 +1,6 @@
 """Every method's preset trained for some steps: what it reaches, and whether it warns.
 
-    python benchmarks/methods.py [--steps 200] [--only mq-vae] [--seeds 1]
+    python -m benchmarks.methods [--steps 200] [--only mq-vae] [--seeds 1]
 
 One row a method, in the order of the presets: figures on the test images, mean ± half the range
 over the seeds. Short runs say that a method works, not which is best.

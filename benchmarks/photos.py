@@ -2,7 +2,7 @@
 
 mqvae train photos-64 --out runs/mq-gan
 mqvae train photos-64 --update Joint --out runs/vq-gan
-python benchmarks/photos.py runs/vq-gan runs/mq-gan --out docs/photos-64.png
+python -m benchmarks.photos runs/vq-gan runs/mq-gan --out docs/photos-64.png
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Whether a rate ever collapses a codebook: 36 settings, most of them unreasonable.
 
-    python benchmarks/rate_stress.py [--steps 600 --only TEXT --out FILE.json]
+    python -m benchmarks.rate_stress [--steps 600 --only TEXT --out FILE.json]
 
 Every setting is trained on digits of 16 × 16 (4 × 4 codes an image, 64 images a batch) and again
 without the rate. Shown are the bits that a code costs by its probabilities: the mean of the last

@@ -1,8 +1,8 @@
 """What refined encoding gains, and what it costs: error, bits and images a second.
 
     mqvae prior RUN --steps 600
-    python benchmarks/refined_encoding.py RUN --settings 5 10 50 10,1e-5 --out refined.json
-    python benchmarks/refined_encoding.py RUN --settings 10 50 --train 12800 --trained-by 5
+    python -m benchmarks.refined_encoding RUN --settings 5 10 50 10,1e-5 --out refined.json
+    python -m benchmarks.refined_encoding RUN --settings 10 50 --train 12800 --trained-by 5
 
 A setting is PASSES or PASSES,BITS_WEIGHT, or PASSES,BITS_WEIGHT,prior where the run's prior counts
 the bits that are weighed. The images are the first of the test split. Bits a code are −Σ p log₂ p

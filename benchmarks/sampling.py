@@ -1,6 +1,6 @@
 """What cached sampling of a PixelCNN saves over a whole pass for every code.
 
-    python benchmarks/sampling.py [--rounds 5] [--side 7 --count 64 --num-codes 1024]
+    python -m benchmarks.sampling [--rounds 5] [--side 7 --count 64 --num-codes 1024]
 
 Both draw the same codes; they take turns, and the ratio is that of their medians.
 """
@@ -10,8 +10,8 @@ import argparse
 import torch
 from torch import Tensor
 
+from benchmarks.timing import alternate
 from mqvae import PixelCNN
-from mqvae.bench.timing import alternate
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Seconds to the first quantized batch, to the first update, and until a run is measured.
 
-    python benchmarks/start.py [TREE...] [--rounds 5 --preset digits-tiny]
+    python -m benchmarks.start [TREE...] [--rounds 5 --preset digits-tiny]
 
 A tree is a folder with mqvae in it, as `git worktree add FOLDER COMMIT` makes; this one if none is
 named. Several take turns, and each is started anew every time. Prints medians, of the time on the

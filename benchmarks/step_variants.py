@@ -1,6 +1,6 @@
 """Ways to make a step cheaper that were tried: optimizers, memory format, torch.compile.
 
-    python benchmarks/step_variants.py [--rounds 15] [--width 64 --dim 64]
+    python -m benchmarks.step_variants [--rounds 15] [--width 64 --dim 64]
 
 Each is timed in turns with the plain step of the same rule. What came out is in notes.md.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.optim import AdamW
 
+from benchmarks.step import Size
+from benchmarks.timing import alternate
 from mqvae import Amortized, Joint, Kept, Meta, Update
-from mqvae.bench.step import Size
-from mqvae.bench.timing import alternate
 from mqvae.tasks import Reconstruction
 
 RULES: dict[str, tuple[type[Update], dict[str, Any]]] = {

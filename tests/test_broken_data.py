@@ -1,26 +1,11 @@
 """A small version of benchmarks/broken_data.py, which has the counts of a large one."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
+from benchmarks import broken_data as campaign
 from mqvae import data
 from mqvae.data.decoding import head
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "broken_data.py"
-
-
-@pytest.fixture(scope="module")
-def campaign():
-    spec = importlib.util.spec_from_file_location("broken_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["broken_data"] = module  # dataclasses ask for it
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["broken_data"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +26,7 @@ def cache(tmp_path, monkeypatch):
     ],
 )
 def test_broken_data_is_read_whole_or_refused_in_one_line(
-    campaign, tmp_path, cache, part, options, read, refused
+    tmp_path, cache, part, options, read, refused
 ):
     if part == "svhn":
         pytest.importorskip("scipy")
@@ -52,13 +37,13 @@ def test_broken_data_is_read_whole_or_refused_in_one_line(
     assert not campaign.files_under(cache)
 
 
-def test_an_image_is_broken_in_25_ways(campaign):
+def test_an_image_is_broken_in_25_ways():
     image = Image.new("RGB", (20, 20))
     kinds = [kind for kind, *_ in campaign.broken(image, campaign.np.random.default_rng(0))]
     assert len(kinds) == len(set(kinds)) == 25
 
 
-def test_bombs_are_refused_by_the_size_they_declare(campaign, tmp_path):
+def test_bombs_are_refused_by_the_size_they_declare(tmp_path):
     small = Image.new("RGB", (20, 20))
     for ending, content in (
         ("png", campaign.png_of(60_000, 60_000)),
@@ -75,7 +60,7 @@ def test_bombs_are_refused_by_the_size_they_declare(campaign, tmp_path):
             data.load_files([path], side=8, channels=3)
 
 
-def test_only_the_kinds_of_the_endings_are_read(campaign, tmp_path):
+def test_only_the_kinds_of_the_endings_are_read(tmp_path):
     """Pillow hands PostScript to another program, whatever the file is called."""
     path = tmp_path / "a.png"
     path.write_bytes(campaign.eps())

@@ -580,11 +580,19 @@ def test_no_command_shows_the_usage(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "encode", "decode", "report", "bench", "import", "weights"]
+    "command", ["train", "evaluate", "encode", "decode", "report", "doctor", "import", "weights"]
 )
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"usage: mqvae {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "module"), [("bench", "benchmarks"), ("reproduce", "reproduction")]
+)
+def test_commands_that_were_of_the_package_say_where_they_are(typed, module, capsys):
+    assert main([typed, "name", "--only", "a b"]) == 2
+    assert f"type: python -m {module} name --only 'a b'\n" in capsys.readouterr().err
 
 
 def test_train_help_lists_options(capsys):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import measure
 from mqvae import data, extras
-from mqvae.bench import measure
 from mqvae.cli import main
 from mqvae.metrics.inception import inception
 from mqvae.metrics.registry import further_figures
@@ -79,11 +79,11 @@ def test_what_is_missing_is_named_with_its_extra(module, extra, use, hidden):
 
 
 def test_a_command_says_it_in_a_line(hidden, capsys, tmp_path):
-    hidden("matplotlib")
-    assert main(["bench", "step", "--only", "none", "--out", str(tmp_path)]) == 2
+    hidden("constriction")
+    assert main(["compress", "run", "test", "--out", str(tmp_path / "codes")]) == 2
     assert capsys.readouterr().err == (
-        "mqvae: error: the package matplotlib is not installed. It is for plots: "
-        "pip install 'mqvae[report]'.\n"
+        "mqvae: error: the package constriction is not installed. It is for mqvae compress and "
+        "mqvae decompress: pip install 'mqvae[compress]'.\n"
     )
 
 

@@ -444,7 +444,7 @@ def test_settings_with_mistakes_by_the_dozen(tmp_path):
     root = Path(mqvae.__file__).parents[1]
     done = subprocess.run(
         [
-            *[sys.executable, root / "benchmarks" / "bad_settings.py"],
+            *[sys.executable, "-m", "benchmarks.bad_settings"],
             *["--count", "60", "--through-main", "8"],
         ],
         cwd=tmp_path,

@@ -1,31 +1,19 @@
 """Hostile files: some of those of benchmarks/hostile_files.py, which has all of them."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks import hostile_files as hostile
 from mqvae.data.decoding import decode, head
 from mqvae.data.listing import EXTENSIONS
 from mqvae.weights.pickled import read_torch
 
 
 @pytest.fixture(scope="module")
-def hostile():
-    path = Path(__file__).parent.parent / "benchmarks" / "hostile_files.py"
-    spec = importlib.util.spec_from_file_location("hostile_files", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile_files"] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["hostile_files"]
-
-
-@pytest.fixture(scope="module")
-def staged(hostile):
+def staged():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MARKER", "OUTSIDE", "MQVAE_CACHE", "TORCH_HOME"):
             patch.setenv(name, "")  # put back afterwards
@@ -34,7 +22,7 @@ def staged(hostile):
 
 
 @pytest.mark.parametrize("which", ["running", "elsewhere", "bombs"])
-def test_hostile_files_do_nothing(hostile, staged, which):
+def test_hostile_files_do_nothing(staged, which):
     cases = list(getattr(hostile, which)())
     step = {"running": 37, "elsewhere": 2, "bombs": 3}[which]
     heavy = ("5 GiB", "4 GiB", "repeated")
@@ -47,7 +35,7 @@ def test_hostile_files_do_nothing(hostile, staged, which):
     assert not wrong
 
 
-def test_the_campaign_would_notice(hostile, staged):
+def test_the_campaign_would_notice(staged):
     """Its checks can fail: files that do run, write elsewhere, or are no error of the user's."""
 
     def act(wrong):

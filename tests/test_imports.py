@@ -39,7 +39,6 @@ ORDER = [
     },
     {"trainer"},
     {"classifier", "diagnosis", "importing", "pieces", "prior", "report", "tokenizer"},
-    {"bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,7 +23,6 @@ from mqvae.trainer import NotFinite, Training, begin, resume
 from mqvae.trainer.checkpoints import Before
 from mqvae.trainer.loop import MOST_SKIPPED
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kill_campaign.py"
 SMALL = {
     "steps": 12,
     "data": {"name": "digits", "side": 8, "batch_size": 16, "validation": 16, "limit": 200},
@@ -66,7 +65,17 @@ def rows(folder):
 def test_a_small_campaign():
     """Two kills of two rules; by itself the script makes 25 of four."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--kills", "2", "--rules", "Joint", "EMA", "--skip-disk"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.kill_campaign",
+            "--kills",
+            "2",
+            "--rules",
+            "Joint",
+            "EMA",
+            "--skip-disk",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -81,12 +90,9 @@ def test_a_small_campaign():
 
 def test_a_long_run_stays_flat(tmp_path):
     """So short that memory has hardly settled: files and threads must not grow all the same."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import long_run
-    finally:
-        sys.path.pop(0)
-    watch = long_run.Watch(every=10, settled=20)
+    from benchmarks.long_run import Watch
+
+    watch = Watch(every=10, settled=20)
     delta = {"steps": 60, "trainer": {"loggers": ["tensorboard"]}}
     begin(settings("joint", delta), tmp_path / "run").fit(after_step=watch)
     assert watch.steps == [20, 30, 40, 50, 60]
@@ -97,7 +103,7 @@ def test_a_long_run_stays_flat(tmp_path):
 def test_commands_in_a_place_unlike_the_developers(tmp_path):
     """No home to write to, a locale of ASCII, no network, and a path with spaces and umlauts."""
     done = subprocess.run(
-        [sys.executable, SCRIPT.with_name("everywhere.py"), "--environments", "all at once"],
+        [sys.executable, "-m", "benchmarks.everywhere", "--environments", "all at once"],
         capture_output=True,
         text=True,
         timeout=500,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mqvae.bench.table import Table as BenchTable
-from mqvae.cli import main as program
+from benchmarks.table import Table as BenchTable
 from mqvae.data import InMemory
 from mqvae.metrics.frechet import Frechet
 from mqvae.settings import Settings, load_preset
@@ -447,7 +446,7 @@ def test_a_step_of_each_method_is_measured_beside_vq_vaes_and_found_again(tmp_pa
         rows = [{"step": method, "ms": 4.0 + i, "ratio": 1 + i} for i, method in enumerate(methods)]
         return BenchTable(name, "", {}, [row | quartiles for row in rows])
 
-    monkeypatch.setattr("mqvae.bench.costs.settings_costs", turns)
+    monkeypatch.setattr("benchmarks.costs.settings_costs", turns)
     place = Place(tmp_path / "runs", tmp_path / "results")
     study = Study(DEBUG, 1, Results(place.results))
     (table_4,) = experiments(["table-4"])
@@ -751,11 +750,6 @@ def test_what_is_unknown_is_said(capsys):
     assert "did you mean 'table-1'" in capsys.readouterr().err.lower()
     assert main(["table-1", "--seeds", "0"]) == 2
     assert [each.name for each in experiments(["table-3", "table-1"])] == ["table-1", "table-3"]
-
-
-def test_the_command_that_was_of_the_package_says_where_it_is(capsys):
-    assert program(["reproduce", "table-1", "--scale", "debug"]) == 2
-    assert "type: python -m reproduction table-1 --scale debug\n" in capsys.readouterr().err
 
 
 def test_the_published_page_is_made_of_the_published_results(tmp_path):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.quantizer import working_memory
+from benchmarks.step import CASES
 from mqvae import (
     Alternated,
     Amortized,
@@ -26,8 +28,6 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.bench.quantizer import working_memory
-from mqvae.bench.step import CASES
 
 # Channels, by which an operation tells whose it is: image, encoder, codeword, decoder.
 IMAGE, ENCODER, DIM, DECODER = 1, 5, 4, 7

@@ -29,7 +29,6 @@ COMMANDS = {
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
     "doctor": "what is here, what is missing, and how to get it",
-    "bench": "what steps, the quantizer and whole runs cost on this machine",
     "completion": "what bash and zsh complete commands and options with",
 }
 # Where those are that have no module of their own name.
@@ -41,7 +40,7 @@ ELSEWHERE = {
     "sample": "prior",
 }
 # What a checkout of the repository has beside the package, and how it is typed there.
-MOVED = {"reproduce": "python -m reproduction"}
+MOVED = {"bench": "python -m benchmarks", "reproduce": "python -m reproduction"}
 
 USAGE = """usage: mqvae COMMAND …
 

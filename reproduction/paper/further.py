@@ -66,8 +66,8 @@ class Cost:
         """Measure the two in turns."""
         import datetime
 
-        from mqvae.bench.costs import settings_costs
-        from mqvae.bench.table import hardware
+        from benchmarks.costs import settings_costs
+        from benchmarks.table import hardware
 
         scale = load_scale(self.scale)
         dataset = scale.dataset or DATASETS.get(self.task, "fashion-mnist")

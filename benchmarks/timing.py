@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mqvae.bench.table import Cell
+from benchmarks.table import Cell
 from mqvae.errors import MqvaeError
 
 WARM_UP = 2

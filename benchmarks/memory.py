@@ -6,9 +6,9 @@ import sys
 
 import torch
 
-from mqvae.bench.presets import PRESET, RULES, settings_of, step_on_noise
-from mqvae.bench.resident import forget, most_resident, resident
-from mqvae.bench.table import Cell, Table
+from benchmarks.presets import PRESET, RULES, settings_of, step_on_noise
+from benchmarks.resident import forget, most_resident, resident
+from benchmarks.table import Cell, Table
 
 AT_MOST = 1.25  # times Joint's
 PROCESSES = 3  # of each rule; the median of their peaks counts
@@ -70,7 +70,7 @@ def in_a_process(preset: str, rule: str, device: str) -> tuple[float, float]:
         RuntimeError: if it fails there; with the last that it said.
     """
     asked = f"measured({preset!r}, {rule!r}, {device!r})"
-    code = f"from mqvae.bench.memory import measured; print(*{asked})"
+    code = f"from benchmarks.memory import measured; print(*{asked})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mqvae.bench.table import Cell, Table
-from mqvae.bench.timing import in_turns
+from benchmarks.table import Cell, Table
+from benchmarks.timing import in_turns
 from mqvae.core.passes import RandomState
 from mqvae.errors import MqvaeError
 from mqvae.settings import Settings

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mqvae.bench.table import Cell, Table
+from benchmarks.table import Cell, Table
 from mqvae.core.updates import Step
 from mqvae.data import first
 from mqvae.metrics import BATCH_SIZE, evaluate, evaluating

@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mqvae.bench import model
-from mqvae.bench.presets import PRESET, RULES, on_noise, settings_of, step_on_noise
-from mqvae.bench.table import Cell, Table
-from mqvae.bench.timing import alternate
+from benchmarks import model
+from benchmarks.presets import PRESET, RULES, on_noise, settings_of, step_on_noise
+from benchmarks.table import Cell, Table
+from benchmarks.timing import alternate
 from mqvae.errors import MqvaeError
 from mqvae.trainer.assembly import assemble
 from mqvae.trainer.processes import Processes

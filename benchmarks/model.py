@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mqvae.bench.table import Cell
+from benchmarks.table import Cell
 
 RATE = 300e12  # FLOP/s: 30% of an H100's 989 in bfloat16, as convolutions reach it
 OVERLAP = 2 / 3  # of the compute, the backward pass, is what a plain reduction hides behind

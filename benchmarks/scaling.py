@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from mqvae.bench.quantizer import evaluation, inputs, our_quantizer, product, training
-from mqvae.bench.step import CASES, DEMO, step_costs
-from mqvae.bench.table import Cell, Table
-from mqvae.bench.timing import alternate
+from benchmarks.quantizer import evaluation, inputs, our_quantizer, product, training
+from benchmarks.step import CASES, DEMO, step_costs
+from benchmarks.table import Cell, Table
+from benchmarks.timing import alternate
 
 BASE = {"N": 4096, "K": 1024, "D": 64}
 SWEEPS: Mapping[str, tuple[int, ...]] = {

@@ -1,4 +1,4 @@
-"""What a step, the quantizer, a whole run, memory and processes cost: `mqvae bench`.
+"""What a step, the quantizer, a whole run, memory and processes cost: `python -m benchmarks`.
 
 Sections are measured one by one. Each leaves `performance/SECTION.json` and its pictures in the
 folder it is given, and `performance.md` there is made of all of them.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mqvae.bench.table import Table, hardware
+from benchmarks.table import Table, hardware
 from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.runs import read_json
@@ -30,7 +30,7 @@ OF_A_PRESET = ("memory", "processes")
 INTRODUCTION = """\
 # Performance
 
-Made by `mqvae bench`; the figures are in `performance/`. Contestants take turns within
+Made by `python -m benchmarks`; the figures are in `performance/`. Contestants take turns within
 one process, in an order drawn anew every round, after two rounds that do not count. A ratio is that
 of the medians; the quartiles are of the ratios within a round. *By operation count* takes encoder
 and decoder alike and a backward pass for two forward ones. What was tried and did not pay is in
@@ -72,16 +72,16 @@ def measure(
     if only and section == "scaling":
         raise MqvaeError(f"the section '{section}' is one whole: leave out --only.")
     if section == "scaling":
-        from mqvae.bench import scaling
+        from benchmarks import scaling
 
         tables = scaling.run(device=device, rounds=rounds)
     elif section in OF_A_PRESET:
-        from mqvae.bench import memory, processes
+        from benchmarks import memory, processes
 
         of = {"memory": memory.run, "processes": processes.run}[section]
         tables = of(device=device, rounds=rounds, only=only, preset=preset)
     else:
-        from mqvae.bench import quantizer, step, whole
+        from benchmarks import quantizer, step, whole
 
         sections = {"step": step.run, "quantizer": quantizer.run, "whole": whole.run}
         if section not in sections:
@@ -104,7 +104,7 @@ def write(
     preset: str | None = None,
 ) -> None:
     """The section's JSON and pictures, and the page of all sections."""
-    from mqvae.bench.plots import draw
+    from benchmarks.plots import draw
 
     folder = out / "performance"
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def write(
     options.append(("--only", f"'{only}'" if only else ""))
     options.append(("--preset", preset or ""))
     command = " ".join(
-        ["mqvae bench", section, *(f"{name} {value}" for name, value in options if value)]
+        ["python -m benchmarks", section, *(f"{name} {value}" for name, value in options if value)]
     )
     pictures = [path.name for table in tables if (path := draw(table, folder))]
     content: dict[str, Any] = {

@@ -1,25 +1,29 @@
-"""`mqvae bench`."""
+"""`python -m benchmarks`."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from mqvae.cli.parser import parser_of
-from mqvae.cli.terminal import quiet
+from benchmarks import OF_A_PRESET, SECTIONS, measure
 from mqvae.errors import MqvaeError
+from mqvae.extras import ExtraMissing
 from mqvae.spelling import nearest
 
+DESCRIPTION = """\
+Measure on this machine. Prints tables and writes them, with plots, to DIR/performance.md and
+DIR/performance/. Scripts beside have options of their own: python -m benchmarks.NAME --help."""
 
-def bench(arguments: list[str]) -> int:
-    from mqvae.bench import OF_A_PRESET, SECTIONS, measure
 
-    parser = parser_of(
-        "bench",
-        "Measures on this machine; prints tables and writes them, with plots, to\n"
-        "DIR/performance.md and DIR/performance/.",
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(
-        ["sections:", *(f"  {name:<10} {words}" for name, words in SECTIONS.items())]
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(
+            ["sections:", *(f"  {name:<10} {words}" for name, words in SECTIONS.items())]
+        ),
+        allow_abbrev=False,
     )
     parser.add_argument(
         "sections",
@@ -27,7 +31,9 @@ def bench(arguments: list[str]) -> int:
         nargs="*",
         help="what to measure; without any: all of them",
     )
-    parser.add_argument("--out", default="bench", metavar="DIR", help="folder, if not bench")
+    parser.add_argument(
+        "--out", default="runs/bench", metavar="DIR", help="folder (default: %(default)s)"
+    )
     parser.add_argument(
         "--accelerator", default="cpu", choices=("cpu", "cuda"), help="cpu if not given"
     )
@@ -39,7 +45,14 @@ def bench(arguments: list[str]) -> int:
         help=f"whose steps {' and '.join(OF_A_PRESET)} measure, or a YAML file; the demo's if not "
         "given",
     )
-    options = parser.parse_args(arguments)
+    try:
+        return _measured(parser.parse_args(arguments))
+    except (MqvaeError, ExtraMissing) as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _measured(options: argparse.Namespace) -> int:
     if unknown := [s for s in options.sections if s not in SECTIONS]:
         raise MqvaeError(
             f"there is no section '{unknown[0]}'.{nearest(unknown[0], SECTIONS)} Sections: "
@@ -50,7 +63,6 @@ def bench(arguments: list[str]) -> int:
     out = Path(options.out)
     if out.is_file():
         raise MqvaeError(f"{out} is a file: --out takes a folder.")
-    quiet()
     everything = [s for s in SECTIONS if options.accelerator == "cpu" or s != "processes"]
     for section in options.sections or everything:
         for table in measure(
@@ -64,3 +76,7 @@ def bench(arguments: list[str]) -> int:
             print(table.text(), end="\n\n", flush=True)
     print(out / "performance.md")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

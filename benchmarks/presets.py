@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mqvae.bench.costs import first_step
+from benchmarks.costs import first_step
 from mqvae.data import InMemory
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer.images import Splits, load_splits

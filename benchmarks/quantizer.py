@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mqvae.bench import peers
-from mqvae.bench.resident import FORGET, forget, most_resident, resident
-from mqvae.bench.table import Cell, Table
-from mqvae.bench.timing import alternate
+from benchmarks import peers
+from benchmarks.resident import FORGET, forget, most_resident, resident
+from benchmarks.table import Cell, Table
+from benchmarks.timing import alternate
 from mqvae.core.quantizer import VectorQuantizer
 
 # (N, K, D): embeddings of a batch, codewords, dimensions; and the usual number of rounds.
@@ -150,7 +150,7 @@ def working_memory(name: str, shape: tuple[int, int, int], device: str) -> float
     """MiB beyond inputs and outputs, in a fresh process; None where it cannot be read."""
     if device == "cpu" and not FORGET.exists():
         return None
-    code = f"from mqvae.bench.quantizer import peak; print(peak({name!r}, {shape!r}, {device!r}))"
+    code = f"from benchmarks.quantizer import peak; print(peak({name!r}, {shape!r}, {device!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return float(done.stdout) if done.returncode == 0 else None
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from mqvae.bench import peers
-from mqvae.bench.table import Cell, Table
-from mqvae.bench.timing import in_turns
+from benchmarks import peers
+from benchmarks.table import Cell, Table
+from benchmarks.timing import in_turns
 from mqvae.core.codebook import Affine, HyperNetwork, LinearMap
 from mqvae.core.distance import Cosine
 from mqvae.core.estimator import Rotation

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mqvae.bench.table import Table
+from benchmarks.table import Table
 
 OURS, THEIRS, FLOOR = "#1f5fa8", "#b0642c", "#8a8a8a"
 
