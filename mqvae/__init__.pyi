@@ -52,10 +52,7 @@ from .core.quantizer import ResidualQuantizer as ResidualQuantizer
 from .core.quantizer import VectorQuantizer as VectorQuantizer
 from .core.rate import RateAware as RateAware
 from .core.refinement import Refinement as Refinement
-from .core.replacement import ByError as ByError
-from .core.replacement import ByTaskGradient as ByTaskGradient
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed
-from .core.replacement import Placement as Placement
 from .core.replacement import Replacement as Replacement
 from .core.replacement import ReplaceUnused as ReplaceUnused
 from .core.transport import Transport as Transport

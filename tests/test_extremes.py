@@ -13,8 +13,6 @@ from torch.optim import SGD, AdamW
 from mqvae import (
     Alternated,
     Amortized,
-    ByError,
-    ByTaskGradient,
     Cosine,
     DirectOnly,
     Ema,
@@ -56,8 +54,6 @@ QUANTIZERS: dict[str, Make] = {
     "rotation": vector(estimator=Rotation()),
     "hyper-network": vector(codebook=HyperNetwork(3, 4)),
     "replacing": vector(replacement=LeastRecentlyUsed(1)),
-    "by error": vector(replacement=LeastRecentlyUsed(1, ByError())),
-    "best of two": vector(replacement=LeastRecentlyUsed(1, ByTaskGradient(), draws=2)),
     "residual": lambda k, d: ResidualQuantizer([VectorQuantizer(k, d) for _ in range(2)]),
     "gumbel": lambda k, d: GumbelQuantizer(k, d),
     "lookup-free": lambda k, d: LookupFreeQuantizer(2**d),

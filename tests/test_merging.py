@@ -115,10 +115,10 @@ CASES = {
         {"class_path": "mqvae.Undone", "optimizer_step": False},
     ),
     "an argument of a replacement": (
-        {"quantizer": {"replacement": {"placed": "ByError"}}},
-        ["--quantizer.replacement.placed", "ByError"],
+        {"quantizer": {"replacement": {"after": 9}}},
+        ["--quantizer.replacement.after", "9"],
         "quantizer.init_args.replacement",
-        {"class_path": "mqvae.LeastRecentlyUsed", "after": 7},
+        {"class_path": "mqvae.LeastRecentlyUsed", "after": 9},
     ),
     "another quantizer": (
         {"quantizer": {"class_path": "mqvae.NoQuantizer", "init_args": {"dim": 4}}},
@@ -251,3 +251,16 @@ def test_options_in_any_order_are_one_layer():
     inner = options["update"]["init_args"]["hypergradient"]
     assert inner == {"class_path": "Exact", "init_args": {"curvature": "ForwardMode"}}
     assert options["optimizer"]["codebook"]["class_path"] == "SGD"
+
+
+def test_arguments_that_are_gone_are_left_out_where_they_changed_nothing():
+    replacement = {
+        "class_path": "mqvae.LeastRecentlyUsed",
+        "init_args": {"after": 7, "placed": None, "draws": 1},
+    }
+    older = {"quantizer": {"init_args": {"replacement": replacement}}}
+    found = Settings.of(BASE, older).quantizer["init_args"]["replacement"]
+    assert found["init_args"] == {"after": 7}
+    replacement["init_args"]["draws"] = 4
+    with pytest.raises(MqvaeError, match="draws"):
+        Settings.of(BASE, older)

@@ -19,8 +19,6 @@ from torch.optim import AdamW
 from mqvae import (
     Alternated,
     Amortized,
-    ByError,
-    ByTaskGradient,
     Central,
     DirectOnly,
     Ema,
@@ -35,7 +33,6 @@ from mqvae import (
     Meta,
     MetaBoth,
     MetaNetwork,
-    Placement,
     RateAware,
     Replacement,
     Synchronous,
@@ -222,8 +219,8 @@ CASES = {
 class Watched(Replacement):
     """Replaces, and remembers how many rows, and how many by embeddings of this process."""
 
-    def __init__(self, placed: Placement | None, draws: int) -> None:
-        self.policy = LeastRecentlyUsed(2, placed, draws)
+    def __init__(self) -> None:
+        self.policy = LeastRecentlyUsed(2)
         self.replaced = 0
         self.own = 0
 
@@ -240,8 +237,6 @@ def replacing(
     *,
     groups: int = 1,
     shared: bool = False,
-    placed: Placement | None = None,
-    draws: int = 1,
     **options,
 ):
     """A codebook with many more codewords than a batch has embeddings."""
@@ -251,7 +246,7 @@ def replacing(
             *(200, dim),
             groups=groups,
             shared_codebook=shared,
-            replacement=Watched(placed, draws),
+            replacement=Watched(),
         )
 
     def build() -> Case:
@@ -279,12 +274,6 @@ REPLACING_CASES = {
     "Meta, shared groups": replacing(Meta, groups=2, shared=True),
     "MetaBoth": replacing(MetaBoth),
     "MetaNetwork": replacing(MetaNetwork),
-    "Joint, by error": replacing(Joint, placed=ByError()),
-    "Joint, by error, shared groups": replacing(Joint, groups=2, shared=True, placed=ByError()),
-    "Joint, by task gradient": replacing(Joint, placed=ByTaskGradient()),
-    "Meta, by task gradient, groups": replacing(Meta, groups=3, placed=ByTaskGradient()),
-    "Joint, best of 3": replacing(Joint, draws=3),
-    "Meta, kept, best of 3": replacing(Meta, look_ahead=Kept(), groups=3, draws=3),
 }
 INITIALIZED = [kind for kind in QUANTIZERS if kind != "none"]
 

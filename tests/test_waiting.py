@@ -16,8 +16,6 @@ from mqvae import (
     Affine,
     Alternated,
     Amortized,
-    ByError,
-    ByTaskGradient,
     Cosine,
     Ema,
     Exact,
@@ -121,7 +119,6 @@ QUANTIZERS = {
     "shared": lambda: VectorQuantizer(
         CODES, DIM, groups=2, shared_codebook=True, replacement=LeastRecentlyUsed(1)
     ),
-    "by error": lambda: VectorQuantizer(CODES, DIM, replacement=LeastRecentlyUsed(1, ByError())),
     "affine": lambda: VectorQuantizer(CODES, DIM, codebook=Affine()),
     "linear map": lambda: VectorQuantizer(CODES, DIM, codebook=LinearMap()),
     "hyper-network": lambda: VectorQuantizer(CODES, DIM, codebook=HyperNetwork()),
@@ -182,11 +179,6 @@ def test_no_rule_waits(name):
     assert step(quantizer, rule, **options) == []
 
 
-def test_the_task_gradient_places_without_waiting():
-    quantizer = VectorQuantizer(CODES, DIM, replacement=LeastRecentlyUsed(1, ByTaskGradient()))
-    assert step(quantizer, Meta) == []
-
-
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, RowwiseAdam])
 def test_no_optimizer_waits(optimizer):
     assert step(VectorQuantizer(CODES, DIM), Joint, optimizer) == []
@@ -208,12 +200,11 @@ def test_a_plain_loop_does_not_wait():
 # -- the ways of a GPU, taken on a CPU -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placed", [None, ByError()])
 @pytest.mark.parametrize("layout", [{}, {"groups": 2}])
-def test_replacement_without_waiting_replaces_the_same_rows(monkeypatch, placed, layout):
+def test_replacement_without_waiting_replaces_the_same_rows(monkeypatch, layout):
     torch.manual_seed(0)
-    one = VectorQuantizer(32, DIM, replacement=LeastRecentlyUsed(2, placed), **layout)
-    two = VectorQuantizer(32, DIM, replacement=LeastRecentlyUsed(2, placed), **layout)
+    one = VectorQuantizer(32, DIM, replacement=LeastRecentlyUsed(2), **layout)
+    two = VectorQuantizer(32, DIM, replacement=LeastRecentlyUsed(2), **layout)
     two.load_state_dict(one.state_dict())
     before = one.codebook.weight.detach().clone()
     z_e = torch.randn(2, 9, DIM)

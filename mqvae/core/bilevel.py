@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import RandomState, call, in_parts, traceless
-from mqvae.core.quantizer import CodebookQuantizer, Quantized
+from mqvae.core.quantizer import Quantized
 from mqvae.errors import MqvaeError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -204,21 +204,6 @@ class Batch:
                 self.task(z_q, [p.detach() for p in self.network.decoder_parameters()]), [z_q]
             )
         return quantized, torch.zeros_like(z_q) if found is None else found
-
-    def judged(self) -> Callable[[Tensor], Tensor]:
-        """L at φ and θ as they are now, a function of the table, (rows, d); without a trace."""
-        embedded: list[Tensor] = []
-
-        @torch.no_grad()
-        def loss(table: Tensor) -> Tensor:
-            quantizer = self.network.quantizer
-            assert isinstance(quantizer, CodebookQuantizer)
-            if not embedded:  # once, and only if it is asked for
-                embedded.append(self.embed())
-            quantized = quantizer.quantize(embedded[0], table)
-            return self.weights.total(self.task(quantized.z_q), quantized)
-
-        return loss
 
     def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
         """Decode from embeddings and backpropagate to φ and θ.

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim import Optimizer
 
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer import Quantized, Quantizer
-from mqvae.core.quantizer.base import Given
 from mqvae.errors import MqvaeError
 
 
@@ -261,6 +261,6 @@ class GumbelQuantizer(Quantizer):
         self.head.weight.copy_(2 * scale * centres)
         self.head.bias.copy_(-scale * centres.square().sum(1))
 
-    def _update(self, given: Given) -> None:
+    def _update(self, optimizer: Optimizer | None) -> None:
         if self.training:
             self.steps.add_(1)

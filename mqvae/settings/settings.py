@@ -42,6 +42,7 @@ from mqvae.settings.options import (
     with_arguments,
 )
 from mqvae.settings.presets import delta_of, layers, presets_in_words
+from mqvae.settings.retired import without_retired
 from mqvae.settings.typed import typed
 from mqvae.tasks import Task
 
@@ -244,7 +245,7 @@ def _asked_for_help(arguments: list[str]) -> list[str]:
 
 def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Settings, each over those before."""
-    return reduce(merged, configs, {})
+    return reduce(merged, map(without_retired, configs), {})
 
 
 def _given(config: Mapping[str, Any], dashes: str = "", more: Iterable[str] = ()) -> Namespace:

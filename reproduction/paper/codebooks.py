@@ -32,8 +32,6 @@ WITHOUT_LOOKING = ("VQ-VAE", "VQ-VAE + replace", RECOMMENDED)
 ELSEWHERE = (BOUND, *WITHOUT_LOOKING, "EMA + transport")  # at other sizes, of other images
 FIRST_ROUND = (
     *("EMA, 0.99", "EMA, 0.9", "MQ-VAE, amortized + replace"),
-    *("MQ-VAE, amortized + replace, best of 4",),
-    *("VQ-VAE + replace by error", "VQ-VAE + replace by task gradient"),
     *("VQ-VAE + cosine", "VQ-VAE + affine", "VQ-VAE + linear map", "VQ-VAE + rotation"),
     *("VQ-VAE + warm start", "VQ-VAE + gradual warm start"),
     *("VQ-VAE, SGD", "VQ-VAE, Adagrad", "VQ-VAE, row-wise Adam"),

@@ -93,9 +93,6 @@ OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
             "MQ-VAE, kept, smoothed loss above", "mq-vae-kept", "meta", upper_loss=SMOOTHED_LOSS
         ),
         Method("MQ-VAE, amortized + replace", "mq-vae-amortized-replace", "meta"),
-        Method("MQ-VAE, amortized + replace, best of 4", "mq-vae-replace-draws", "meta"),
-        Method("VQ-VAE + replace by error", "replace-by-error"),
-        Method("VQ-VAE + replace by task gradient", "replace-by-task-gradient"),
         Method("VQ-VAE + warm start", "warm-start"),
         Method("VQ-VAE + gradual warm start", "warm-start-gradual"),
         Method("VQ-VAE + cosine", "cosine"),

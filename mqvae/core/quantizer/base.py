@@ -1,8 +1,7 @@
 """What quantizers have in common: z_e → Quantized."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,6 @@ from mqvae.errors import MqvaeError, NotFiniteEmbeddings
 
 USE = {"unused_steps", "prices"}
 """Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
-
-
-class Given(NamedTuple):
-    """What `Quantizer.update` is called with."""
-
-    optimizer: Optimizer | None
-    task_gradient: Tensor | None
-    loss: Callable[[Tensor], Tensor] | None
 
 
 class Quantizer(nn.Module, ABC):
@@ -201,13 +192,7 @@ class Quantizer(nn.Module, ABC):
         """Drop what training passes left, as if they had not been."""
 
     @torch.no_grad()
-    def update(
-        self,
-        optimizer: Optimizer | None = None,
-        *,
-        task_gradient: Tensor | None = None,
-        loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    def update(self, optimizer: Optimizer | None = None) -> None:
         """Apply what the training passes since the last call left: EMA, replacement, prices,
         the temperature of `GumbelQuantizer`.
 
@@ -216,14 +201,11 @@ class Quantizer(nn.Module, ABC):
 
         Args:
             optimizer: The codebook's; it forgets its moments of codewords that are replaced.
-            task_gradient: ∂L_task/∂ẑ of the last pass in this process, (..., D), for
-                `ByTaskGradient`.
-            loss: L on this process's batch under a table, (rows, d), for several draws.
         """
-        self._update(Given(optimizer, task_gradient, loss))
+        self._update(optimizer)
 
-    def _update(self, given: Given) -> None:
-        """What `update` does with what it is given; nothing, unless a quantizer says so."""
+    def _update(self, optimizer: Optimizer | None) -> None:
+        """What `update` does; nothing, unless a quantizer says so."""
 
     def forget_use(self) -> None:
         """Forget how long codes have gone unused; what loads other codewords calls it."""

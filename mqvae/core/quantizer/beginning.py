@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mqvae.core.distributed import agree, from_all_processes, sum_across_processes
-from mqvae.core.quantizer.base import Given
 from mqvae.core.quantizer.selecting import CodebookQuantizer
 from mqvae.errors import MqvaeError
 
@@ -67,15 +67,15 @@ class BeginningQuantizer(CodebookQuantizer):
             self.initialize(from_all_processes(found))
             agree([self])
 
-    def _update(self, given: Given) -> None:
+    def _update(self, optimizer: Optimizer | None) -> None:
         if self.awaits:
             self.begin()
             self.discard()
         else:
-            self._learn(given)
+            self._learn(optimizer)
 
     @abstractmethod
-    def _learn(self, given: Given) -> None:
+    def _learn(self, optimizer: Optimizer | None) -> None:
         """What `update` does once the codebook has begun."""
 
     def begun(self) -> None:

@@ -13,12 +13,10 @@ class LastPass(NamedTuple):
 
     Attributes:
         parts: Embeddings that each of G codebooks chooses for, (N, G, d).
-        codes: Their codes, as `Quantized.codes`.
         mask: Which of them count, (N, G) bool; None for all.
     """
 
     parts: Tensor
-    codes: Tensor
     mask: Tensor | None
 
 

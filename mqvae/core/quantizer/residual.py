@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mqvae.core.distance import Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.passes import full
-from mqvae.core.quantizer.base import Given, mean_square
+from mqvae.core.quantizer.base import mean_square
 from mqvae.core.quantizer.beginning import BeginningQuantizer
 from mqvae.core.quantizer.vector import VectorQuantizer
 from mqvae.core.transport import Transport
@@ -204,9 +205,9 @@ class ResidualQuantizer(BeginningQuantizer):
             stage.record(left, chosen.clamp(min=0), self._taking_part(chosen, mask))
             left = left - self._words(chosen, stage.table())
 
-    def _learn(self, given: Given) -> None:
+    def _learn(self, optimizer: Optimizer | None) -> None:
         for stage in self._own():
-            stage.update(given.optimizer)
+            stage.update(optimizer)
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:

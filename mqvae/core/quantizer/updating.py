@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mqvae.core.codebook import AverageCodebook, Codebook, TableCodebook
 from mqvae.core.distance import Distance
@@ -16,7 +17,6 @@ from mqvae.core.distributed import (
 )
 from mqvae.core.optimizer import forget_rows
 from mqvae.core.passes import full
-from mqvae.core.quantizer.base import Given
 from mqvae.core.quantizer.beginning import BeginningQuantizer
 from mqvae.core.quantizer.pending import LastPass, Pending
 from mqvae.core.rate import Rate
@@ -82,7 +82,7 @@ class UpdatedQuantizer(BeginningQuantizer):
             away = full(self.lookup(codes, self.table()).reshape(shape)) - full(parts)
             away = away if mask is None else away.masked_fill(~mask[..., None], 0)
             pending.squares.add_(away.square().sum((0, 2)))
-        pending.last = LastPass(parts, codes, mask)
+        pending.last = LastPass(parts, mask)
         if not torch.compiler.is_compiling():
             pending.passes += 1
             if pending.passes == FORGOTTEN:
@@ -103,13 +103,13 @@ class UpdatedQuantizer(BeginningQuantizer):
         """(N, G, D/G), or (N·G, 1, D/G) with a shared codebook."""
         return -1, 1 if self.shared_codebook else self.groups, self.dim // self.groups
 
-    def _learn(self, given: Given) -> None:
+    def _learn(self, optimizer: Optimizer | None) -> None:
         pending, last = self._pending, self._pending.last
         if not self.updates or (last is None and world_size() == 1):
             return
         if last is None:  # other processes may have had a pass
             none = self.codebook().new_zeros(0, *self._parts_shape[1:])
-            last = LastPass(none, pending.counts.new_zeros(0), None)
+            last = LastPass(none, None)
         sizes = pending.counts.new_zeros(world_size())
         sizes[process_rank()] = len(last.parts)
         counts, sizes = sums_across_processes([pending.counts, sizes])
@@ -123,7 +123,7 @@ class UpdatedQuantizer(BeginningQuantizer):
         if self.prices is not None:
             self.prices.update(counts.view(-1, self.num_codes), pending.squares)
         if self.replacement is not None:
-            self._replace(counts, sizes, last, given)
+            self._replace(counts, sizes, last, optimizer)
         pending.clear()
 
     def _replace(
@@ -131,30 +131,15 @@ class UpdatedQuantizer(BeginningQuantizer):
         counts: Tensor,
         sizes: Tensor,
         last: LastPass,
-        given: Given,
+        optimizer: Optimizer | None,
     ) -> None:
         assert self.replacement is not None and isinstance(self.codebook, TableCodebook)
-        optimizer, task_gradient, loss = given
-        weight, shape = self.codebook.weight, last.parts.shape
+        weight = self.codebook.weight
         unused = self.get_buffer("unused_steps")
         chosen = counts > 0
         # Where nothing was chosen at all, a mask was over everything.
         unused.add_(chosen.any()).masked_fill_(chosen, 0)
-
-        def judged(rows: Tensor, codewords: Tensor) -> Tensor:
-            assert loss is not None
-            changed = weight.index_copy(0, rows, codewords.to(weight.dtype))
-            return loss(self.distance.place(changed))
-
-        pool = Pool(
-            last.parts,
-            sizes,
-            len(weight),
-            selected=lambda: self.lookup(last.codes, self.table()).reshape(shape),
-            task_gradient=None if task_gradient is None else task_gradient.reshape(shape),
-            loss=None if loss is None else judged,
-            mask=last.mask,
-        )
+        pool = Pool(last.parts, sizes, len(weight), last.mask)
         rows, codewords = self.replacement(unused, pool)
         if readable(rows) and not len(rows):
             return

@@ -76,5 +76,5 @@ class Alternated(Update):
         self._descend_codebook(g_c)
         here = batch.lower_pass(z_e, for_real=True).everywhere()
         self._descend_network(here.g_phi, here.g_theta)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient, batch)
+        self._after_step(z_e, here.quantized.codes)
         return step_of(batch, here.task, here.quantized)

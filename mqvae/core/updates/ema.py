@@ -108,7 +108,7 @@ class Ema(Update):
             z_e = self._carry(self.transport, ahead)
         if not waits:
             self._average(batch, codes, z_e)
-        self._after_step(z_e, codes, here.task_gradient, batch)
+        self._after_step(z_e, codes)
         if not waits and self.quantizer.replacement is not None:
             self._follow()
         return step_of(batch, here.task, here.quantized)

@@ -1,6 +1,5 @@
 """φ, θ and C stepped at once: the VQ-VAE, plain and synchronous."""
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -28,15 +27,11 @@ class Joint(Update):
         task = batch.task_for_real(quantized.z_q)
         lower: list[Tensor] = list(network.network_parameters())
         upper: list[Tensor] = list(network.codebook_parameters())
-        task_gradient, *found = gradient(
-            self.weights.total(task, quantized), [quantized.z_q, *lower, *upper]
-        )
-        found = mean_across_processes(found)
+        total = self.weights.total(task, quantized)
+        found = mean_across_processes(gradient(total, [*lower, *upper]))
         apply(self.lower, lower, found[: len(lower)])
         self._step_codebook(upper, found[len(lower) :])
-        if task_gradient is None:  # of a frozen encoder
-            task_gradient = torch.zeros_like(z_e)
-        self._after_step(z_e, quantized.codes, task_gradient, batch)
+        self._after_step(z_e, quantized.codes)
         return step_of(batch, task, quantized)
 
 
@@ -101,5 +96,5 @@ class Synchronous(Update):
         g_phi, g_theta, (g_c,) = averaged(here.g_phi, here.g_theta, [g_c])
         self._descend_network(g_phi, g_theta)
         self._descend_codebook(g_c)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient, batch)
+        self._after_step(z_e, here.quantized.codes)
         return step_of(batch, here.task, here.quantized)

@@ -153,7 +153,7 @@ class Meta(Update):
             # φ has not moved: its pass serves again, under the new codebook.
             real = lower.lower_pass(z_e, for_real=True).everywhere()
             self._descend_network(real.g_phi, real.g_theta)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient, upper)
+        self._after_step(z_e, here.quantized.codes)
         return step_of(lower, here.task, here.quantized, hyper.norms())
 
 

@@ -77,16 +77,14 @@ class MetaNetwork(Update):
     def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
         z_e = batch.embed_for_real()
         (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
-        task, quantized, task_gradient, g_phi, g_theta = network_hypergradient(
-            batch, z_e, g_c, self.xi
-        )
+        task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
         g_phi, g_theta, _ = averaged(g_phi, g_theta)
         self._descend_network(g_phi, g_theta)
         with torch.no_grad():
             answered = batch.embed(list(self.network.encoder_parameters()))
         (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])
         self._descend_codebook(g_c)
-        self._after_step(z_e, quantized.codes, task_gradient, batch)
+        self._after_step(z_e, quantized.codes)
         return step_of(batch, task, quantized)
 
 
@@ -164,13 +162,13 @@ class MetaBoth(Update):
         hyper = Hypergradient(*terms)
         self._descend_codebook(hyper.total())
         self._descend_network(g_phi, g_theta)
-        self._after_step(z_e, here.quantized.codes, here.task_gradient, batch)
+        self._after_step(z_e, here.quantized.codes)
         return step_of(batch, here.task, here.quantized, hyper.norms())
 
 
 def network_hypergradient(
     batch: Batch, z_e: Tensor, g_c: Tensor, xi: float
-) -> tuple[Tensor, Quantized, Tensor, Gradients, Gradients]:
+) -> tuple[Tensor, Quantized, Gradients, Gradients]:
     """dL(φ, θ, C'(φ))/d(φ, θ) with C' = C − ξ g_C(φ, C), by the real pass of the decoder.
 
     Args:
@@ -180,8 +178,7 @@ def network_hypergradient(
         xi: ξ.
 
     Returns:
-        L_task, the quantization under C', ∂L_task/∂ẑ, which is zero of a frozen encoder, and the
-        gradients of φ and θ, this process's share.
+        L_task, the quantization under C', and the gradients of φ and θ, this process's share.
     """
     network = batch.network
     quantizer = selecting(network)
@@ -198,7 +195,5 @@ def network_hypergradient(
     phi: list[Tensor] = list(network.encoder_parameters())
     theta: list[Tensor] = list(network.decoder_parameters())
     total = batch.weights.total(task, quantized) + answer
-    task_gradient, *found = gradient(total, [quantized.z_q, *phi, *theta])
-    if task_gradient is None:
-        task_gradient = torch.zeros_like(z_e)
-    return task.detach(), quantized, task_gradient, found[: len(phi)], found[len(phi) :]
+    found = gradient(total, [*phi, *theta])
+    return task.detach(), quantized, found[: len(phi)], found[len(phi) :]

@@ -212,26 +212,12 @@ class Update(ABC):
     def _descend_network(self, g_phi: Gradients, g_theta: Gradients) -> None:
         apply(self.lower, self.network.network_parameters(), [*g_phi, *g_theta])
 
-    def _after_step(
-        self,
-        z_e: Tensor,
-        codes: Tensor,
-        task_gradient: Tensor | None = None,
-        batch: Batch | None = None,
-    ) -> None:
-        """The quantizer's own bookkeeping, once the optimizers have stepped.
-
-        Args:
-            z_e: Embeddings of the step.
-            codes: Their codes.
-            task_gradient: ∂L_task/∂ẑ.
-            batch: What a codebook is judged on.
-        """
-        loss = None if batch is None else batch.judged()
+    def _after_step(self, z_e: Tensor, codes: Tensor) -> None:
+        """The quantizer's own bookkeeping, once the optimizers have stepped."""
         quantizer = self.network.quantizer
         quantizer.discard()  # of passes that no step was made for
         quantizer.record(z_e.detach(), codes)
-        quantizer.update(self.upper, task_gradient=task_gradient, loss=loss)
+        quantizer.update(self.upper)
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
