@@ -98,13 +98,21 @@ class Study:
             data = wave["data"] if self.scale == "cpu" else sizes["data"]
             for seed in wave["seeds"]:
                 for row in wave["rows"]:
-                    task = self._task(row, data, seed, sizes, prior=wave.get("prior", True))
+                    prior = {**sizes["prior"], **(sizes["samples"] if wave.get("samples") else {})}
+                    wanted = prior if wave.get("prior", True) else None
+                    task = self._task(row, data, seed, sizes, prior=wanted)
                     if task.key not in seen:
                         seen.add(task.key)
                         yield task
 
     def _task(
-        self, row: str, data: str, seed: int, sizes: Mapping[str, Any], *, prior: bool
+        self,
+        row: str,
+        data: str,
+        seed: int,
+        sizes: Mapping[str, Any],
+        *,
+        prior: Mapping[str, Any] | None,
     ) -> Task:
         asked = self.rows[row]
         options = {**sizes["options"], **self.content["data"].get(data, {})}
@@ -117,6 +125,6 @@ class Study:
             options,
             data,
             seed,
-            sizes["prior"] if codes and prior else None,
+            prior if codes else None,
             codes,
         )

@@ -52,13 +52,19 @@ def make(task: Task, runs: Path) -> dict[str, Any]:
         with (folder / summary["codes"]["file"]).open(newline="") as file:
             figures["entropy"] = entropy(file)
     if task.prior is not None:
-        if not (folder / "prior" / "summary.json").is_file():
+        there = folder / "prior" / "summary.json"
+        draws = "samples" in task.prior
+        if not there.is_file() or (draws and "samples" not in _json(there)):
             options = [f"--{name}={value}" for name, value in task.prior.items()]
             mqvae("prior", folder, *options, "--overwrite")
-        prior = _json(folder / "prior" / "summary.json")
+        prior = _json(there)
         groups = summary["codes"]["groups"]
         figures["prior_bits"] = prior["bits_per_code"] * groups
         figures["independent_bits"] = prior["independent_bits_per_code"] * groups
+        if draws:
+            name = prior["samples"]["distance"]
+            figures[name] = prior[name]
+            figures[f"{name}_reconstructions"] = prior[f"{name}_reconstructions"]
         seconds["prior"] = prior["wall_seconds"]
     return {
         "row": task.row,

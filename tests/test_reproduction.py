@@ -85,6 +85,27 @@ def test_two_rows_from_training_to_the_line(tmp_path, in_process, capsys):
     assert main([*typed[:-1], "--only=ema-64"]) == 1 and not results.read(file)
 
 
+def test_a_prior_is_trained_again_where_its_samples_are_wanted(tmp_path, in_process, monkeypatch):
+    tasks = [t for t in Study.load(scale="debug").tasks() if t.row == "ema-1024" and t.seed == 0]
+    plain = next(task for task in tasks if task.prior is not None and "samples" not in task.prior)
+    drawing = next(task for task in tasks if task.prior is not None and "samples" in task.prior)
+    assert plain.folder == drawing.folder and plain.key != drawing.key
+    assert "fid" not in work.make(plain, tmp_path)["figures"]
+    told, file = [], tmp_path / plain.folder / "prior" / "summary.json"
+
+    def prior(*arguments):
+        told.append([str(argument) for argument in arguments])
+        measured = {"samples": {"distance": "fid"}, "fid": 3.0, "fid_reconstructions": 2.0}
+        file.write_text(json.dumps(json.loads(file.read_text()) | measured))
+
+    monkeypatch.setattr(work, "mqvae", prior)
+    figures = work.make(drawing, tmp_path)["figures"]
+    assert (figures["fid"], figures["fid_reconstructions"]) == (3.0, 2.0)
+    assert [each[0] for each in told] == ["prior"]
+    assert {"--samples=4", "--samples_every=2", "--overwrite"} <= {*told[0]}
+    assert work.make(drawing, tmp_path)["figures"] == figures and len(told) == 1
+
+
 def test_entropy_of_codes_is_summed_over_groups():
     table = ["group,code,count", "0,3,10", "0,5,10", "1,0,30", "1,1,10"]
     rest = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
