@@ -27,7 +27,7 @@ from mqvae.core.hypergradient import (
 )
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
-from mqvae.core.replacement import LeastRecentlyUsed
+from mqvae.core.replacement import ReplaceUnused
 from mqvae.core.transport import Transport
 from mqvae.core.updates import (
     Alternated,
@@ -184,7 +184,7 @@ CASES: Mapping[str, Case] = {
     "Joint, Gumbel": rule(Joint, quantizer=GumbelQuantizer),
     "Joint, no quantization": rule(Joint, quantizer=lambda codes, dim: NoQuantizer(dim)),
     "Joint, +replace": rule(
-        Joint, quantizer=lambda k, d: VectorQuantizer(k, d, replacement=LeastRecentlyUsed())
+        Joint, quantizer=lambda k, d: VectorQuantizer(k, d, replacement=ReplaceUnused())
     ),
     "Joint, +group (4)": rule(Joint, quantizer=lambda k, d: VectorQuantizer(k, d, groups=4)),
     "Joint, residual (2 stages)": rule(

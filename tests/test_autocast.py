@@ -19,11 +19,11 @@ from mqvae import (
     ForwardMode,
     Joint,
     Kept,
-    LeastRecentlyUsed,
     Meta,
     MetaBoth,
     MetaNetwork,
     NoQuantizer,
+    ReplaceUnused,
     Synchronous,
     Transport,
     Transported,
@@ -245,7 +245,7 @@ def test_statistics_are_kept_in_float32():
 def test_a_replaced_codeword_is_the_embedding():
     torch.manual_seed(0)
     network = network_of()
-    network.quantizer = VectorQuantizer(8, 6, replacement=LeastRecentlyUsed(1))
+    network.quantizer = VectorQuantizer(8, 6, replacement=ReplaceUnused(1))
     with torch.no_grad():
         network.quantizer.codebook.weight[5:] += 100
     update = update_of(network, Meta)

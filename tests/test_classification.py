@@ -231,7 +231,7 @@ PRESET = "classification"
 QUANTIZERS = {
     "groups": {"init_args": {"groups": 4}},
     "projected": {"init_args": {"dim": 12}},
-    "replacement": {"init_args": {"replacement": {"class_path": "mqvae.LeastRecentlyUsed"}}},
+    "replacement": {"init_args": {"replacement": {"class_path": "mqvae.ReplaceUnused"}}},
     "gumbel": {"class_path": "mqvae.GumbelQuantizer", "init_args": {"num_codes": 32, "dim": 16}},
     "none": {"class_path": "mqvae.NoQuantizer", "init_args": {"dim": 16}},
 }

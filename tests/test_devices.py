@@ -33,7 +33,7 @@ REPLACE = {
     "quantizer": {
         "init_args": {
             "num_codes": 80,
-            "replacement": {"class_path": "mqvae.LeastRecentlyUsed", "init_args": {"after": 2}},
+            "replacement": {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 2}},
         }
     }
 }

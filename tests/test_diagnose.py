@@ -187,7 +187,7 @@ def test_dead_codes_are_told(made, optimum, tmp_path):
     said = about(found, "codebook")
     assert "12 of 16 codewords are dead" in said.words
     assert "codewords do not lie where the embeddings are" in said.words
-    assert any("LeastRecentlyUsed" in command for command in said.commands)
+    assert any("ReplaceUnused" in command for command in said.commands)
 
 
 def test_a_codebook_at_the_optimum_of_k_means_gains_nothing(made, optimum, tmp_path):
@@ -299,7 +299,7 @@ def test_every_command_can_be_typed(made, usual):
     every = (bits, network, codebook)
     commands = [c for said in every for f in said.values() for c in f.commands]
     tried = " ".join(commands)
-    for option in ("Ema", "LeastRecentlyUsed", "num_codes", "groups", "codebook_lr", "steps"):
+    for option in ("Ema", "ReplaceUnused", "num_codes", "groups", "codebook_lr", "steps"):
         assert option in tried
     for command in commands:
         program, train, *arguments = shlex.split(command)

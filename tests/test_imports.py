@@ -114,7 +114,7 @@ def test_every_public_name_is_there():
     assert {"Meta", "VQNetwork", "VectorQuantizer", "vqvae"} <= set(mqvae.__all__)
     assert set(dir(mqvae)) >= set(mqvae.__all__)
     assert len(set(mqvae.__all__)) == len(mqvae.__all__)
-    others = {"ReplaceUnused": "LeastRecentlyUsed"}  # another name of the same
+    others = {"LeastRecentlyUsed": "ReplaceUnused"}  # its name in 0.1
     for name in mqvae.__all__:
         assert getattr(mqvae, name).__name__ == others.get(name, name)
     with pytest.raises(AttributeError, match="Nothing"):

@@ -30,7 +30,7 @@ SMALL = {
     "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
     "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5, "loggers": []},
 }
-REPLACED = {"class_path": "mqvae.LeastRecentlyUsed", "init_args": {"after": 2}}
+REPLACED = {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 2}}
 CASES = {
     "joint": ("methods/vq-vae", {"trainer": {"average": 0.9}}),
     "meta": ("methods/mq-vae", {}),

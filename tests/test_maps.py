@@ -26,10 +26,10 @@ from mqvae import (
     GumbelQuantizer,
     HyperNetwork,
     Joint,
-    LeastRecentlyUsed,
     LinearMap,
     Meta,
     Quantizer,
+    ReplaceUnused,
     ResidualQuantizer,
     Table,
     Unrolled,
@@ -414,7 +414,7 @@ def trained(kind: str, seed: int):
     """A network, its update and a batch; where the rule has state, Ema."""
     torch.manual_seed(seed)
     if kind in ("ema", "replaced"):
-        replacement = LeastRecentlyUsed(2) if kind == "replaced" else None
+        replacement = ReplaceUnused(2) if kind == "replaced" else None
         quantizer = VectorQuantizer(9, 12, groups=3, replacement=replacement)
     else:
         quantizer = QUANTIZERS[kind](9, 12)

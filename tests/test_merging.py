@@ -18,7 +18,7 @@ META = {
     },
 }
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.5}}
-UNUSED = {"class_path": "mqvae.LeastRecentlyUsed", "init_args": {"after": 7}}
+UNUSED = {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 7}}
 BASE = {
     "quantizer": {
         "class_path": "mqvae.VectorQuantizer",
@@ -118,7 +118,7 @@ CASES = {
         {"quantizer": {"replacement": {"after": 9}}},
         ["--quantizer.replacement.after", "9"],
         "quantizer.init_args.replacement",
-        {"class_path": "mqvae.LeastRecentlyUsed", "after": 9},
+        {"class_path": "mqvae.ReplaceUnused", "after": 9},
     ),
     "another quantizer": (
         {"quantizer": {"class_path": "mqvae.NoQuantizer", "init_args": {"dim": 4}}},
@@ -253,9 +253,10 @@ def test_options_in_any_order_are_one_layer():
     assert options["optimizer"]["codebook"]["class_path"] == "SGD"
 
 
-def test_arguments_that_are_gone_are_left_out_where_they_changed_nothing():
+@pytest.mark.parametrize("name", ["mqvae.ReplaceUnused", "mqvae.LeastRecentlyUsed"])
+def test_arguments_that_are_gone_are_left_out_where_they_changed_nothing(name):
     replacement = {
-        "class_path": "mqvae.LeastRecentlyUsed",
+        "class_path": name,
         "init_args": {"after": 7, "placed": None, "draws": 1},
     }
     older = {"quantizer": {"init_args": {"replacement": replacement}}}
@@ -264,3 +265,29 @@ def test_arguments_that_are_gone_are_left_out_where_they_changed_nothing():
     replacement["init_args"]["draws"] = 4
     with pytest.raises(MqvaeError, match="draws"):
         Settings.of(BASE, older)
+
+
+@pytest.mark.parametrize("name", ["ReplaceUnused", "LeastRecentlyUsed"])
+@pytest.mark.parametrize("path", ["{}", "mqvae.{}", "mqvae.core.replacement.{}"])
+def test_a_class_is_read_by_each_of_its_names(name, path):
+    said = path.format(name)
+    unused = {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 50}}
+    for option in ("--quantizer.replacement", "--quantizer.replacement.class_path"):
+        settings = from_arguments(["digits-tiny", option, said])[0]
+        assert settings.quantizer["init_args"]["replacement"] == unused
+    stage = {"num_codes": 4, "dim": 4, "replacement": said}
+    stages = [{"class_path": "VectorQuantizer", "init_args": stage}] * 2
+    quantizer = {"class_path": "mqvae.ResidualQuantizer", "init_args": {"stages": stages}}
+    read = Settings.of(BASE, {"quantizer": quantizer}).quantizer["init_args"]["stages"]
+    paths = [stage["init_args"]["replacement"]["class_path"] for stage in read]
+    assert paths == ["mqvae.ReplaceUnused"] * 2
+
+
+def test_a_choice_is_listed_once():
+    for option, value in (("quantizer.replacement", "Unused"), ("update.upper_loss", "L1")):
+        with pytest.raises(MqvaeError, match="no choice") as raised:
+            from_arguments(["digits-tiny", f"--{option}", value])
+        names = str(raised.value).rpartition("Choices: ")[2].rstrip(".").split(", ")
+        assert len(set(names)) == len(names)
+    with pytest.raises(MqvaeError, match="Options: none"):
+        from_arguments(["digits-tiny", "--task.loss", "L1"])

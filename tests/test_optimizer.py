@@ -8,7 +8,7 @@ from problems import squared_error
 from torch import Tensor, nn
 from torch.optim import Adam, SparseAdam
 
-from mqvae import Joint, Kept, LeastRecentlyUsed, Meta, RowwiseAdam, VectorQuantizer, VQNetwork
+from mqvae import Joint, Kept, Meta, ReplaceUnused, RowwiseAdam, VectorQuantizer, VQNetwork
 
 ROWS, DIM = 12, 3
 
@@ -81,7 +81,7 @@ def test_its_state_goes_on():
 
 @pytest.mark.parametrize(("rule", "options"), [(Joint, {}), (Meta, {"look_ahead": Kept()})])
 def test_unused_codewords_stay_until_they_are_replaced(rule, options):
-    quantizer = VectorQuantizer(40, 4, replacement=LeastRecentlyUsed(3))
+    quantizer = VectorQuantizer(40, 4, replacement=ReplaceUnused(3))
     network = VQNetwork(nn.Linear(5, 4), quantizer, nn.Linear(4, 5))
     lower = Adam(network.network_parameters(), lr=1e-2)
     upper = RowwiseAdam(network.codebook_parameters(), lr=0.1)

@@ -16,10 +16,10 @@ from mqvae import (
     ForwardMode,
     Joint,
     Kept,
-    LeastRecentlyUsed,
     Meta,
     MetaBoth,
     MetaNetwork,
+    ReplaceUnused,
     Synchronous,
     Undone,
     Unrolled,
@@ -48,7 +48,7 @@ CASES = {
 def test_parts_equal_the_whole(case, family):
     problem = make(family, "three")
     quantizer = VectorQuantizer(
-        problem.network.quantizer.num_codes, 6, groups=3, replacement=LeastRecentlyUsed(2)
+        problem.network.quantizer.num_codes, 6, groups=3, replacement=ReplaceUnused(2)
     ).double()
     quantizer.codebook.load_state_dict(problem.network.quantizer.codebook.state_dict())
     rule, arguments = CASES[case]

@@ -28,13 +28,13 @@ from mqvae import (
     GenericMeta,
     Joint,
     Kept,
-    LeastRecentlyUsed,
     LookupFreeQuantizer,
     Meta,
     MetaBoth,
     MetaNetwork,
     RateAware,
     Replacement,
+    ReplaceUnused,
     Synchronous,
     Transport,
     Transported,
@@ -220,7 +220,7 @@ class Watched(Replacement):
     """Replaces, and remembers how many rows, and how many by embeddings of this process."""
 
     def __init__(self) -> None:
-        self.policy = LeastRecentlyUsed(2)
+        self.policy = ReplaceUnused(2)
         self.replaced = 0
         self.own = 0
 
@@ -508,7 +508,7 @@ def alone() -> None:
     codes = network.quantizer(z_e).codes
     network.quantizer.record(z_e, codes)
     network.quantizer.update()
-    network.quantizer = VectorQuantizer(8, 4, replacement=LeastRecentlyUsed(after=1))
+    network.quantizer = VectorQuantizer(8, 4, replacement=ReplaceUnused(after=1))
     network.eval()
     network.quantizer.record(z_e, codes)
     network.quantizer.update()

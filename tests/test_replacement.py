@@ -19,12 +19,12 @@ from mqvae import (
     HyperNetwork,
     Joint,
     Kept,
-    LeastRecentlyUsed,
     LinearMap,
     Meta,
     MetaBoth,
     MetaNetwork,
     MqvaeError,
+    ReplaceUnused,
     Synchronous,
     VectorQuantizer,
     VQNetwork,
@@ -40,7 +40,7 @@ FAR = 1e3  # where no embedding goes
 def network_of(after: int | None = 3, **options) -> VQNetwork:
     """Its last four codewords of every codebook lie where nothing selects them."""
     torch.manual_seed(4)
-    replacement = None if after is None else LeastRecentlyUsed(after)
+    replacement = None if after is None else ReplaceUnused(after)
     quantizer = VectorQuantizer(CODES, DIM, replacement=replacement, **options)
     weight = quantizer.codebook.weight
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_counts_and_replacements_follow_a_literal_loop(seed, after, groups, batc
     torch.manual_seed(seed)
     number, shared = groups
     quantizer = VectorQuantizer(
-        6, 4, groups=number, shared_codebook=shared, replacement=LeastRecentlyUsed(after)
+        6, 4, groups=number, shared_codebook=shared, replacement=ReplaceUnused(after)
     )
     weight = quantizer.codebook.weight
     unused = [0] * len(weight)
@@ -285,7 +285,7 @@ def test_a_pass_counts_nothing():
 @pytest.mark.parametrize("codebook", [Affine(), LinearMap(), HyperNetwork()])
 def test_codewords_of_a_map_are_not_replaced(codebook):
     with pytest.raises(ValueError, match="cannot be replaced one by one") as caught:
-        VectorQuantizer(4, 6, codebook=codebook, replacement=LeastRecentlyUsed())
+        VectorQuantizer(4, 6, codebook=codebook, replacement=ReplaceUnused())
     assert type(codebook).__name__ in str(caught.value)
     assert "leave out the replacement, or use Table()" in str(caught.value)
 
@@ -293,7 +293,7 @@ def test_codewords_of_a_map_are_not_replaced(codebook):
 @pytest.mark.parametrize("after", [0, -2])
 def test_no_patience_is_refused(after):
     with pytest.raises(ValueError, match=f"after must be 1 or more updates, got {after}"):
-        LeastRecentlyUsed(after)
+        ReplaceUnused(after)
 
 
 # -- a codebook that is set anew -------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_fresh_codewords_are_not_replaced_for_what_the_old_ones_did(shared):
 
 
 def test_a_codebook_taken_from_another_run_starts_unused(trained, tmp_path):
-    quantizer = {"init_args": {"replacement": {"class_path": "mqvae.LeastRecentlyUsed"}}}
+    quantizer = {"init_args": {"replacement": {"class_path": "mqvae.ReplaceUnused"}}}
     small = {
         "steps": 2,
         "data": {"name": "digits", "side": 8, "batch_size": 4},
@@ -340,7 +340,7 @@ def test_a_codebook_taken_from_another_run_starts_unused(trained, tmp_path):
 @pytest.mark.parametrize(("before", "now"), [(True, False), (False, True)])
 def test_a_codebook_comes_from_a_run_that_counted_use_or_did_not(trained, tmp_path, before, now):
     def small(counts):
-        kind = {"class_path": "mqvae.LeastRecentlyUsed"} if counts else None
+        kind = {"class_path": "mqvae.ReplaceUnused"} if counts else None
         return {
             "steps": 2,
             "data": {"name": "digits", "side": 8, "batch_size": 4},

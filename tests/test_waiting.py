@@ -24,7 +24,6 @@ from mqvae import (
     HyperNetwork,
     Joint,
     Kept,
-    LeastRecentlyUsed,
     LinearMap,
     LookupFreeQuantizer,
     Meta,
@@ -34,6 +33,7 @@ from mqvae import (
     NoQuantizer,
     Quantizer,
     RateAware,
+    ReplaceUnused,
     ResidualQuantizer,
     Rotation,
     RowwiseAdam,
@@ -114,10 +114,10 @@ MAY = {"distance": Cosine(), "estimator": Rotation(), "groups": 2}
 QUANTIZERS = {
     "vector": lambda: VectorQuantizer(CODES, DIM),
     "everything": lambda: VectorQuantizer(
-        CODES, DIM, **MAY, replacement=LeastRecentlyUsed(1), rate=RateAware(2.0)
+        CODES, DIM, **MAY, replacement=ReplaceUnused(1), rate=RateAware(2.0)
     ),
     "shared": lambda: VectorQuantizer(
-        CODES, DIM, groups=2, shared_codebook=True, replacement=LeastRecentlyUsed(1)
+        CODES, DIM, groups=2, shared_codebook=True, replacement=ReplaceUnused(1)
     ),
     "affine": lambda: VectorQuantizer(CODES, DIM, codebook=Affine()),
     "linear map": lambda: VectorQuantizer(CODES, DIM, codebook=LinearMap()),
@@ -175,7 +175,7 @@ def test_no_quantizer_waits(name):
 @pytest.mark.parametrize("name", RULES)
 def test_no_rule_waits(name):
     rule, options = RULES[name]
-    quantizer = VectorQuantizer(CODES, DIM, replacement=LeastRecentlyUsed(1), rate=RateAware(2.0))
+    quantizer = VectorQuantizer(CODES, DIM, replacement=ReplaceUnused(1), rate=RateAware(2.0))
     assert step(quantizer, rule, **options) == []
 
 
@@ -186,7 +186,7 @@ def test_no_optimizer_waits(optimizer):
 
 def test_a_plain_loop_does_not_wait():
     quantizer = VectorQuantizer(
-        CODES, DIM, codebook=MovingAverage(), replacement=LeastRecentlyUsed(1), rate=RateAware(2.0)
+        CODES, DIM, codebook=MovingAverage(), replacement=ReplaceUnused(1), rate=RateAware(2.0)
     ).to("meta")
     z_e = torch.empty(6, 7, DIM, device="meta")
     with Waiting() as waiting:
@@ -203,8 +203,8 @@ def test_a_plain_loop_does_not_wait():
 @pytest.mark.parametrize("layout", [{}, {"groups": 2}])
 def test_replacement_without_waiting_replaces_the_same_rows(monkeypatch, layout):
     torch.manual_seed(0)
-    one = VectorQuantizer(32, DIM, replacement=LeastRecentlyUsed(2), **layout)
-    two = VectorQuantizer(32, DIM, replacement=LeastRecentlyUsed(2), **layout)
+    one = VectorQuantizer(32, DIM, replacement=ReplaceUnused(2), **layout)
+    two = VectorQuantizer(32, DIM, replacement=ReplaceUnused(2), **layout)
     two.load_state_dict(one.state_dict())
     before = one.codebook.weight.detach().clone()
     z_e = torch.randn(2, 9, DIM)

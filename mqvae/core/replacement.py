@@ -105,7 +105,7 @@ class Replacement(ABC):
 
 
 @dataclass(frozen=True)
-class LeastRecentlyUsed(Replacement):
+class ReplaceUnused(Replacement):
     """A codeword unused for some updates becomes an embedding of the current batch.
 
     Processes count together and draw from the embeddings of all.
@@ -134,8 +134,8 @@ class LeastRecentlyUsed(Replacement):
         return rows.where(due, -1), pool.draw(rows)
 
 
-ReplaceUnused = LeastRecentlyUsed
-"""Another name of `LeastRecentlyUsed`."""
+LeastRecentlyUsed = ReplaceUnused
+"""The name of `ReplaceUnused` in version 0.1; read for one version more."""
 
 
 def readable(tensor: Tensor) -> bool:

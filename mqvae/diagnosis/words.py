@@ -15,7 +15,7 @@ from mqvae.settings import Settings
 MATTERS = 0.05  # a share of the figure, or of the codewords, below which nothing is made of it
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings
 COMMON = 0.3  # coherence of the drift from which a codeword can follow it
-REPLACED = ("--quantizer.replacement", "LeastRecentlyUsed")
+REPLACED = ("--quantizer.replacement", "ReplaceUnused")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -80,23 +80,28 @@ def is_needed(kind: type, name: str) -> bool:
 
 @cache
 def components_in(kind: type) -> Mapping[str, str]:
-    """The arguments of a class that are components, and what they are if no class is named.
+    """The arguments of a class that are components or lists of them.
 
     Args:
         kind: The class.
 
     Returns:
-        Paths by names; an empty one where a class must be named.
+        What they are if no class is named, by their names; empty where one must be.
     """
     found = {}
     for name, hint in _hints(kind).items():
-        union = get_origin(hint) in (Union, UnionType)
-        each = get_args(hint) if union else (hint,)
-        kinds = [k for k in each if isinstance(k, type) and _is_a_base(k)]
+        kinds = [k for k in _alternatives(hint) if isinstance(k, type) and _is_a_base(k)]
         if kinds:
             path = f"{kinds[0].__module__}.{kinds[0].__qualname__}"
             found[name] = canonical(path) if len(kinds) == 1 and not _is_open(kinds[0]) else ""
     return found
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """What a type is a union or a list of."""
+    if get_origin(hint) in (Union, UnionType, Sequence, list, tuple):
+        return [each for part in get_args(hint) for each in _alternatives(part)]
+    return [hint]
 
 
 @contextmanager

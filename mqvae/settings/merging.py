@@ -156,6 +156,10 @@ def _component(key: str, old: Any, given: Any, usual: str) -> Any:
         if value is None and kind and is_needed(kind, name):
             raise MqvaeError(f"{key}.{name} expects a value, got none.")
         if name in inner and name not in HANDED_LATER:
-            value = _component(f"{key}.{name}", result.get(name), value, inner[name])
+            place = f"{key}.{name}"
+            if isinstance(value, list):
+                value = [_component(place, None, each, inner[name]) for each in value]
+            else:
+                value = _component(place, result.get(name), value, inner[name])
         result[name] = value
     return {"class_path": path, "init_args": result}

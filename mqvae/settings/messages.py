@@ -16,6 +16,7 @@ from mqvae.spelling import nearest
 
 LONGEST = 1000  # characters of a message
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LISTS = dict.fromkeys(("tuple", "list", "Sequence"), "a list, as in [1, 2]")
 # jsonargparse's conditions on numbers, in words.
 RANGES = {
@@ -64,7 +65,8 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
     if classes and (
         name := said(r"Option '([\w.]+)' is not", r"nrecognized arguments: --([\w.]+)")
     ):
-        taken = [a for a in inspect.signature(_at(classes[-1])).parameters if a not in HANDED_LATER]
+        arguments = inspect.signature(_at(classes[-1])).parameters.values()
+        taken = [a.name for a in arguments if a.kind not in VARIADIC and a.name not in HANDED_LATER]
         hint = f" The rate is {key}_lr." if name == "lr" else nearest(name, taken)
         owner, listed = classes[-1].rpartition(".")[2], ", ".join(taken) or "none"
         return f"there is no option {key}.{name} of {owner}.{hint} Options: {listed}."
@@ -130,7 +132,7 @@ def _shortened(text: str) -> str:
 
 def choices(base: Any) -> list[str]:
     """The short names of the classes derived from one."""
-    kinds = [kind for kind in public().values() if issubclass(kind, base)]
+    kinds = [k for name, k in public().items() if issubclass(k, base) and k.__name__ == name]
     abstract = (torch.optim.Optimizer, mqvae.LookAhead)
     fit = [k for k in kinds if not inspect.isabstract(k) and k not in abstract]
     return [k.__name__ for k in fit if k.__name__ not in UNFIT]

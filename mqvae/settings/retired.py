@@ -2,7 +2,9 @@
 
 from typing import Any
 
-RETIRED = {"LeastRecentlyUsed": {"placed": None, "draws": 1}}
+from mqvae.settings.classes import canonical
+
+RETIRED = {"mqvae.ReplaceUnused": {"placed": None, "draws": 1}}
 """By class: arguments, with the values that change nothing."""
 
 
@@ -13,7 +15,7 @@ def without_retired(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     found = {key: without_retired(value) for key, value in config.items()}
-    retired = RETIRED.get(str(found.get("class_path")).rpartition(".")[2])
+    retired = RETIRED.get(canonical(str(found.get("class_path"))))
     arguments = found.get("init_args")
     if retired and isinstance(arguments, dict):
         found["init_args"] = {
