@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-SCALE = {"mse": 1e3, "lpips": 10.0, "usage": 100.0}
+SCALE = {"mse": 1e3, "lpips": 10.0, "usage": 100.0, "accuracy": 100.0, "f1": 100.0}
 DIGITS = {"mse": 2, "lpips": 3, "usage": 0, "entropy": 1, "prior_bits": 2, "perplexity": 0}
+DIGITS |= {"accuracy": 2, "f1": 2, "frechet_vgg16": 3, "frechet_vgg16_reconstructions": 3}
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,31 @@ class Results:
             (self.value(row, name, data, seed) or 0) / (self.value(to, name, data, seed) or 1)
             for seed in sorted(both if seeds is None else both & {*seeds})
         ]
-        if not ratios:
-            return "not measured"
-        low, high = min(ratios), max(ratios)
-        mean = _percent(statistics.fmean(ratios))
-        if len(ratios) == 1:
-            return f"{mean} (one seed)"
-        return f"{mean} ({_percent(low)} to {_percent(high)} over {len(ratios)} seeds)"
+        return _in_words(ratios)
+
+    def beside_line(self, row: str, ends: tuple[str, str], x: str, y: str, data: str) -> str:
+        """How far a row lies from the line between two others at its own `x`, in words.
+
+        Args:
+            row: The row.
+            ends: The two others.
+            x: A metric, of bits.
+            y: Another, of error.
+            data: The data set.
+        """
+        ratios = []
+        for seed in self.seeds(row, x, data):
+            points = [
+                (self.value(of, x, data, seed), self.value(of, y, data, seed))
+                for of in (*ends, row)
+            ]
+            (x0, y0), (x1, y1), (at, found) = (
+                (a, b) if a is not None and b is not None else (math.nan, math.nan)
+                for a, b in points
+            )
+            ratio = found / (y0 + (y1 - y0) * (at - x0) / (x1 - x0))
+            ratios += [ratio] if math.isfinite(ratio) else []
+        return _in_words(ratios)
 
     def points(self, family: str, x: str, y: str, data: str) -> list[tuple[float, float]]:
         """Both metrics of a family's rows, seed 0, by `x`."""
@@ -89,6 +108,25 @@ class Results:
     def of_family(self, family: str) -> list[str]:
         """Rows of a family."""
         return [name for name, row in self.rows.items() if row["family"] == family]
+
+    def columns(self, rows: Iterable[str], data: str, titles: Mapping[str, str]) -> str:
+        """Rows beside each other in some metrics, seed 0; those that have the first one.
+
+        Args:
+            rows: The rows.
+            data: The data set.
+            titles: Titles of the metrics, by their names.
+        """
+        lines = [
+            f"| Quantizer | {' | '.join(titles.values())} |",
+            f"|:--|{'--:|' * len(titles)}",
+        ]
+        first = next(iter(titles))
+        for row in rows:
+            if self.value(row, first, data) is not None:
+                cells = [self.shown(row, name, data) for name in titles]
+                lines.append(f"| {self.rows[row]['label']} | {' | '.join(cells)} |")
+        return "\n".join(lines)
 
     def table(self, rows: Iterable[str], data: str, *, to: str) -> str:
         """Rows beside each other: seed 0, and the error of all seeds over that of row `to`."""
@@ -111,6 +149,17 @@ class Results:
                 f"{len(self.seeds(row, 'mse', data))} |"
             )
         return "\n".join(lines)
+
+
+def _in_words(ratios: Sequence[float]) -> str:
+    """The mean of ratios, and from where to where they go."""
+    if not ratios:
+        return "not measured"
+    mean = _percent(statistics.fmean(ratios))
+    if len(ratios) == 1:
+        return f"{mean} (one seed)"
+    low, high = min(ratios), max(ratios)
+    return f"{mean} ({_percent(low)} to {_percent(high)} over {len(ratios)} seeds)"
 
 
 def _shown(name: str, value: float | None) -> str:

@@ -18,7 +18,7 @@ from mqvae import weights
 from mqvae.core.diagnostics import CodeCounts
 from reproduction.rows import Task
 
-OF_SUMMARY = ("mse", "psnr", "perplexity", "usage")
+OF_SUMMARY = ("mse", "psnr", "accuracy", "f1", "perplexity", "usage")
 
 
 class Failed(Exception):
@@ -43,7 +43,7 @@ def make(task: Task, runs: Path) -> dict[str, Any]:
             mqvae("train", *task.train_arguments(), "--out", folder, "--overwrite")
     evaluation = folder / "evaluations" / "test-last.json"
     check(task, folder)
-    if weights.find("alexnet") and "lpips" not in _json(evaluation):
+    if weights.find("alexnet") and "mse" in (found := _json(evaluation)) and "lpips" not in found:
         mqvae("evaluate", folder, "--metrics", "lpips")
     summary, measured = _json(folder / "summary.json"), _json(evaluation)
     figures = {name: measured[name] for name in (*OF_SUMMARY, "lpips") if name in measured}
