@@ -23,10 +23,10 @@ apt_install := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-instal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install data demo reproduce bench test numerics lint format docs clean
+.PHONY: help install data demo reproduce bench test test-beside test-all numerics lint format docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(installed) ## the environment, with the pinned dependencies
 
@@ -52,16 +52,23 @@ reproduce: install data ## the paper's tables and figures: ARGS="table-1"
 bench: install ## what steps and runs cost on this machine: ARGS="step --out docs"
 	$(python) -m benchmarks $(ARGS)
 
-test: install ## the tests
-	OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+pytest := OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile
+beside := tests/reproduction tests/benchmarks
+
+test: install ## the tests of the package
+	$(pytest) $(addprefix --ignore=,$(beside)) $(ARGS)
+
+test-beside: install ## the tests of reproduction/ and benchmarks/
+	$(pytest) $(beside) $(ARGS)
+
+test-all: test test-beside ## all tests
 
 # The mathematics once more, as processors round that have no vector units, and as others do.
 NUMERICS := $(addsuffix .py,$(addprefix tests/test_,diagnostics estimators hypergradient initialization \
   maps nearest network quantizer replacement residual rules selection transport unrolled updates))
 
 numerics: install ## the tests of the mathematics where other processors round otherwise
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 \
-	$(python) -m pytest -n auto --maxprocesses 4 --dist loadfile --rounding $(NUMERICS) $(ARGS)
+	ATEN_CPU_CAPABILITY=default $(pytest) --rounding $(NUMERICS) $(ARGS)
 
 lint: install ## style, formatting and types
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy; do \

@@ -16,7 +16,6 @@ import mqvae
 from mqvae.cli import COMMANDS, main
 from mqvae.cli.completion import options_of
 from mqvae.settings import from_arguments, preset_names
-from reproduction.paper.reproduce import experiments
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md"]
@@ -129,20 +128,6 @@ def test_every_method_is_documented():
     for name in preset_names():
         if name.startswith("methods/"):
             assert f"`{name.removeprefix('methods/')}`" in text, name
-
-
-def test_the_paper_has_43_points_each_with_its_file_and_command():
-    page = (ROOT / "docs" / "paper.md").read_text()
-    rows = re.findall(r"^\| (\d+) \|(.*)\|$", page, re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 44))
-    counts = dict.fromkeys(("done", "partly", "not"), 0)
-    for _, row in rows:
-        _, _, place, command, status = (cell.strip() for cell in row.split("|"))
-        assert (ROOT / place.strip("`")).is_file(), place
-        if command.startswith("`python -m reproduction"):
-            experiments(command.strip("`").partition(" --")[0].split()[3:])
-        counts[re.match(r"\w+", status)[0]] += 1
-    assert "Done: {done}. Partly: {partly}. Not: {not}.".format(**counts) in page
 
 
 # -- the site --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure
 from mqvae import data, extras
 from mqvae.cli import main
 from mqvae.metrics.inception import inception
@@ -66,7 +65,6 @@ def test_extras_that_are_there_ask_for_nothing(hidden):
     ("module", "extra", "use"),
     [
         ("matplotlib", "report", lambda: drawing(lambda axes: None, name="a", alt="b")),
-        ("matplotlib", "report", lambda: measure("step", Path("never"))),
         ("scipy", "svhn", lambda: data.load("svhn", "test", download=False)),
         ("torch_fidelity", "fid", lambda: inception(Weights({}, "a", "b"), "2048")),
     ],

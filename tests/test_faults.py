@@ -439,26 +439,6 @@ def test_sizes_without_sense(trained, tmp_path, monkeypatch, capsys, command, sa
     assert not list(tmp_path.iterdir())
 
 
-def test_settings_with_mistakes_by_the_dozen(tmp_path):
-    """The campaign of benchmarks/bad_settings.py, a small part of it."""
-    root = Path(mqvae.__file__).parents[1]
-    done = subprocess.run(
-        [
-            *[sys.executable, "-m", "benchmarks.bad_settings"],
-            *["--count", "60", "--through-main", "8"],
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "'through the program': 8" in done.stdout
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"step,task\nx,y\n", b"task\n1\n"])
 def test_a_damaged_metrics_file(trained, tmp_path, capsys, content):
     shutil.copytree(trained / "run", tmp_path / "run")

@@ -62,56 +62,6 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_small_campaign():
-    """Two kills of two rules; by itself the script makes 25 of four."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks.kill_campaign",
-            "--kills",
-            "2",
-            "--rules",
-            "Joint",
-            "EMA",
-            "--skip-disk",
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "wrong: 0"
-    assert len([line for line in lines if "2 kills" in line]) == 2
-    assert len([line for line in lines if "SIGTERM" in line]) == 2
-
-
-def test_a_long_run_stays_flat(tmp_path):
-    """So short that memory has hardly settled: files and threads must not grow all the same."""
-    from benchmarks.long_run import Watch
-
-    watch = Watch(every=10, settled=20)
-    delta = {"steps": 60, "trainer": {"loggers": ["tensorboard"]}}
-    begin(settings("joint", delta), tmp_path / "run").fit(after_step=watch)
-    assert watch.steps == [20, 30, 40, 50, 60]
-    assert len(set(watch.found["open files"])) == 1
-    assert len(set(watch.found["threads"])) == 1
-
-
-def test_commands_in_a_place_unlike_the_developers(tmp_path):
-    """No home to write to, a locale of ASCII, no network, and a path with spaces and umlauts."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.everywhere", "--environments", "all at once"],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 of 6 commands" in done.stdout
-
-
 @pytest.mark.parametrize("lost", ["before", "after"])
 def test_torchrun_restarts_a_run_that_was_lost(tmp_path, monkeypatch, lost):
     """Before its first checkpoint it begins anew, after it it is resumed; others stay."""

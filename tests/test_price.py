@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.quantizer import working_memory
-from benchmarks.step import CASES
 from mqvae import (
     Alternated,
     Amortized,
@@ -141,21 +139,6 @@ PRICES = {
 def test_a_step_makes_these_passes_and_no_more(name):
     kind, options, expected = PRICES[name]
     assert passes(kind, **options) == expected
-
-
-@pytest.mark.parametrize("name", [n for n in PRICES if n in CASES and CASES[n].predicted])
-def test_the_prediction_is_what_is_counted(name):
-    """A backward pass of the encoder is two forward ones; Joint has six of either half's."""
-    encoder, encoder_back, *decoder, _ = PRICES[name][2]
-    relative = (encoder + 2 * encoder_back + sum(decoder)) / 6
-    assert CASES[name].predicted == pytest.approx(relative, abs=0.005)
-
-
-def test_the_working_memory_of_the_quantizer_is_bounded():
-    """N × K distances alone would be 600 MiB; a fresh process measures itself."""
-    for what in ("training", "eval"):
-        found = working_memory(f"mqvae, {what}", (20_000, 8192, 16), "cpu")
-        assert found is None or found < 64
 
 
 class Largest(TorchDispatchMode):

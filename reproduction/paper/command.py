@@ -64,6 +64,11 @@ def reproduce(arguments: list[str], studies: Mapping[str, str]) -> int:
         "--jobs", type=int, default=1, metavar="N", help="trainings at a time, a thread each"
     )
     parser.add_argument("--out", metavar="DIR", help="folder (runs/reproduce/SCALE)")
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="results, of which missing ones are added (DIR/results.jsonl)",
+    )
     parser.add_argument("--root", metavar="DIR", help="folder with the files of data sets")
     parser.add_argument(
         "--accelerator",
@@ -95,19 +100,20 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
     seeds = options.seeds or scale.seeds
     command = shlex.join([*PROGRAM, *arguments])
     if options.published:
-        folder = published(scale.name)
-        if not folder.is_dir():
+        results = published(scale.name)
+        if not results.is_file():
             raise MqvaeError(f"there are no committed results of the scale '{scale.name}'.")
-        study = Study(scale, seeds, Results(folder))
+        study = Study(scale, seeds, Results(results))
     else:
         found = {} if scale.dataset else present(chosen, options.root)
         for name, reason in found.items():
             if reason:
                 print(f"reproduction: {name} is left out: {reason}", file=sys.stderr)
         there = frozenset(name for name, reason in found.items() if not reason)
-        study = Study(scale, seeds, Results(out / "results"), there)
+        results = Path(options.results or out / "results.jsonl")
+        study = Study(scale, seeds, Results(results), there)
         try:
-            place = Place(out / "runs", out / "results", options.root, options.accelerator)
+            place = Place(out / "runs", results, options.root, options.accelerator)
             carry_out_all(chosen, study, place, jobs=options.jobs)
         except (Interrupted, KeyboardInterrupt):
             print(f"stopped; the same command resumes:\n  {command}", file=sys.stderr)

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 from mqvae.errors import MqvaeError
@@ -25,6 +24,7 @@ from reproduction.paper.tables import TABLES
 from reproduction.paper.taken import QUOTE, TAKEN
 from reproduction.paper.verdicts import FEW, beside
 from reproduction.paper.work import Place
+from reproduction.rows import FOLDER
 
 ORDER = (
     *("table-1", "bits", "table-2", "table-3", "table-4", "table-5", "table-6", "table-7"),
@@ -55,8 +55,8 @@ PROGRAM = ("python", "-m", "reproduction")
 
 
 def published(scale: str) -> Path:
-    """The results that came with the program."""
-    return Path(str(resources.files("reproduction.paper") / "results" / scale))
+    """The file of committed results."""
+    return FOLDER / "results" / ("paper.jsonl" if scale == "cpu" else f"paper-{scale}.jsonl")
 
 
 def experiments(names: Sequence[str]) -> list[Experiment]:

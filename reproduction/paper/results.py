@@ -1,16 +1,13 @@
-"""Results: one small JSON file for each piece of work, found again by what was asked for."""
+"""Results of the paper's runs, found again by what was asked for."""
 
 import hashlib
 import json
-import re
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from mqvae.errors import MqvaeError
-from mqvae.finite import only_finite, restored
-from mqvae.runs import read_json, write_whole
+from reproduction.results import put, read
 
 
 class Asked(Hashable, Protocol):
@@ -18,7 +15,7 @@ class Asked(Hashable, Protocol):
 
     @property
     def title(self) -> str:
-        """What its file begins with."""
+        """What its name begins with."""
 
     def asks(self) -> dict[str, Any]:
         """All that its result depends on, as JSON."""
@@ -31,21 +28,20 @@ class Asked(Hashable, Protocol):
 
 
 class Results:
-    """A folder of results.
+    """A file of results.
 
     Args:
-        folder: Where they are; made when the first is written.
+        file: Where they are; made when the first is written.
 
     Raises:
-        ValueError: if a file in it is damaged.
+        MqvaeError: if a line of it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self._found: dict[str, tuple[str, dict[str, Any]]] = {}
         self._titles: set[str] = set()
-        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-            self._read(path)
+        self.reload()
 
     def __len__(self) -> int:
         return len({name for name, _ in self._found.values()})
@@ -61,7 +57,7 @@ class Results:
         return None if found is None else found[1]
 
     def name(self, work: Asked) -> str:
-        """The name of its file, without suffix."""
+        """The name of its line."""
         found = self._entry(work)
         return file_name(work) if found is None else found[0]
 
@@ -81,37 +77,25 @@ class Results:
         content = self.get(work)
         return content is not None and work.satisfied(content)
 
-    def read(self, work: Asked) -> None:
-        """Take up a result that somebody else has written."""
-        self._read(self.folder / f"{self.name(work)}.json")
-
-    def _read(self, path: Path) -> None:
-        try:
-            content = read_json(path)
-            self._keep(path.stem, content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MqvaeError(
-                f"{path} is no result ({type(error).__name__}: {error}): remove it, and what it "
-                "held is made again."
-            ) from error
+    def reload(self) -> None:
+        """Take up what other processes have written."""
+        for line in read(self.file):
+            self._keep(line)
 
     def put(self, work: Asked, content: Mapping[str, Any]) -> None:
         """Write a result."""
-        asks = work.asks()
-        whole = only_finite({"asks": asks, **content})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.name(work)
-        text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False)
-        write_whole(self.folder / f"{name}.json", _compact(text) + "\n")
-        self._keep(name, restored(json.loads(text)))
+        line = {"name": self.name(work), "asks": work.asks(), **content}
+        put(self.file, line, key="name")
+        self._keep(json.loads(json.dumps(line)))
 
-    def _keep(self, name: str, content: dict[str, Any]) -> None:
-        self._found[_key(content["asks"])] = (name, content)
+    def _keep(self, line: dict[str, Any]) -> None:
+        name = line.pop("name")
+        self._found[_key(line["asks"])] = (name, line)
         self._titles.add(name.rpartition("-")[0])
 
 
 def file_name(work: Asked) -> str:
-    """The name of a result's file without suffix, and of the run folder it is made from."""
+    """The name of a result's line, and of the run folder it is made from."""
     digest = hashlib.sha256(_key_of(work).encode()).hexdigest()
     return f"{work.title}-{digest[:6]}"
 
@@ -124,10 +108,3 @@ def _key_of(work: Asked) -> str:
 
 def _key(asks: Mapping[str, Any]) -> str:
     return json.dumps(asks, sort_keys=True)
-
-
-def _compact(text: str) -> str:
-    """Lists of numbers on one line."""
-    return re.sub(
-        r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text
-    )

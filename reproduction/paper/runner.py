@@ -116,7 +116,7 @@ def _in_processes(
                 process, work = running.pop(sentinel)
                 process.join()
                 if process.exitcode == 0:
-                    results.read(work)
+                    results.reload()
                     clock.end(work)
                 elif not stopping:
                     failed = work

@@ -47,7 +47,7 @@ class Place:
 
     Attributes:
         runs: Folder of the runs.
-        results: Folder of the results.
+        results: File of the results.
         root: Folder with the files of data sets; None for their usual places.
         accelerator: As a run's `trainer.accelerator`.
     """
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What its files begin with."""
+        """What its names begin with."""
         size = "-{}x{}".format(*self.size) if self.size else ""
         rate = "" if self.rate is None else f"-{self.rate:g}"
         of = METHODS[self.method]
