@@ -63,7 +63,7 @@ def test_two_rows_from_training_to_the_line(tmp_path, in_process, capsys):
         if groups == 1:
             assert figures["entropy"] == pytest.approx(math.log2(figures["perplexity"]), rel=1e-5)
         else:
-            assert 0 < figures["entropy"] <= 2 * math.log2(figures["perplexity"]) + 1e-4
+            assert 0 <= figures["entropy"] <= 2 * math.log2(figures["perplexity"]) + 1e-4
     prior = json.loads(next(tmp_path.glob("ema-64-*/prior/summary.json")).read_text())
     assert lines[0]["figures"]["prior_bits"] == pytest.approx(prior["bits_per_code"], rel=1e-5)
     number = len(in_process)
