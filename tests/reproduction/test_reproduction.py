@@ -48,10 +48,10 @@ def test_runs_have_folders_of_their_own_whatever_their_priors():
 def test_two_rows_from_training_to_the_line(tmp_path, in_process, capsys):
     file = tmp_path / "results.jsonl"
     typed = ["rate-distortion", "--scale=debug", f"--runs={tmp_path}", f"--results={file}"]
-    typed.append("--only=ema-64,residual-2")
+    typed.append("--only=ema-16384,residual-2")
     assert main(typed) == 0
     lines = results.read(file)
-    assert sorted(line["row"] for line in lines) == ["ema-64", "residual-2"]
+    assert sorted(line["row"] for line in lines) == ["ema-16384", "residual-2"]
     for line in lines:
         figures, summary = line["figures"], next(tmp_path.glob(f"{line['row']}-*/summary.json"))
         summary = json.loads(summary.read_text())
@@ -64,8 +64,9 @@ def test_two_rows_from_training_to_the_line(tmp_path, in_process, capsys):
             assert figures["entropy"] == pytest.approx(math.log2(figures["perplexity"]), rel=1e-5)
         else:
             assert 0 <= figures["entropy"] <= 2 * math.log2(figures["perplexity"]) + 1e-4
-    prior = json.loads(next(tmp_path.glob("ema-64-*/prior/summary.json")).read_text())
-    assert lines[0]["figures"]["prior_bits"] == pytest.approx(prior["bits_per_code"], rel=1e-5)
+    prior = json.loads(next(tmp_path.glob("ema-16384-*/prior/summary.json")).read_text())
+    (line,) = (line for line in lines if line["row"] == "ema-16384")
+    assert line["figures"]["prior_bits"] == pytest.approx(prior["bits_per_code"], rel=1e-5)
     number = len(in_process)
     assert main(typed) == 0 and len(in_process) == number  # they are known
     capsys.readouterr()
@@ -73,16 +74,16 @@ def test_two_rows_from_training_to_the_line(tmp_path, in_process, capsys):
 
     # Without its line, a finished run is measured and not trained again.
     file.unlink()
-    assert main([*typed[:-1], "--only=ema-64"]) == 0
+    assert main([*typed[:-1], "--only=ema-16384"]) == 0
     assert len(results.read(file)) == 1 and len(in_process) == number
 
     # A folder that was trained with other settings is refused.
-    config = next(tmp_path.glob("ema-64-*/config.yaml"))
+    config = next(tmp_path.glob("ema-16384-*/config.yaml"))
     content = yaml.safe_load(config.read_text())
     content["quantizer"]["init_args"]["num_codes"] = 65
     config.write_text(yaml.safe_dump(content))
     file.unlink()
-    assert main([*typed[:-1], "--only=ema-64"]) == 1 and not results.read(file)
+    assert main([*typed[:-1], "--only=ema-16384"]) == 1 and not results.read(file)
 
 
 def test_a_prior_is_trained_again_where_its_samples_are_wanted(tmp_path, in_process, monkeypatch):
