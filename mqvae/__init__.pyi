@@ -73,9 +73,11 @@ from .core.updates import Unquantized as Unquantized
 from .core.updates import Update as Update
 from .errors import MqvaeError as MqvaeError
 from .networks.architecture import Architecture as Architecture
+from .networks.code_prior import CodePrior as CodePrior
 from .networks.discriminator import PatchDiscriminator as PatchDiscriminator
 from .networks.pixelcnn import PixelCNN as PixelCNN
 from .networks.resnet import ResNet18 as ResNet18
+from .networks.transformer import CodeTransformer as CodeTransformer
 from .networks.vqgan import VQGAN as VQGAN
 from .networks.vqvae import VQVAE as VQVAE
 from .networks.vqvae import vqvae as vqvae

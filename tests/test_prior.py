@@ -8,16 +8,18 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.flop_counter import FlopCounterMode
 
-from mqvae import PixelCNN
+from mqvae import CodeTransformer, PixelCNN
 from mqvae.cli import main
 from mqvae.data.order import order_of
 from mqvae.metrics.frechet import Frechet, FrechetVgg16, frechet_distance
@@ -82,6 +84,17 @@ def pixelcnn(shape, *, classes=0, layers=6, num_codes=5, seed=0):
     return network
 
 
+def transformer(shape, *, classes=0, num_codes=5, seed=0):
+    """A small one in float64, its weights large enough for codes far from uniform."""
+    torch.manual_seed(seed)
+    sizes = {"width": 8, "layers": 2, "heads": 2}
+    network = CodeTransformer(num_codes, shape, classes=classes, **sizes).double()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.5)
+    return network
+
+
+MADE = pytest.mark.parametrize("made", [pixelcnn, transformer])
 SHAPES = [((4, 5), 0), ((3, 2, 2), 0), ((1, 4), 0), ((4, 3), 3), ((2, 2, 3), 3)]
 
 
@@ -93,9 +106,10 @@ def codes_for(shape, classes, count=3, num_codes=5):
 # -- the network -----------------------------------------------------------------------------------
 
 
+@MADE
 @pytest.mark.parametrize(("shape", "classes"), SHAPES)
-def test_a_code_is_known_to_all_after_it_and_to_no_other(shape, classes):
-    network = pixelcnn(shape, classes=classes)
+def test_a_code_is_known_to_all_after_it_and_to_no_other(made, shape, classes):
+    network = made(shape, classes=classes)
     codes, labels = codes_for(shape, classes, count=1)
     before = network(codes, labels).flatten(0, -2)  # (positions, K)
     for position in range(len(before)):
@@ -106,9 +120,10 @@ def test_a_code_is_known_to_all_after_it_and_to_no_other(shape, classes):
         assert differs[position + 1 :].all()  # no blind spot
 
 
+@MADE
 @pytest.mark.parametrize(("shape", "classes"), SHAPES)
-def test_what_is_cached_is_what_a_whole_pass_gives(shape, classes):
-    network = pixelcnn(shape, classes=classes)
+def test_what_is_cached_is_what_a_whole_pass_gives(made, shape, classes):
+    network = made(shape, classes=classes)
     codes, labels = codes_for(shape, classes)
     whole = network(codes, labels).view(3, network.rows, network.columns, 5)
     grid = codes.view(3, network.rows, network.columns)
@@ -132,10 +147,11 @@ def test_cached_sampling_costs_no_more_operations_than_a_pass_and_a_half():
     assert 0 < cached.get_total_flops() < 1.5 * one_pass.get_total_flops()  # plain: 49
 
 
+@MADE
 @pytest.mark.parametrize(("shape", "classes"), SHAPES)
-def test_samples_follow_what_is_predicted(shape, classes):
+def test_samples_follow_what_is_predicted(made, shape, classes):
     """The mean −log p of samples is the entropy that the logits say, within four errors."""
-    network = pixelcnn(shape, classes=classes)
+    network = made(shape, classes=classes)
     labels = torch.arange(2000) % classes if classes else None
     drawn = network.sample(2000, labels=labels, generator=torch.Generator().manual_seed(1))
     assert drawn.shape == (2000, *shape) and drawn.dtype == torch.int64
@@ -147,8 +163,9 @@ def test_samples_follow_what_is_predicted(shape, classes):
     assert abs(difference.mean()) < 4 * difference.std() / 2000**0.5
 
 
-def test_a_generator_and_a_temperature_say_what_is_drawn():
-    network = pixelcnn((3, 3))
+@MADE
+def test_a_generator_and_a_temperature_say_what_is_drawn(made):
+    network = made((3, 3))
     first, again, other = (
         network.sample(20, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
     )
@@ -158,15 +175,17 @@ def test_a_generator_and_a_temperature_say_what_is_drawn():
     assert torch.equal(network(cold).argmax(-1), cold)
 
 
-def test_classes_matter():
-    network = pixelcnn((2, 2), classes=2)
+@MADE
+def test_classes_matter(made):
+    network = made((2, 2), classes=2)
     codes = torch.zeros(2, 2, 2, dtype=torch.int64)
     of_both = network(codes, torch.tensor([0, 1]))
     assert (of_both[0] != of_both[1]).all()
 
 
-def test_groups_have_embeddings_of_their_own():
-    network = pixelcnn((2, 2, 2))
+@MADE
+def test_groups_have_embeddings_of_their_own(made):
+    network = made((2, 2, 2))
     embedded = network.embed(torch.zeros(1, 2, 2, 2, dtype=torch.int64))
     assert torch.equal(embedded[..., 0], embedded[..., 2])
     assert (embedded[..., 0] != embedded[..., 1]).all()
@@ -187,8 +206,14 @@ def test_sizes_that_cannot_be(arguments, message):
         PixelCNN(**{"num_codes": 5, "shape": (2, 2), **arguments})
 
 
-def test_calls_that_do_not_fit():
-    plain, conditional = pixelcnn((2, 3)), pixelcnn((2, 3), classes=2)
+def test_heads_divide_the_width():
+    with pytest.raises(ValueError, match="heads must divide the width, 8, got 3"):
+        CodeTransformer(5, (2, 2), width=8, heads=3)
+
+
+@MADE
+def test_calls_that_do_not_fit(made):
+    plain, conditional = made((2, 3)), made((2, 3), classes=2)
     codes = torch.zeros(1, 2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"codes must be \(B, 2, 3\), got \(1, 3, 2\)"):
         plain(codes.mT)
@@ -238,17 +263,48 @@ def test_independent_bits_by_hand():
 
 def test_the_usual_kernel_sees_the_whole_grid():
     for shape, layers in (((7, 7), 8), ((4, 4), 2), ((3, 2, 4), 3), ((16, 16), 4)):
-        settings = PriorSettings(layers=layers, width=2)
+        settings = PriorSettings(architecture="pixelcnn", layers=layers, width=2)
         network = PriorConfig(settings, 3, shape, 0, "last", "").network()
         assert network.reach * layers >= max(network.rows, network.columns)
         assert (network.reach - 1) * layers < max(network.rows, network.columns)
 
 
+def test_a_transformer_is_usual_where_codes_are_many():
+    made = {
+        (shape, given): type(
+            PriorConfig(
+                PriorSettings(architecture=given, width=4), 3, shape, 0, "last", ""
+            ).network()
+        )
+        for shape in ((15, 17), (16, 16), (8, 8, 4))
+        for given in (None, "pixelcnn", "transformer")
+    }
+    usual = [made[shape, None] for shape in ((15, 17), (16, 16), (8, 8, 4))]
+    assert usual == [PixelCNN, CodeTransformer, CodeTransformer]
+    assert all(kind is PixelCNN for (_, given), kind in made.items() if given == "pixelcnn")
+    assert all(
+        kind is CodeTransformer for (_, given), kind in made.items() if given == "transformer"
+    )
+    with pytest.raises(ValueError, match="architecture must be pixelcnn or transformer, got 'rnn'"):
+        PriorSettings(architecture="rnn")
+
+
+def test_a_prior_of_before_there_were_two_kinds_is_a_pixelcnn(run):
+    begin_prior(run, TINY, device="cpu").fit()
+    file = run / "prior" / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    del content["prior"]["architecture"], content["prior"]["heads"]
+    file.write_text(yaml.safe_dump(content))
+    assert isinstance(load_prior(Tokenizer.from_run(run, device="cpu")), PixelCNN)
+
+
 # -- training --------------------------------------------------------------------------------------
 
 
-def test_training_learns_what_neighbours_say(run):
-    training = begin_prior(run, PriorSettings(steps=100, width=16, layers=3, lr=1e-2), device="cpu")
+@pytest.mark.parametrize(("architecture", "steps"), [("pixelcnn", 100), ("transformer", 250)])
+def test_training_learns_what_neighbours_say(run, architecture, steps):
+    settings = PriorSettings(steps, architecture=architecture, width=16, layers=3, lr=1e-2)
+    training = begin_prior(run, settings, device="cpu")
     splits = [len(split) for split in (training.train, training.validation, training.test)]
     summary = training.fit()
     used = json.loads((run / "summary.json").read_text())["usage"] * 16
@@ -259,7 +315,7 @@ def test_training_learns_what_neighbours_say(run):
     with (run / "prior" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "seconds", "loss", "validation"]
-    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) and rows[-1]["step"] == "100"
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) and rows[-1]["step"] == str(steps)
     said = [float(row["validation"]) for row in rows if row["validation"]]
     assert len(said) == 5 and said[-1] < said[0]
     images = Tokenizer.from_run(run, device="cpu").settings.data
@@ -285,10 +341,12 @@ def rows_of(run):
         return [{**row, "seconds": ""} for row in csv.DictReader(file)]
 
 
-def test_a_stopped_prior_goes_on_bit_for_bit(runs, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("architecture", ["pixelcnn", "transformer"])
+def test_a_stopped_prior_goes_on_bit_for_bit(runs, run, tmp_path, monkeypatch, architecture):
+    tiny = replace(TINY, architecture=architecture)
     shutil.copytree(runs("plain"), tmp_path / "whole")
-    begin_prior(tmp_path / "whole", TINY, device="cpu").fit()
-    training = begin_prior(run, TINY, device="cpu")
+    begin_prior(tmp_path / "whole", tiny, device="cpu").fit()
+    training = begin_prior(run, tiny, device="cpu")
     log = training.run.log
 
     def interrupting(row):
@@ -303,7 +361,7 @@ def test_a_stopped_prior_goes_on_bit_for_bit(runs, run, tmp_path, monkeypatch):
     resume_prior(run, device="cpu").fit()
     same_checkpoints(weights(run), weights(tmp_path / "whole"))
     assert rows_of(run) == rows_of(tmp_path / "whole")
-    begin_prior(run, TINY, device="cpu", overwrite=True).fit()
+    begin_prior(run, tiny, device="cpu", overwrite=True).fit()
     same_checkpoints(weights(run), weights(tmp_path / "whole"))
 
 

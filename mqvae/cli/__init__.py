@@ -25,7 +25,7 @@ COMMANDS = {
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
     "data": "real photographs, cut to train on",
     "weights": "the trained networks that some figures are taken with",
-    "prior": "train a PixelCNN over the codes of a run",
+    "prior": "train a prior over the codes of a run: a PixelCNN or a transformer",
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
     "doctor": "what is here, what is missing, and how to get it",

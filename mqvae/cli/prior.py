@@ -53,7 +53,7 @@ def _prior_parser() -> argparse.ArgumentParser:
     from mqvae.prior import PriorSettings
 
     parser = parser_of(
-        "prior", "Train a PixelCNN over the codes of a run, to draw images from; in RUN/prior."
+        "prior", "Train a PixelCNN or a transformer over the codes of a run, in RUN/prior."
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     meanings = {p.arg_name: p.description for p in parse(PriorSettings.__doc__ or "").params}

@@ -11,7 +11,7 @@ from mqvae.errors import MqvaeError
 
 
 class Prior(Protocol):
-    """What says how many bits codes cost where they are, such as a `PixelCNN`."""
+    """What says how many bits codes cost where they are, such as a `CodePrior`."""
 
     def prices(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Bits of all codes of each image, (B,), and of them with another code at one place.

@@ -1,6 +1,5 @@
 """The gated PixelCNN (van den Oord et al. 2016): how likely codes are, one after the other."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mqvae.errors import MqvaeError
-from mqvae.networks.architecture import MOST_LAYERS
+from mqvae.networks.code_prior import CodePrior
 
 
 class GatedLayer(nn.Module):
@@ -75,11 +74,10 @@ class GatedLayer(nn.Module):
         return v, self.beside(F.pad(h, (r, end)), above, before, of_horizontal)
 
 
-class PixelCNN(nn.Module):
-    """p(codes) = Π p(code | the codes before it), in raster order, groups innermost.
+class PixelCNN(CodePrior):
+    """The gated PixelCNN, a `CodePrior` of convolutions.
 
-    A grid of G codes a position is taken as one of w·G columns, so that a code knows those of the
-    groups before it. Every place has a learned embedding too, where the horizontal stack begins.
+    Every place has a learned embedding too, where the horizontal stack begins.
 
     Args:
         num_codes: Number K of values of a code.
@@ -110,26 +108,10 @@ class PixelCNN(nn.Module):
         kernel: int = 3,
         classes: int = 0,
     ) -> None:
-        super().__init__()
-        if len(shape) not in (2, 3) or min(shape) < 1:
-            raise MqvaeError(f"shape must be (h, w) or (h, w, G), got {tuple(shape)}.")
-        for name, value in (("num_codes", num_codes), ("width", width), ("layers", layers)):
-            if value < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
-        if layers > MOST_LAYERS:
-            raise MqvaeError(f"layers must be {MOST_LAYERS:,} or less, got {layers}.")
+        super().__init__(num_codes, shape, width=width, layers=layers, classes=classes)
         if kernel < 3 or kernel % 2 == 0:
             raise MqvaeError(f"kernel must be an odd number of 3 or more, got {kernel}.")
-        if classes < 0:
-            raise MqvaeError(f"classes must be 0 or more, got {classes}.")
-        self.num_codes = num_codes
-        self.shape = tuple(shape)
-        self.groups = shape[2] if len(shape) == 3 else 1
-        self.rows, self.columns = shape[0], shape[1] * self.groups
-        self.width = width
         self.reach = kernel // 2
-        self.classes = classes
-        self.embedding = nn.Embedding(self.groups * num_codes, width)
         self.places = nn.Parameter(torch.zeros(width, self.rows, self.columns))
         self.layers = nn.ModuleList(
             GatedLayer(width, self.reach, first=i == 0, classes=classes) for i in range(layers)
@@ -141,28 +123,6 @@ class PixelCNN(nn.Module):
             nn.Conv2d(2 * width, num_codes, 1),
         )
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits of every code given those before it.
-
-        Args:
-            codes: (B, h, w) or (B, h, w, G) integers.
-            labels: (B,) classes, if it is conditioned on them.
-
-        Returns:
-            (B, h, w, K) or (B, h, w, G, K).
-
-        Raises:
-            ValueError: if shapes do not fit, or classes are missing or not expected.
-        """
-        self._check(codes, labels)
-        logits = self.logits(self.embed(codes), labels)  # (B, K, h, w·G)
-        return logits.movedim(1, -1).unflatten(2, self.shape[1:])
-
-    def embed(self, codes: Tensor) -> Tensor:
-        """Embeddings of codes, (B, width, h, w·G)."""
-        grid = codes.long().flatten(2)  # (B, h, w·G)
-        return self.embedding(grid + self._offsets()).movedim(-1, 1)
-
     def logits(self, embedded: Tensor, labels: Tensor | None = None) -> Tensor:
         """`forward` from embeddings, (B, K, h, w·G)."""
         v = h = embedded
@@ -172,93 +132,11 @@ class PixelCNN(nn.Module):
             before = h
         return self.head(h)
 
-    @torch.no_grad()
-    def prices(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits of all codes of each image, and of them with another code at one place.
-
-        What another code does to the bits of those after it is linearized by its embedding.
-
-        Args:
-            codes: (B, h, w) or (B, h, w, G) integers.
-
-        Returns:
-            −log₂ p, (B,), and, up to a constant of each place, what it would be with every code k
-            there: (B, h, w, K) or (B, h, w, G, K).
-
-        Raises:
-            ValueError: if it is conditioned on classes, or shapes do not fit.
-        """
-        self._check(codes, None)
-        with torch.enable_grad():
-            embedded = self.embed(codes).detach().requires_grad_()
-            own = -self.logits(embedded).log_softmax(1) / math.log(2)  # (B, K, h, w·G)
-            bits = own.gather(1, codes.long().flatten(2)[:, None]).flatten(1).sum(1)
-            (slope,) = torch.autograd.grad(bits.sum(), embedded)
-        tables = self.embedding.weight.view(self.groups, self.num_codes, self.width)
-        later = torch.einsum("bdhwg,gkd->bhwgk", slope.unflatten(3, (-1, self.groups)), tables)
-        prices = own.detach().movedim(1, -1).unflatten(2, (-1, self.groups)) + later
-        return bits.detach(), prices if self.shape[2:] else prices.flatten(2, 3)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        count: int,
-        *,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+    def _walk(
+        self, choose: Callable[[Tensor, int, int], Tensor], count: int, labels: Tensor | None
     ) -> Tensor:
-        """Draw codes.
-
-        Args:
-            count: How many grids.
-            labels: (count,) classes, if it is conditioned on them.
-            temperature: Logits are divided by it; below 1 for likelier codes.
-            generator: Source of randomness, on the CPU; the global one if None.
-
-        Returns:
-            (count, h, w) or (count, h, w, G) int64.
-
-        Raises:
-            ValueError: if an argument is out of range.
-        """
-        if not 0 < temperature < float("inf"):
-            raise MqvaeError(f"temperature must be above 0, got {temperature}.")
-
-        def draw(logits: Tensor, row: int, column: int) -> Tensor:
-            # On the CPU, so that a seed draws the same on every device.
-            odds = (logits.float().cpu() / temperature).softmax(-1)
-            return torch.multinomial(odds, 1, generator=generator).squeeze(1)
-
-        return self.walk(draw, count, labels=labels)
-
-    @torch.no_grad()
-    def walk(
-        self,
-        choose: Callable[[Tensor, int, int], Tensor],
-        count: int,
-        *,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Go through the grid code by code, each chosen with the logits given those before it.
-
-        Nothing is computed twice: the vertical stack is, once a row, the horizontal one, once a
-        code, for one row or code and from what earlier ones have left.
-
-        Args:
-            choose: From logits (count, K), the row and the column (of w·G), codes (count,).
-            count: How many grids.
-            labels: (count,) classes, if it is conditioned on them.
-
-        Returns:
-            (count, h, w) or (count, h, w, G) int64.
-
-        Raises:
-            ValueError: if `count` is less than 1, or classes are missing or not expected.
-        """
-        if count < 1:
-            raise MqvaeError(f"count must be 1 or more, got {count}.")
-        self._check_labels(labels, count)
+        # The vertical stack is computed once a row, the horizontal one once a code, for one row or
+        # code and from what earlier ones have left.
         layers: list[GatedLayer] = list(self.layers)  # type: ignore[arg-type]
         biases = [layer.biases(labels) for layer in layers]
         r, offsets, empty = self.reach, self._offsets().tolist(), self.places.new_zeros
@@ -287,32 +165,7 @@ class PixelCNN(nn.Module):
                 )  # (count, width)
                 into_v[0][:, :, r + i, r + j] = embedded
                 into_h[0][:, :, 0, r + j] = embedded
-        return grid.view(count, *self.shape)
-
-    def _offsets(self) -> Tensor:
-        """Where the embeddings of a column's group begin, (w·G,)."""
-        columns = torch.arange(self.columns, device=self.places.device)
-        return columns % self.groups * self.num_codes
-
-    def _check(self, codes: Tensor, labels: Tensor | None) -> None:
-        if tuple(codes.shape[1:]) != self.shape:
-            raise MqvaeError(
-                f"codes must be (B, {', '.join(map(str, self.shape))}), got {tuple(codes.shape)}."
-            )
-        self._check_labels(labels, len(codes))
-
-    def _check_labels(self, labels: Tensor | None, count: int) -> None:
-        if not self.classes:
-            if labels is not None:
-                raise MqvaeError("this PixelCNN is not conditioned on classes: leave out labels.")
-        elif labels is None or labels.shape != (count,):
-            got = "none" if labels is None else tuple(labels.shape)
-            raise MqvaeError(f"labels must be ({count},) classes, got {got}.")
-        elif not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            raise MqvaeError(
-                f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … "
-                f"{int(labels.max())}."
-            )
+        return grid
 
 
 def gate(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A PixelCNN over the codes of a trained tokenizer: what its images are drawn from."""
+"""A prior over the codes of a trained tokenizer: what its images are drawn from."""
 
 from mqvae.prior.curve import SampleCurve, sample_curve
 from mqvae.prior.sampling import load_prior, sample_images

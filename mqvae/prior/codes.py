@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mqvae.data import Images
 from mqvae.data.order import order_of
 from mqvae.metrics import evaluating
-from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.networks.code_prior import CodePrior
 from mqvae.tokenizer import Tokenizer
 
 BATCH_SIZE = 256
@@ -60,14 +60,14 @@ def shuffled(number: int, batch_size: int, *, seed: int, start: int) -> Iterator
         epoch, position = epoch + 1, 0
 
 
-def bits(prior: PixelCNN, codes: Tensor, labels: Tensor | None) -> Tensor:
+def bits(prior: CodePrior, codes: Tensor, labels: Tensor | None) -> Tensor:
     """−log₂ p of codes, the mean over all of them."""
     logits = prior(codes, labels)
     return F.cross_entropy(logits.flatten(0, -2), codes.flatten()) / math.log(2)
 
 
 @torch.no_grad()
-def bits_of_split(prior: PixelCNN, split: CodeSplit, device: torch.device) -> float:
+def bits_of_split(prior: CodePrior, split: CodeSplit, device: torch.device) -> float:
     """`bits` over a whole split."""
     total = 0.0
     with evaluating(prior):

@@ -13,7 +13,7 @@ from mqvae.data.order import order_of
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
 from mqvae.metrics.frechet import Fid, Frechet, FrechetVgg16, Moments, frechet_distance
-from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit
 from mqvae.prior.sampling import images_of, sample_images
 from mqvae.prior.settings import PriorSettings
@@ -84,7 +84,7 @@ class SampleDistance:
         here = step % self.settings.samples_every == 0 or step == self.settings.steps
         return step > 0 and here and step not in self.points
 
-    def measure(self, prior: PixelCNN, step: int) -> None:
+    def measure(self, prior: CodePrior, step: int) -> None:
         """Draw samples, the same seed at every step, and write down how far they are."""
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(self.settings.seed)

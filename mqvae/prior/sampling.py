@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mqvae.errors import MqvaeError
 from mqvae.metrics.bits import Prior
-from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import bits
 from mqvae.prior.settings import FOLDER, PriorConfig
 from mqvae.runs import Run
@@ -16,7 +16,7 @@ from mqvae.tokenizer import Codes, Tokenizer
 BATCH_SIZE = 256
 
 
-def load_prior(tokenizer: Tokenizer, folder: str | Path | None = None) -> PixelCNN:
+def load_prior(tokenizer: Tokenizer, folder: str | Path | None = None) -> CodePrior:
     """The prior of a tokenizer, on its device.
 
     Args:
@@ -60,12 +60,12 @@ def measured_under(tokenizer: Tokenizer, *, labels: bool) -> Prior | None:
         return bits(network, codes, classes if network.classes else None)
 
     of = " of the classes" if network.classes else ""
-    words = f"the run's prior{of}, a PixelCNN of {config.prior.steps:,} steps"
+    words = f"the run's prior{of}, a {type(network).__name__} of {config.prior.steps:,} steps"
     return Prior(under, config.shape, words)
 
 
 def sample_codes(
-    prior: PixelCNN,
+    prior: CodePrior,
     count: int,
     generator: torch.Generator,
     *,
@@ -91,7 +91,7 @@ def sample_codes(
         labels = torch.arange(count) % prior.classes
     elif prior.classes or label is not None:
         labels = torch.full((count,), label or 0)
-    device = prior.places.device
+    device = prior.embedding.weight.device
     parts = []
     for start in range(0, count, BATCH_SIZE):
         some = None if labels is None else labels[start : start + BATCH_SIZE].to(device)
@@ -104,7 +104,7 @@ def sample_codes(
 
 def sample_images(
     tokenizer: Tokenizer,
-    prior: PixelCNN,
+    prior: CodePrior,
     count: int,
     generator: torch.Generator,
     *,

@@ -1,5 +1,6 @@
 """What a prior is, and how it is trained; in a run, `prior/config.yaml`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Any
 
 from mqvae.core.quantizer import NoQuantizer
 from mqvae.errors import MqvaeError, refused
+from mqvae.networks.code_prior import CodePrior
 from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.networks.transformer import CodeTransformer
 from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
 
 FOLDER = "prior"
 DISTANCES = ("fid", "frechet_vgg16")
+ARCHITECTURES = ("pixelcnn", "transformer")
+LARGE = 256  # codes of an image from which a transformer is the usual choice
 
 MOST_CODES = 2**18  # of which a prior gives each its probability
 
@@ -24,9 +29,13 @@ class PriorSettings:
     Args:
         steps: Updates.
         seed: Of the first weights and the order of batches.
-        width: Channels of either stack.
-        layers: Gated layers.
-        kernel: Side of the kernels, odd; the smallest that sees the whole grid if not given.
+        architecture: pixelcnn or transformer; transformer if not given and an image has 256 codes
+            or more.
+        width: Channels, of a PixelCNN's either stack.
+        layers: Gated layers, or blocks of attention.
+        kernel: Side of a PixelCNN's kernels, odd; the smallest that sees the whole grid if not
+            given.
+        heads: Heads of a transformer's attention; they divide the width.
         batch_size: Grids of codes in a batch.
         lr: AdamW's learning rate, reached by a warm-up and followed by a cosine to 0.
         warmup: Share of the steps that the warm-up takes.
@@ -39,9 +48,11 @@ class PriorSettings:
 
     steps: int = 2000
     seed: int = 0
+    architecture: str | None = None
     width: int = 64
     layers: int = 8
     kernel: int | None = None
+    heads: int = 4
     batch_size: int = 64
     lr: float = 1e-3
     warmup: float = 0.05
@@ -63,6 +74,10 @@ class PriorSettings:
             raise MqvaeError(f"samples must be 2 or more, got {self.samples}.")
         if self.distance not in (None, *DISTANCES):
             raise MqvaeError(f"distance must be {' or '.join(DISTANCES)}, got {self.distance!r}.")
+        if self.architecture not in (None, *ARCHITECTURES):
+            raise MqvaeError(
+                f"architecture must be {' or '.join(ARCHITECTURES)}, got {self.architecture!r}."
+            )
         if not 0 < self.lr < float("inf"):
             raise MqvaeError(f"lr must be above 0, got {self.lr}.")
         if not 0 <= self.warmup < 1:
@@ -140,33 +155,38 @@ class PriorConfig:
         content = Run(folder).config
         try:
             _exactly(cls, content)
-            _exactly(PriorSettings, content["prior"])
+            # Before there were others, all were of this kind.
+            told = {"architecture": "pixelcnn", "heads": 4, **content["prior"]}
+            _exactly(PriorSettings, told)
             shape = tuple(int(n) for n in content["shape"])
-            return cls(**{**content, "prior": PriorSettings(**content["prior"]), "shape": shape})
+            return cls(**{**content, "prior": PriorSettings(**told), "shape": shape})
         except (KeyError, TypeError, ValueError) as error:
             raise MqvaeError(
                 f"{folder / 'config.yaml'} is damaged ({error}): train the prior again with "
                 "--overwrite."
             ) from error
 
-    def network(self) -> PixelCNN:
+    def network(self) -> CodePrior:
         """The network, its weights drawn by the seed; the global random state stays as it is."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.prior.seed)
-            with refused("the prior's width, layers and kernel"):
+            with refused("the prior's width, layers, kernel and heads"):
                 return self._made()
 
-    def _made(self) -> PixelCNN:
-        return PixelCNN(
-            self.num_codes,
-            self.shape,
-            width=self.prior.width,
-            layers=self.prior.layers,
-            kernel=self.prior.kernel or self._kernel(),
-            classes=self.classes,
-        )
+    @property
+    def architecture(self) -> str:
+        """Which of `ARCHITECTURES` it is."""
+        usual = "transformer" if math.prod(self.shape) >= LARGE else "pixelcnn"
+        return self.prior.architecture or usual
+
+    def _made(self) -> CodePrior:
+        sizes = {"width": self.prior.width, "layers": self.prior.layers, "classes": self.classes}
+        if self.architecture == "transformer":
+            return CodeTransformer(self.num_codes, self.shape, heads=self.prior.heads, **sizes)
+        kernel = self.prior.kernel or self._kernel()
+        return PixelCNN(self.num_codes, self.shape, kernel=kernel, **sizes)
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that the prior was not trained for.

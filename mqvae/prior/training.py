@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from mqvae.errors import MqvaeError
-from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
 from mqvae.prior.distance import SampleDistance, usual_distance
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
@@ -150,7 +150,7 @@ class PriorTraining:
         run: Run,
         config: PriorConfig,
         tokenizer: Tokenizer,
-        network: PixelCNN,
+        network: CodePrior,
         splits: tuple[CodeSplit, CodeSplit, CodeSplit],
         distance: SampleDistance | None = None,
     ) -> None:
