@@ -41,12 +41,13 @@ class Block(nn.Module):
         """
         count, length, width = x.shape
         parts = self.queries_keys_values(self.norms[0](x)).view(count, length, 3, self.heads, -1)
-        queries, *rest = parts.permute(2, 0, 3, 1, 4)  # (B, heads, n, width/heads) each
+        # (B, heads, n, width/heads) each
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4).unbind()
         if before is None:
-            found = F.scaled_dot_product_attention(queries, *rest, is_causal=True)
+            found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         else:
-            before[:, :, :, place] = torch.stack(rest)[:, :, :, 0]
-            keys, values = before[:, :, :, : place + 1]
+            before[:, :, :, place] = torch.stack([keys, values])[:, :, :, 0]
+            keys, values = before[:, :, :, : place + 1].unbind()
             found = F.scaled_dot_product_attention(queries, keys, values)
         x = x + self.out(found.transpose(1, 2).reshape(count, length, width))
         return x + self.feed_forward(self.norms[1](x))
@@ -84,6 +85,7 @@ class CodeTransformer(CodePrior):
         super().__init__(num_codes, shape, width=width, layers=layers, classes=classes)
         if heads < 1 or width % heads:
             raise MqvaeError(f"heads must divide the width, {width}, got {heads}.")
+        self.heads = heads
         self.places = nn.Parameter(torch.zeros(self.rows * self.columns, width))
         self.start = nn.Embedding(max(1, classes), width)  # before the first code: the class
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -112,8 +114,13 @@ class CodeTransformer(CodePrior):
         self, choose: Callable[[Tensor, int, int], Tensor], count: int, labels: Tensor | None
     ) -> Tensor:
         length, offsets = len(self.places), self._offsets().tolist()
-        heads = self.blocks[0].heads
-        size = (2, count, heads, length, self.width // heads)  # keys and values of each block
+        size = (
+            2,
+            count,
+            self.heads,
+            length,
+            self.width // self.heads,
+        )  # keys and values of each block
         caches = [self.places.new_zeros(size) for _ in self.blocks]
         grid = torch.zeros(count, self.rows, self.columns, dtype=torch.int64)
         x = self._start(labels, count)
