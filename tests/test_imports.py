@@ -34,7 +34,6 @@ ORDER = [
         "spelling",
         "tasks",
         "tensors",
-        "uncompiled",
         "weights",
     },
     {"trainer"},

@@ -25,11 +25,9 @@ from mqvae.data.order import order_of
 from mqvae.metrics.frechet import Frechet, FrechetVgg16, frechet_distance
 from mqvae.prior import (
     PriorSettings,
-    PriorTraining,
     begin_prior,
     load_prior,
     resume_prior,
-    sample_curve,
     sample_images,
 )
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
@@ -418,25 +416,26 @@ def distance_to(test, images):
 
 def test_a_curve_of_samples(pooled, run, tmp_path):
     plain = shutil.copytree(run, tmp_path / "plain")
-    curve = sample_curve(run, MEASURED, device="cpu")
-    assert [step for step, _ in curve.points] == POINTS and curve.distance == "frechet_vgg16"
-    assert list(curve.points) == samples_of(run)
+    summary = begin_prior(run, MEASURED, device="cpu").fit()
+    points = [(step, value) for step, value in summary["samples"]["points"]]
+    assert [step for step, _ in points] == POINTS
+    assert summary["samples"]["distance"] == "frechet_vgg16"
+    assert points == samples_of(run)
     tokenizer = Tokenizer.from_run(run, device="cpu")
     splits, _ = load_splits(tokenizer.settings)
     drawn = sample_images(tokenizer, load_prior(tokenizer), 20, torch.Generator().manual_seed(0))
     last = distance_to(splits.test, drawn)
-    assert curve.points[-1][1] == pytest.approx(last, rel=1e-4)
-    assert curve.points[0] != curve.points[1]
+    assert points[-1][1] == pytest.approx(last, rel=1e-4)
+    assert points[0] != points[1]
     # What it can be held against: training images, and these through the tokenizer.
     pixels, _ = splits.train.take(order_of(len(splits.train), "prior,distance")[:20])
     known = distance_to(splits.test, pixels / 255)
-    assert curve.training_images == pytest.approx(known, rel=1e-4)
+    assert summary["frechet_vgg16_training_images"] == pytest.approx(known, rel=1e-4)
     decoded = tokenizer.decode(tokenizer.encode(pixels / 255)).clamp(0, 1)
     known = distance_to(splits.test, decoded)
-    assert curve.reconstructions == pytest.approx(known, rel=1e-4)
-    summary = json.loads((run / "prior" / "summary.json").read_text())
-    assert curve.summary == summary and curve.bits_per_code == summary["bits_per_code"]
-    assert summary["frechet_vgg16"] == curve.points[-1][1]
+    assert summary["frechet_vgg16_reconstructions"] == pytest.approx(known, rel=1e-4)
+    assert summary == json.loads((run / "prior" / "summary.json").read_text())
+    assert summary["frechet_vgg16"] == points[-1][1]
     assert (
         "20 samples of the last step against the 297 test images"
         in (summary["figures"]["frechet_vgg16"]["protocol"])
@@ -453,7 +452,7 @@ class Killed(Exception):
 
 def test_a_killed_curve_goes_on_with_what_was_measured(pooled, runs, run, tmp_path, monkeypatch):
     shutil.copytree(runs("plain"), tmp_path / "whole")
-    whole = sample_curve(tmp_path / "whole", MEASURED, device="cpu")
+    whole = begin_prior(tmp_path / "whole", MEASURED, device="cpu").fit()
     measure, measured = SampleDistance.measure, []
 
     def killed(self, prior, step):
@@ -466,7 +465,7 @@ def test_a_killed_curve_goes_on_with_what_was_measured(pooled, runs, run, tmp_pa
     # In the middle of drawing, then after the first point, then as the last is drawn.
     monkeypatch.setattr(SampleDistance, "measure", killed)
     with pytest.raises(Killed):
-        sample_curve(run, MEASURED, device="cpu")
+        begin_prior(run, MEASURED, device="cpu").fit()
     assert weights(run).state["step"] == 4 and not (run / "prior" / "samples.csv").exists()
 
     def stop(training):
@@ -481,30 +480,22 @@ def test_a_killed_curve_goes_on_with_what_was_measured(pooled, runs, run, tmp_pa
         file.write("6,0.1,123.0\n")  # of a step that no checkpoint knows
     monkeypatch.setattr(SampleDistance, "measure", killed)
     with pytest.raises(Killed):
-        sample_curve(run, MEASURED, device="cpu")
+        resume_prior(run, device="cpu").fit()
     monkeypatch.setattr(SampleDistance, "measure", counted)
-    curve = sample_curve(run, MEASURED, device="cpu")
+    summary = resume_prior(run, device="cpu").fit()
     assert measured == POINTS
-    assert curve.points == whole.points
+    assert summary["samples"] == whole["samples"]
     same_checkpoints(weights(run), weights(tmp_path / "whole"))
     assert rows_of(run) == rows_of(tmp_path / "whole")
 
 
-def test_curves_that_are_there_and_that_cannot_be(pooled, run, monkeypatch):
-    with pytest.raises(ValueError, match="samples_every must be 1 or more"):
-        sample_curve(run, TINY, device="cpu")
-    curve = sample_curve(run, MEASURED, device="cpu")
-    monkeypatch.setattr(PriorTraining, "fit", None)  # nothing is trained again
-    assert sample_curve(run, MEASURED, device="cpu") == curve
-    with pytest.raises(ValueError, match="is a prior with other settings"):
-        sample_curve(run, PriorSettings(**{**vars(MEASURED), "seed": 1}), device="cpu")
-    monkeypatch.undo()
-    monkeypatch.setitem(_KINDS, "frechet_vgg16", Pooled)
+def test_damaged_samples_are_refused(pooled, run):
+    begin_prior(run, MEASURED, device="cpu").fit()
     (run / "prior" / "summary.json").unlink()
     samples = run / "prior" / "samples.csv"
     samples.write_text(samples.read_text().replace("frechet_vgg16", "fid"))
     with pytest.raises(ValueError, match=r"samples.csv is damaged \('frechet_vgg16'\)"):
-        sample_curve(run, MEASURED, device="cpu")
+        resume_prior(run, device="cpu").fit()
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -650,7 +641,7 @@ def test_a_curve_begins_where_a_prior_was_killed_before_its_first_checkpoint(poo
     begin_prior(run, MEASURED, device="cpu").run.unlock()
     for path in (run / "prior" / "checkpoints").iterdir():
         shutil.rmtree(path)
-    assert sample_curve(run, MEASURED, device="cpu").points
+    assert begin_prior(run, MEASURED, device="cpu").fit()["samples"]["points"]
 
 
 def test_a_complete_prior_is_left_alone(run, capsys):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from mqvae.cli.parser import add_accept, add_machine, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError, refused
-from mqvae.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,6 @@ def prior(arguments: list[str]) -> int:
     from mqvae.prior.distance import FILE
 
     quiet()
-    uncompiled_optimizers()
     training = _training(options)
     folder, steps = training.run.folder, training.config.prior.steps
     go_on = f"mqvae prior {shlex.quote(options.run)} --resume"

@@ -12,7 +12,6 @@ from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError
 from mqvae.extras import EXTRAS
-from mqvae.uncompiled import uncompiled_optimizers
 
 if TYPE_CHECKING:
     from mqvae.settings import Settings
@@ -32,7 +31,6 @@ def train(arguments: list[str]) -> int:
                 "give it a name in UTF-8, or set LC_ALL=C.UTF-8."
             ) from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    uncompiled_optimizers()
     training = _training(arguments)
     first, folder = training.processes.first, training.run.folder
     go_on = f"mqvae train --resume {shlex.quote(str(folder))}"

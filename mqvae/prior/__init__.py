@@ -1,6 +1,5 @@
 """A prior over the codes of a trained tokenizer: what its images are drawn from."""
 
-from mqvae.prior.curve import SampleCurve, sample_curve
 from mqvae.prior.sampling import load_prior, sample_images
 from mqvae.prior.settings import PriorSettings
 from mqvae.prior.training import PriorTraining, begin_prior, resume_prior
@@ -8,10 +7,8 @@ from mqvae.prior.training import PriorTraining, begin_prior, resume_prior
 __all__ = [
     "PriorSettings",
     "PriorTraining",
-    "SampleCurve",
     "begin_prior",
     "load_prior",
     "resume_prior",
-    "sample_curve",
     "sample_images",
 ]

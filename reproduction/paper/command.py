@@ -4,10 +4,10 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from mqvae.cli.terminal import quiet
 from mqvae.errors import MqvaeError
 from mqvae.extras import require
 from mqvae.trainer import Interrupted, TrainingFailed
@@ -93,7 +93,7 @@ def reproduce(arguments: list[str], studies: Mapping[str, str]) -> int:
 
 def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
     require("matplotlib")  # before training, not after
-    quiet()
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # of Inception
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     chosen, scale = experiments(options.names), load_scale(options.scale)
     out = Path(options.out or f"runs/reproduce/{scale.name}")

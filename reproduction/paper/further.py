@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mqvae.runs import read_json
 from reproduction.paper.methods import METHODS
 from reproduction.paper.results import Results
 from reproduction.paper.scales import load_scale
@@ -248,19 +250,33 @@ class PriorCurve(OfRun):
 
     def make(self, place: Place) -> dict[str, Any]:
         """Train it, and draw from it on the way."""
-        from mqvae.prior import PriorSettings, sample_curve
         from mqvae.weights import WeightsNotFound
 
-        folder = self.run.train(place)
         try:
-            curve = sample_curve(folder, PriorSettings(**self.settings()), device=place.device)
+            summary = self._trained(self.run.train(place), place)
         except WeightsNotFound as reason:
             return {"failed": str(reason)}
+        name = summary["samples"]["distance"]
         return {
-            "distance": curve.distance,
-            "points": [[step, float(f"{value:.5g}")] for step, value in curve.points],
-            "reconstructions": curve.reconstructions,
-            "training_images": curve.training_images,
-            "bits_per_code": curve.bits_per_code,
-            "independent_bits_per_code": curve.summary["independent_bits_per_code"],
+            "distance": name,
+            "points": [
+                [step, float(f"{value:.5g}")] for step, value in summary["samples"]["points"]
+            ],
+            "reconstructions": summary[f"{name}_reconstructions"],
+            "training_images": summary[f"{name}_training_images"],
+            "bits_per_code": summary["bits_per_code"],
+            "independent_bits_per_code": summary["independent_bits_per_code"],
         }
+
+    def _trained(self, folder: Path, place: Place) -> dict[str, Any]:
+        """The summary of the prior, trained to the end."""
+        from mqvae.prior import PriorSettings, begin_prior, resume_prior
+        from mqvae.runs import Run as Folder
+
+        prior = folder / "prior"
+        if (prior / "summary.json").is_file():
+            return read_json(prior / "summary.json")
+        if Folder.resumable(prior):
+            return resume_prior(folder, device=place.device).fit()
+        settings = PriorSettings(**self.settings())
+        return begin_prior(folder, settings, device=place.device).fit()

@@ -134,9 +134,7 @@ def _process(work: Work, place: Place) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     from mqvae.trainer import Interrupted
-    from mqvae.uncompiled import uncompiled_optimizers
 
-    uncompiled_optimizers()
     try:
         Results(place.results).put(work, work.make(place))
     except (Interrupted, KeyboardInterrupt):
