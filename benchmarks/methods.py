@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from mqvae.settings import Settings, load_preset, preset_names
+from mqvae.settings import Settings, load_preset, method_names
 from mqvae.trainer import begin
 
 
@@ -25,12 +25,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="methods whose name holds this")
     options = parser.parse_args()
-    names = [n for n in preset_names() if n.startswith("methods/") and options.only in n]
+    names = [name for name in method_names() if options.only in name]
     print(f"{'method':<24}{'MSE e-3':>16}{'perplexity':>16}{'usage':>8}{'ms':>7}  warnings")
     for name in names:
         summaries, heard = [], set()
         for seed in range(options.seeds):
-            settings = load_preset(name, {"steps": options.steps, "seed": seed})
+            settings = load_preset(
+                "fashion-mnist-demo", {"steps": options.steps, "seed": seed}, method=name
+            )
             with (
                 tempfile.TemporaryDirectory() as folder,
                 warnings.catch_warnings(record=True) as caught,
@@ -47,7 +49,7 @@ def main() -> None:
             figures.append(f"{sum(values) / len(values):.2f} ± {half:.2f}")
         last = summaries[-1]
         print(
-            f"{name.removeprefix('methods/'):<24}{figures[0]:>16}{figures[1]:>16}"
+            f"{name:<24}{figures[0]:>16}{figures[1]:>16}"
             f"{last['usage']:>8.1%}{last['seconds_per_step'] * 1e3:>7.0f}  "
             f"{'; '.join(sorted(heard)) or 'none'}",
             flush=True,

@@ -1,8 +1,8 @@
 """What `make demo` runs: four networks on Fashion-MNIST, and a page that compares them.
 
 VQ-VAE with one learning rate, the same with its codebook at MQ-VAE's learning rate, MQ-VAE, and
-the rule of the preset `recommended`, whose codebook has no rate; everything else is equal, the
-number of updates included.
+the method `recommended`, whose codebook has no learning rate; everything else is equal, the number
+of training steps included.
 """
 
 import argparse
@@ -18,23 +18,12 @@ from mqvae.report import write_report
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer import Interrupted, TrainingFailed, begin
 
-JOINT = {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.1}}
-RECOMMENDED = load_preset("recommended")
-METHODS: dict[str, dict[str, Any]] = {
-    "vqvae": {
-        "name": "VQ-VAE, C at 3e-4",
-        "update": JOINT,
-        "optimizer": {"codebook_lr": 3e-4},
-    },
-    "vqvae-codebook-rate": {"name": "VQ-VAE, C at 6e-2", "update": JOINT},
-    "mqvae": {"name": "MQ-VAE"},
-    "recommended": {
-        "name": "recommended",
-        "update": RECOMMENDED["update"],
-        "quantizer": {
-            "init_args": {"replacement": RECOMMENDED["quantizer"]["init_args"]["replacement"]}
-        },
-    },
+# Folder -> the method, and what is different from it.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vqvae": ("vq-vae", {"name": "VQ-VAE, C at 3e-4", "optimizer": {"codebook_lr": 3e-4}}),
+    "vqvae-codebook-rate": ("vq-vae", {"name": "VQ-VAE, C at 6e-2"}),
+    "mqvae": ("mq-vae", {}),
+    "recommended": ("recommended", {}),
 }
 
 
@@ -56,8 +45,8 @@ def main() -> int:
     preset, title = preset_for_this_machine()
 
     summaries = {}
-    for folder, delta in METHODS.items():
-        settings = load_preset(preset, delta)
+    for folder, (method, delta) in METHODS.items():
+        settings = load_preset(preset, delta, method=method)
         if options.steps:
             settings["steps"] = options.steps
         training = begin(Settings.of(settings), options.out / folder, overwrite=True)

@@ -1,16 +1,31 @@
-"""Every method that ships as a preset trains."""
+"""Every method trains, and goes with every preset."""
 
+import itertools
+import json
 import shutil
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 
+from mqvae.errors import MqvaeError
+from mqvae.networks.architecture import Inputs
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset, preset_names
+from mqvae.settings import (
+    Settings,
+    from_arguments,
+    load_preset,
+    method_names,
+    preset_names,
+)
+from mqvae.settings.classes import find
+from mqvae.settings.presets import GROUPS, METHODS, PRESETS, layers, listed
+from mqvae.settings.settings import _layered
 from mqvae.trainer import begin, resume
 
-METHODS = [name for name in preset_names() if name.startswith("methods/")]
+METHOD_NAMES = method_names()
 
 
 def small(spec: Any) -> Any:
@@ -26,19 +41,133 @@ def small(spec: Any) -> Any:
 def test_there_is_a_preset_for_each_method_of_the_paper():
     paper = {"vq-vae", "gumbel", "mq-vae", "replace", "mq-vae-replace", "group", "mq-vae-group"}
     paper |= {"alt", "sync", "alt-sync", "ema", "mq-vae-dagger", "mq-vae-double-dagger"}
-    assert paper <= {name.removeprefix("methods/") for name in METHODS}
+    assert paper <= set(METHOD_NAMES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@cache
+def quantizer_of(spec: str) -> Any:
+    """A quantizer on "meta", of which only the shapes are there."""
+    with torch.device("meta"):
+        return component(json.loads(spec))
+
+
+@cache
+def cut_of(spec: str, side: int, dim: int) -> Any:
+    """Encoder and decoder on "meta"."""
+    inputs, network = Inputs(channels=1, side=side, classes=10), component(json.loads(spec))
+    network.check(inputs)
+    with torch.device("meta"):
+        return network.cut(inputs, dim)
+
+
+def component(spec: Any) -> Any:
+    """What a spec describes, made by its class alone."""
+    if isinstance(spec, list):
+        return [component(item) for item in spec]
+    if not isinstance(spec, dict):
+        return spec
+    arguments = {name: component(value) for name, value in spec.get("init_args", {}).items()}
+    return find(spec["class_path"])(**arguments)
+
+
+def test_every_method_goes_with_every_preset():
+    for preset, method in itertools.product(preset_names(), METHOD_NAMES):
+        plain, found = _layered(layers(preset)), _layered(layers(preset, method))
+        for name in ("seed", "steps", "data", "task"):
+            assert found.get(name) == plain.get(name), (preset, method, name)
+        assert found["network"]["class_path"] == plain["network"]["class_path"]
+        assert found["optimizer"]["network_lr"] == plain["optimizer"]["network_lr"]
+        quantizer = quantizer_of(json.dumps(found["quantizer"]))
+        dim, side = quantizer.dim, found["data"].get("side") or 28
+        assert cut_of(json.dumps(found["network"]), side, dim)
+        own = _layered(layers("fashion-mnist-demo", method))
+        assert found["quantizer"]["class_path"] == own["quantizer"]["class_path"]
+        assert found["update"] == own["update"]  # nothing of the preset's rule
+        signature(find(found["update"]["class_path"])).bind_partial(**found["update"]["init_args"])
+        if "dim" in plain["quantizer"]["init_args"] and method not in ("few-dimensions", "fsq"):
+            fits = method in ("lfq", "bsq") or dim == plain["quantizer"]["init_args"]["dim"]
+            assert fits, (preset, method)
+
+
+@pytest.mark.parametrize("at", range(0, len(METHOD_NAMES), 7))
+def test_a_preset_and_a_method_become_settings_and_components(at):
+    presets = preset_names()
+    preset, method = presets[at % len(presets)], METHOD_NAMES[at]
+    settings = Settings.of(load_preset(preset, method=method))
+    assert Settings.of(settings.config()) == settings
+    with torch.device("meta"):
+        settings.components()
+    assert from_arguments([preset, "--method", method])[0] == settings
+
+
+def test_the_preset_keeps_its_sizes_and_the_method_is_whole():
+    photos = load_preset("photos-64")
+    found = load_preset("photos-64", method="mq-vae")
+    assert found["update"] == load_preset("paper")["update"] != photos["update"]
+    assert {k: v for k, v in found.items() if k != "update"} == {
+        k: v for k, v in photos.items() if k != "update"
+    }
+    gumbel = load_preset("photos-64", method="gumbel")["quantizer"]["init_args"]
+    assert [gumbel[k] for k in ("num_codes", "dim", "anneal_steps")] == [256, 8, 700]
+    stages = load_preset("digits-tiny", method="residual")["quantizer"]["init_args"]["stages"]
+    assert [stage["init_args"]["dim"] for stage in stages] == [16, 16]
+    # A preset without quantization has sizes below it.
+    ema = load_preset("classifier", method="ema")["quantizer"]["init_args"]
+    assert (ema["num_codes"], ema["dim"]) == (1024, 32)
+    settings = from_arguments(["digits-tiny", "--method", "recommended", "--steps", "7"])[0]
+    assert (settings.name, settings.steps) == ("recommended", 7)
+
+
+def test_a_method_in_the_place_of_a_preset_has_the_sizes_of_the_demo():
+    for name in ("ema-replace", "recommended"):
+        by_method = load_preset("fashion-mnist-demo", method=name)
+        assert load_preset(f"methods/{name}") == by_method
+    assert load_preset("recommended") == by_method
+    assert load_preset("methods/sgd", method="ema") == load_preset("methods/ema")
+
+
+def test_files_name_a_method_and_are_one(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: methods/ema\nupdate: {decay: 0.5}\n")
+    found = load_preset("digits-tiny", method=str(mine))
+    assert found["update"]["init_args"]["decay"] == 0.5
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("base: digits-tiny\nmethod: ema\nquantizer: {groups: 2}\nsteps: 5\n")
+    settings = load_preset(str(preset))
+    assert settings["update"] == load_preset("methods/ema")["update"]
+    assert settings["quantizer"]["init_args"]["groups"] == 2
+    assert load_preset(str(preset), method="fsq")["quantizer"]["class_path"].endswith("Quantizer")
+    mine.write_text(f"base: {mine}\n")
+    for arguments, said in (
+        (["--method", str(mine)], "goes in a circle"),
+        (["--method", "emma"], "no method 'emma'. Did you mean 'ema'?"),
+    ):
+        with pytest.raises(MqvaeError, match=said):
+            from_arguments(["digits-tiny", *arguments])
+    with pytest.raises(MqvaeError, match="ema is a method: `mqvae train PRESET --method ema`"):
+        from_arguments(["ema"])
+
+
+def test_presets_and_methods_are_listed_with_a_line_each():
+    for folder in (PRESETS, METHODS):
+        lines = listed(folder)
+        assert all(0 < len(line.title) <= 62 for line in lines)
+        groups = [GROUPS.index(line.group) for line in lines]
+        assert groups == sorted(groups)
+    assert lines[0].name == "recommended" and lines[-1].group == "variants for comparison"
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
 def test_a_method_trains_and_goes_on(name, tmp_path):
     settings = load_preset(
-        name,
+        "fashion-mnist-demo",
         {
             "steps": 6,
             "data": {"name": "digits", "side": 8, "batch_size": 32},
             "network": {"width": 8, "residual_blocks": 1},
             "trainer": {"accelerator": "cpu", "checkpoint_every": 3, "loggers": []},
         },
+        method=name,
     )
     settings["quantizer"] = small(settings["quantizer"])
     whole = begin(Settings.of(settings), tmp_path / "whole")

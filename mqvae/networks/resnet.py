@@ -8,6 +8,7 @@ from torch import nn
 
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture, Inputs
+from mqvae.networks.normalization import Normalization, check_normalization, norms
 
 SMALL_SIDE = 64  # the largest that the small stem is chosen for
 
@@ -33,18 +34,21 @@ class ResNet18(Architecture):
     Args:
         base_width: Channels of the stem and of `layer1`; the original has 64.
         stem: "small" or "imagenet"; by the images' side if not given.
+        normalization: Of embeddings before they are quantized, as in `VQVAE`.
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", Table 1.
     """
 
     base_width: int = 64
     stem: Literal["small", "imagenet"] | None = None
+    normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
         if self.base_width < 1:
             raise MqvaeError(f"base_width must be 1 or more, got {self.base_width}.")
         if self.stem not in ("small", "imagenet", None):
             raise MqvaeError(f"stem must be 'small' or 'imagenet', got {self.stem!r}.")
+        check_normalization(self.normalization)
 
     def check(self, inputs: Inputs) -> None:
         if inputs.classes < 2:
@@ -87,6 +91,8 @@ class ResNet18(Architecture):
             encoder["to_codes"] = nn.Conv2d(half, dim, 1)
             decoder["from_codes"] = nn.Conv2d(dim, half, 1)
             decoder.move_to_end("from_codes", last=False)
+        for layer in norms(self.normalization, dim):
+            encoder["normalization"] = layer
         return nn.Sequential(encoder), nn.Sequential(decoder)
 
     def _small(self, side: int) -> bool:

@@ -1,26 +1,16 @@
 """The convolutional VQ-VAE (van den Oord et al. 2017, Section 4.1)."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
+from mqvae.networks.normalization import Normalization, check_normalization, norms
 
 STRIDE = 4
-
-Normalization: TypeAlias = Literal["batch", "layer"]
-
-
-class PositionNorm(nn.Module):
-    """Layer norm of the vector at each position of (B, dim, H, W), without scale and shift."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -64,9 +54,7 @@ class VQVAEEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check(width, residual_blocks)
-        _check_normalization(normalization)
-        # No scale to be learned: it would lead embeddings away again.
-        norms = {"batch": nn.BatchNorm2d(dim, affine=False), "layer": PositionNorm()}
+        check_normalization(normalization)
         self.channels = channels
         self.layers = nn.Sequential(
             nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),
@@ -77,7 +65,7 @@ class VQVAEEncoder(nn.Module):
             *[ResidualBlock(width) for _ in range(residual_blocks)],
             nn.ReLU(),
             nn.Conv2d(width, dim, 1),
-            *([] if normalization is None else [norms[normalization]]),
+            *norms(normalization, dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +136,7 @@ class VQVAE(Architecture):
 
     def __post_init__(self) -> None:
         _check(self.width, self.residual_blocks)
-        _check_normalization(self.normalization)
+        check_normalization(self.normalization)
 
     def check(self, inputs: Inputs) -> None:
         check_sides(inputs.side, inputs.side, stride=STRIDE)
@@ -192,13 +180,6 @@ def vqvae(
         VectorQuantizer(num_codes, dim, groups=groups, shared_codebook=shared_codebook),
         VQVAEDecoder(channels, dim, width=width, residual_blocks=residual_blocks),
     )
-
-
-def _check_normalization(normalization: Normalization | None) -> None:
-    if normalization not in (None, *get_args(Normalization)):
-        raise MqvaeError(
-            f"normalization must be 'batch' or 'layer', or None for neither, got {normalization!r}."
-        )
 
 
 def _check(width: int, residual_blocks: int) -> None:

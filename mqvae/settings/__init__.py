@@ -1,7 +1,7 @@
 """Settings: from presets, files and the command line to objects, and back."""
 
 from mqvae.settings.options import Data, Optimizer, Spec, Start, Trainer
-from mqvae.settings.presets import preset_names, presets_in_words
+from mqvae.settings.presets import method_names, preset_names, presets_in_words
 from mqvae.settings.settings import Components, Settings, from_arguments, load_preset
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Trainer",
     "from_arguments",
     "load_preset",
+    "method_names",
     "preset_names",
     "presets_in_words",
 ]

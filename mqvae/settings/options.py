@@ -16,7 +16,6 @@ from mqvae.core.updates import Update
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
 from mqvae.settings.classes import UNFIT
-from mqvae.settings.presets import preset_names
 from mqvae.tasks import Task
 
 if TYPE_CHECKING:
@@ -241,8 +240,7 @@ def settings_parser() -> ArgumentParser:
         "`mqvae train --resume RUN` goes on where RUN stopped, with `--steps MORE` to another "
         "number of steps in all. `--import MODULE` imports a module of your own, whose classes "
         "components may then be. `mqvae train PRESET --sweep "
-        "seed=0,1 optimizer.codebook_lr=3e-3,1e-2` trains every combination. "
-        f"Presets: {', '.join(preset_names())}.",
+        "seed=0,1 optimizer.codebook_lr=3e-3,1e-2` trains every combination. ",
         exit_on_error=False,
         allow_abbrev=False,
     )

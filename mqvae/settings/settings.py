@@ -182,13 +182,19 @@ def _checked(config: str) -> Settings:
     return settings
 
 
-def load_preset(name: str, *deltas: Mapping[str, Any]) -> dict[str, Any]:
+def load_preset(name: str, *deltas: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
     """What a preset, or a YAML file by its path, says over its `base`, and deltas over it.
 
+    Args:
+        name: The preset or file.
+        deltas: Settings over it, the later over the earlier.
+        method: The method, if not the preset's own.
+
     Raises:
-        ValueError: says what is wrong with a setting, or that there is no such preset or file.
+        ValueError: says what is wrong with a setting, or that there is no such preset, method or
+            file.
     """
-    return _plain(_given(_layered([*layers(name), *deltas])))
+    return _plain(_given(_layered([*layers(name, method), *deltas])))
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
@@ -211,8 +217,8 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
             "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
             f"{presets_in_words()}"
         )
-    options, files = typed(arguments[len(names) :])
-    configs = [*layers(names[0]), *map(delta_of, files)]
+    options, files, method = typed(arguments[len(names) :])
+    configs = [*layers(names[0], method), *map(delta_of, files)]
     try:
         below = _layered(configs)
     except MqvaeError as error:

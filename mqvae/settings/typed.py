@@ -11,13 +11,23 @@ from mqvae.settings.merging import put
 from mqvae.settings.options import FLAGS, GROUPS, SLOTS, settings_parser
 from mqvae.spelling import nearest
 
-SHORT = {"--lr": "optimizer.network_lr", "--from": "from.run"}
+SHORT = {
+    "--data": "data.name",
+    "--root": "data.root",
+    "--size": "data.side",
+    "--batch-size": "data.batch_size",
+    "--lr": "optimizer.network_lr",
+    "--devices": "trainer.devices",
+    "--accelerator": "trainer.accelerator",
+    "--from": "from.run",
+}
+"""Everyday options, and the settings that they are."""
 LISTS = ("freeze", "from.parts", "trainer.loggers")
 """Settings that are lists of words, as in encoder,codebook."""
 
 
-def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Options as one layer of settings, and the files of --config.
+def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
+    """Options as one layer of settings, the files of --config, and what --method names.
 
     Args:
         arguments: What is typed after the preset.
@@ -26,9 +36,10 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         MqvaeError: if an option is not known, or a value is missing or too many.
     """
     known = [o for action in settings_parser()._actions for o in action.option_strings]
-    known = [o for o in (*known, *SHORT, "--from.run", "--from.parts") if not o.endswith("+")]
+    more = (*SHORT, "--method", "--from.run", "--from.parts")
+    known = [o for o in (*known, *more) if not o.endswith("+")]
     options: dict[str, Any] = {}
-    files = []
+    files, method = [], None
     rest = deque(arguments)
     while rest:
         argument = rest.popleft()
@@ -55,9 +66,11 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
                 value = rest.popleft()
             if option == "--config":
                 files.append(value)
+            elif option == "--method":
+                method = value
             else:
                 put(options, name, _value(name, value))
-    return options, files
+    return options, files, method
 
 
 def _value(name: str, text: str) -> Any:

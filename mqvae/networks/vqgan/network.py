@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
+from mqvae.networks.normalization import Normalization, check_normalization, norms
 from mqvae.networks.vqgan.blocks import (
     Downsample,
     Level,
@@ -49,6 +50,7 @@ class VQGAN(Architecture):
             groups where the width allows, as in the original.
         checkpointing: Keep only the inputs of the blocks, and compute what is in them again for
             the gradient: less memory, about one pass forward more.
+        normalization: Of embeddings before they are quantized, as in `VQVAE`.
 
     Raises:
         ValueError: if a size is out of range.
@@ -67,6 +69,7 @@ class VQGAN(Architecture):
     signed: bool = True
     group_channels: int = 4
     checkpointing: bool = False
+    normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "residual_blocks", "z_channels", "group_channels"):
@@ -81,6 +84,7 @@ class VQGAN(Architecture):
             )
         if not 0 <= self.dropout < 1:
             raise MqvaeError(f"dropout must be 0 or more and below 1, got {self.dropout}.")
+        check_normalization(self.normalization)
 
     @property
     def stride(self) -> int:
@@ -128,6 +132,7 @@ class VQGANEncoder(nn.Module):
         self.norm = group_norm(width, sizes.group_channels)
         self.out = nn.Conv2d(width, sizes.z_channels, 3, padding=1)
         self.to_codes = nn.Conv2d(sizes.z_channels, dim, 1)
+        self.normalization = nn.Sequential(*norms(sizes.normalization, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
@@ -139,7 +144,7 @@ class VQGANEncoder(nn.Module):
         if self.signed:
             x = 2 * x - 1
         h = self.middle(self.levels(self.first(x)))
-        return self.to_codes(self.out(F.silu(self.norm(h))))
+        return self.normalization(self.to_codes(self.out(F.silu(self.norm(h)))))
 
 
 class VQGANDecoder(nn.Module):

@@ -1,0 +1,43 @@
+"""What normalizes embeddings before they are quantized."""
+
+from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from mqvae.errors import MqvaeError
+
+Normalization: TypeAlias = Literal["batch", "layer"]
+
+
+class PositionNorm(nn.Module):
+    """Layer norm of the vector at each position of (B, dim, H, W), without scale and shift."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+
+
+def norms(normalization: Normalization | None, dim: int) -> list[nn.Module]:
+    """The layer that follows an encoder, in a list; an empty one where there is none.
+
+    Args:
+        normalization: "batch" for mean 0 and variance 1 in each dimension over the batch, "layer"
+            in each embedding, None for neither.
+        dim: Dimensions of an embedding.
+    """
+    if normalization is None:
+        return []
+    # No scale to be learned: it would lead embeddings away again.
+    return [nn.BatchNorm2d(dim, affine=False) if normalization == "batch" else PositionNorm()]
+
+
+def check_normalization(normalization: Normalization | None) -> None:
+    """Refuse names that are none.
+
+    Raises:
+        ValueError: if it is neither of those that `norms` knows.
+    """
+    if normalization not in (None, *get_args(Normalization)):
+        raise MqvaeError(
+            f"normalization must be 'batch' or 'layer', or None for neither, got {normalization!r}."
+        )
