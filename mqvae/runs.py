@@ -512,11 +512,9 @@ def restore_optimizer(
     name: str,
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
-    rest: Mapping[str, Any] | list[dict[str, Any]],
+    rest: Mapping[str, Any],
 ) -> None:
     """Put an optimizer's state back from a checkpoint: what `optimizer_state` gave."""
-    if isinstance(rest, list):  # version 0.1.0 wrote the groups alone
-        rest = {"groups": rest, "numbers": {}}
     mine = beginning_with(f"{name}.", tensors)
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**mine, **rest["numbers"]}.items():

@@ -450,33 +450,6 @@ def test_evaluation_takes_precedence_and_brings_columns(three: list[Path], tmp_p
     assert "measured under different protocols" in page.text
 
 
-def undescribed(run: Path) -> Path:
-    """The run as 0.1.0 wrote it."""
-    summary = json.loads((run / "summary.json").read_text())
-    del summary["figures"], summary["pictures"]
-    (run / "summary.json").write_text(json.dumps(summary))
-    return run
-
-
-def test_undescribed_numbers_are_columns_by_their_keys(tmp_path: Path) -> None:
-    runs = [undescribed(make_run(tmp_path / name, name)) for name in ("a", "b")]
-    page = read(runs, tmp_path / "r.html")
-    first, second = page.table("Quality")
-    titles = ["mse", "psnr", "perplexity", "usage", "gradient gap"]
-    assert list(first)[1:6] == titles
-    assert (second["mse"], second["gradient gap"]) == ("0.00800", "0.000180")
-    assert not page.best
-    assert "b: the same mse, at 1.00 times the cost of a step." in page.text
-    assert sum(tag == "img" for tag, _ in page.tags) == 3
-
-
-def test_descriptions_reach_runs_without_any(three: list[Path], tmp_path: Path) -> None:
-    old = undescribed(make_run(tmp_path / "old", "Old"))
-    page = read([old, three[1]], tmp_path / "r.html")
-    assert [row["MSE"] for row in page.table("Quality")] == ["8.00", "5.10"]
-    assert list(page.table("Quality")[0])[2:7] == [each["title"] for each in FIGURES.values()]
-
-
 def classify(folder: Path, name: str, accuracy: float, counts: np.ndarray) -> Path:
     """A run of another task: no strips, a matrix, other figures."""
     title = "Confusion matrix"

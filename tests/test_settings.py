@@ -190,49 +190,6 @@ def test_layers_keep_what_belongs_to_the_same_class():
     assert ahead["class_path"] == "mqvae.Kept" and "optimizer_step" not in ahead["init_args"]
 
 
-def test_the_config_of_a_run_of_0_1_0(tmp_path):
-    old = {
-        "name": "MQ-VAE",
-        "seed": 3,
-        "steps": 300,
-        "data": {"name": "digits", "root": None, "side": 16, "channels": 1, "batch_size": 64},
-        "network": {"width": 64, "residual_blocks": 2},
-        "quantizer": {
-            "class_path": "mqvae.VectorQuantizer",
-            "init_args": {"num_codes": 8, "dim": 4},
-        },
-        "update": {
-            "class_path": "mqvae.Meta",
-            "init_args": {
-                "hypergradient": {"class_path": "mqvae.DirectOnly", "init_args": {}},
-                "xi": 1.0,
-            },
-        },
-        "optimizer": {
-            "network_lr": 3e-4,
-            "codebook_lr": 6e-2,
-            "weight_decay": 1e-4,
-            "warmup": 0.1,
-        },
-        "trainer": {
-            "accelerator": "auto",
-            "devices": 1,
-            "precision": "32-true",
-            "log_every": None,
-            "checkpoint_every": None,
-        },
-    }
-    settings = Settings.of(old)
-    sizes = {"width": 64, "residual_blocks": 2, "normalization": None}
-    assert settings.network["init_args"] == sizes
-    assert (settings.data.validation, settings.task["class_path"]) == (None, "mqvae.Reconstruction")
-    # A run is gone on with on the images that it began with.
-    run = Run.create(tmp_path / "run", old)
-    assert Settings.of_run(run) == dataclasses.replace(
-        settings, data=dataclasses.replace(settings.data, validation=0)
-    )
-
-
 def test_a_runs_config_that_is_wrong_is_named(tmp_path):
     config = settings_of("digits-tiny", *SMALL).config()
     for number, (change, said) in enumerate(

@@ -18,23 +18,6 @@ from mqvae.errors import MqvaeError
 from mqvae.report.files import Counts, damaged, read_counts, read_json, read_metrics, read_yaml
 from mqvae.report.words import dataset_title
 
-# Numbers of a summary without descriptions, as 0.1.0 wrote it, that say nothing about quality.
-BOOKKEEPING = frozenset(
-    {
-        "steps",
-        "step",
-        "seconds",
-        "wall_seconds",
-        "seconds_per_step",
-        "parameters",
-        "seed",
-        "data_wait_share",
-        "skipped_images",
-        "validation",
-    }
-)
-
-
 MAIN = "test-last"  # what of `evaluations` the page is about
 KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step", "weights")
 
@@ -290,7 +273,7 @@ def read_run(path: Path) -> Run:
     written = [path / "summary.json", path / "metrics.csv", *files]
     summary = read_json(path / "summary.json")
     finished = bool(summary)
-    pictures = _pictures_of_0_1(path)
+    pictures: tuple[Picture, ...] | None = None
     figures: dict[str, Figure] = _read_figures(path / "summary.json", summary)
     others = []
     if isinstance(summary.get("pictures"), list):
@@ -349,12 +332,8 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _read_figures(file: Path, content: dict[str, Any]) -> dict[str, Figure]:
-    if "figures" in content:
-        described = _mapping(content["figures"])
-        return {key: _read_figure(file, key, _mapping(each)) for key, each in described.items()}
-    # As 0.1.0 wrote it: numbers that nobody describes.
-    keys = [key for key, value in content.items() if is_number(value)]
-    return {key: Figure(key.replace("_", " ")) for key in keys if key not in BOOKKEEPING}
+    described = _mapping(content.get("figures"))
+    return {key: _read_figure(file, key, _mapping(each)) for key, each in described.items()}
 
 
 def _read_figure(file: Path, key: str, fields: dict[str, Any]) -> Figure:
@@ -388,10 +367,3 @@ def _read_picture(file: Path, folder: Path, fields: dict[str, Any]) -> Picture:
     reference = fields.get("reference") is True
     kind = str(fields.get("kind"))
     return Picture(kind, path, title, reference, rows, columns)
-
-
-def _pictures_of_0_1(path: Path) -> tuple[Picture, ...] | None:
-    """The strips that 0.1.0 wrote, where they are."""
-    originals = Picture("strip", path / "samples" / "originals.png", "Originals", reference=True)
-    rebuilt = Picture("strip", path / "samples" / "reconstructions.png", "Reconstructions")
-    return tuple(each for each in (originals, rebuilt) if each.file.is_file()) or None

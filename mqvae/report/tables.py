@@ -45,9 +45,9 @@ class Settings:
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:
-    """All figures of the runs in the order of the columns, described where any run does so."""
+    """All figures of the runs in the order of the columns."""
     found: dict[str, Figure] = {}
-    for run in sorted(runs, key=lambda run: "figures" not in run.summary):
+    for run in runs:
         for key, figure in run.figures.items():
             found.setdefault(key, figure)
     return found

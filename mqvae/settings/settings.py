@@ -124,11 +124,8 @@ class Settings:
         Raises:
             ValueError: names the file and what is wrong in it.
         """
-        config = dict(run.config)
-        if isinstance(data := config.get("data"), dict):  # 0.1.0 trained on every image
-            config["data"] = {"validation": 0, **data}
         try:
-            return deepcopy(_checked(json.dumps(_layered([config]))))
+            return deepcopy(_checked(json.dumps(_layered([run.config]))))
         except ValueError as error:
             raise MqvaeError(f"{run.folder / 'config.yaml'}: {error}") from error
 

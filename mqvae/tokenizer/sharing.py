@@ -66,7 +66,7 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
         settings = Settings.of(config["settings"])
         content = (folder / WEIGHTS).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if config.get("sha256", digest) != digest:  # version 0.1.0 wrote none
+        if config["sha256"] != digest:
             raise MqvaeError(f"{WEIGHTS} is not what was written")
         weights, step = unpacked(content), int(config["step"])
     except Exception as error:

@@ -126,12 +126,9 @@ def check(
         ValueError: if they are others and not accepted.
     """
     if known is None:
-        named = any(identity.names is not None for identity in now.values())
         _warn(
-            f"{folder} has no record of its images, as it was imported or an older version wrote "
-            "it: whether they are the same cannot be told"
-            + ". Older versions split folders otherwise: test images may have been trained on"
-            * named
+            f"{folder} has no record of its images, as it was imported: whether they are the same "
+            "cannot be told"
         )
         return {}
     changes = known.changes(now)

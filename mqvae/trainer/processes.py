@@ -51,10 +51,9 @@ class Processes:
             self._meet(options.accelerator, here, machines)
 
     def _meet(self, accelerator: str, here: int, machines: int) -> None:
-        with _hidden("torchmetrics"):
-            from lightning_fabric import Fabric
-            from lightning_fabric.strategies.ddp import DDPStrategy
-            from lightning_fabric.utilities.exceptions import MisconfigurationException
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
 
         # It announces each process; what there is to say the run says itself.
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
@@ -112,23 +111,6 @@ class Processes:
             raise ProcessLost(
                 f"another of the {self.count} processes has ended, so process {self.rank} ends too."
             ) from error
-
-
-@contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    """Inside, a package that is not imported yet cannot be.
-
-    Fabric imports torchmetrics to compare its version, and with it torchvision's models and torch's
-    compiler: three seconds for a version that nothing here asks for.
-    """
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 def _device(accelerator: str) -> torch.device:
