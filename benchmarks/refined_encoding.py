@@ -164,7 +164,7 @@ class Study:
 
 
 def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], number: int, steps: int) -> None:
-    """Adam with a cosine to 0 over batches of 64 of so many images."""
+    """Adam with a cosine to 0 over batches of 64 of `number` images."""
     optimizer = torch.optim.Adam(module.parameters(), TUNED_AT)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _, batch in zip(range(steps), shuffled(number, 64, seed=0, start=0), strict=False):

@@ -29,12 +29,11 @@ class PriorSettings:
     Args:
         steps: Updates.
         seed: Of the first weights and the order of batches.
-        architecture: pixelcnn or transformer; transformer if not given and an image has 256 codes
-            or more.
+        architecture: pixelcnn or transformer (default: transformer where an image has 256 codes or
+            more).
         width: Channels, of a PixelCNN's either stack.
         layers: Gated layers, or blocks of attention.
-        kernel: Side of a PixelCNN's kernels, odd; the smallest that sees the whole grid if not
-            given.
+        kernel: Side of a PixelCNN's kernels, odd (default: the smallest that sees the whole grid).
         heads: Heads of a transformer's attention; they divide the width.
         batch_size: Grids of codes in a batch.
         lr: AdamW's learning rate, reached by a warm-up and followed by a cosine to 0.
@@ -43,7 +42,7 @@ class PriorSettings:
         samples_every: Steps between measurements of samples: their Fréchet distance from the test
             images, in samples.csv; 0 for none.
         samples: How many are drawn each time.
-        distance: fid or frechet_vgg16; fid if not given and Inception's weights are here.
+        distance: fid or frechet_vgg16 (default: fid where Inception's weights are here).
     """
 
     steps: int = 2000
