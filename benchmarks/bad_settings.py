@@ -218,7 +218,7 @@ def _component(draw: random.Random, slot: str, depth: int = 0) -> Any:
         return path
     if form < 0.5:
         return arguments
-    spec = {"class_path": path, "init_args": arguments}
+    spec: dict[str, Any] = {"class_path": path, "init_args": arguments}
     if draw.random() < 0.05:
         spec["more"] = 1
     return spec

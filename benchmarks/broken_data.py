@@ -26,6 +26,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -253,7 +254,7 @@ def images(folder: Path, count: int) -> Counts:
 
             tried(counts, f"{kind}, skipped", path.name, skipped, "read")
             # Without a side, all heads are looked at.
-            tried(counts, f"{kind}, its own size", path.name, lambda p=path: _loaded(p))
+            tried(counts, f"{kind}, its own size", path.name, partial(_loaded, path))
     return counts
 
 
@@ -288,14 +289,14 @@ def idx(folder: Path, every: int) -> Counts:
             whole[path] = gzip.compress(content, 1) if packed else content
             path.write_bytes(whole[path])
         kind = f"IDX{', gzip' * packed}"
-        tried(counts, f"{kind}, whole", "mnist", lambda p=place: _count("mnist", p, 10_000), "read")
+        tried(counts, f"{kind}, whole", "mnist", partial(_count, "mnist", place, 10_000), "read")
         for path, content in whole.items():
             for _ in cuts(path, every):
                 tried(
                     counts,
                     f"{kind}, cut",
                     path.name,
-                    lambda p=place: _count("mnist", p, 10_000),
+                    partial(_count, "mnist", place, 10_000),
                     "refused",
                 )
             path.write_bytes(content)
@@ -321,13 +322,13 @@ def cifar(folder: Path, every: int) -> Counts:
         def test(root: Path, name: str = name, count: int = 10_000) -> str | None:
             return _count(name, root, count)
 
-        tried(counts, "CIFAR, binary, whole", name, lambda r=binary.parent: test(r), "read")
+        tried(counts, "CIFAR, binary, whole", name, partial(test, binary.parent), "read")
         for _ in cuts(path, every):
             tried(
                 counts,
                 "CIFAR, binary, cut",
                 path.name,
-                lambda r=binary.parent: test(r),
+                partial(test, binary.parent),
                 "refused",
             )
         root = folder / f"{name}-pickled"
@@ -347,7 +348,7 @@ def cifar(folder: Path, every: int) -> Counts:
             test_list=[[file, known[file]] for file, _ in kind.test_list],
             meta={**kind.meta, "md5": digest},
         ):
-            tried(counts, "CIFAR, pickled, whole", name, lambda r=root: test(r, count=4), "read")
+            tried(counts, "CIFAR, pickled, whole", name, partial(test, root, count=4), "read")
             for path in sorted(base.iterdir()):
                 content = path.read_bytes()
                 for _ in cuts(path, min(every, 1000)):
@@ -355,7 +356,7 @@ def cifar(folder: Path, every: int) -> Counts:
                         counts,
                         "CIFAR, pickled, cut",
                         path.name,
-                        lambda r=root: test(r, count=4),
+                        partial(test, root, count=4),
                         "refused",
                     )
                 path.write_bytes(content)
@@ -478,10 +479,10 @@ def folders(folder: Path) -> Counts:
         place.mkdir()
         for number in range(count):
             constant.save(place / f"{number}.png")
-        tried(counts, f"folder: {name}", str(place), lambda p=place: split(p), expected)
+        tried(counts, f"folder: {name}", str(place), partial(split, place), expected)
     for name in ("missing", "train/test", "\n"):
         place = folder / name
-        tried(counts, "folder: not there", "expected", lambda p=place: split(p), "refused")
+        tried(counts, "folder: not there", "expected", partial(split, place), "refused")
     return counts
 
 

@@ -315,9 +315,10 @@ def elsewhere() -> Iterator[Case]:
             """Codes whose names lead elsewhere."""
             name = name.format(outside=os.environ["OUTSIDE"])
             tokenizer = Tokenizer.from_run("run", device="cpu")
-            codes = tokenizer.encode(torch.rand(2, 1, 8, 8)).numpy()
+            codes = tokenizer.encode(torch.rand(2, 1, 8, 8))
+            assert isinstance(codes, torch.Tensor)
             path = Path("codes/codes-000000.npz" if folder else "x.npz")
-            tokenizer.as_file(codes, 8, 1, names=(name, "b.png")).save(path)
+            tokenizer.as_file(codes.numpy(), 8, 1, names=(name, "b.png")).save(path)
             return decode(Path("codes") if folder else path)
 
         yield Case("names of codes", what, named)
@@ -354,7 +355,7 @@ def elsewhere() -> Iterator[Case]:
             return 0
 
         yield Case("pictures of a run", what, pictured)
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "link": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
         "link up": {"type": tarfile.SYMTYPE, "linkname": "../../outside/kept.txt"},
         "hard link": {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"},
@@ -512,7 +513,7 @@ def bombs() -> Iterator[Case]:
 
             yield Case("codes", f"{member} of shape {shape}", shaped)
     for nested in ("[", '{"a":'):
-        for name, use in (
+        for name, opened in (
             (f"{LAST}/state.json", lambda: mqvae(EVALUATE)),
             ("run/summary.json", lambda: mqvae(["report", "run", "--out", "r.html"])),
             ("shared/config.json", from_pretrained),
@@ -520,7 +521,9 @@ def bombs() -> Iterator[Case]:
             ("run/prior/checkpoints/last/state.json", lambda: mqvae(["prior", "run", "--resume"])),
         ):
 
-            def deep(nested: str = nested, name: str = name, use: Callable[[], int] = use) -> int:
+            def deep(
+                nested: str = nested, name: str = name, use: Callable[[], int] = opened
+            ) -> int:
                 Path(name).write_text(nested * 200_000)
                 return use()
 

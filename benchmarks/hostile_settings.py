@@ -110,8 +110,8 @@ def main() -> None:
         os.chdir(folder)
         sys.path.insert(0, folder)
         Path("pack").mkdir()
-        for module in ("evil.py", "pack/__init__.py", "pack/evil.py"):
-            Path(module).write_text(EVIL)
+        for name in ("evil.py", "pack/__init__.py", "pack/evil.py"):
+            Path(name).write_text(EVIL)
         Path("run", "checkpoints").mkdir(parents=True)
         Path("shared").mkdir()
         Path("over.yaml").write_text("base: case.yaml\n")

@@ -25,6 +25,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,7 +65,7 @@ def held() -> str:
 
 def train(images: Path, run: Path, options: argparse.Namespace) -> None:
     """Steps of a small network, none of which takes long enough to hide what data costs."""
-    size = {
+    size: dict[str, Any] = {
         "steps": options.steps,
         "data": {"name": str(images), "side": options.side, "channels": 3, "batch_size": 64},
         "network": {"width": 8},
@@ -121,7 +122,7 @@ def run_encode(run: Path, images: Path, out: Path, *, kill_after: float | None =
 
 def killed(base: Path, scratch: Path, options: argparse.Namespace) -> None:
     """Peak memory by the number of images; codes of a run that is killed again and again."""
-    size = {
+    size: dict[str, Any] = {
         "steps": 1,
         "data": {"side": options.side, "channels": 3, "batch_size": 32},
         "network": {"width": 8},

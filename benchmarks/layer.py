@@ -8,6 +8,8 @@ that were not trained on; codes in use are those that these crops choose.
 """
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ def halves(width: int = 32) -> tuple[nn.Module, nn.Module]:
 
 
 class Ours(nn.Module):
-    def __init__(self, codes: int, **options: object) -> None:
+    def __init__(self, codes: int, **options: Any) -> None:
         super().__init__()
         self.layer = mqvae.VectorQuantizer(
             codes, DIM, channel_axis=1, replacement=mqvae.ReplaceUnused(20), **options
@@ -53,7 +55,7 @@ class Ours(nn.Module):
 
 
 class Theirs(nn.Module):
-    def __init__(self, codes: int, **options: object) -> None:
+    def __init__(self, codes: int, **options: Any) -> None:
         super().__init__()
         self.layer = VectorQuantize(
             DIM, codes, accept_image_fmap=True, commitment_weight=0.25, **options
@@ -67,7 +69,7 @@ class Theirs(nn.Module):
         """It has done so in the pass."""
 
 
-KINDS = {
+KINDS: dict[str, Callable[[int], Ours | Theirs]] = {
     "mqvae, EMA 0.9": lambda k: Ours(k, codebook=mqvae.MovingAverage(0.9)),
     "mqvae, EMA 0.9, k-means": lambda k: Ours(
         k, codebook=mqvae.MovingAverage(0.9), initialize="kmeans"
@@ -89,7 +91,9 @@ def crops(images: Tensor, number: int, side: int, generator: torch.Generator) ->
     return torch.stack(cut).float() / 255
 
 
-def trained(kind: str, seed: int, options: argparse.Namespace, train: Tensor, test: Tensor):
+def trained(
+    kind: str, seed: int, options: argparse.Namespace, train: Tensor, test: Tensor
+) -> tuple[float, int]:
     torch.manual_seed(seed)
     encoder, decoder = halves()
     quantizer = KINDS[kind](options.codes)

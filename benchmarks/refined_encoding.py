@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mqvae import Refinement, Tokenizer
 from mqvae.data.order import order_of
-from mqvae.networks.pixelcnn import PixelCNN
+from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, shuffled
 from mqvae.prior.sampling import load_prior
 from mqvae.prior.settings import PriorConfig
@@ -73,13 +73,13 @@ class Study:
             "threads": torch.get_num_threads(),
         }
 
-    def measure(self, settings: list[str], what: str = "", prior: PixelCNN | None = None) -> None:
+    def measure(self, settings: list[str], what: str = "", prior: CodePrior | None = None) -> None:
         """The nearest codes, then those of every setting."""
         nearest: dict[str, Any] = {}
         for setting in ["nearest", *settings]:
-            line = {**self.of, "setting": setting, "trained": what}
+            line: dict[str, Any] = {**self.of, "setting": setting, "trained": what}
             there = (each for each in self.lines if line.items() <= each.items())
-            found = next(there, None)
+            found: dict[str, Any] | None = next(there, None)
             if found is None:
                 codes, seconds = self.encoded(self.x, setting, prior)
                 found = line | self.measured(codes, prior or self.prior)
@@ -97,7 +97,7 @@ class Study:
             )
 
     def encoded(
-        self, x: Tensor, setting: str, prior: PixelCNN | None = None
+        self, x: Tensor, setting: str, prior: CodePrior | None = None
     ) -> tuple[Tensor, float]:
         """Codes of images, and the seconds that they took."""
         began = time.perf_counter()
@@ -111,7 +111,7 @@ class Study:
         return self.tokenizer.encode_batch(x, refine=how), time.perf_counter() - began
 
     @torch.no_grad()
-    def measured(self, codes: Tensor, prior: PixelCNN | None) -> dict[str, float]:
+    def measured(self, codes: Tensor, prior: CodePrior | None) -> dict[str, float]:
         count = codes.flatten().bincount().double()
         p = count[count > 0] / count.sum()
         return {
@@ -182,7 +182,7 @@ def first(tokenizer: Tokenizer, split: str, number: int) -> Tensor:
     return images.take(order[:number])[0] / 255
 
 
-def trained_prior(config: PriorConfig, codes: Tensor, steps: int) -> PixelCNN:
+def trained_prior(config: PriorConfig, codes: Tensor, steps: int) -> CodePrior:
     """A prior as the run's, on other codes."""
     prior, split = config.network().train(), CodeSplit(codes.int(), None)
     optimizer = torch.optim.AdamW(prior.parameters(), config.prior.lr)

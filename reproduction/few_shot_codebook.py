@@ -122,11 +122,11 @@ def choose(
     learn(METHOD, scale.rates, hypergradient)
     learn(ABLATION, [0.0], lambda lr: hypergradient(lr, codewords_too=False))
     for name, rule in (("joint training", by_joint_training), ("Reptile", by_reptile)):
-        learn(
-            name,
-            scale.rates,
-            lambda lr, rule=rule: with_one_weight(rule(frozen, anew(), scale, lr=lr), scale),
-        )
+
+        def at(lr: float, rule: Callable[..., Any] = rule) -> Mapping[Any, Method]:
+            return with_one_weight(rule(frozen, anew(), scale, lr=lr), scale)
+
+        learn(name, scale.rates, at)
     learn(
         "decoder tuned on domains",
         scale.decoder_rates,
@@ -279,7 +279,9 @@ def main(arguments: list[str] | None = None) -> int:
         if len(done) == 1 + 5 * scale.draws * len(NUMBERS):
             continue
         known = {(line.get("domain"), line.get("draw"), line.get("n")) for line in done}
-        first = next((line["chosen"]["rates"] for line in lines if "chosen" in line), {})
+        first: dict[str, float] = next(
+            (line["chosen"]["rates"] for line in lines if "chosen" in line), {}
+        )
         tests = test_domains(100, 100, seed)
         for line in study(
             Frozen.of_run(run), training_domains(140, seed), tests, scale, seed, first

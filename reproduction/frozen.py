@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class Frozen:
 
     def __init__(self, network: VQNetwork) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.codebook: Tensor = self.network.quantizer.table().detach().clone()  # (K, D)
+        quantizer: Any = self.network.quantizer  # one with a table
+        self.codebook: Tensor = quantizer.table().detach().clone()  # (K, D)
 
     @classmethod
     def of_run(cls, folder: Path) -> "Frozen":

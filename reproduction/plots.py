@@ -42,13 +42,13 @@ def draw(
         for colour, family in zip(COLOURS, families, strict=False):
             points = results.points(family, x, "mse", data)
             if points:
-                bits, error = zip(*points, strict=True)
-                axes.plot(bits, [1e3 * e for e in error], "o-", color=colour, ms=4.5, lw=1.6)
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, [1e3 * y for y in ys], "o-", color=colour, ms=4.5, lw=1.6)
                 axes.plot([], [], "o-", color=colour, ms=4.5, lw=1.6, label=family)
                 for row in results.of_family(family):
-                    place = results.value(row, x, data), results.value(row, "mse", data)
-                    if None not in place:
-                        _write(axes, _what(results.rows[row]), place[0], 1e3 * place[1], colour)
+                    bits, error = results.value(row, x, data), results.value(row, "mse", data)
+                    if bits is not None and error is not None:
+                        _write(axes, _what(results.rows[row]), bits, 1e3 * error, colour)
         for number, row in enumerate(others, 1):
             bits, error = results.value(row, x, data), results.value(row, "mse", data)
             if bits is not None and error is not None:

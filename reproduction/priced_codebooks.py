@@ -175,7 +175,7 @@ def trained(
                 weight.grad /= trade
         else:
             half = len(rows) // 2
-            weights = dict(prior.named_parameters())
+            weights: dict[str, Tensor] = dict(prior.named_parameters())
             ahead, first = stepped(prior, weights, choices[:half], scale.inner, inner_rate)
             bits = functional_call(prior, ahead, (choices[half:],))
             loss = upper_loss(frozen, x[rows[half:]], choices[half:], codewords, bits, trade)
