@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from mqvae.coding import Compressed
-from mqvae.core.diagnostics import CodeCounts
+from mqvae.core.usage import CodeCounts
 from mqvae.runs import read_json
 from mqvae.tokenizer import Tokenizer
 from mqvae.tokenizer.compression import codewords_of, compressed

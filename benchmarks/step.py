@@ -38,6 +38,7 @@ from mqvae.core.updates import (
     Meta,
     MetaBoth,
     MetaNetwork,
+    Rule,
     Synchronous,
     Undone,
     Update,
@@ -79,7 +80,7 @@ class Case:
 
 
 def rule(
-    kind: type[Update],
+    kind: type[Rule],
     at_most: float | None = None,
     predicted: float | None = None,
     *,
@@ -100,7 +101,7 @@ def rule(
         }
         if kind.steps_codebook:
             levels["upper"] = AdamW(codebook, lr=6e-2, weight_decay=1e-4) if codebook else None
-        update = kind(network, Reconstruction(), **levels, **arguments)
+        update = Update(network, Reconstruction(), kind(**arguments), **levels)
         return lambda: update.step(x, x)
 
     return Case(make, at_most, predicted, short)

@@ -42,6 +42,8 @@ from .core.hypergradient import Transported as Transported
 from .core.hypergradient import Unrolled as Unrolled
 from .core.network import NetworkOutput as NetworkOutput
 from .core.network import VQNetwork as VQNetwork
+from .core.network import codebook_parameters as codebook_parameters
+from .core.network import network_parameters as network_parameters
 from .core.optimizer import RowwiseAdam as RowwiseAdam
 from .core.quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
 from .core.quantizer import LookupFreeQuantizer as LookupFreeQuantizer
@@ -66,6 +68,7 @@ from .core.updates import LookAhead as LookAhead
 from .core.updates import Meta as Meta
 from .core.updates import MetaBoth as MetaBoth
 from .core.updates import MetaNetwork as MetaNetwork
+from .core.updates import Rule as Rule
 from .core.updates import Step as Step
 from .core.updates import Synchronous as Synchronous
 from .core.updates import Undone as Undone

@@ -20,6 +20,28 @@ class NotFiniteEmbeddings(MqvaeError):
     """Embeddings hold numbers that are not finite, for which no code stands."""
 
 
+def above_zero(**options: float) -> None:
+    """Refuse options that are not above 0.
+
+    Raises:
+        MqvaeError: names the first.
+    """
+    for name, value in options.items():
+        if not value > 0:
+            raise MqvaeError(f"{name} must be above 0, got {value}.")
+
+
+def at_least(least: float, **options: float) -> None:
+    """Refuse options that are below a bound, or no number.
+
+    Raises:
+        MqvaeError: names the first.
+    """
+    for name, value in options.items():
+        if not value >= least:
+            raise MqvaeError(f"{name} must be {least:g} or more, got {value}.")
+
+
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Inside, where a user's values are handed over, what a library refuses is the user's to mend.

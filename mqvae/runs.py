@@ -18,10 +18,10 @@ import yaml
 from torch import Tensor, nn
 
 from mqvae.core.distributed import process_rank
-from mqvae.core.shown import html_table
 from mqvae.errors import MqvaeError
 from mqvae.finite import only_finite
 from mqvae.locking import LOCK, Lock, lock
+from mqvae.notebook import html_table
 from mqvae.plain import read_json as read_json
 from mqvae.plain import read_yaml
 from mqvae.tensors import packed, unpacked

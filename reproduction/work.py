@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from mqvae import weights
-from mqvae.core.diagnostics import CodeCounts
+from mqvae.core.usage import CodeCounts
 from reproduction.rows import Task
 
 OF_SUMMARY = ("mse", "psnr", "accuracy", "f1", "perplexity", "usage")

@@ -167,17 +167,16 @@ def of_arguments(*arguments):
 
 def test_an_upper_loss_from_the_command_line(tmp_path):
     found = of_arguments("--update.upper_loss", "torch.nn.L1Loss")
-    update = found.components().update
-    assert isinstance(update.keywords["upper_loss"], torch.nn.L1Loss)
+    assert isinstance(found.components().rule.upper_loss, torch.nn.L1Loss)
     again = Settings.of(found.config())
     assert again == found
     own = of_arguments(
         "--update.upper_loss", "Classification", "--update.upper_loss.label_smoothing", "0.2"
     )
-    loss = own.components().update.keywords["upper_loss"]
+    loss = own.components().rule.upper_loss
     assert isinstance(loss, mqvae.Classification)
     assert loss.label_smoothing == 0.2
-    assert of_arguments().components().update.keywords.get("upper_loss") is None
+    assert of_arguments().components().rule.upper_loss is None
 
 
 class Doubled(mqvae.Reconstruction):
@@ -195,7 +194,7 @@ def test_a_run_with_an_upper_loss(tmp_path):
         update = {"init_args": {"upper_loss": spec}}
         begin(Settings.of(load_preset("digits-tiny", SMALL, {"update": update})), tmp_path / name)
         training = go_on(Run(tmp_path / name))
-        assert (training.parts.update.upper_loss is None) == (path is None)
+        assert (training.parts.update.rule.upper_loss is None) == (path is None)
         training.fit()
     assert weights(tmp_path / "none") == weights(tmp_path / "same")
     assert weights(tmp_path / "none") != weights(tmp_path / "other")

@@ -34,7 +34,7 @@ from mqvae import (
     VQNetwork,
 )
 from mqvae.cli import main
-from mqvae.core.diagnostics import gradient_gap
+from mqvae.core.gap import gradient_gap
 from mqvae.diagnosis.choice import losses_of_images
 from mqvae.networks.discriminator import JointBatchNorm
 from mqvae.runs import COLUMNS, Run

@@ -1,4 +1,4 @@
-"""mqvae.core.diagnostics against numbers worked out by hand."""
+"""mqvae.core.usage and gap against numbers worked out by hand."""
 
 import math
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from mqvae import VectorQuantizer, VQNetwork
 from mqvae.core import diagnostics
-from mqvae.core.diagnostics import CodeCounts, count_codes, gradient_gap, perplexity, usage
+from mqvae.core.gap import gradient_gap
+from mqvae.core.usage import CodeCounts, count_codes, perplexity, usage
 
 
 def squared_error(output, y):

@@ -30,7 +30,7 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.core.updates.lookahead import preview
+from mqvae.core.look_ahead import preview
 from mqvae.settings import Settings, load_preset
 from mqvae.trainer import begin, loop
 

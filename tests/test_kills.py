@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mqvae.core.updates import lookahead
+from mqvae.core import look_ahead
 from mqvae.data import Batches
 from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
@@ -150,13 +150,13 @@ def injected(monkeypatch):
 
             monkeypatch.setattr(Training, "fit", hooked)
         elif stage == "look-ahead":
-            answer = lookahead.Undone.answer
+            answer = look_ahead.Undone.answer
 
             def spoiling(self, *given):
-                found = answer(self, *given)
-                return type(found)(found.here, [spoilt(t) for t in found.ahead], found.slopes)
+                here, ahead, slopes = answer(self, *given)
+                return here, [spoilt(t) for t in ahead], slopes
 
-            monkeypatch.setattr(lookahead.Undone, "answer", spoiling)
+            monkeypatch.setattr(look_ahead.Undone, "answer", spoiling)
         elif stage == "discriminator":
             logits = Adversarial._logits
             monkeypatch.setattr(

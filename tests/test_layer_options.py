@@ -25,7 +25,7 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.core.diagnostics import count_codes, perplexity, usage
+from mqvae.core.usage import count_codes, perplexity, usage
 
 KINDS = {
     "vector": lambda **o: VectorQuantizer(CODES, DIM, **o),

@@ -32,6 +32,7 @@ from mqvae import (
     NoQuantizer,
     ResidualQuantizer,
     Rotation,
+    Rule,
     Synchronous,
     Transport,
     Transported,
@@ -44,6 +45,7 @@ from mqvae import (
 from mqvae.core.quantizer import CodebookQuantizer
 
 LOSSES = ("task", "commitment", "codebook", "prior")
+NOTHING = 1e-30  # of ξ: no indirect term that float64 tells from none, and a look-ahead
 PAGE = Path(__file__).parent.parent / "docs" / "gradients.md"
 
 
@@ -51,7 +53,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "gradients.md"
 class Method:
     """A method, and what reaches φ, θ and C under it, in the words of the page below."""
 
-    rule: type[Update]
+    rule: type[Rule]
     phi: str
     theta: str
     codebook: str
@@ -211,7 +213,7 @@ alone.
 # -- measuring -------------------------------------------------------------------------------------
 
 
-def update_of(problem: Problem, rule: type[Update], present: frozenset, **options) -> Update:
+def update_of(problem: Problem, rule: type[Rule], present: frozenset, **options) -> Update:
     """The rule with the losses that are present, and plain descent."""
     network = problem.network
     if isinstance(network.quantizer, GumbelQuantizer):
@@ -299,7 +301,7 @@ class Measured:
                 return f"{loss} on the head alone"
             if "xi" not in self.method.rule.__init__.__annotations__:
                 return loss
-            at_zero = self.differ(part, self.step(loss, xi=0.0), self.step(xi=0.0))
+            at_zero = self.differ(part, self.step(loss, xi=NOTHING), self.step(xi=NOTHING))
             return loss if at_zero else f"*{loss}*"
         if not self.differ(part, self.step(*LOSSES), self.step(*[o for o in LOSSES if o != loss])):
             return None
@@ -364,8 +366,8 @@ def test_the_page_is_what_is_measured():
 
 
 def test_a_rule_knows_what_the_field_calls_it():
-    class Mine(Update):
-        def _step(self, batch, snapshot):
+    class Mine(Rule):
+        def step(self, update, batch, above):
             raise NotImplementedError
 
     class Other(Mine):
@@ -392,7 +394,7 @@ def test_a_rule_knows_what_the_field_calls_it():
 # -- what does not go together ---------------------------------------------------------------------
 
 
-def put_together(rule: type[Update], kind: str | CodebookMap, **options) -> Update:
+def put_together(rule: type[Rule], kind: str | CodebookMap, **options) -> Update:
     """Nothing but construction."""
     problem = make_with("linear", QUANTIZERS[kind])
     return update_of(problem, rule, frozenset(LOSSES), **options)

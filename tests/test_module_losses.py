@@ -30,7 +30,7 @@ from mqvae import (
     Undone,
     Unrolled,
 )
-from mqvae.core.diagnostics import gradient_gap
+from mqvae.core.gap import gradient_gap
 
 
 class Judged(nn.Module):

@@ -25,7 +25,9 @@ from mqvae import (
     MetaNetwork,
     MqvaeError,
     ReplaceUnused,
+    ResidualQuantizer,
     Synchronous,
+    Undone,
     VectorQuantizer,
     VQNetwork,
 )
@@ -292,11 +294,51 @@ def test_codewords_of_a_map_are_not_replaced(codebook):
 
 @pytest.mark.parametrize("after", [0, -2])
 def test_no_patience_is_refused(after):
-    with pytest.raises(ValueError, match=f"after must be 1 or more updates, got {after}"):
+    with pytest.raises(ValueError, match=f"after must be 1 or more, got {after}"):
         ReplaceUnused(after)
 
 
+def test_used_is_what_the_first_pass_chose_also_where_the_look_ahead_is_undone():
+    """φ and θ step under the new codebook, whose codes are others; those are not counted."""
+    network = network_of(after=50)
+    update = update_of(network, Meta, upper_lr=1.0, look_ahead=Undone())
+    passes = []
+    quantize = network.quantizer.quantize
+    network.quantizer.quantize = lambda *given: passes.append(quantize(*given)) or passes[-1]
+    step = update.step(batch(0), batch(0))
+    used = torch.zeros(CODES, dtype=torch.bool)
+    used[step.codes.unique()] = True
+    assert torch.equal(passes[0].codes, step.codes)
+    assert not torch.equal(passes[-1].codes.unique(), step.codes.unique())
+    assert torch.equal(network.quantizer.unused_steps == 0, used)
+
+
 # -- a codebook that is set anew -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["assign", "initialize", "kmeans", "stages"])
+def test_new_codewords_have_never_gone_unused(how):
+    torch.manual_seed(0)
+    options = {"replacement": ReplaceUnused(50)}
+    if how == "kmeans":
+        options["initialize"] = "kmeans"
+    stages = [VectorQuantizer(CODES, DIM, **options) for _ in range(1 + (how == "stages"))]
+    quantizer = ResidualQuantizer(stages) if how == "stages" else stages[0]
+    z_e = torch.randn(200, DIM)
+    if how == "kmeans":  # as if codes had been counted before the codebook began
+        stages[0].unused_steps.fill_(3)
+        quantizer(z_e)
+        quantizer.update()
+    else:
+        for _ in range(3):
+            quantizer(z_e[:2])
+            quantizer.update()
+        assert all((stage.unused_steps == 3).any() for stage in stages)
+        if how == "assign":
+            quantizer.assign(torch.randn(CODES, DIM))
+        else:
+            quantizer.initialize(z_e)
+    assert not any(stage.unused_steps.any() for stage in stages)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -27,7 +27,7 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.core.updates.lookahead import adam_slopes
+from mqvae.core.look_ahead import adam_slopes
 
 XI, NU, LOWER, UPPER = 0.3, 0.7, 0.2, 0.9
 STRAIGHT = [name for name in QUANTIZERS if name not in ("rotation", "gumbel", "none")]

@@ -45,10 +45,8 @@ def made_of(settings):
     lower = made.network_optimizer(network.network_parameters())
     codebook = list(network.codebook_parameters())
     upper = made.codebook_optimizer(codebook) if codebook else None
-    levels = {"lower": lower, "upper": upper}
-    if made.update.func is mqvae.Ema:
-        del levels["upper"]
-    return network, made.update(network, made.task, **levels), lower, upper
+    update = mqvae.Update(network, made.task, made.rule, lower=lower, upper=upper)
+    return network, update, lower, upper
 
 
 SMALL = [
@@ -231,12 +229,12 @@ def test_a_rule_by_name_and_its_arguments():
         *["--update.look_ahead", "Kept"],
     )
     _, update, _, _ = made_of(settings)
-    assert isinstance(update, mqvae.Meta)
-    assert update.xi == 0.5
-    assert update.hypergradient == mqvae.Exact(
+    assert isinstance(update.rule, mqvae.Meta)
+    assert update.rule.xi == 0.5
+    assert update.rule.hypergradient == mqvae.Exact(
         tangent=mqvae.OneSided(radius=0.2), curvature=mqvae.ForwardMode()
     )
-    assert update.look_ahead == mqvae.Kept()
+    assert update.rule.look_ahead == mqvae.Kept()
     written = written_and_read(settings.config())["update"]["init_args"]
     assert written["hypergradient"]["init_args"]["curvature"]["class_path"] == "mqvae.ForwardMode"
     assert written["look_ahead"]["class_path"] == "mqvae.Kept"
@@ -247,7 +245,7 @@ def test_a_rule_without_the_presets_arguments(rule):
     options = ["--update", rule, "--update.commitment_weight", "0.25"]
     settings = settings_of("digits-tiny", *SMALL, *options)
     _, update, _, _ = made_of(settings)
-    assert type(update).__name__ == rule
+    assert type(update.rule).__name__ == rule
     assert update.weights.commitment == 0.25
 
 
@@ -264,7 +262,7 @@ def test_what_a_class_chose_by_itself_is_written_out():
     settings = Settings.of(config | {"update": bare})
     assert settings.update["init_args"]["hypergradient"] is None
     network, update, _, _ = made_of(settings)
-    resolved = settings.resolved(network, update, channels=1, side=8, validation=100)
+    resolved = settings.resolved(network, update.rule, channels=1, side=8, validation=100)
     assert dataclasses.asdict(resolved.data) == dataclasses.asdict(settings.data) | {
         "channels": 1,
         "side": 8,
@@ -278,7 +276,7 @@ def test_what_a_class_chose_by_itself_is_written_out():
     again = Settings.of(written_and_read(resolved.config()))
     assert again == resolved
     _, second, _, _ = made_of(again)
-    assert (second.hypergradient, second.look_ahead) == (update.hypergradient, update.look_ahead)
+    assert second.rule == update.rule
 
 
 def test_only_the_quantizer_draws():
@@ -340,12 +338,12 @@ def test_a_users_own_classes():
     assert made.network == MyNetwork(width=6) and isinstance(made.network, Architecture)
     assert type(made.quantizer) is MyQuantizer
     assert type(made.task) is MyTask and made.task.weight == 2
-    assert made.update.func is MyUpdate
+    assert type(made.rule) is MyUpdate
     assert made.codebook_optimizer.func is MyOptimizer
     rule = settings_of("digits-tiny", "--update.hypergradient", f"{__name__}.Gentle", *SMALL)
     network, update, _, _ = made_of(rule)
-    assert type(update.hypergradient) is Gentle
-    assert Settings.of(rule.resolved(network, update).config()).update == rule.update
+    assert type(update.rule.hypergradient) is Gentle
+    assert Settings.of(rule.resolved(network, update.rule).config()).update == rule.update
 
 
 # -- optimizers ------------------------------------------------------------------------------------
@@ -603,7 +601,7 @@ BAD_OPTIONS = {
     "devices": (["--trainer.devices", "0"], "--trainer.devices must be 1 or more, got 0."),
     "log_every": (["--trainer.log_every", "0"], "--trainer.log_every must be 1 or more, got 0."),
     "parts": (["--trainer.parts", "0"], "--trainer.parts must be 1 or more, got 0."),
-    "precision": (["--trainer.precision", "16"], "one of 32-true, bf16-mixed, got '16'."),
+    "precision": (["--trainer.precision", "16"], "one of 32-true, bf16-mixed, 16-mixed, got '16'."),
     "precision, near": (["--trainer.precision", "bf16"], "Did you mean 'bf16-mixed'?"),
     "accelerator": (
         ["--trainer.accelerator", "gpu"],

@@ -1,11 +1,11 @@
-"""What is returned shows itself in a line, and as a table in a notebook."""
+"""What is returned shows itself in a line; runs and tokenizers as a table in a notebook."""
 
 import pytest
 import torch
 from torch.optim import SGD
 
 import mqvae
-from mqvae.core.shown import html_table
+from mqvae.notebook import html_table
 from mqvae.runs import Run
 from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
@@ -40,9 +40,9 @@ def test_a_line():
 
 
 def test_a_table():
-    page = quantized()._repr_html_()
-    assert "<caption" in page and ">Quantized</caption>" in page
-    assert ">codes</th>" in page and ">(2, 2) int64, 3 in use, perplexity 2.8</td>" in page
+    page = html_table("Run", {"codes": "3 in use"})
+    assert "<caption" in page and ">Run</caption>" in page
+    assert ">codes</th>" in page and ">3 in use</td>" in page
     assert "&lt;b&gt;" in html_table("<b>", {"<b>": "<b>"})
     assert "<b>" not in html_table("<b>", {"<b>": "<b>"})
 

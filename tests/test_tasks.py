@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import StepLR
 
 import mqvae
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.updates.update import apply
+from mqvae.core.optimizer import apply
 from mqvae.networks.architecture import Inputs
 from mqvae.report import write_report
 from mqvae.runs import COLUMNS, Run

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mqvae.core.updates import Joint
+from mqvae.core.updates import Update
 from mqvae.metrics import evaluate
 from mqvae.networks.vqvae import VQVAE
 from mqvae.progress import Progress, watched
@@ -339,7 +339,7 @@ def test_rates_rise_linearly_and_fall_as_a_cosine(tmp_path):
     }
     used = []
 
-    class Watched(Joint):
+    class Watched(Update):
         def step(self, x, y, **options):
             used.append([o.param_groups[0]["lr"] for o in (self.lower, self.upper)])
             return super().step(x, y, **options)
@@ -522,7 +522,7 @@ def test_stopped_in_the_last_checkpoint(finished, tmp_path, monkeypatch):
 
 
 def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
-    folder, step = tmp_path / "run", Joint.step
+    folder, step = tmp_path / "run", Update.step
     calls = []
 
     def slow(self, x, y, **options):
@@ -532,7 +532,7 @@ def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return step(self, x, y, **options)
 
-    monkeypatch.setattr(Joint, "step", slow)
+    monkeypatch.setattr(Update, "step", slow)
     with pytest.raises(KeyboardInterrupt):
         begin(settings(), folder).fit()
     assert len(calls) == 8

@@ -1,12 +1,16 @@
 """Codewords as moving averages of the embeddings that choose them (Eq. 17)."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mqvae.core.passes import finite_rows, full
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
+
+if TYPE_CHECKING:
+    from mqvae.core.codebook import Codebook
 
 
 class Averages(nn.Module):
@@ -64,6 +68,22 @@ class Averages(nn.Module):
         self.codewords.copy_(codewords)
 
     @torch.no_grad()
+    def take(
+        self, codebook: "Codebook", table: Tensor, counts: Tensor, sums: Tensor, *, all_move: bool
+    ) -> None:
+        """Take in the embeddings of a step, and set the codewords to what they average.
+
+        Args:
+            codebook: The codewords, which the averages have followed.
+            table: The codewords where they are compared, (rows, d).
+            counts: As in `step`.
+            sums: As in `step`.
+            all_move: As in `step`.
+        """
+        codebook.assign(self.step(counts, sums, codebook(), table, all_move=all_move))
+        self.codewords.copy_(codebook())
+
+    @torch.no_grad()
     def carry(self, shift: Tensor) -> None:
         """Move what is averaged by (rows, d)."""
         self.sums.addcmul_(self.sizes[:, None], shift)
@@ -105,5 +125,4 @@ def check_decay(decay: float, epsilon: float) -> None:
     """
     if not 0 <= decay < 1:
         raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")
-    if not epsilon >= 0:
-        raise MqvaeError(f"epsilon must be 0 or more, got {epsilon}.")
+    at_least(0, epsilon=epsilon)

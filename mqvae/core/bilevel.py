@@ -2,26 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
-from mqvae.core.passes import RandomState, call, in_parts, traceless
+from mqvae.core.optimizer import Gradients
+from mqvae.core.passes import RandomState, call, device_of, full, in_parts, traceless
 from mqvae.core.quantizer import Quantized
-from mqvae.errors import MqvaeError
+from mqvae.errors import at_least
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""L_task(y, target) → scalar: a mean over the batch of the decoder's output and its target."""
+Loss = Callable[[Any, Any], Tensor]
+"""L_task(y, target) → scalar: a mean over the batch of the output and its target."""
 
 
 class LossModule(nn.Module):
     """A loss that is a module, and that settings may name by its class."""
-
-
-Gradients = list[Tensor | None]
-"""One gradient per parameter; None where a parameter is frozen or unused."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,6 @@ class LowerPass:
         task_gradient: ∂L_task/∂ẑ, (..., D).
         g_phi: ∂L/∂φ with the straight-through estimator.
         g_theta: ∂L/∂θ.
-        step_phi: Derivative of the virtual step by g_φ, element by element; None for descent,
-            whose derivative is ξ and is applied by the rules.
-        step_theta: The same for θ.
     """
 
     phi: list[Tensor]
@@ -71,12 +66,6 @@ class LowerPass:
     task_gradient: Tensor
     g_phi: Gradients
     g_theta: Gradients
-    step_phi: Gradients | None = None
-    step_theta: Gradients | None = None
-
-    def through_step(self, v_phi: Gradients, v_theta: Gradients) -> tuple[Gradients, Gradients]:
-        """v along the virtual step: v itself for descent, preconditioned for AdamW."""
-        return scaled(v_phi, self.step_phi), scaled(v_theta, self.step_theta)
 
     def everywhere(self) -> "LowerPass":
         """The same with the gradients of all processes' batches together."""
@@ -114,9 +103,11 @@ class Batch:
         network: The network.
         loss: L_task; a module may own networks and buffers.
         weights: Weights of the other terms.
-        x: Inputs.
-        y: Targets of the task loss.
+        x: Inputs: a tensor, or nested ones where they are not cut into parts.
+        y: Targets of the task loss, as it takes them.
         parts: Number of parts that encoder and decoder take the batch in.
+        scaler: Scales losses before they are differentiated, and their gradients back; None for
+            not at all.
 
     Attributes:
         output: The decoder's output in its first pass over this batch, detached.
@@ -129,20 +120,22 @@ class Batch:
         network: VQNetwork,
         loss: Loss,
         weights: LossWeights,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         *,
         parts: int = 1,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        if parts < 1:
-            raise MqvaeError(f"parts must be 1 or more, got {parts}.")
+        at_least(1, parts=parts)
         self.network = network
         self.loss = loss
         self.weights = weights
         self.x = x
         self.y = y
         self.parts = parts
-        self._before_encoder = RandomState(x.device)
+        self.scaler = scaler
+        self.device = device_of(x)
+        self._before_encoder = RandomState(self.device)
         self._before_decoder = self._before_encoder
         self._decoded = False
 
@@ -151,13 +144,13 @@ class Batch:
         encoder = self.network.encoder
         with self._before_encoder.replayed():
             features = in_parts(lambda x: call(encoder, phi, x), self.x, self.parts)
-            self._before_decoder = RandomState(self.x.device)
+            self._before_decoder = RandomState(self.device)
         return self.network.placed(features)
 
     def embed_for_real(self) -> Tensor:
         """z_e at the network's own φ, (..., D), as ordinary training makes it."""
         features = in_parts(self._once(self.network.encoder), self.x, self.parts)
-        self._before_decoder = RandomState(self.x.device)
+        self._before_decoder = RandomState(self.device)
         return self.network.placed(features)
 
     def task(self, z_q: Tensor, theta: Sequence[Tensor] | None = None) -> Tensor:
@@ -186,7 +179,7 @@ class Batch:
 
         A part's graph may be made again, for its gradient, when all parts have been seen.
         """
-        left = len(self.x.chunk(self.parts))
+        left = 1 if self.parts == 1 else len(self.x.chunk(self.parts))
 
         def run(part: Tensor) -> Tensor:
             nonlocal left
@@ -200,10 +193,15 @@ class Batch:
         with torch.enable_grad():
             quantized = self.network.quantizer.quantize(z_e.detach())
             z_q = quantized.z_q.detach().requires_grad_()
-            (found,) = gradient(
-                self.task(z_q, [p.detach() for p in self.network.decoder_parameters()]), [z_q]
-            )
+            theta = [p.detach() for p in self.network.decoder_parameters()]
+            (found,) = self.gradient(self.task(z_q, theta), [z_q])
         return quantized, torch.zeros_like(z_q) if found is None else found
+
+    def gradient(
+        self, total: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False
+    ) -> Gradients:
+        """∂total/∂tensors; what float16 would round to nothing is scaled on its way."""
+        return scaled_gradient(self.scaler, total, tensors, retain_graph=retain_graph)
 
     def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
         """Decode from embeddings and backpropagate to φ and θ.
@@ -216,7 +214,7 @@ class Batch:
         quantized = self.network.quantizer.quantize(z_e)
         task = self.task_for_real(quantized.z_q) if for_real else self.task(quantized.z_q)
         total = self.weights.total(task, quantized)
-        task_gradient, *rest = gradient(
+        task_gradient, *rest = self.gradient(
             total, [quantized.z_q, *phi, *theta], retain_graph=not for_real
         )
         return LowerPass(
@@ -259,14 +257,19 @@ def gradient(
     return [next(found) if t.requires_grad else None for t in tensors]
 
 
-def pulled_back(values: Tensor, through: Tensor, tensors: Sequence[Tensor]) -> Gradients:
-    """What values become on their way back from `through` to tensors, as constants.
-
-    By a scalar's gradient: handed a cotangent, torch imports half a second of other packages.
-    """
-    with torch.enable_grad():
-        product = (through * values.detach().to(through.dtype)).sum()
-    return gradient(product, tensors)
+def scaled_gradient(
+    scaler: torch.amp.GradScaler | None,
+    total: Tensor,
+    tensors: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+) -> Gradients:
+    """`gradient` of a loss that a scaler scales, scaled back; without one `gradient` itself."""
+    if scaler is None:
+        return gradient(total, tensors, retain_graph=retain_graph)
+    found = gradient(scaler.scale(total), tensors, retain_graph=retain_graph)
+    back = 1 / scaler.scale(torch.ones((), device=total.device))
+    return [None if g is None else full(g) * back for g in found]
 
 
 @torch.no_grad()

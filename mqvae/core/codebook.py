@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.averages import Averages, check_decay
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 
 
 class Codebook(nn.Module, ABC):
@@ -51,7 +51,19 @@ class Codebook(nn.Module, ABC):
         Raises:
             ValueError: if a codeword cannot move without others.
         """
-        raise MqvaeError(
+        raise self._tied()
+
+    def require_movable(self) -> None:
+        """Refuse what `translate` refuses.
+
+        Raises:
+            ValueError: if a codeword cannot move without others.
+        """
+        if type(self).translate is Codebook.translate:
+            raise self._tied()
+
+    def _tied(self) -> MqvaeError:
+        return MqvaeError(
             f"a codeword of {type(self).__name__} cannot move by itself, they share parameters: "
             "use Table() or HyperNetwork()."
         )
@@ -143,9 +155,7 @@ class HyperNetwork(CodebookMap):
     width: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "width"):
-            if getattr(self, name) < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        at_least(1, embedding_dim=self.embedding_dim, width=self.width)
 
     def build(self, rows: int, dim: int) -> Codebook:
         return HyperNetworkCodebook(rows, dim, self.embedding_dim, self.width)

@@ -13,7 +13,7 @@ from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer import Quantized, Quantizer
-from mqvae.errors import MqvaeError
+from mqvae.errors import above_zero, at_least
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
@@ -165,21 +165,9 @@ class GumbelQuantizer(Quantizer):
         channel_axis: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("num_codes", num_codes),
-            ("dim", dim),
-            ("anneal_steps", anneal_steps),
-        ):
-            if value < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
-        for name, number in (
-            ("temperature", temperature),
-            ("final_temperature", final_temperature),
-        ):
-            if not number > 0:
-                raise MqvaeError(f"{name} must be above 0, got {number}.")
-        if not kl_weight >= 0:
-            raise MqvaeError(f"kl_weight must be 0 or more, got {kl_weight}.")
+        at_least(1, num_codes=num_codes, dim=dim, anneal_steps=anneal_steps)
+        above_zero(temperature=temperature, final_temperature=final_temperature)
+        at_least(0, kl_weight=kl_weight)
         self.num_codes = num_codes
         self.dim = dim
         self.groups = 1

@@ -176,3 +176,33 @@ class VQNetwork(nn.Module):
             pooled = from_all_processes(torch.cat(found))
             self.quantizer.initialize(pooled, generator=generator)
             agree([self.quantizer])
+
+
+def quantizers(module: nn.Module) -> dict[str, Quantizer]:
+    """The quantizers inside a module by their names there; stages inside one are its own."""
+    found: dict[str, Quantizer] = {}
+    for name, part in module.named_modules():
+        inside = any(not other or name.startswith(f"{other}.") for other in found)
+        if isinstance(part, Quantizer) and not inside:
+            found[name] = part
+    return found
+
+
+def codebook_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """C, the upper level: what the quantizers inside a module train, their projections aside."""
+    if isinstance(module, VQNetwork):
+        return list(module.codebook_parameters())
+    found: dict[int, nn.Parameter] = {}
+    for quantizer in quantizers(module).values():
+        aside = [m for m in (quantizer.project_in, quantizer.project_out) if m is not None]
+        projections = {id(p) for m in aside for p in m.parameters()}
+        found |= {id(p): p for p in quantizer.parameters() if id(p) not in projections}
+    return list(found.values())
+
+
+def network_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """φ and θ, the lower level: all parameters of a module but those of its codebooks."""
+    if isinstance(module, VQNetwork):
+        return list(module.network_parameters())
+    above = {id(p) for p in codebook_parameters(module)}
+    return [p for p in module.parameters() if id(p) not in above]

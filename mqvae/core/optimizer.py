@@ -1,13 +1,17 @@
-"""An optimizer for a table of which each batch uses a part."""
+"""Steps of optimizers along given gradients, and one for tables of which a batch uses a part."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
+
+Gradients: TypeAlias = list[Tensor | None]
+"""One gradient per parameter; None where a parameter is frozen or unused."""
 
 
 class RowwiseAdam(Optimizer):
@@ -35,12 +39,9 @@ class RowwiseAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        if not lr >= 0:
-            raise MqvaeError(f"lr must be 0 or more, got {lr}.")
+        at_least(0, lr=lr, eps=eps)
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
             raise MqvaeError(f"betas must lie in [0, 1), got {betas}.")
-        if not eps >= 0:
-            raise MqvaeError(f"eps must be 0 or more, got {eps}.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
@@ -60,7 +61,7 @@ class RowwiseAdam(Optimizer):
                     self._step(parameter, parameter.grad, group)
         return loss
 
-    def _step(self, parameter: torch.Tensor, g: torch.Tensor, group: dict[str, Any]) -> None:
+    def _step(self, parameter: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -87,8 +88,8 @@ class RowwiseAdam(Optimizer):
         parameter[rows] = parameter[rows] - self._change(state, group, mean, square)
 
     def _change(
-        self, state: dict[str, Any], group: dict[str, Any], mean: torch.Tensor, square: torch.Tensor
-    ) -> torch.Tensor:
+        self, state: dict[str, Any], group: dict[str, Any], mean: Tensor, square: Tensor
+    ) -> Tensor:
         beta1, beta2 = group["betas"]
         step = int(state["step"])
         size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
@@ -96,8 +97,92 @@ class RowwiseAdam(Optimizer):
 
 
 @torch.no_grad()
-def forget_rows(optimizer: Optimizer, parameter: torch.Tensor, rows: torch.Tensor) -> None:
+def forget_rows(optimizer: Optimizer, parameter: Tensor, rows: Tensor) -> None:
     """Set what an optimizer remembers of some rows of a parameter, (rows,) bool, to zero."""
     for value in optimizer.state.get(parameter, {}).values():
         if torch.is_tensor(value) and value.shape == parameter.shape:
             value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
+
+
+def apply(
+    optimizer: Optimizer | None,
+    parameters: Iterable[Tensor],
+    gradients: Gradients,
+    *,
+    max_norm: float | None = None,
+    scaler: "torch.amp.GradScaler | None" = None,
+) -> None:
+    """One step of an optimizer along given gradients; nothing stays behind in `.grad`.
+
+    Args:
+        optimizer: The optimizer; None steps nothing.
+        parameters: What it steps.
+        gradients: Along what.
+        max_norm: The norm that all of them together are scaled down to; None for as they are.
+        scaler: Leaves a step out whose gradients are not finite; None steps always.
+    """
+    parameters = list(parameters)
+    if optimizer is None:
+        return
+    if max_norm is not None:
+        gradients = clipped(gradients, max_norm)
+    for parameter, g in zip(parameters, gradients, strict=True):
+        # Convolutions return gradients laid out otherwise than their weights. `backward` would put
+        # that right; fused optimizers, which walk through memory, would take number for number.
+        if g is not None and g.stride() != parameter.stride():
+            g = torch.empty_like(parameter).copy_(g)
+        parameter.grad = g
+    try:
+        if scaler is None or all(g is None for g in gradients):
+            optimizer.step()
+        else:
+            for parameter in parameters:
+                if parameter.grad is not None:  # who unscales also looks for what is not finite
+                    parameter.grad = scaler.scale(parameter.grad)
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def clipped(gradients: Gradients, max_norm: float) -> Gradients:
+    """Gradients, scaled down where the norm of all together is above `max_norm`."""
+    found = [g for g in gradients if g is not None]
+    if not found:
+        return gradients
+    norm = torch.stack([n.float() for n in torch._foreach_norm(found)]).norm()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
+    return [None if g is None else g * factor.to(g.dtype) for g in gradients]
+
+
+def only_finite(gradients: Gradients) -> Gradients:
+    """Gradients with 0 in place of each number that is not finite."""
+    return [None if g is None else g.nan_to_num(0.0, 0.0, 0.0) for g in gradients]
+
+
+def check_holds(
+    name: str,
+    optimizer: Optimizer,
+    level: Sequence[Tensor],
+    which: str,
+    names: Mapping[int, str],
+    remedy: str,
+) -> None:
+    """Refuse an optimizer that does not hold what its level trains, or holds anything else.
+
+    Raises:
+        ValueError: with the names of the parameters, and the remedy.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    foreign = held - {id(p) for p in level}
+    missing = {id(p) for p in level if p.requires_grad} - held
+    if foreign or missing:
+        listed = sorted(names.get(p, "one that is not the module's") for p in foreign)
+        raise MqvaeError(
+            f"the {name} optimizer must hold the parameters {which}. "
+            + (f"It also holds: {', '.join(listed)}. " if foreign else "")
+            + (f"It lacks: {', '.join(sorted(names[p] for p in missing))}. " if missing else "")
+            + remedy
+        )

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
+
+from mqvae.errors import MqvaeError
 
 
 class RandomState:
@@ -34,7 +37,7 @@ class RandomState:
             now.restore()
 
 
-def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Tensor) -> Tensor:
+def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Any) -> Tensor:
     """`module(*inputs)` at other parameters, its buffers (batch-norm statistics) unchanged.
 
     Args:
@@ -48,28 +51,39 @@ def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Tensor
         pairs = zip(own.values(), parameters, strict=True)
         if any(p.dtype.itemsize > o.dtype.itemsize for o, p in pairs):
             tensors = {name: full(b) for name, b in tensors.items()}
-            inputs = tuple(full(x) for x in inputs)
+            inputs = tree_map_only(Tensor, full, inputs)
         tensors.update(zip(own, parameters, strict=True))
     return functional_call(module, tensors, inputs)
 
 
-def traceless(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def traceless(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """`function(*inputs)`, as a module with its buffers unchanged."""
     if isinstance(function, nn.Module) and next(function.buffers(), None) is not None:
         return call(function, None, *inputs)
     return function(*inputs)
 
 
-def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, parts: int) -> Tensor:
+def in_parts(function: Callable[[Any], Tensor], x: Any, parts: int) -> Tensor:
     """`function(x)`, part by part along the first axis, holding the graph of one part at a time.
 
     The graph of a part is made again when its gradient is wanted.
     """
     if parts == 1:
         return function(x)
+    if not isinstance(x, Tensor):
+        raise MqvaeError(
+            f"parts={parts} cuts a tensor along its first axis, got a {type(x).__name__}: "
+            "take smaller batches and update.accumulate instead."
+        )
     if not torch.is_grad_enabled():
         return torch.cat([function(part) for part in x.chunk(parts)])
     return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.chunk(parts)])
+
+
+def device_of(inputs: Any) -> torch.device:
+    """Where the first tensor of nested inputs is; the CPU without one."""
+    found = (leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return next(found, torch.device("cpu"))
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -110,52 +124,33 @@ def fresh_casts() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-class Snapshot:
-    """Buffers of modules and the random state, to be put back.
-
-    As a context manager: put back if the block raises.
-
-    Args:
-        modules: The modules; what is none is passed over.
-        device: Whose random state it is, beside the CPU's.
-    """
-
-    def __init__(self, modules: Sequence[object], device: torch.device) -> None:
-        self._modules = [m for m in modules if isinstance(m, nn.Module)]
-        self._device = device
-        self.retake()
-
-    def retake(self) -> None:
-        """What is now is what will be put back."""
-        self._random = RandomState(self._device)
-        self._buffers = [(b, b.clone()) for m in self._modules for b in m.buffers()]
-
-    def __enter__(self) -> "Snapshot":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            self._random.restore()
-            with torch.no_grad():
-                for buffer, before in self._buffers:
-                    buffer.copy_(before)
-
-
 Buffers = list[dict[str, Tensor | None]]
 """The buffers of each of some modules."""
 
 
-class Start:
-    """Buffers and random state as a step finds them."""
+class Snapshot:
+    """Buffers of modules and the random state, as a step finds them.
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._modules = list(module.modules())
-        self._buffers = _clones([m._buffers for m in self._modules])
-        self._random = RandomState(device)
+    Args:
+        modules: The modules, with all inside them; what is none is passed over.
+        device: Whose random state it is, beside the CPU's.
+    """
+
+    def __init__(self, modules: Sequence[object], device: torch.device) -> None:
+        of = [m.modules() for m in modules if isinstance(m, nn.Module)]
+        self._modules = list(dict.fromkeys(part for parts in of for part in parts))
+        self._device = device
+        self.retake()
+
+    def retake(self) -> None:
+        """Record the current state as the one to return to."""
+        self._random = RandomState(self._device)
+        self._registered = [dict(m._buffers) for m in self._modules]
+        self._buffers = _clones(self._registered)
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside they are what they were; outside, what happens inside has not happened."""
+        """Inside all is as recorded; outside, what happens inside has not happened."""
         now = [m._buffers for m in self._modules]
         # Whole dictionaries: a pass may register a buffer anew.
         self._register(_clones(self._buffers))
@@ -166,18 +161,17 @@ class Start:
             self._register(now)
 
     @contextmanager
-    def put_back_if_raised(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """If the block raises they become what they were, and `tensors` what they are now."""
-        registered = [dict(m._buffers) for m in self._modules]
-        now = [*_tensors(registered), *tensors]
-        before = [*_tensors(self._buffers), *[t.detach().clone() for t in tensors]]
+    def put_back_if_raised(self, tensors: Sequence[Tensor] = ()) -> Iterator[None]:
+        """If the block raises all is as recorded, and `tensors` are as they are now."""
+        before = [t.detach().clone() for t in tensors]
         try:
             yield
         except BaseException:
-            self._register(registered)
+            self._register(self._registered)
             self._random.restore()
+            now = [*_tensors(self._registered), *tensors]
             with torch.no_grad():
-                for tensor, value in zip(now, before, strict=True):
+                for tensor, value in zip(now, [*_tensors(self._buffers), *before], strict=True):
                     tensor.copy_(value)
             raise
 

@@ -13,7 +13,7 @@ from mqvae.core.distributed import (
     world_size,
 )
 from mqvae.core.passes import full
-from mqvae.errors import MqvaeError
+from mqvae.errors import at_least
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ class ReplaceUnused(Replacement):
     after: int = 50
 
     def __post_init__(self) -> None:
-        if self.after < 1:
-            raise MqvaeError(f"after must be 1 or more updates, got {self.after}.")
+        at_least(1, after=self.after)
 
     def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
         due = unused_steps >= self.after

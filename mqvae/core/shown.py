@@ -1,11 +1,11 @@
-"""How what is returned looks in a terminal and in a notebook: what it is, not all its numbers."""
+"""How what is returned looks when it is printed: what it is, not all its numbers."""
 
-from collections.abc import Mapping
 from dataclasses import fields
-from html import escape
 from typing import Any
 
 from torch import Tensor
+
+from mqvae.core.usage import perplexity
 
 
 class Shown:
@@ -14,19 +14,6 @@ class Shown:
     def __repr__(self) -> str:
         items = ", ".join(f"{name}={text}" for name, text in _described(self).items())
         return f"{type(self).__name__}({items})"
-
-    def _repr_html_(self) -> str:
-        return html_table(type(self).__name__, _described(self))
-
-
-def html_table(title: str, items: Mapping[str, str]) -> str:
-    """A table of names and what they are, as notebooks show objects."""
-    rows = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
-        f'<td style="text-align:left">{escape(text)}</td></tr>'
-        for name, text in items.items()
-    )
-    return f'<table><caption style="text-align:left">{escape(title)}</caption>{rows}</table>'
 
 
 def _described(shown: Any) -> dict[str, str]:
@@ -53,8 +40,6 @@ def _text(value: Any) -> str:
 
 def _use(codes: Tensor) -> str:
     """How many different codes there are, and their perplexity; groups are not told apart."""
-    from mqvae.core.diagnostics import perplexity  # which knows networks, and they what is shown
-
     try:
         chosen = codes.detach()
         _, counts = chosen[chosen >= 0].unique(return_counts=True)

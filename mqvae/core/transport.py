@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mqvae.core.distributed import sums_across_processes
 from mqvae.core.passes import full, without_autocast
-from mqvae.errors import MqvaeError
+from mqvae.errors import above_zero
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Transport:
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise MqvaeError(f"ridge must be above 0, got {self.ridge}.")
+        above_zero(ridge=self.ridge)
 
     @torch.no_grad()
     def __call__(self, table: Tensor, rows: Tensor, z_e: Tensor, change: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.diagnostics import CodeCounts, gradient_gap
 from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
+from mqvae.core.gap import gradient_gap
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
+from mqvae.core.usage import CodeCounts
 from mqvae.data import Images, fitting, in_order
 from mqvae.data.own_size import BySize
 from mqvae.errors import MqvaeError

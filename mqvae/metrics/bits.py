@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.diagnostics import CodeCounts
 from mqvae.core.distributed import from_all_processes
 from mqvae.core.quantizer import Quantizer
+from mqvae.core.usage import CodeCounts
 from mqvae.tasks import Figure
 
 # Of a position on the grid of codes: with groups or residual stages the sum over its codes. Neither

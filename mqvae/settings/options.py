@@ -12,7 +12,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 import mqvae
 from mqvae.core.quantizer import Quantizer
-from mqvae.core.updates import Update
+from mqvae.core.updates import Rule
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
 from mqvae.settings.classes import UNFIT
@@ -160,7 +160,12 @@ class Trainer:
     Args:
         accelerator: What it runs on.
         devices: Processes on each machine.
-        precision: "bf16-mixed" takes bfloat16 where torch's autocast does.
+        precision: "bf16-mixed" takes bfloat16 where torch's autocast does; "16-mixed" float16,
+            with scaled losses, for rules that do not look ahead.
+        gradient_clip_val: Norm that each optimizer's gradients are clipped to (default: not
+            clipped).
+        accumulate_grad_batches: Batches of `data.batch_size` that a training step is made of, for
+            rules that do not step between their passes.
         log_every: Steps between two rows of metrics.csv; chosen from `steps` if not given.
         checkpoint_every: Steps between two checkpoints; chosen from `steps` if not given.
         parts: Parts that a process takes its batch in, to hold the graph of one at a time.
@@ -177,7 +182,9 @@ class Trainer:
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Number = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: Number = 1
     log_every: Number | None = None
     checkpoint_every: Number | None = None
     parts: Number = 1
@@ -205,13 +212,13 @@ SLOTS: Mapping[str, tuple[type, Spec | None]] = {
     "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
     "quantizer": (Quantizer, None),
     "task": (Task, {"class_path": "mqvae.Reconstruction"}),
-    "update": (Update, None),
+    "update": (Rule, None),
     "optimizer.network": (TorchOptimizer, ADAMW),
     "optimizer.codebook": (TorchOptimizer, ADAMW),
 }
 """Components: what they must be derived from, and what they are unless something else is said."""
-HANDED_LATER = {"network", "loss", "lower", "upper", "params", "lr", "process_group"}
-"""Arguments of rules and optimizers that are no settings: a run has them, or says them once."""
+HANDED_LATER = {"params", "lr"}
+"""Arguments of optimizers that are no settings: a run has them, or says them once."""
 
 
 class _Help(DefaultHelpFormatter):
@@ -270,7 +277,7 @@ def settings_parser() -> ArgumentParser:
             base,
             name,
             as_group=False,
-            skip=HANDED_LATER if base in (Update, TorchOptimizer) else None,
+            skip=HANDED_LATER if base is TorchOptimizer else None,
             required=default is None,
             default=default,
         )

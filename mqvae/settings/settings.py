@@ -20,7 +20,7 @@ from torch.optim import Optimizer as TorchOptimizer
 import mqvae
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import Quantizer
-from mqvae.core.updates import Update
+from mqvae.core.updates import Rule
 from mqvae.errors import MqvaeError, refused
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
@@ -55,8 +55,7 @@ class Components:
         network: What the network is.
         quantizer: With a codebook drawn at random.
         task: What it is trained for.
-        rule: The class of the update rule.
-        update: The rule, to be called with (network, loss, lower=…, upper=…).
+        rule: The update rule.
         network_optimizer: To be called with the parameters of encoder and decoder.
         codebook_optimizer: To be called with those of the codebook.
     """
@@ -64,8 +63,7 @@ class Components:
     network: Architecture
     quantizer: Quantizer
     task: Task
-    rule: type[Update]
-    update: "partial[Update]"
+    rule: Rule
     network_optimizer: "partial[TorchOptimizer]"
     codebook_optimizer: "partial[TorchOptimizer]"
 
@@ -145,8 +143,8 @@ class Settings:
             if "weight_decay" in signature(optimizer.func).parameters and "weight_decay" not in own:
                 changed["weight_decay"] = rates["weight_decay"]
             optimizers.append(partial(optimizer, **changed))
-        network, quantizer, task, update = (made[slot] for slot in SLOTS if "." not in slot)
-        return Components(network, quantizer, task, update.func, update, *optimizers)
+        parts = (made[slot] for slot in SLOTS if "." not in slot)
+        return Components(*parts, *optimizers)
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
@@ -154,18 +152,18 @@ class Settings:
         wanted = Namespace()
         for slot in slots:
             wanted[slot] = _namespace(reduce(getitem, slot.split("."), config))
-        later = [(_later, base, True) for base in (Update, TorchOptimizer)]
+        later = [(_later, TorchOptimizer, True)]
         parser = settings_parser()
         with refused(", ".join(slots)), only_ours(config):
             return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
 
-    def resolved(self, network: VQNetwork, update: Update, **data: Any) -> "Settings":
+    def resolved(self, network: VQNetwork, rule: Rule, **data: Any) -> "Settings":
         """With what quantizer and rule chose by themselves written out, and these of the data."""
         return replace(
             self,
             data=replace(self.data, **data),
             quantizer=_with_chosen(self.quantizer, network.quantizer),
-            update=_with_chosen(self.update, update),
+            update=_with_chosen(self.update, rule),
         )
 
 

@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
+from mqvae.core.optimizer import apply
 from mqvae.core.passes import fresh_casts, full
-from mqvae.core.updates.update import apply
 from mqvae.errors import MqvaeError
 from mqvae.networks.discriminator import PatchDiscriminator
 from mqvae.tasks.last_layer import LastLayer, without_graph

@@ -18,9 +18,9 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizer import NoQuantizer
 from mqvae.core.refine import refined
 from mqvae.core.refinement import Refinement
-from mqvae.core.shown import html_table
 from mqvae.data import Images, fitting
 from mqvae.errors import MqvaeError
+from mqvae.notebook import html_table
 from mqvae.progress import watched_batches
 from mqvae.runs import Checkpoint, Run
 from mqvae.settings import Settings

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.updates import Meta, Step, Unquantized, Update
+from mqvae.core.updates import Step, Unquantized, Update
 from mqvae.data import Batches, Images, fitting, these
 from mqvae.errors import MqvaeError, refused
 from mqvae.metrics import evaluating
@@ -39,7 +40,7 @@ class Parts:
         update: The rule by which a batch changes it.
         batches: The batches of this process.
         above: Those that the codebook is judged on; None where they are the same.
-        before: The rule before quantization sets in.
+        before: What trains before quantization sets in.
         levels: The optimizers of the rule, "lower" and "upper".
         players: What trains the task's own networks.
         schedules: Of all learning rates, by the optimizer's name.
@@ -54,7 +55,7 @@ class Parts:
     players: Mapping[str, Player]
     schedules: Mapping[str, LRScheduler]
     average: AveragedModel | None
-    before: Unquantized
+    before: Update
     above: Batches | None = None
 
     @property
@@ -71,6 +72,13 @@ class Parts:
     def next_above(self) -> tuple[Tensor, Tensor] | None:
         """The next batch, images and labels, that the codebook is judged on; None for the same."""
         return None if self.above is None else self.above.next()
+
+    def accumulate(
+        self, x: Tensor, y: Tensor, *, in_parts: int = 1, quantized: bool = True
+    ) -> None:
+        """Add a batch, images and labels, to those that `train` steps along next."""
+        rule = self.update if quantized else self.before
+        rule.accumulate(x, self.task.target(x, y), parts=in_parts)
 
     def train(
         self,
@@ -99,11 +107,8 @@ class Parts:
             if "upper" in self.levels:
                 # Without gradients nothing is stepped, but a schedule wants its optimizer to be.
                 self.levels["upper"].step()
-        elif above is None:
-            result = self.update.step(x, target, parts=in_parts)
         else:
-            assert isinstance(self.update, Meta)
-            judged = above[0], self.task.target(*above)
+            judged = None if above is None else (above[0], self.task.target(*above))
             result = self.update.step(x, target, parts=in_parts, above=judged)
         logged = self.task.step(self.players, x, y, result.output) if self.players else {}
         if self.average is not None:
@@ -145,15 +150,21 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     with refused("optimizer.network"):
         levels = {"lower": components.network_optimizer(network.network_parameters())}
     codebook = list(network.codebook_parameters())
-    upper: dict[str, Optimizer | None] = {}
-    if components.rule.steps_codebook:
+    if components.rule.steps_codebook and codebook:
         with refused("optimizer.codebook"):
-            upper["upper"] = components.codebook_optimizer(codebook) if codebook else None
-        levels |= {name: optimizer for name, optimizer in upper.items() if optimizer is not None}
+            levels["upper"] = components.codebook_optimizer(codebook)
+    rule, options = components.rule, settings.trainer
+    frame: dict[str, Any] = {
+        "lower": levels["lower"],
+        "max_norm": options.gradient_clip_val,
+        "scaler": processes.scaler(),
+    }
     with refused("update"):
-        update = components.update(network, task, lower=levels["lower"], **upper)
-    if isinstance(update, Meta) and isinstance(update.upper_loss, nn.Module):
-        update.upper_loss.to(device)
+        update = Update(network, task, rule, upper=levels.get("upper"), **frame)
+    if options.accumulate_grad_batches > 1:
+        _require_gathers(update, task)
+    if isinstance(loss := rule.loss_above(), nn.Module):
+        loss.to(device)
 
     factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
     schedules: dict[str, LRScheduler] = {
@@ -176,11 +187,30 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     decay = settings.trainer.average
     average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
     task.attend(network, x)  # after the average, a copy, is made
-    before = Unquantized(network, task, lower=levels["lower"])
+    before = Update(network, task, Unquantized(), **frame)
     parts = Parts(
         network, task, update, batches, levels, players, schedules, average, before, above
     )
-    return parts, settings.resolved(network, update)
+    return parts, settings.resolved(network, rule)
+
+
+def _require_gathers(update: Update, task: Task) -> None:
+    """Refuse a rule, or a task, that takes no several batches a step.
+
+    Raises:
+        ValueError: with what to set instead.
+    """
+    instead = "set data.batch_size to the whole batch and trainer.parts to what it is cut into."
+    if not update.rule.gathers:
+        raise MqvaeError(
+            "trainer.accumulate_grad_batches needs a rule that makes one pass a step, as Joint, "
+            f"Synchronous and Ema do, got {type(update.rule).__name__}: {instead}"
+        )
+    if task.players(1):
+        raise MqvaeError(
+            "trainer.accumulate_grad_batches is for tasks without networks of their own, got "
+            f"{type(task).__name__}: {instead}"
+        )
 
 
 def _batches(images: Images, size: int, settings: Settings, processes: Processes) -> Batches:
@@ -207,10 +237,10 @@ def _above(
     which = settings.data.above
     if which == "same":
         return None
-    if not isinstance(update, Meta):
+    if not update.rule.judges:
         raise MqvaeError(
-            f"data.above is {which}, but {type(update).__name__} judges the codebook by no batch "
-            "of its own: take --update Meta, or leave data.above out."
+            f"data.above is {which}, but {type(update.rule).__name__} judges the codebook by no "
+            "batch of its own: take --update Meta, or leave data.above out."
         )
     if which == "next":
         # The same stream, one batch ahead: what is judged on now is what is stepped on next.

@@ -52,6 +52,7 @@ def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, An
                 for name, schedule in parts.schedules.items()
                 if name not in parts.levels
             },
+            "scaler": None if parts.update.scaler is None else parts.update.scaler.state_dict(),
             "averaged": 0 if parts.average is None else int(parts.average.n_averaged),
             "processes": processes.count,
             "collapsed_steps": log.collapsed_steps,
@@ -175,6 +176,8 @@ def _take_over(
         for group, rate in zip(optimizer.param_groups, rates.get(name, ()), strict=False):
             group["lr"] = rate
     parts.update.load_state_dict(beginning_with("rule.", training))
+    if parts.update.scaler is not None and state.get("scaler"):
+        parts.update.scaler.load_state_dict(state["scaler"])
     parts.batches.load_state_dict(state["batches"])
     if parts.above is not None:
         parts.above.load_state_dict(state["above"])

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mqvae.core.diagnostics import CodeCounts
 from mqvae.core.distributed import from_all_processes, mean_across_processes
 from mqvae.core.rate import Rate
 from mqvae.core.updates import Step
+from mqvae.core.usage import CodeCounts
 from mqvae.runs import Run
 from mqvae.trainer.assembly import Parts
 from mqvae.trainer.loggers import Logger, opened

@@ -320,11 +320,17 @@ class Training:
         self.waited += time.perf_counter() - began
         parts.network.quantizer.unquantized = self._onset.unquantized(self.step)
         before = Before(parts) if self._skips else None
-        result, logged = parts.train(
-            *(x, y, above),
-            in_parts=self.settings.trainer.parts,
-            quantized=self.step >= self._onset.first,
-        )
+        options = self.settings.trainer
+        how: dict[str, Any] = {
+            "in_parts": options.parts,
+            "quantized": self.step >= self._onset.first,
+        }
+        for _ in range(options.accumulate_grad_batches - 1):
+            parts.accumulate(x, y, **how)
+            asked = time.perf_counter()
+            x, y = parts.batches.next()
+            self.waited += time.perf_counter() - asked
+        result, logged = parts.train(x, y, above, **how)
         self.step += 1
         if self.step == self._onset.first:
             with torch.autocast(self.processes.device.type, enabled=False):
@@ -528,8 +534,8 @@ class Training:
             self.log.warn(sentence)
         further: dict[str, Any] = {
             "name": settings.name,
-            "method": type(parts.update).method,
-            "rule": type(parts.update).__name__,
+            "method": parts.update.rule.method,
+            "rule": type(parts.update.rule).__name__,
             "dataset": self.splits.train.name,
             "source": self.splits.train.source,
             "steps": self.step,

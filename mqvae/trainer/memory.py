@@ -40,7 +40,7 @@ def what_to_lower(settings: Settings, processes: int) -> str:
     on = network.get("init_args", {}).get("checkpointing", False)
     if "checkpointing" in signature(described).parameters and not on:
         ways.append("--network.checkpointing true (the same, computed twice)")
-    if options.precision != "bf16-mixed":
+    if options.precision == "32-true":
         ways.append("--trainer.precision bf16-mixed")
     if share > 1:
         ways.append(f"--data.batch_size {processes * (share // 2)} (now {share * processes})")

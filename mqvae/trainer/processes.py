@@ -16,6 +16,8 @@ from mqvae.errors import MqvaeError
 from mqvae.settings import Trainer
 from mqvae.trainer.stopping import ProcessLost
 
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks; known before the others are met."""
@@ -42,7 +44,7 @@ class Processes:
         if dist.is_available() and dist.is_torchelastic_launched():
             here = int(os.environ["LOCAL_WORLD_SIZE"])
             machines = int(os.environ["WORLD_SIZE"]) // here
-        self._half = options.precision == "bf16-mixed"
+        self._half = HALF.get(options.precision)
         self.rank, self.count = 0, here * machines
         if self.count == 1:
             # Without Lightning, whose import would be half of the time to the first step.
@@ -84,7 +86,12 @@ class Processes:
 
     def autocast(self) -> torch.autocast:
         """Inside, passes run in the run's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
+        half = self._half or torch.bfloat16
+        return torch.autocast(self.device.type, half, enabled=self._half is not None)
+
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales losses where passes run in float16."""
+        return torch.amp.GradScaler(self.device.type) if self._half is torch.float16 else None
 
     def wait(self) -> None:
         """Until all processes are here."""

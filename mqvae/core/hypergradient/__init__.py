@@ -14,7 +14,6 @@ indirect terms below, which rest on the one and on the other, differ.
     δ           J_φ z_e · v_φ            the change of the embeddings along v_φ
 """
 
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.amortized import Amortized
 from mqvae.core.hypergradient.derivative import Central, Derivative, ForwardMode, OneSided
 from mqvae.core.hypergradient.direct import DirectOnly
@@ -23,6 +22,7 @@ from mqvae.core.hypergradient.finite_difference import FiniteDifference
 from mqvae.core.hypergradient.rule import Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.transported import Transported
 from mqvae.core.hypergradient.unrolled import Unrolled
+from mqvae.core.look_ahead import Ahead
 
 __all__ = [
     "Ahead",

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
     HypergradientRule,
@@ -12,6 +11,7 @@ from mqvae.core.hypergradient.rule import (
     require_optimizer_step,
     scatter,
 )
+from mqvae.core.look_ahead import Ahead, LookAhead
 from mqvae.core.quantizer import CodebookQuantizer
 
 
@@ -35,7 +35,7 @@ class Amortized(HypergradientRule):
     def uses_upper_loss(self) -> bool:
         return False
 
-    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+    def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:
         require_optimizer_step(look_ahead, "Amortized")
 
     def __call__(self, ahead: Ahead) -> Hypergradient:

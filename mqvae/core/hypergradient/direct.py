@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import Hypergradient, HypergradientRule, codebook_gradient
+from mqvae.core.look_ahead import Ahead
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, OneSided, along
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
@@ -17,6 +16,7 @@ from mqvae.core.hypergradient.rule import (
     selecting,
     upper_gradients,
 )
+from mqvae.core.look_ahead import Ahead, LookAhead
 from mqvae.core.quantizer import CodebookQuantizer
 
 
@@ -41,13 +41,13 @@ class Exact(HypergradientRule):
     tangent: Derivative = OneSided()
     curvature: Derivative = OneSided(radius=1.0)
 
-    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+    def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:
         require_straight_through(quantizer, "Exact")
 
     def __call__(self, ahead: Ahead) -> Hypergradient:
         lower, here = ahead.lower, ahead.here
         direct, v_phi, v_theta = upper_gradients(ahead.upper, ahead.phi, ahead.theta)
-        v_phi, v_theta = here.through_step(v_phi, v_theta)
+        v_phi, v_theta = ahead.through_step(v_phi, v_theta)
         delta = embedding_tangent(self.tangent, lower, here, v_phi)
 
         def task_gradient(point: list[Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, OneSided, along
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
@@ -16,6 +15,7 @@ from mqvae.core.hypergradient.rule import (
     scatter,
     upper_gradients,
 )
+from mqvae.core.look_ahead import Ahead
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FiniteDifference(HypergradientRule):
     def __call__(self, ahead: Ahead) -> Hypergradient:
         lower, here = ahead.lower, ahead.here
         direct, v_phi, v_theta = upper_gradients(ahead.upper, ahead.phi, frozen(ahead.theta))
-        v_phi, _ = here.through_step(v_phi, v_theta)
+        v_phi, _ = ahead.through_step(v_phi, v_theta)
         if self.free_codes:
 
             def g_c(phi: list[Tensor]) -> Tensor:

@@ -4,16 +4,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.estimator import StraightThrough
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.derivative import Derivative, along
-from mqvae.core.network import VQNetwork
+from mqvae.core.look_ahead import Ahead, LookAhead
+from mqvae.core.network import VQNetwork, quantizers
 from mqvae.core.passes import casting, full, without_autocast
-from mqvae.core.quantizer import CodebookQuantizer
+from mqvae.core.quantizer import CodebookQuantizer, Quantizer
 from mqvae.errors import MqvaeError
 
 
@@ -64,7 +64,7 @@ class HypergradientRule(ABC):
         """Whether the task loss of the batch above has a part in it."""
         return True
 
-    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:  # noqa: B027
+    def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:  # noqa: B027
         """Refuse what the rule is not right for; by default it is right for everything.
 
         Raises:
@@ -75,24 +75,42 @@ class HypergradientRule(ABC):
     def __call__(self, ahead: Ahead) -> Hypergradient: ...
 
 
-def selecting(network: VQNetwork) -> CodebookQuantizer:
-    """The network's quantizer, which selects from a codebook.
+def selecting(network: nn.Module) -> CodebookQuantizer:
+    """The quantizer of a VQNetwork, which selects from a codebook.
 
     Raises:
         ValueError: if it does not; its codebook then has no commitment and codebook loss to
             look ahead with.
     """
-    quantizer = network.quantizer
+    assert isinstance(network, VQNetwork)
+    quantizer = require_selects(network.quantizer)
+    if getattr(quantizer, "dropout", 0):
+        raise MqvaeError(
+            "this rule makes several passes in a step, which must choose alike, and dropout of "
+            "stages chooses anew in each: leave dropout out, or train with Joint."
+        )
+    return quantizer
+
+
+def require_all_select(module: nn.Module) -> None:
+    """Refuse a module, or a VQNetwork, with a quantizer that does not select from a codebook."""
+    if isinstance(module, VQNetwork):
+        selecting(module)
+    for quantizer in quantizers(module).values():
+        require_selects(quantizer)
+
+
+def require_selects(quantizer: Quantizer) -> CodebookQuantizer:
+    """A quantizer that selects from a codebook.
+
+    Raises:
+        ValueError: if it is another.
+    """
     if not isinstance(quantizer, CodebookQuantizer):
         raise MqvaeError(
             f"this rule needs a quantizer that selects the nearest codeword, got a "
             f"{type(quantizer).__name__}: its codebook, if any, gets the gradient of the task loss "
             "itself. Train it with Joint."
-        )
-    if getattr(quantizer, "dropout", 0):
-        raise MqvaeError(
-            "this rule makes several passes in a step, which must choose alike, and dropout of "
-            "stages chooses anew in each: leave dropout out, or train with Joint."
         )
     return quantizer
 
@@ -112,13 +130,13 @@ def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
         )
 
 
-def require_optimizer_step(look_ahead: object, rule: str) -> None:
+def require_optimizer_step(look_ahead: LookAhead, rule: str) -> None:
     """Refuse a look-ahead that is not the lower optimizer's own step.
 
     Raises:
         ValueError: if it is plain descent.
     """
-    if not getattr(look_ahead, "optimizer_step", True):
+    if not look_ahead.optimizer_step:
         raise MqvaeError(
             f"{rule} takes the answer from the step the lower optimizer makes: use it with "
             "look_ahead=Kept(), or Undone(optimizer_step=True)."
@@ -134,7 +152,7 @@ def ends(batch: Batch, here: LowerPass, phi: list[Tensor]) -> tuple[Tensor, Tens
 
 def embedded(batch: Batch, phi: list[Tensor]) -> Tensor:
     """z_e at φ in full precision, (..., D)."""
-    with torch.no_grad(), without_autocast(batch.x.device):
+    with torch.no_grad(), without_autocast(batch.device):
         return batch.embed([full(p) for p in phi])
 
 

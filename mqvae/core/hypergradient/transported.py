@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
-
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
     HypergradientRule,
@@ -14,6 +11,7 @@ from mqvae.core.hypergradient.rule import (
     require_optimizer_step,
     selecting,
 )
+from mqvae.core.look_ahead import Ahead, LookAhead
 from mqvae.core.quantizer import CodebookQuantizer
 from mqvae.core.transport import Transport
 
@@ -43,10 +41,9 @@ class Transported(HypergradientRule):
     def uses_upper_loss(self) -> bool:
         return False
 
-    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+    def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:
         require_optimizer_step(look_ahead, "Transported")
-        # Moving by nothing says whether codewords can.
-        quantizer.translate(torch.zeros_like(quantizer.table()))
+        quantizer.require_movable()
 
     def __call__(self, ahead: Ahead) -> Hypergradient:
         lower, upper, here = ahead.lower, ahead.upper, ahead.here

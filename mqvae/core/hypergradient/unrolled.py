@@ -7,7 +7,6 @@ from torch import Tensor
 
 from mqvae.core.bilevel import Batch, Gradients, gradient
 from mqvae.core.distributed import mean_with_graph, shared
-from mqvae.core.hypergradient.ahead import Ahead
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
     HypergradientRule,
@@ -15,8 +14,9 @@ from mqvae.core.hypergradient.rule import (
     selecting,
     upper_gradients,
 )
+from mqvae.core.look_ahead import Ahead, LookAhead
 from mqvae.core.quantizer import CodebookQuantizer
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,15 @@ class Unrolled(HypergradientRule):
     stop_gradients: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise MqvaeError(f"steps must be 1 or more, got {self.steps}.")
+        at_least(1, steps=self.steps)
 
     @property
     def uses_upper_loss(self) -> bool:
         return not self.stop_gradients
 
-    def check(self, quantizer: CodebookQuantizer, look_ahead: object) -> None:
+    def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:
         require_straight_through(quantizer, "Unrolled")
-        if getattr(look_ahead, "optimizer_step", True):
+        if look_ahead.optimizer_step:
             raise MqvaeError(
                 "Unrolled differentiates plain descent: use it with look_ahead=Undone(), whose "
                 "virtual step is not the optimizer's."

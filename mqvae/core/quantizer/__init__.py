@@ -1,6 +1,6 @@
 """Embeddings to codewords: the layer h_C of Eq. 1 and 2."""
 
-from mqvae.core.quantizer.base import USE, Quantizer
+from mqvae.core.quantizer.base import USE, Quantizer, unrecorded
 from mqvae.core.quantizer.finite_scalar import FiniteScalarQuantizer
 from mqvae.core.quantizer.lookup_free import LookupFreeQuantizer
 from mqvae.core.quantizer.none import NoQuantizer
@@ -19,4 +19,5 @@ __all__ = [
     "Quantizer",
     "ResidualQuantizer",
     "VectorQuantizer",
+    "unrecorded",
 ]

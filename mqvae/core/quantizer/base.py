@@ -1,6 +1,8 @@
 """What quantizers have in common: z_e → Quantized."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -28,6 +30,7 @@ class Quantizer(nn.Module, ABC):
         project_in: Learned projection of embeddings to fewer dimensions; None for none.
         project_out: Learned projection back.
         least_code: The least code that `decode` takes: −1 where stages may be left out.
+        recording: Whether passes in training leave statistics for `update`; see `unrecorded`.
         unquantized: Share of a batch's samples whose embeddings the decoder gets as they are, in
             training; who trains sets it, as a rate is set. Their commitment loss is zero, for they
             stand for nothing. The codebook learns from them as from all others.
@@ -41,6 +44,7 @@ class Quantizer(nn.Module, ABC):
     project_in: nn.Linear | None
     project_out: nn.Linear | None
     least_code: int = 0
+    recording: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,14 +72,15 @@ class Quantizer(nn.Module, ABC):
         # Only who masks needs a quantizer that knows masks.
         found = self.quantize(placed) if mask is None else self.quantize(placed, mask=mask)
         # Checkpointing makes a pass again, going back: it has been recorded.
-        if self.training and (torch.compiler.is_compiling() or graph_task() == -1):
+        at_first = torch.compiler.is_compiling() or graph_task() == -1
+        if self.training and self.recording and at_first:
             self.record(placed.detach(), found.codes, mask)
         codes, z_q = found.codes, self._projected(found.z_q)
         if mask is not None:
             z_q = torch.where(mask[..., None], z_q, came)
             codes = self._masked(codes, mask)
         return Quantized(
-            self._channels_back(z_q),
+            self.channels_back(z_q),
             codes,
             found.commitment_loss,
             found.codebook_loss,
@@ -128,9 +133,10 @@ class Quantizer(nn.Module, ABC):
 
     def outside(self, z: Tensor) -> Tensor:
         """Vectors that are quantized, (..., d), in the layout and width of embeddings."""
-        return self._channels_back(self._projected(z))
+        return self.channels_back(self._projected(z))
 
-    def _channels_back(self, z: Tensor) -> Tensor:
+    def channels_back(self, z: Tensor) -> Tensor:
+        """(..., D) in the layout of embeddings."""
         axis = self.channel_axis
         return z if axis is None or z.ndim < 2 else z.movedim(-1, axis)
 
@@ -286,6 +292,19 @@ class Quantizer(nn.Module, ABC):
                 f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."
             )
         return codes
+
+
+@contextmanager
+def unrecorded(module: nn.Module) -> Iterator[None]:
+    """Inside, training passes through a module leave no statistics in its quantizers."""
+    inside = [m for m in module.modules() if isinstance(m, Quantizer) and m.recording]
+    for quantizer in inside:
+        quantizer.recording = False
+    try:
+        yield
+    finally:
+        for quantizer in inside:
+            quantizer.recording = True
 
 
 def mean_square(difference: Tensor, mask: Tensor | None = None) -> Tensor:

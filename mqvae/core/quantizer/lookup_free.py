@@ -10,7 +10,7 @@ from mqvae.core.estimator import StraightThrough
 from mqvae.core.passes import without_autocast
 from mqvae.core.quantizer.base import Quantizer, check_number, mean_square
 from mqvae.core.quantizer.quantized import Quantized
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, above_zero, at_least
 
 EXACT_BITS = 18  # with more, the probabilities of all codes at once take too much memory
 
@@ -76,11 +76,8 @@ class LookupFreeQuantizer(Quantizer):
                 f"{larger // 2} or {larger} would do."
             )
         check_number(num_codes)
-        for name, value in (("entropy_weight", entropy_weight), ("diversity", diversity)):
-            if not value >= 0:
-                raise MqvaeError(f"{name} must be 0 or more, got {value}.")
-        if not temperature > 0:
-            raise MqvaeError(f"temperature must be above 0, got {temperature}.")
+        at_least(0, entropy_weight=entropy_weight, diversity=diversity)
+        above_zero(temperature=temperature)
         self.num_codes = num_codes
         self.dim = num_codes.bit_length() - 1
         self.groups = 1

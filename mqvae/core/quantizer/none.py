@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mqvae.core.quantizer.base import Quantizer
 from mqvae.core.quantizer.quantized import Quantized
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 
 
 class NoQuantizer(Quantizer):
@@ -18,8 +18,7 @@ class NoQuantizer(Quantizer):
 
     def __init__(self, dim: int, *, channel_axis: int | None = None) -> None:
         super().__init__()
-        if dim < 1:
-            raise MqvaeError(f"dim must be 1 or more, got {dim}.")
+        at_least(1, dim=dim)
         self.num_codes = 1
         self.dim = dim
         self.groups = 1

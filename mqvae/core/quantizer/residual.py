@@ -152,7 +152,7 @@ class ResidualQuantizer(BeginningQuantizer):
         self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
     ) -> Tensor:
         """A stage goes with what the stages before leave of the change."""
-        self._require_own_codebooks()
+        self.require_movable()
         found = []
         for stage, chosen in zip(self._stages(), self._columns(codes), strict=True):
             found.append(stage.transported(transport, chosen, z_e, change))
@@ -163,15 +163,17 @@ class ResidualQuantizer(BeginningQuantizer):
     def translated(self, by: Tensor) -> Tensor:
         return self.table() + by
 
-    def _require_own_codebooks(self) -> None:
+    def require_movable(self) -> None:
         if self.shared_codebook:
             raise MqvaeError(
                 "a codeword that all stages share cannot go with the embeddings of one: give each "
                 "stage a codebook of its own, or train by Joint."
             )
+        for stage in self._own():
+            stage.require_movable()
 
     def translate(self, by: Tensor) -> None:
-        self._require_own_codebooks()
+        self.require_movable()
         for stage, own in zip(self._stages(), by.chunk(self.groups), strict=True):
             stage.translate(own)
 

@@ -70,6 +70,14 @@ class CodebookQuantizer(Quantizer):
         """The table, (rows, d), as it is after `translate`."""
 
     @abstractmethod
+    def require_movable(self) -> None:
+        """Refuse `translate` before there is anything to move.
+
+        Raises:
+            ValueError: if a codeword cannot move by itself.
+        """
+
+    @abstractmethod
     def translate(self, by: Tensor) -> None:
         """Move the codewords, where they are compared, by (rows, d).
 

@@ -115,11 +115,10 @@ class UpdatedQuantizer(BeginningQuantizer):
         counts, sizes = sums_across_processes([pending.counts, sizes])
         if isinstance(self.codebook, AverageCodebook):
             assert pending.sums is not None
-            averages, codewords, table = self.codebook.averages, self.codebook(), self.table()
-            averages.follow(codewords, table)
+            averages, table = self.codebook.averages, self.table()
+            averages.follow(self.codebook(), table)
             sums = sum_across_processes(pending.sums)
-            self.codebook.assign(averages.step(counts, sums, codewords, table, all_move=False))
-            averages.codewords.copy_(codewords)
+            averages.take(self.codebook, table, counts, sums, all_move=False)
         if self.prices is not None:
             self.prices.update(counts.view(-1, self.num_codes), pending.squares)
         if self.replacement is not None:

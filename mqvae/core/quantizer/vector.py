@@ -18,7 +18,7 @@ from mqvae.core.rate import Rate, RateAware
 from mqvae.core.replacement import Replacement
 from mqvae.core.selection import codebook_gradient, select
 from mqvae.core.transport import Transport
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 
 
 class VectorQuantizer(UpdatedQuantizer):
@@ -85,10 +85,7 @@ class VectorQuantizer(UpdatedQuantizer):
         initialize: str | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_codes": num_codes, "dim": dim, "groups": groups, "codebook_dim": codebook_dim}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
+        at_least(1, num_codes=num_codes, dim=dim, groups=groups, codebook_dim=codebook_dim or 1)
         if codebook_dim is not None:
             self.project_in, self.project_out = (
                 nn.Linear(dim, codebook_dim),
@@ -200,6 +197,9 @@ class VectorQuantizer(UpdatedQuantizer):
 
     def translated(self, by: Tensor) -> Tensor:
         return self.distance.place(self.table() + by)
+
+    def require_movable(self) -> None:
+        self.codebook.require_movable()
 
     @torch.no_grad()
     def translate(self, by: Tensor) -> None:

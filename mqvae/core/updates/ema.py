@@ -1,26 +1,25 @@
 """The codebook as a moving average of its embeddings."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from mqvae.core.averages import Averages
-from mqvae.core.bilevel import Batch, Loss
+from mqvae.core.averages import Averages, check_decay
+from mqvae.core.bilevel import Batch
 from mqvae.core.codebook import MovingAverage, Table
-from mqvae.core.distributed import ProcessGroup, sums_across_processes
-from mqvae.core.hypergradient import Ahead
+from mqvae.core.distributed import sums_across_processes
 from mqvae.core.hypergradient.rule import ends, scatter, selecting
-from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot, finite_rows
+from mqvae.core.look_ahead import Ahead, Kept
+from mqvae.core.passes import finite_rows
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.transport import Transport
-from mqvae.core.updates.lookahead import Kept
-from mqvae.core.updates.meta import ahead_of
-from mqvae.core.updates.update import Step, Update, step_of
+from mqvae.core.updates.update import Found, OnePass, Step, Update, step_of
 from mqvae.errors import MqvaeError
 
 
-class Ema(Update):
+@dataclass(frozen=True, kw_only=True)
+class Ema(OnePass):
     """Codewords are moving averages of the embeddings that choose them (Eq. 17).
 
         N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e        e_k = m_k / N_k
@@ -46,18 +45,17 @@ class Ema(Update):
     where codes are many, would find the same. The memory γ then matters little, and there is no
     rate at all.
 
+    The codebook must be a plain table; `codebook=MovingAverage()` is the same average as a property
+    of the quantizer, for `Joint`, any module and loops of your own.
+
     Under `Cosine()` the averages are of unit vectors, and a codeword is the direction of its own:
     spherical k-means in place of k-means.
 
     Args:
-        network: The network that is trained; its codebook must be a plain table.
-        loss: L_task(output, target) → scalar, a mean over the batch.
-        lower: Optimizer of φ and θ.
         decay: γ.
         epsilon: ε, smoothing of N, in embeddings.
         commitment_weight: β.
         transport: How far codewords go with their embeddings; None for not at all.
-        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `decay` is not in [0, 1), `epsilon` is negative, the codebook is no plain
@@ -68,98 +66,97 @@ class Ema(Update):
 
     method = "VQ-VAE + EMA"
     steps_codebook = False
+    scales = True
 
-    def __init__(
-        self,
-        network: VQNetwork,
-        loss: Loss,
-        *,
-        lower: Optimizer,
-        decay: float = 0.99,
-        epsilon: float = 1e-5,
-        commitment_weight: float = 0.1,
-        transport: Transport | None = None,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(
-            network,
-            loss,
-            lower=lower,
-            upper=None,
-            commitment_weight=commitment_weight,
-            codebook_weight=0.0,
-            process_group=process_group,
-        )
-        self.quantizer = plain_table(network, "Ema")
-        self.averages = Averages(self.quantizer.codebook(), decay, epsilon)
-        self.transport = transport
+    decay: float = 0.99
+    epsilon: float = 1e-5
+    transport: Transport | None = None
+    codebook_weight: float = field(default=0.0, init=False)
 
-    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay(self.decay, self.epsilon)
+
+    @property
+    def gathers(self) -> bool:
+        return self.transport is None
+
+    def check(self, update: Update) -> None:
+        plain_table(update.network, "Ema")
+        if self.transport is not None and update.scaler is not None:
+            raise MqvaeError(
+                "Ema(transport=…) takes no GradScaler, as the codewords go with the step that is "
+                "made: leave out the transport, or train in bfloat16."
+            )
+
+    def averages(self, update: Update) -> Averages:
+        codebook = plain_table(update.network, "Ema").codebook
+        return Averages(codebook(), self.decay, self.epsilon)
+
+    def gradients(self, update: Update, batch: Batch) -> Found:
+        z_e = batch.embed_for_real()
+        here = batch.lower_pass(z_e, for_real=True)
+        codes = here.quantized.codes
+        step, sums = step_of(batch, here.task, here.quantized), _sums(batch, codes, z_e.detach())
+        return Found(step, [*here.g_phi, *here.g_theta], [], z_e, codes, sums=sums)
+
+    def learn(self, update: Update, sums: tuple[Tensor, ...]) -> None:
+        quantizer = plain_table(update.network, "Ema")
+        if quantizer.codebook.learns and quantizer.training:
+            averages = _following(update, quantizer)
+            counts, total = sums_across_processes(sums)
+            # Without embeddings nothing moves, not even by rounding.
+            averages.take(quantizer.codebook, quantizer.table(), counts, total, all_move=False)
+
+    def step(self, update: Update, batch: Batch, above: object) -> Step:
+        quantizer = plain_table(update.network, "Ema")
+        if self.transport is None or not (quantizer.codebook.learns and quantizer.training):
+            return super().step(update, batch, above)
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True).everywhere()
-        codes, z_e = here.quantized.codes, z_e.detach()
-        waits = not (self.quantizer.codebook.learns and self.quantizer.training)
-        if not waits:
-            self._follow()
-        if self.transport is None or waits:
-            self._descend_network(here.g_phi, here.g_theta)
-        else:
-            ahead = ahead_of(Kept(), self.lower, batch, batch, here, 1.0)
-            z_e = self._carry(self.transport, ahead)
-        if not waits:
-            self._average(batch, codes, z_e)
-        self._after_step(z_e, codes)
-        if not waits and self.quantizer.replacement is not None:
-            self._follow()
+        codes = here.quantized.codes
+        averages = _following(update, quantizer)
+        ahead = Kept().ahead(update.lower, batch, batch, here, 1.0, update.max_norm)
+        z_ahead = _carry(self.transport, ahead, averages, quantizer)
+        counts, total = sums_across_processes(_sums(batch, codes, z_ahead))
+        averages.take(quantizer.codebook, quantizer.table(), counts, total, all_move=True)
+        update.record(z_ahead, codes)
+        update.learn()
         return step_of(batch, here.task, here.quantized)
 
-    def _follow(self) -> None:
-        self.averages.follow(self.quantizer.codebook(), self.quantizer.table())
 
-    @torch.no_grad()
-    def _carry(self, transport: Transport, ahead: Ahead) -> Tensor:
-        """Take codewords and averages along with the embeddings; returns where those are then."""
-        z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
-        codes = ahead.here.quantized.codes
-        shift = self.quantizer.transported(transport, codes, z_here, z_ahead - z_here)
-        shift = finite_rows(shift)
-        self.averages.carry(shift)
-        self.quantizer.translate(shift)
-        return z_ahead
-
-    @torch.no_grad()
-    def _average(self, batch: Batch, codes: Tensor, z_e: Tensor) -> None:
-        codewords, table = self.quantizer.codebook(), self.quantizer.table()
-        rows = self.quantizer.rows(codes).flatten()
-        counts = self.averages.sizes.new_zeros(len(table))
-        counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
-        counts, sums = sums_across_processes([counts, scatter(batch, codes, z_e)])
-        # Without embeddings nothing moves, not even by rounding, unless it is carried along.
-        found = self.averages.step(
-            counts, sums, codewords, table, all_move=self.transport is not None
-        )
-        self.quantizer.codebook.assign(found)
-        self.averages.codewords.copy_(self.quantizer.codebook())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages, N and m, and the codewords that they are of."""
-        return {name: getattr(self.averages, name) for name in ("sizes", "sums", "codewords")}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put `state_dict` back; that of a run made before codewords were in it, too.
-
-        Raises:
-            ValueError: if it is another rule's.
-        """
-        if state.keys() == {"started", "sizes", "sums"}:
-            codewords = self.quantizer.codebook()
-            state = {"sizes": state["sizes"], "sums": state["sums"], "codewords": codewords}
-        super().load_state_dict(state)
+def _following(update: Update, quantizer: VectorQuantizer) -> Averages:
+    """The averages, with what anything else has set in the codebook."""
+    assert update.averages is not None
+    update.averages.follow(quantizer.codebook(), quantizer.table())
+    return update.averages
 
 
-def plain_table(network: VQNetwork, rule: str) -> VectorQuantizer:
-    """The network's quantizer, whose codewords are one parameter.
+@torch.no_grad()
+def _carry(
+    transport: Transport, ahead: Ahead, averages: Averages, quantizer: VectorQuantizer
+) -> Tensor:
+    """Take codewords and averages along with the embeddings; returns where those are then."""
+    z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
+    codes = ahead.here.quantized.codes
+    shift = finite_rows(quantizer.transported(transport, codes, z_here, z_ahead - z_here))
+    averages.carry(shift)
+    quantizer.translate(shift)
+    return z_ahead
+
+
+@torch.no_grad()
+def _sums(batch: Batch, codes: Tensor, z_e: Tensor) -> tuple[Tensor, Tensor]:
+    """How many embeddings chose each row, (rows,), and their sums, (rows, d)."""
+    quantizer = plain_table(batch.network, "Ema")
+    sums = scatter(batch, codes, z_e)
+    rows = quantizer.rows(codes).flatten()
+    ones = torch.ones_like(rows, dtype=sums.dtype)
+    return sums.new_zeros(len(sums)).scatter_add_(0, rows, ones), sums
+
+
+def plain_table(network: torch.nn.Module, rule: str) -> VectorQuantizer:
+    """The quantizer of a VQNetwork, whose codewords are one parameter.
 
     Raises:
         ValueError: if they are not.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Gradients, gradient, scaled
+from mqvae.core.bilevel import gradient, scaled
 from mqvae.core.distributed import (
     ProcessGroup,
     agree,
@@ -19,11 +19,13 @@ from mqvae.core.distributed import (
 )
 from mqvae.core.hypergradient import Derivative, ForwardMode, Hypergradient, OneSided
 from mqvae.core.hypergradient.derivative import along
-from mqvae.core.passes import Start, fresh_casts
+from mqvae.core.look_ahead import LookAhead, Undone
+from mqvae.core.optimizer import Gradients, apply, check_holds, only_finite
+from mqvae.core.passes import Snapshot, fresh_casts
+from mqvae.core.quantizer import unrecorded
 from mqvae.core.shown import Shown
-from mqvae.core.updates.lookahead import LookAhead, Undone
-from mqvae.core.updates.update import apply, check_holds, only_finite, require_gradients
-from mqvae.errors import MqvaeError
+from mqvae.core.updates.update import require_gradients
+from mqvae.errors import MqvaeError, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,8 +118,7 @@ class GenericMeta:
                 "GenericMeta averages gradients by itself: pass the module inside "
                 "DistributedDataParallel, module.module."
             )
-        if not xi >= 0:
-            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
+        at_least(0, xi=xi)
         if isinstance(derivative, ForwardMode):
             raise MqvaeError(
                 "GenericMeta differentiates what backpropagation returns, through the module's own "
@@ -142,7 +143,7 @@ class GenericMeta:
         self.xi = xi
         self.look_ahead = Undone() if look_ahead is None else look_ahead
         self.derivative = OneSided() if derivative is None else derivative
-        self.look_ahead.check(lower)
+        self.look_ahead.check(lower, xi)
         self._total = _Total(module, loss)
         self.process_group = process_group
         self._agreed = False
@@ -173,19 +174,21 @@ class GenericMeta:
 
     def _step(self, batch: tuple[Any, ...], above: tuple[Any, ...] | None) -> GenericStep:
         kept = self.look_ahead.kept
-        start = Start(self._total, self.codebook[0].device)
+        start = Snapshot([self._total], self.codebook[0].device)
         phi, table = [] if kept else _copies(self.network), _copies(self.codebook)
         if kept:
             total, g, g_c = self._pass_for_real(start, batch)
         else:
             total, g, g_c = self._pass(start, phi, table, batch)
-        answer = self.look_ahead.answer(self.lower, self.network, mean_across_processes(g), self.xi)
-        phi = answer.here if kept else phi
+        here, after, slopes = self.look_ahead.answer(
+            self.lower, self.network, mean_across_processes(g), self.xi
+        )
+        phi = here if kept else phi
         # A pass must not see the module's own, which it might change.
         originals = {id(p) for p in self.network}
-        ahead = [_copy(a) if id(a) in originals else a for a in answer.ahead]
+        ahead = [_copy(a) if id(a) in originals else a for a in after]
         _, v, direct = self._pass(start, ahead, table, batch if above is None else above)
-        v = scaled(mean_across_processes(v), answer.slopes)
+        v = scaled(mean_across_processes(v), slopes)
 
         def codebook_gradient(point: list[Tensor]) -> Tensor:
             # Modules route gradients by whether their input requires one: φ must, as in training.
@@ -205,7 +208,7 @@ class GenericMeta:
 
     def _pass(
         self,
-        start: Start,
+        start: Snapshot,
         phi: Sequence[Tensor],
         codebook: Sequence[Tensor],
         batch: tuple[Any, ...],
@@ -215,14 +218,14 @@ class GenericMeta:
         """(L, ∂L/∂φ, ∂L/∂C) at (φ, C), from where the step started and without a trace."""
         table = _copies(codebook)  # a pass may replace codewords
         tensors = dict(zip(self._names, [*phi, *table], strict=True))
-        with start.again(), torch.enable_grad():
+        with start.again(), unrecorded(self._total), torch.enable_grad():
             total = _scalar(functional_call(self._total, tensors, batch))
             found = gradient(total, table if codebook_only else [*phi, *table])
         cut = len(found) - len(table)
         return total.detach(), found[:cut], found[cut:]
 
     def _pass_for_real(
-        self, start: Start, batch: tuple[Any, ...]
+        self, start: Snapshot, batch: tuple[Any, ...]
     ) -> tuple[Tensor, Gradients, Gradients]:
         """The same at the module's own parameters, as ordinary training makes it."""
         with start.put_back_if_raised(self.codebook):

@@ -1,25 +1,23 @@
 """The hypergradient on encoder and decoder: MQ-VAE† and MQ-VAE‡ (Table 7)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Gradients, Loss, averaged, gradient
-from mqvae.core.distributed import ProcessGroup, mean_across_processes
+from mqvae.core.bilevel import Batch, averaged, gradient
+from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import codebook_gradient, require_straight_through, selecting
-from mqvae.core.network import VQNetwork
-from mqvae.core.passes import Snapshot
+from mqvae.core.look_ahead import Undone
+from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizer import Quantized
-from mqvae.core.updates.lookahead import Undone
-from mqvae.core.updates.meta import ahead_of
-from mqvae.core.updates.update import Step, Update, step_of
-from mqvae.errors import MqvaeError
+from mqvae.core.updates.update import Rule, Step, Update, step_of
+from mqvae.errors import MqvaeError, at_least
 
 
-class MetaNetwork(Update):
+@dataclass(frozen=True, kw_only=True)
+class MetaNetwork(Rule):
     """MQ-VAE†: φ and θ descend the loss after the codebook has answered to them.
 
     One step, Algorithm 1 with the levels exchanged:
@@ -32,14 +30,9 @@ class MetaNetwork(Update):
     ξ (2/ND) J_φᵀ v_C[k], one more summand of the gradient at z_e. Codes are frozen in it.
 
     Args:
-        network: The network that is trained.
-        loss: L_task(output, target) → scalar, a mean over the batch.
-        lower: Optimizer of φ and θ.
-        upper: Optimizer of C.
         xi: ξ, size of the virtual step of the codebook.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
-        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: if `xi` is negative, the quantizer does not select or has another estimator
@@ -48,62 +41,42 @@ class MetaNetwork(Update):
 
     method = "MQ-VAE†"
 
-    def __init__(
-        self,
-        network: VQNetwork,
-        loss: Loss,
-        *,
-        lower: Optimizer,
-        upper: Optimizer,
-        xi: float = 1.0,
-        commitment_weight: float = 0.1,
-        codebook_weight: float = 1.0,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(
-            network,
-            loss,
-            lower=lower,
-            upper=upper,
-            commitment_weight=commitment_weight,
-            codebook_weight=codebook_weight,
-            process_group=process_group,
-        )
-        if not xi >= 0:
-            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
-        require_straight_through(selecting(network), "MetaNetwork")
-        self.xi = xi
+    xi: float = 1.0
 
-    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, xi=self.xi)
+
+    def check(self, update: Update) -> None:
+        require_straight_through(selecting(update.network), "MetaNetwork")
+
+    def step(self, update: Update, batch: Batch, above: object) -> Step:
         z_e = batch.embed_for_real()
         (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
         task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
         g_phi, g_theta, _ = averaged(g_phi, g_theta)
-        self._descend_network(g_phi, g_theta)
+        update.descend_network([*g_phi, *g_theta])
         with torch.no_grad():
-            answered = batch.embed(list(self.network.encoder_parameters()))
+            answered = batch.embed(list(batch.network.encoder_parameters()))
         (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])
-        self._descend_codebook(g_c)
-        self._after_step(z_e, quantized.codes)
+        update.descend_codebook(g_c)
+        update.record(z_e, quantized.codes)
+        update.learn()
         return step_of(batch, task, quantized)
 
 
-class MetaBoth(Update):
+@dataclass(frozen=True, kw_only=True)
+class MetaBoth(Rule):
     """MQ-VAE‡: both levels descend the loss after the other has answered, from the same point.
 
     Policy prediction: C steps along `hypergradient` as in `Meta`, φ and θ as in `MetaNetwork`.
 
     Args:
-        network: The network that is trained.
-        loss: L_task(output, target) → scalar, a mean over the batch.
-        lower: Optimizer of φ and θ.
-        upper: Optimizer of C.
         hypergradient: How dL'/dC is estimated.
         look_ahead: How φ and θ answer to C. It is always undone: both start from where they were.
         xi: ξ, size of both virtual steps.
         commitment_weight: β.
         codebook_weight: Weight of the codebook loss.
-        process_group: The processes that train together; None for all that there are.
 
     Raises:
         ValueError: as `Meta` and `MetaNetwork`.
@@ -111,58 +84,49 @@ class MetaBoth(Update):
 
     method = "MQ-VAE‡"
 
-    def __init__(
-        self,
-        network: VQNetwork,
-        loss: Loss,
-        *,
-        lower: Optimizer,
-        upper: Optimizer,
-        hypergradient: HypergradientRule | None = None,
-        look_ahead: Undone | None = None,
-        xi: float = 1.0,
-        commitment_weight: float = 0.1,
-        codebook_weight: float = 1.0,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(
-            network,
-            loss,
-            lower=lower,
-            upper=upper,
-            commitment_weight=commitment_weight,
-            codebook_weight=codebook_weight,
-            process_group=process_group,
-        )
-        if not xi >= 0:
-            raise MqvaeError(f"xi must be 0 or more, got {xi}.")
-        self.xi = xi
-        self.hypergradient = FiniteDifference() if hypergradient is None else hypergradient
-        self.look_ahead = Undone() if look_ahead is None else look_ahead
-        if self.look_ahead.kept:
+    hypergradient: HypergradientRule | None = None
+    look_ahead: Undone | None = None
+    xi: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, xi=self.xi)
+        hypergradient, look_ahead = self.chosen
+        object.__setattr__(self, "hypergradient", hypergradient)
+        object.__setattr__(self, "look_ahead", look_ahead)
+        if look_ahead.kept:
             raise MqvaeError(
                 "MetaBoth undoes its look-ahead, since both levels start from the same point: give "
                 "it look_ahead=Undone(…)."
             )
-        self.look_ahead.check(lower)
-        require_straight_through(selecting(network), "MetaBoth")
-        self.hypergradient.check(selecting(network), self.look_ahead)
 
-    def _step(self, batch: Batch, snapshot: Snapshot) -> Step:
+    @property
+    def chosen(self) -> tuple[HypergradientRule, Undone]:
+        """Hypergradient and look-ahead, those of Eq. 13 where none is given."""
+        return self.hypergradient or FiniteDifference(), self.look_ahead or Undone()
+
+    def check(self, update: Update) -> None:
+        hypergradient, look_ahead = self.chosen
+        look_ahead.check(update.lower, self.xi)
+        require_straight_through(selecting(update.network), "MetaBoth")
+        hypergradient.check(selecting(update.network), look_ahead)
+
+    def step(self, update: Update, batch: Batch, above: object) -> Step:
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=False)
         g_c = codebook_gradient(batch, z_e.detach())
         g_phi, g_theta, (g_c,) = averaged(here.g_phi, here.g_theta, [g_c])
         here = replace(here, g_phi=g_phi, g_theta=g_theta)
-        hyper = self.hypergradient(
-            ahead_of(self.look_ahead, self.lower, batch, batch, here, self.xi)
-        )
+        hypergradient, look_ahead = self.chosen
+        ahead = look_ahead.ahead(update.lower, batch, batch, here, self.xi, update.max_norm)
+        hyper = hypergradient(ahead)
         *_, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
         g_phi, g_theta, terms = averaged(g_phi, g_theta, hyper.terms())
         hyper = Hypergradient(*terms)
-        self._descend_codebook(hyper.total())
-        self._descend_network(g_phi, g_theta)
-        self._after_step(z_e, here.quantized.codes)
+        update.descend_codebook(hyper.total())
+        update.descend_network([*g_phi, *g_theta])
+        update.record(z_e, here.quantized.codes)
+        update.learn()
         return step_of(batch, here.task, here.quantized, hyper.norms())
 
 

@@ -1,25 +1,27 @@
-"""What one batch changes: the frame that all update rules share."""
+"""What one batch changes: rules, and the frame that makes a step of one."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Batch, Gradients, Loss, LossWeights, pulled_back
-from mqvae.core.distributed import ProcessGroup, agree, within, world_size
+from mqvae.core.averages import Averages
+from mqvae.core.bilevel import Batch, Loss, LossWeights, gradient
+from mqvae.core.distributed import ProcessGroup, agree, mean_across_processes, within, world_size
 from mqvae.core.hypergradient.rule import selecting
-from mqvae.core.network import VQNetwork
-from mqvae.core.optimizer import forget_rows
-from mqvae.core.passes import Snapshot, finite_rows, fresh_casts
+from mqvae.core.network import VQNetwork, codebook_parameters, network_parameters, quantizers
+from mqvae.core.optimizer import Gradients, apply, check_holds, forget_rows, only_finite
+from mqvae.core.passes import Snapshot, device_of, finite_rows, fresh_casts
 from mqvae.core.quantizer import Quantized
 from mqvae.core.shown import Shown
-from mqvae.errors import MqvaeError
+from mqvae.core.updates.module import ModuleBatch
+from mqvae.errors import MqvaeError, above_zero, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,49 +30,71 @@ class Step(Shown):
 
     Attributes:
         task: L_task of the first pass, a scalar.
-        commitment: mean ‖z_e − sg(z_q)‖², unweighted.
-        codebook: mean ‖sg(z_e) − z_q‖², unweighted.
+        commitment: mean ‖z_e − sg(z_q)‖², unweighted; of several quantizers their sum.
+        codebook: mean ‖sg(z_e) − z_q‖², unweighted; of several quantizers their sum.
         auxiliary: The quantizer's own term, unweighted: `Quantized.auxiliary_loss`; None without.
         codebook_gradient: Largest number of the gradient that an optimizer stepped C along, by
             size; not finite if some were not, along which C was not stepped. None without one.
-        codes: The codes of the batch.
-        output: The decoder's output in the first pass, (B, ...), detached.
+        codes: The codes of the batch; of a module with several quantizers, or several passes
+            through one, those of the first.
+        output: The output of the first pass, detached: the decoder's, (B, ...), or the module's.
         direct_norm: Norm of the direct hypergradient; None for rules without one.
         indirect_norm: Norm of the indirect hypergradient.
         cosine: Cosine between the two; 0 where one of them vanishes.
+        quantized: What each quantizer of a module gave, by its name in the module, pass by pass;
+            empty for a VQNetwork.
     """
 
     task: Tensor
     commitment: Tensor
     codebook: Tensor
     codes: Tensor
-    output: Tensor
+    output: Any
     auxiliary: Tensor | None = None
     codebook_gradient: Tensor | None = None
     direct_norm: Tensor | None = None
     indirect_norm: Tensor | None = None
     cosine: Tensor | None = None
+    quantized: dict[str, tuple[Quantized, ...]] = field(default_factory=dict, repr=False)
 
 
-class Update(ABC):
-    """A rule by which one batch changes φ, θ and C.
+@dataclass(frozen=True)
+class Found:
+    """What one pass found: what to step along, and what the quantizer learns from.
 
-    Several processes train as one: each takes its share of a batch, and all make the same step. At
-    the first step all take over the weights, codebooks and buffers of the first process.
+    Attributes:
+        step: The report.
+        lower: Gradients of the lower level's parameters.
+        upper: Those of the upper level's; or that of the table itself, (rows, d); or none.
+        z_e: Embeddings, (..., D); None where the quantizers have recorded theirs, or learn nothing.
+        codes: Their codes.
+        of_table: Whether `upper` is of the table.
+        sums: What else the rule learns from, summed over batches.
+        learns: Whether the quantizers learn from the pass.
+    """
+
+    step: Step
+    lower: Gradients
+    upper: Gradients
+    z_e: Tensor | None = None
+    codes: Tensor | None = None
+    of_table: bool = False
+    sums: tuple[Tensor, ...] = ()
+    learns: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """How one batch changes φ, θ and C: options, which `Update` binds to a network.
+
+    `Joint(network, loss, lower=…, upper=…)` is `Update(network, loss, Joint(), lower=…, upper=…)`.
 
     Args:
-        network: The network that is trained.
-        loss: L_task(output, target) → scalar, a mean over the batch. A module may own parameters
-            and buffers: no rule trains the ones, no look-ahead changes the others.
-        lower: Optimizer of φ and θ, `network.network_parameters()`.
-        upper: Optimizer of C, `network.codebook_parameters()`; None where C has none.
         commitment_weight: β, weight of the commitment loss.
         codebook_weight: Weight of the codebook loss.
-        process_group: The processes that train together; None for all that there are.
 
     Raises:
-        ValueError: if an optimizer holds other parameters than its level's, two levels share a
-            parameter, or a weight is negative.
+        ValueError: if a weight is negative.
     """
 
     method: ClassVar[str]
@@ -79,170 +103,423 @@ class Update(ABC):
     steps_codebook: ClassVar[bool] = True
     """Whether the rule trains C through an optimizer."""
 
+    judges: ClassVar[bool] = False
+    """Whether it takes a batch of its own to judge C on, `above`."""
+
+    any_module: ClassVar[bool] = False
+    """Whether it trains any module with quantizers inside."""
+
+    scales: ClassVar[bool] = False
+    """Whether it takes a `GradScaler`."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the batches of `Update.accumulate` may give one step together."""
+        return False
+
+    commitment_weight: float = 0.1
+    codebook_weight: float = 1.0
+
+    def __new__(cls, network: nn.Module | None = None, loss: Loss | None = None, **options: Any):  # type: ignore[no-untyped-def]
+        if network is None:
+            return super().__new__(cls)
+        frame = {name: options.pop(name) for name in FRAME if name in options}
+        return Update(network, loss, cls(**options), **frame)
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not hasattr(cls, "method"):
             cls.method = cls.__name__
 
+    def __post_init__(self) -> None:
+        at_least(0, commitment_weight=self.commitment_weight, codebook_weight=self.codebook_weight)
+
+    def check(self, update: "Update") -> None:  # noqa: B027
+        """Refuse a network or an optimizer that the rule is not for.
+
+        Raises:
+            ValueError: with the reason.
+        """
+
+    def loss_above(self) -> Loss | None:
+        """What C is judged by in place of the loss; None for the loss itself."""
+        return None
+
+    def averages(self, update: "Update") -> Averages | None:
+        """What the rule remembers between steps; nothing, for most."""
+        return None
+
+    @abstractmethod
+    def step(self, update: "Update", batch: Any, above: Any) -> Step:
+        """Change the weights of `update.network` by one batch.
+
+        Args:
+            update: The frame, which steps and reduces.
+            batch: A `Batch` of a VQNetwork, or a `ModuleBatch`.
+            above: The batch that C is judged on; `batch` itself for most.
+        """
+
+
+FRAME = ("lower", "upper", "process_group", "max_norm", "scaler")
+
+
+class OnePass(Rule):
+    """A rule whose gradients one pass finds, so that several batches may give those of a step."""
+
+    @property
+    def gathers(self) -> bool:
+        return True
+
+    @abstractmethod
+    def gradients(self, update: "Update", batch: Any) -> Found:
+        """What a pass over this process's batch finds; it steps nothing."""
+
+    def learn(self, update: "Update", sums: tuple[Tensor, ...]) -> None:
+        """What the rule does with `Found.sums` of this process, after the optimizers' steps."""
+
+    def step(self, update: "Update", batch: Any, above: Any) -> Step:
+        return update.descend(self.gradients(update, batch))
+
+
+class Update:
+    """A rule on a network: one batch changes φ, θ and C.
+
+    Several processes train as one: each takes its share of a batch, and all make the same step. At
+    the first step all take over the weights, codebooks and buffers of the first process.
+
+    Args:
+        network: What is trained: a `VQNetwork`; with `Joint`, `Synchronous` and `Alternated` any
+            module with quantizers inside, which is called with x.
+        loss: L_task(output, y) → scalar, a mean over the batch. A module may own parameters
+            and buffers: no rule trains the ones, no look-ahead changes the others.
+        rule: The rule.
+        lower: Optimizer of φ and θ, `mqvae.network_parameters(network)`.
+        upper: Optimizer of C, `mqvae.codebook_parameters(network)`; None where C has none.
+        process_group: The processes that train together; None for all that there are.
+        max_norm: The norm that each optimizer's gradients are clipped to; None for not at all.
+        scaler: Scales losses under autocast to float16, and leaves out steps that overflow.
+
+    Raises:
+        ValueError: if an optimizer holds other parameters than its level's, two levels share a
+            parameter, or the rule is for another network or does not take an option.
+
+    Example:
+        >>> update = Update(network, loss, Meta(xi=1.0, look_ahead=Kept()),
+        ...                 lower=AdamW(network_parameters(network), lr=3e-4),
+        ...                 upper=AdamW(codebook_parameters(network), lr=6e-2))
+        >>> for x, y in batches:
+        ...     step = update(x, y)
+    """
+
     def __init__(
         self,
-        network: VQNetwork,
-        loss: Loss,
+        network: nn.Module,
+        loss: Loss | None,
+        rule: Rule,
         *,
         lower: Optimizer,
-        upper: Optimizer | None,
-        commitment_weight: float = 0.1,
-        codebook_weight: float = 1.0,
+        upper: Optimizer | None = None,
         process_group: ProcessGroup | None = None,
+        max_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        for name, value in (
-            ("commitment_weight", commitment_weight),
-            ("codebook_weight", codebook_weight),
-        ):
-            if not value >= 0:
-                raise MqvaeError(f"{name} must be 0 or more, got {value}.")
-        network.require_apart()  # weights may have been tied since it was built
-        names = {id(p): name for name, p in network.named_parameters()}
-        for name, optimizer, level in (
-            ("lower", lower, "network_parameters"),
-            ("upper", upper, "codebook_parameters"),
-        ):
-            if optimizer is not None:
-                check_holds(
-                    name,
-                    optimizer,
-                    list(getattr(network, level)()),
-                    "of its level",
-                    names,
-                    f"Build it with network.{level}().",
-                )
-        if (
-            upper is None
-            and self.steps_codebook
-            and any(p.requires_grad for p in network.codebook_parameters())
-        ):
+        if loss is None:
+            raise MqvaeError(f"{type(rule).__name__} needs a loss: pass loss(output, y) → scalar.")
+        if isinstance(network, nn.parallel.DistributedDataParallel):
             raise MqvaeError(
-                f"{type(self).__name__} trains the codebook: pass upper=an optimizer of "
-                "network.codebook_parameters(), or freeze them."
+                "update rules average gradients by themselves: pass the module inside "
+                "DistributedDataParallel, network.module."
+            )
+        if max_norm is not None:
+            above_zero(max_norm=max_norm)
+        name = type(rule).__name__
+        if scaler is not None and not rule.scales:
+            raise MqvaeError(
+                f"{name} takes no GradScaler: gradients of several passes in one step are compared "
+                "with each other, and all must be finite. Train in bfloat16, which needs none, or "
+                "with Joint."
             )
         self.network = network
         self.loss = loss
+        self.rule = rule
         self.lower = lower
-        self.upper = upper
-        self.weights = LossWeights(commitment_weight, codebook_weight)
+        self.upper = upper if rule.steps_codebook else None
+        self.weights = LossWeights(rule.commitment_weight, rule.codebook_weight)
         self.process_group = process_group
+        self.max_norm = max_norm
+        self.scaler = scaler
+        self._check_levels()
+        rule.check(self)
+        self.averages = rule.averages(self)
         self._agreed = False
         self._largest: Tensor | None = None  # of the codebook's gradient in a step
+        self._held: Found | None = None  # of batches before, with which one step is made
+        self._batches = 0
+        self._snapshot: Snapshot | None = None
 
-    def step(self, x: Tensor, y: Tensor, *, parts: int = 1) -> Step:
-        """Change the weights by one batch.
+    def _check_levels(self) -> None:
+        """Refuse optimizers that hold others than their level's parameters."""
+        network, name = self.network, type(self.rule).__name__
+        if isinstance(network, VQNetwork):
+            network.require_apart()  # weights may have been tied since it was built
+        elif not self.rule.any_module:
+            raise MqvaeError(
+                f"{name} makes passes of encoder and decoder apart: it needs a VQNetwork(encoder, "
+                f"quantizer, decoder), got a {type(network).__name__}. Joint, Synchronous and "
+                "Alternated train any module with quantizers inside, and GenericMeta looks ahead "
+                "around a closure."
+            )
+        names = {id(p): n for n, p in network.named_parameters()}
+        for level, optimizer, parameters, function in (
+            ("lower", self.lower, network_parameters(network), "network_parameters"),
+            ("upper", self.upper, codebook_parameters(network), "codebook_parameters"),
+        ):
+            if optimizer is not None:
+                build = f"Build it with mqvae.{function}(network)."
+                check_holds(level, optimizer, parameters, "of its level", names, build)
+        trained = any(p.requires_grad for p in codebook_parameters(network))
+        if self.upper is None and self.rule.steps_codebook and trained:
+            raise MqvaeError(
+                f"{name} trains the codebook: pass upper=an optimizer of "
+                "mqvae.codebook_parameters(network), or freeze them."
+            )
+
+    def __call__(self, x: Any, y: Any, *, parts: int = 1, above: Any = None) -> Step:
+        """As `step`."""
+        return self.step(x, y, parts=parts, above=above)
+
+    def step(self, x: Any, y: Any, *, parts: int = 1, above: tuple[Any, Any] | None = None) -> Step:
+        """Change the weights by one batch, and those that `accumulate` took since the last step.
 
         If a pass raises, buffers (batch-norm statistics) and the random state are as they were
         before it, and so are weights that no optimizer has stepped yet.
 
         Args:
-            x: Inputs.
-            y: Targets of the task loss; `x` itself for reconstruction.
+            x: Inputs: what the encoder or the module takes, a tensor or nested ones.
+            y: Targets of the task loss, as it takes them; `x` itself for reconstruction.
             parts: Number of parts that encoder and decoder take the batch in, to hold the graph of
                 one at a time; about one forward pass dearer per gradient. Without batch norm and
                 dropout the step is that of the whole batch, every statistic included.
+            above: A second batch (x, y) for the upper level of `Meta`; None uses the same on both,
+                as the paper does.
 
         Raises:
-            ValueError: if gradients are off (`torch.no_grad()`), or the encoder's output is not D
-                wide.
+            ValueError: if gradients are off (`torch.no_grad()`), the encoder's output is not D
+                wide, or the rule takes no batch `above`.
         """
-        with self._beginning(x) as snapshot:
-            return self._told(self._step(self._batch(x, y, parts), snapshot))
-
-    @contextmanager
-    def _beginning(self, x: Tensor) -> Iterator[Snapshot]:
-        """Around every step: what it must not be without, and what is put back if it raises."""
-        require_gradients(f"{type(self).__name__}.step")
-        with within(self.process_group):
-            # Not at construction: the processes may meet after it.
-            if world_size() > 1 and not self._agreed:
-                agree(self._modules())
-                self._agreed = True
-            with fresh_casts(), Snapshot(self._modules(), x.device) as snapshot:
-                yield snapshot
-
-    def _modules(self) -> list[object]:
-        """What a pass goes through."""
-        return [self.network, self.loss]
-
-    @abstractmethod
-    def _step(self, batch: Batch, snapshot: Snapshot) -> Step: ...
-
-    def _told(self, step: Step) -> Step:
-        """A step's report, with what the codebook was stepped along."""
+        if above is not None and not self.rule.judges:
+            raise MqvaeError(
+                f"{type(self.rule).__name__} judges the codebook by no batch of its own: leave out "
+                "above, or take Meta."
+            )
+        with self._beginning(x, "step"):
+            batch = self._batch(x, y, self.loss, parts)
+            step = self.rule.step(self, batch, self._above(batch, above))
+        if self.scaler is not None:
+            self.scaler.update()
         largest, self._largest = self._largest, None
         return replace(step, codebook_gradient=largest)
 
-    def _batch(self, x: Tensor, y: Tensor, parts: int) -> Batch:
-        return Batch(self.network, self.loss, self.weights, x, y, parts=parts)
+    def accumulate(self, x: Any, y: Any, *, parts: int = 1) -> Step:
+        """Add a batch to those that the next `step` is made of; steps nothing.
 
-    def _translate_codebook(self, shift: Tensor | None) -> None:
-        """Move codewords outside any optimizer, by (K, D); a frozen codebook stays.
+        n batches of B and a step with another are a step of one batch of (n + 1) B, but for batch
+        norm and the codes that replacement draws. Arguments and errors are those of `step`.
 
-        So does a codeword whose shift is not finite.
+        Raises:
+            ValueError: if the rule steps between its passes.
         """
-        if shift is not None and any(p.requires_grad for p in self.network.codebook_parameters()):
-            selecting(self.network).translate(finite_rows(shift))
+        if not (isinstance(self.rule, OnePass) and self.rule.gathers):
+            raise MqvaeError(
+                f"{type(self.rule).__name__} steps between the passes of a batch, which therefore "
+                "cannot be gathered from several: hand over the whole batch with parts=, which "
+                "needs the memory of one part."
+            )
+        with self._beginning(x, "accumulate"):
+            found = self.rule.gradients(self, self._batch(x, y, self.loss, parts))
+            self._held = self._with_held(found)
+            self._batches += 1
+            self._record(found)
+        return found.step
 
-    def _descend_codebook(self, gradient_of_table: Tensor) -> None:
+    @contextmanager
+    def _beginning(self, x: Any, what: str) -> Iterator[None]:
+        """Around every step: what it must not be without, and what is put back if it raises."""
+        require_gradients(f"{type(self.rule).__name__}.{what}")
+        modules = [self.network, self.loss, self.rule.loss_above()]
+        if self._held is None:  # of passes that no step was made for
+            for quantizer in quantizers(self.network).values():
+                quantizer.discard()
+        with within(self.process_group):
+            # Not at construction: the processes may meet after it.
+            if world_size() > 1 and not self._agreed:
+                agree(modules)
+                self._agreed = True
+            self._snapshot = Snapshot(modules, device_of(x))
+            try:
+                with fresh_casts(), self._snapshot.put_back_if_raised():
+                    yield
+            finally:
+                self._snapshot = None
+
+    def keep(self) -> None:
+        """What has been stepped so far stays, whatever raises later in this step."""
+        assert self._snapshot is not None
+        self._snapshot.retake()
+
+    def _batch(self, x: Any, y: Any, loss: Loss, parts: int) -> Batch | ModuleBatch:
+        if isinstance(self.network, VQNetwork):
+            return Batch(self.network, loss, self.weights, x, y, parts=parts, scaler=self.scaler)
+        if parts != 1:
+            raise MqvaeError(
+                f"parts={parts} cuts what encoder and decoder of a VQNetwork take; of a "
+                f"{type(self.network).__name__} take smaller batches, and update.accumulate."
+            )
+        return ModuleBatch(self.network, loss, self.weights, x, y, scaler=self.scaler)
+
+    def _above(
+        self, batch: Batch | ModuleBatch, above: tuple[Any, Any] | None
+    ) -> Batch | ModuleBatch:
+        """The batch above, the lower one itself where nothing differs."""
+        loss = self.rule.loss_above()
+        if above is None and loss is None:
+            return batch
+        x, y = (batch.x, batch.y) if above is None else above
+        return self._batch(x, y, self.loss if loss is None else loss, batch.parts)
+
+    # -- what rules are made of --------------------------------------------------------------------
+
+    @property
+    def lower_parameters(self) -> list[Tensor]:
+        """φ and θ."""
+        return list(network_parameters(self.network))
+
+    @property
+    def upper_parameters(self) -> list[Tensor]:
+        """The parameters of C."""
+        return list(codebook_parameters(self.network))
+
+    def descend(self, found: Found) -> Step:
+        """Step all levels along what one pass found, and let the quantizers learn from it."""
+        whole, number = self._with_held(found), self._batches + 1
+        self._held, self._batches = None, 0
+        g: Gradients = [*whole.lower, *whole.upper]
+        if number > 1:
+            g = [None if one is None else one / number for one in g]
+        g, cut = mean_across_processes(g), len(whole.lower)
+        self.descend_network(g[:cut])
+        if whole.of_table:
+            (g_c,) = g[cut:]
+            assert g_c is not None
+            self.descend_codebook(g_c)
+        elif whole.upper:
+            self.step_codebook(self.upper_parameters, g[cut:])
+        if isinstance(self.rule, OnePass):
+            self.rule.learn(self, whole.sums)
+        self._record(found)
+        if found.learns:
+            self.learn()
+        return found.step
+
+    def _with_held(self, found: Found) -> Found:
+        """A pass with the gradients and sums of the batches before it added."""
+        held = self._held
+        if held is None:
+            return found
+        return replace(
+            found,
+            lower=_added(held.lower, found.lower),
+            upper=_added(held.upper, found.upper),
+            sums=tuple(a + b for a, b in zip(held.sums, found.sums, strict=True)),
+        )
+
+    def descend_network(self, gradients: Gradients) -> None:
+        """Step φ and θ along [*g_φ, *g_θ] of all processes."""
+        apply(
+            self.lower,
+            self.lower_parameters,
+            gradients,
+            max_norm=self.max_norm,
+            scaler=self.scaler,
+        )
+
+    def descend_codebook(self, gradient_of_table: Tensor) -> None:
         """Step C's parameters along a gradient of the codebook itself, (K, D)."""
-        parameters = [p for p in self.network.codebook_parameters() if p.requires_grad]
+        parameters = [p for p in self.upper_parameters if p.requires_grad]
         if parameters:
             with torch.enable_grad():
                 table = selecting(self.network).table()
-            self._step_codebook(parameters, pulled_back(gradient_of_table, table, parameters))
+            g = gradient_of_table.detach().to(table.dtype)
+            plain = table is parameters[0]  # and torch has nothing to differentiate
+            self.step_codebook(
+                parameters, [g] if plain else gradient(table, parameters, cotangent=g)
+            )
 
-    def _step_codebook(self, parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    def step_codebook(self, parameters: Sequence[Tensor], gradients: Gradients) -> None:
         """Step C's parameters along their gradients, but for numbers that are not finite.
 
         A network that has diverged is trained anew from a checkpoint; a codebook that it has been
         carried away by, and an optimizer's memory of it, should not be what is left.
         """
-        found = [g for g in gradients if g is not None]
-        if found:
-            largest = torch._foreach_norm(found, math.inf)
-            self._largest = torch.stack([number.float() for number in largest]).amax()
-        apply(self.upper, parameters, only_finite(gradients))
+        if self.scaler is None:
+            found = [g for g in gradients if g is not None]
+            if found:
+                largest = torch._foreach_norm(found, math.inf)
+                self._largest = torch.stack([number.float() for number in largest]).amax()
+            gradients = only_finite(gradients)
+        apply(self.upper, parameters, gradients, max_norm=self.max_norm, scaler=self.scaler)
 
-    def _descend_network(self, g_phi: Gradients, g_theta: Gradients) -> None:
-        apply(self.lower, self.network.network_parameters(), [*g_phi, *g_theta])
+    def translate_codebook(self, shift: Tensor | None) -> None:
+        """Move codewords outside any optimizer, by (K, D); a frozen codebook stays.
 
-    def _after_step(self, z_e: Tensor, codes: Tensor) -> None:
-        """The quantizer's own bookkeeping, once the optimizers have stepped."""
-        quantizer = self.network.quantizer
-        quantizer.discard()  # of passes that no step was made for
-        quantizer.record(z_e.detach(), codes)
-        quantizer.update(self.upper)
+        So does a codeword whose shift is not finite.
+        """
+        if shift is not None and any(p.requires_grad for p in self.upper_parameters):
+            selecting(self.network).translate(finite_rows(shift))
+
+    def _record(self, found: Found) -> None:
+        if found.z_e is not None and found.codes is not None:
+            self.record(found.z_e, found.codes)
+
+    def record(self, z_e: Tensor, codes: Tensor) -> None:
+        """Hand placed embeddings, (..., D), and their codes to the quantizer of a VQNetwork."""
+        assert isinstance(self.network, VQNetwork)
+        self.network.quantizer.record(z_e.detach(), codes)
+
+    def learn(self) -> None:
+        """The quantizers' own bookkeeping, once the optimizers have stepped."""
+        for quantizer in quantizers(self.network).values():
+            quantizer.update(self.upper)
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
         """Forget what is remembered of rows of the codebook: the optimizer's moments."""
         if self.upper is None:
             return
-        for parameter in self.network.codebook_parameters():
+        for parameter in codebook_parameters(self.network):
             here = torch.zeros(len(parameter), dtype=torch.bool, device=parameter.device)
             forget_rows(self.upper, parameter, here.index_fill(0, rows.to(here.device), True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the rule itself remembers; nothing, for most."""
-        return {}
+        """What the rule itself remembers; nothing, for most. Weights are the network's."""
+        averages = self.averages
+        return {} if averages is None else dict(averages.named_buffers())
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put `state_dict` back.
+        """Put `state_dict` back; that of a run made before codewords were in it, too.
 
         Raises:
             ValueError: if it is another rule's.
         """
         own = self.state_dict()
+        if self.averages is not None and state.keys() == {"started", "sizes", "sums"}:
+            codewords = selecting(self.network).table()
+            state = {"sizes": state["sizes"], "sums": state["sums"], "codewords": codewords}
         if state.keys() != own.keys():
             raise MqvaeError(
-                f"{type(self).__name__} remembers {sorted(own)}, got {sorted(state)}: the state "
-                "is another rule's."
+                f"{type(self.rule).__name__} remembers {sorted(own)}, got {sorted(state)}: the "
+                "state is another rule's."
             )
         for name, value in own.items():
             value.copy_(state[name])
@@ -264,6 +541,34 @@ def step_of(
     )
 
 
+def of_module(
+    update: Update, batch: ModuleBatch, nu: float = 0.0, *, only_lower: bool = False
+) -> Found:
+    """What a pass through any module finds; its quantizers record theirs themselves.
+
+    Args:
+        update: The frame.
+        batch: The batch.
+        nu: ν, as in `Synchronous`.
+        only_lower: Leave the upper level as it is.
+    """
+    lower, upper = update.lower_parameters, [] if only_lower else update.upper_parameters
+    made = batch.pass_for_real(nu)
+    found = batch.gradient(made.total, [*lower, *upper])
+    quantized = [each for passes in made.quantized.values() for each in passes]
+    auxiliary = [q.auxiliary_loss for q in quantized if q.auxiliary_loss is not None]
+    step = Step(
+        made.task,
+        torch.stack([q.commitment_loss for q in quantized]).sum(),
+        torch.stack([q.codebook_loss for q in quantized]).sum(),
+        quantized[0].codes,
+        made.output,
+        torch.stack(auxiliary).sum() if auxiliary else None,
+        quantized=made.quantized,
+    )
+    return Found(step, found[: len(lower)], found[len(lower) :])
+
+
 def require_gradients(what: str) -> None:
     """Refuse to train where autograd records nothing.
 
@@ -279,50 +584,6 @@ def require_gradients(what: str) -> None:
         )
 
 
-def apply(optimizer: Optimizer | None, parameters: Iterable[Tensor], gradients: Gradients) -> None:
-    """One step of an optimizer along given gradients; nothing stays behind in `.grad`."""
-    parameters = list(parameters)
-    if optimizer is None:
-        return
-    for parameter, g in zip(parameters, gradients, strict=True):
-        # Convolutions return gradients laid out otherwise than their weights. `backward` would put
-        # that right; fused optimizers, which walk through memory, would take number for number.
-        if g is not None and g.stride() != parameter.stride():
-            g = torch.empty_like(parameter).copy_(g)
-        parameter.grad = g
-    try:
-        optimizer.step()
-    finally:
-        for parameter in parameters:
-            parameter.grad = None
-
-
-def only_finite(gradients: Gradients) -> Gradients:
-    """Gradients with 0 in place of each number that is not finite."""
-    return [None if g is None else g.nan_to_num(0.0, 0.0, 0.0) for g in gradients]
-
-
-def check_holds(
-    name: str,
-    optimizer: Optimizer,
-    level: Sequence[Tensor],
-    which: str,
-    names: Mapping[int, str],
-    remedy: str,
-) -> None:
-    """Refuse an optimizer that does not hold what its level trains, or holds anything else.
-
-    Raises:
-        ValueError: with the names of the parameters, and the remedy.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    foreign = held - {id(p) for p in level}
-    missing = {id(p) for p in level if p.requires_grad} - held
-    if foreign or missing:
-        listed = sorted(names.get(p, "one that is not the module's") for p in foreign)
-        raise MqvaeError(
-            f"the {name} optimizer must hold the parameters {which}. "
-            + (f"It also holds: {', '.join(listed)}. " if foreign else "")
-            + (f"It lacks: {', '.join(sorted(names[p] for p in missing))}. " if missing else "")
-            + remedy
-        )
+def _added(one: Gradients, two: Gradients) -> Gradients:
+    pairs = zip(one, two, strict=True)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]

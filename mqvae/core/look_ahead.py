@@ -1,10 +1,10 @@
-"""What becomes of the virtual lower step."""
+"""The lower level's answer to C: the virtual step, and what becomes of it."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -12,25 +12,38 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.bilevel import Gradients, moved
-from mqvae.core.updates.update import apply
+from mqvae.core.bilevel import Batch, LowerPass, moved, scaled
+from mqvae.core.optimizer import Gradients, apply, clipped
 from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The lower level's answer to C.
+class Ahead:
+    """What the look-ahead knows, and a hypergradient rule is a function of.
 
     Attributes:
-        here: The weights where the gradients were taken, which stay what they are.
-        ahead: The weights after the virtual step.
-        slopes: Derivative of that step by its gradient, number by number; None for descent, whose
-            derivative is ξ.
+        lower: The batch below, on which φ and θ step.
+        upper: The batch above, on which C is judged; the paper takes `lower` itself.
+        here: The pass on `lower` at (φ, θ, C).
+        phi: φ' = φ − ξ g_φ, where the virtual lower step leads.
+        theta: θ' = θ − ξ g_θ.
+        xi: ξ, size of that step.
+        slopes: Derivative of that step by [*g_φ, *g_θ], number by number; None for descent, whose
+            derivative is ξ and is applied by the rules.
     """
 
-    here: list[Tensor]
-    ahead: list[Tensor]
-    slopes: Gradients | None
+    lower: Batch
+    upper: Batch
+    here: LowerPass
+    phi: list[Tensor]
+    theta: list[Tensor]
+    xi: float
+    slopes: Gradients | None = None
+
+    def through_step(self, v_phi: Gradients, v_theta: Gradients) -> tuple[Gradients, Gradients]:
+        """v along the virtual step: v itself for descent, preconditioned for AdamW."""
+        found = scaled([*v_phi, *v_theta], self.slopes)
+        return found[: len(v_phi)], found[len(v_phi) :]
 
 
 class LookAhead(ABC):
@@ -42,22 +55,68 @@ class LookAhead(ABC):
     preconditioned: bool
     """Whether it is differentiated as AdamW takes it."""
 
-    def check(self, lower: Optimizer) -> None:
-        """Refuse an optimizer whose step cannot be differentiated.
+    @property
+    def optimizer_step(self) -> bool:
+        """Whether the virtual step is the lower optimizer's, instead of plain descent."""
+        return True
+
+    def check(self, lower: Optimizer, xi: float) -> None:
+        """Refuse an optimizer whose step cannot be differentiated, and ξ = 0 where there is a step.
 
         Raises:
             ValueError: with the reason.
         """
         if self.preconditioned:
             require_adam(lower)
+        if xi == 0 and self.optimizer_step:
+            raise MqvaeError(
+                f"xi=0 is a virtual step of no length, but {self} looks ahead by the optimizer's "
+                "own step, whatever xi is: take look_ahead=Undone(), or Alternated, which is "
+                "Algorithm 1 at xi=0."
+            )
+
+    def ahead(
+        self,
+        optimizer: Optimizer,
+        lower: Batch,
+        upper: Batch,
+        here: LowerPass,
+        xi: float,
+        max_norm: float | None = None,
+    ) -> Ahead:
+        """Take the virtual step from a pass along its gradients."""
+        cut = len(here.phi)
+        before, after, slopes = self.answer(
+            optimizer, [*here.phi, *here.theta], [*here.g_phi, *here.g_theta], xi, max_norm
+        )
+        here = replace(here, phi=before[:cut], theta=before[cut:])
+        return Ahead(lower, upper, here, after[:cut], after[cut:], xi, slopes)
 
     def answer(
-        self, lower: Optimizer, weights: Sequence[Tensor], gradients: Gradients, xi: float
-    ) -> Answer:
-        """Take the virtual step from weights along gradients."""
-        slopes = adam_slopes(lower, weights, gradients) if self.preconditioned else None
-        here, ahead = self._take(lower, list(weights), gradients, xi)
-        return Answer(here, ahead, slopes)
+        self,
+        optimizer: Optimizer,
+        weights: Sequence[Tensor],
+        gradients: Gradients,
+        xi: float,
+        max_norm: float | None = None,
+    ) -> tuple[list[Tensor], list[Tensor], Gradients | None]:
+        """Take the virtual step from weights along gradients.
+
+        Args:
+            optimizer: The lower level's.
+            weights: The weights.
+            gradients: Their gradients.
+            xi: ξ.
+            max_norm: What the optimizer clips its gradients to.
+
+        Returns:
+            The weights where the gradients were taken, which stay what they are; those after the
+            step; and `Ahead.slopes`.
+        """
+        if max_norm is not None and self.optimizer_step:
+            gradients = clipped(gradients, max_norm)
+        slopes = adam_slopes(optimizer, weights, gradients) if self.preconditioned else None
+        return *self._take(optimizer, list(weights), gradients, xi), slopes
 
     @abstractmethod
     def _take(
