@@ -32,6 +32,7 @@ from mqvae import (
     Meta,
     MetaBoth,
     MetaNetwork,
+    MovingAverage,
     RateAware,
     Replacement,
     ReplaceUnused,
@@ -41,6 +42,7 @@ from mqvae import (
     Undone,
     Unquantized,
     Unrolled,
+    Update,
     VectorQuantizer,
     VQNetwork,
     vqvae,
@@ -99,6 +101,7 @@ KINDS = {
     **QUANTIZERS,
     "lookup-free": lambda codes, dim: LookupFreeQuantizer(2**dim),
     "rate": lambda codes, dim: VectorQuantizer(codes, dim, rate=RATE),
+    "average": lambda codes, dim: VectorQuantizer(codes, dim, codebook=MovingAverage(0.8)),
     "rate, groups": lambda codes, dim: VectorQuantizer(codes, dim, groups=2, rate=RATE),
 }
 
@@ -112,6 +115,36 @@ def rule(kind: type, quantizer: str = "table", *, parts: int = 1, frozen: bool =
             del levels["upper"]
         update = kind(network, squared_error, **levels, **options)
         return Case(network, update, lambda x: update.step(x, x, parts=parts))
+
+    return build
+
+
+class Around(nn.Module):
+    """No VQNetwork, with one inside."""
+
+    def __init__(self, network: VQNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).output
+
+
+def any_module(kind: type, quantizer: str = "table", *, batches: int = 1, **options):
+    """Steps along several batches, of a module that is passed through as a whole."""
+
+    def build() -> Case:
+        network = make_with("convolutional", KINDS[quantizer]).network
+        module = Around(network)
+        frame = {**optimizers(network), "max_norm": 0.1}
+        update = Update(module, squared_error, kind(**options), **frame)
+
+        def step(x: Tensor) -> Any:
+            for _ in range(batches - 1):
+                update.accumulate(x.flip(0), x)
+            return update(x, x)
+
+        return Case(module, update, step)
 
     return build
 
@@ -205,6 +238,10 @@ CASES = {
     "MetaNetwork": rule(MetaNetwork),
     "MetaBoth": rule(MetaBoth),
     "MetaBoth, exact": rule(MetaBoth, hypergradient=EXACT),
+    "Any module": any_module(Joint, batches=2),
+    "Any module, average": any_module(Joint, "average"),
+    "Any module, synchronous": any_module(Synchronous, nu=0.7),
+    "Any module, alternated": any_module(Alternated, nu=0.7),
     "Warm": warm(),
     "Warm, nu": warm(Synchronous, nu=0.7),
     "Warm, exact": warm(Meta, hypergradient=EXACT),

@@ -32,7 +32,8 @@ class VectorQuantizer(UpdatedQuantizer):
         quantizer.update()
 
     A pass in training mode leaves statistics behind, which `update` applies: EMA, replacement and
-    prices of codes. Nothing else changes its state.
+    prices of codes. Nothing else changes its state. A quantizer that has something to apply and is
+    never updated warns once; a compiled one does not, as it counts no passes.
 
     Args:
         num_codes: Number of codewords K of each codebook.
