@@ -558,7 +558,7 @@ BAD_OPTIONS = {
     "rule's option, near": ([*META, "--update.lookahead", "Kept"], "Did you mean 'look_ahead'?"),
     "rule's argument that is no option": (
         [*META, "--update.lower", "1"],
-        "no option --update.lower of Meta. Options: hypergradient, xi, look_ahead, ",
+        "no option --update.lower of Meta. Options: commitment_weight, codebook_weight, hyper",
     ),
     "another rule's option": (
         ["--update", "Joint", "--update.xi", "1"],
@@ -601,6 +601,10 @@ BAD_OPTIONS = {
     "devices": (["--trainer.devices", "0"], "--trainer.devices must be 1 or more, got 0."),
     "log_every": (["--trainer.log_every", "0"], "--trainer.log_every must be 1 or more, got 0."),
     "parts": (["--trainer.parts", "0"], "--trainer.parts must be 1 or more, got 0."),
+    "clipping": (
+        ["--trainer.gradient_clip_val", "0"],
+        "gradient_clip_val must be above 0 and finite, got 0.",
+    ),
     "precision": (["--trainer.precision", "16"], "one of 32-true, bf16-mixed, 16-mixed, got '16'."),
     "precision, near": (["--trainer.precision", "bf16"], "Did you mean 'bf16-mixed'?"),
     "accelerator": (

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mqvae.core.updates import Update
+from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluate
 from mqvae.networks.vqvae import VQVAE
 from mqvae.progress import Progress, watched
@@ -874,6 +875,54 @@ def test_bfloat16_trains_and_is_measured_in_float32(tmp_path):
     assert all(t.dtype == torch.float32 for t in load_file_of(tmp_path / "run").values())
     measured = evaluate(tokenizer.network, tokenizer.task, tokenizer.find_images("test"))
     assert measured.figures["mse"] == pytest.approx(summary["mse"], rel=1e-6)
+
+
+STEPPED = {
+    "clipped": {"gradient_clip_val": 1e-3},
+    "several batches": {"accumulate_grad_batches": 3},
+    "float16": {"precision": "16-mixed"},
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_how_steps_are_made_is_resumed(name, tmp_path, finished):
+    options = {"trainer": STEPPED[name]}
+    whole = begin(settings(options), tmp_path / "whole")
+    whole.fit()
+    half = begin(settings(options), tmp_path / "half")
+
+    def stop(training):
+        if training.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        half.fit(after_step=stop)
+    again = go_on(Run(tmp_path / "half"))
+    again.fit()
+    assert weights(tmp_path / "half") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "whole") != weights(finished("joint"))
+    for training in (whole, again):
+        place = training.parts.batches.state_dict()
+        number = STEPPED[name].get("accumulate_grad_batches", 1)
+        taken = place["epoch"] * training.parts.batches.batches_per_epoch + place["position"]
+        assert taken == 12 * number
+    if name == "float16":
+        scaler = again.parts.update.scaler
+        assert scaler.state_dict() == whole.parts.update.scaler.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("delta", "rule", "words"),
+    [
+        ({"accumulate_grad_batches": 2}, "meta", "a rule that makes one pass a step, .*got Meta"),
+        ({"accumulate_grad_batches": 2}, "alternated", "one pass a step, .*got Alternated"),
+        ({"precision": "16-mixed"}, "meta", "Meta takes no GradScaler"),
+    ],
+)
+def test_what_a_rule_cannot_do_is_said_before_anything_is_made(delta, rule, words, tmp_path):
+    with pytest.raises(MqvaeError, match=words):
+        begin(settings({"trainer": delta}, rule=rule), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def load_file_of(folder):

@@ -21,6 +21,7 @@ LISTS = dict.fromkeys(("tuple", "list", "Sequence"), "a list, as in [1, 2]")
 # jsonargparse's conditions on numbers, in words.
 RANGES = {
     "v>0": "be 1 or more",
+    "v>0 and v<inf": "be above 0 and finite",
     "v>=0": "be 0 or more",
     "v>=0 and v<=1": "lie in 0 … 1",
     "v>=0 and v<1": "be 0 or more and less than 1",

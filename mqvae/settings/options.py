@@ -20,6 +20,7 @@ from mqvae.tasks import Task
 
 if TYPE_CHECKING:
     from builtins import float as Decay
+    from builtins import float as Norm
     from builtins import float as Rate
     from builtins import float as Share
     from builtins import int as Count
@@ -33,6 +34,7 @@ else:
 
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
     Rate = restricted_number_type("Rate", float, [(">=", 0), ("<", float("inf"))])
+    Norm = restricted_number_type("Norm", float, [(">", 0), ("<", float("inf"))])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 
 Part: TypeAlias = Literal["encoder", "codebook", "decoder"]
@@ -183,7 +185,7 @@ class Trainer:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Number = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    gradient_clip_val: float | None = None
+    gradient_clip_val: Norm | None = None
     accumulate_grad_batches: Number = 1
     log_every: Number | None = None
     checkpoint_every: Number | None = None
