@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mqvae import VectorQuantizer, VQNetwork
-from mqvae.core import diagnostics
+from mqvae.core import usage as of_usage
 from mqvae.core.gap import gradient_gap
 from mqvae.core.usage import CodeCounts, count_codes, perplexity, usage
 
@@ -51,7 +51,7 @@ def test_usage(counts, expected):
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_code_counts_are_those_of_all_codes_together(groups, monkeypatch):
-    monkeypatch.setattr(diagnostics, "PENDING", 40)  # some are counted on the way
+    monkeypatch.setattr(of_usage, "PENDING", 40)  # some are counted on the way
     parts = [torch.randint(0, 9, (4, 2, n, groups)) for n in (1, 3, 2)]
     counts, again = CodeCounts(12, groups), CodeCounts(12, groups)
     for part in parts:

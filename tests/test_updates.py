@@ -439,9 +439,9 @@ def test_fused_optimizers_take_gradients_of_another_layout(look):
 def test_optimizers_of_the_wrong_level_are_refused():
     network = noisy_network()
     right = optimizers(network)
-    with pytest.raises(ValueError, match=r"lower optimizer .* network\.network_parameters"):
+    with pytest.raises(ValueError, match=r"lower optimizer .* mqvae\.network_parameters"):
         Meta(network, squared_error, lower=right["upper"], upper=right["upper"])
-    with pytest.raises(ValueError, match=r"upper optimizer .* network\.codebook_parameters"):
+    with pytest.raises(ValueError, match=r"upper optimizer .* mqvae\.codebook_parameters"):
         Joint(network, squared_error, lower=right["lower"], upper=right["lower"])
     everything = AdamW(network.parameters())
     with pytest.raises(ValueError, match="lower optimizer"):

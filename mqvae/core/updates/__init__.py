@@ -7,8 +7,9 @@ from mqvae.core.updates.generic import GenericMeta, GenericStep
 from mqvae.core.updates.joint import Joint, Synchronous
 from mqvae.core.updates.meta import Meta
 from mqvae.core.updates.meta_network import MetaBoth, MetaNetwork
+from mqvae.core.updates.step import Step
 from mqvae.core.updates.unquantized import Unquantized
-from mqvae.core.updates.update import Rule, Step, Update
+from mqvae.core.updates.update import Rule, Update
 
 __all__ = [
     "Alternated",

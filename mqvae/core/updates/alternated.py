@@ -6,7 +6,8 @@ from mqvae.core.bilevel import Batch
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient.rule import codebook_gradient, require_all_select, scatter
 from mqvae.core.updates.module import ModuleBatch
-from mqvae.core.updates.update import Rule, Step, Update, of_module, step_of
+from mqvae.core.updates.step import Step, step_of
+from mqvae.core.updates.update import Rule, Update
 from mqvae.errors import at_least
 
 
@@ -66,4 +67,4 @@ class Alternated(Rule):
         upper = update.upper_parameters
         before = batch.pass_without_trace(self.nu)
         update.step_codebook(upper, mean_across_processes(batch.gradient(before.total, upper)))
-        return update.descend(of_module(update, batch, only_lower=True))
+        return update.descend(batch.find(update.lower_parameters, []))

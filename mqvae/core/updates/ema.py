@@ -14,7 +14,8 @@ from mqvae.core.look_ahead import Ahead, Kept
 from mqvae.core.passes import finite_rows
 from mqvae.core.quantizer import VectorQuantizer
 from mqvae.core.transport import Transport
-from mqvae.core.updates.update import Found, OnePass, Step, Update, step_of
+from mqvae.core.updates.step import Found, Step, step_of
+from mqvae.core.updates.update import OnePass, Update
 from mqvae.errors import MqvaeError
 
 

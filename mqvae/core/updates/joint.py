@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from mqvae.core.bilevel import Batch
 from mqvae.core.hypergradient.rule import codebook_gradient, require_all_select, scatter
 from mqvae.core.updates.module import ModuleBatch
-from mqvae.core.updates.update import Found, OnePass, Update, of_module, step_of
+from mqvae.core.updates.step import Found, step_of
+from mqvae.core.updates.update import OnePass, Update
 from mqvae.errors import at_least
 
 
@@ -29,7 +30,7 @@ class Joint(OnePass):
 
     def gradients(self, update: Update, batch: Batch | ModuleBatch) -> Found:
         if isinstance(batch, ModuleBatch):
-            return of_module(update, batch)
+            return batch.find(update.lower_parameters, update.upper_parameters)
         z_e = batch.embed_for_real()
         quantized = batch.network.quantizer.quantize(z_e)
         task = batch.task_for_real(quantized.z_q)
@@ -79,7 +80,7 @@ class Synchronous(OnePass):
 
     def gradients(self, update: Update, batch: Batch | ModuleBatch) -> Found:
         if isinstance(batch, ModuleBatch):
-            return of_module(update, batch, self.nu)
+            return batch.find(update.lower_parameters, update.upper_parameters, self.nu)
         # Of a frozen encoder z_e has no graph, without which there is no ∂L_task/∂ẑ.
         z_e = batch.embed_for_real().requires_grad_()
         here = batch.lower_pass(z_e, for_real=True)

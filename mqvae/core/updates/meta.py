@@ -10,7 +10,8 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradient import FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradient.rule import selecting
 from mqvae.core.look_ahead import LookAhead, Undone
-from mqvae.core.updates.update import Rule, Step, Update, step_of
+from mqvae.core.updates.step import Step, step_of
+from mqvae.core.updates.update import Rule, Update
 from mqvae.errors import MqvaeError, at_least
 
 if TYPE_CHECKING:

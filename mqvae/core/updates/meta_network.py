@@ -12,7 +12,8 @@ from mqvae.core.hypergradient.rule import codebook_gradient, require_straight_th
 from mqvae.core.look_ahead import Undone
 from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizer import Quantized
-from mqvae.core.updates.update import Rule, Step, Update, step_of
+from mqvae.core.updates.step import Step, step_of
+from mqvae.core.updates.update import Rule, Update
 from mqvae.errors import MqvaeError, at_least
 
 

@@ -15,6 +15,7 @@ from mqvae.core.network import quantizers
 from mqvae.core.optimizer import Gradients
 from mqvae.core.passes import Snapshot, device_of
 from mqvae.core.quantizer import CodebookQuantizer, Quantized, Quantizer, unrecorded
+from mqvae.core.updates.step import Found, Step
 from mqvae.errors import MqvaeError
 
 
@@ -72,6 +73,29 @@ class ModuleBatch:
     def gradient(self, total: Tensor, tensors: Sequence[Tensor]) -> Gradients:
         """∂total/∂tensors, as `Batch.gradient`."""
         return scaled_gradient(self.scaler, total, tensors)
+
+    def find(self, lower: Sequence[Tensor], upper: Sequence[Tensor], nu: float = 0.0) -> Found:
+        """What a pass of ordinary training finds; the quantizers record theirs themselves.
+
+        Args:
+            lower: Parameters of the lower level.
+            upper: Those of the upper level that are stepped along this pass.
+            nu: ν, as in `pass_for_real`.
+        """
+        made = self.pass_for_real(nu)
+        found = self.gradient(made.total, [*lower, *upper])
+        quantized = [each for passes in made.quantized.values() for each in passes]
+        auxiliary = [q.auxiliary_loss for q in quantized if q.auxiliary_loss is not None]
+        step = Step(
+            made.task,
+            torch.stack([q.commitment_loss for q in quantized]).sum(),
+            torch.stack([q.codebook_loss for q in quantized]).sum(),
+            quantized[0].codes,
+            made.output,
+            torch.stack(auxiliary).sum() if auxiliary else None,
+            quantized=made.quantized,
+        )
+        return Found(step, found[: len(lower)], found[len(lower) :])
 
     def pass_for_real(self, nu: float = 0.0) -> ModulePass:
         """A pass of ordinary training.

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mqvae.core.bilevel import Batch
-from mqvae.core.updates.update import Found, OnePass, Step, Update
+from mqvae.core.updates.step import Found, Step
+from mqvae.core.updates.update import OnePass, Update
 
 
 @dataclass(frozen=True, kw_only=True)
