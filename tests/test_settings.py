@@ -72,7 +72,7 @@ def test_every_preset_becomes_settings_and_back(name):
         inputs = Inputs(channels=1, side=settings.data.side or 28, classes=10)
         network = made.network.build(inputs, made.quantizer)
     assert settings.quantizer["class_path"] == f"mqvae.{type(network.quantizer).__name__}"
-    assert settings.update["class_path"] == f"mqvae.{made.update.func.__name__}"
+    assert settings.update["class_path"] == f"mqvae.{type(made.rule).__name__}"
     assert settings.task["class_path"] == f"mqvae.{type(made.task).__name__}"
     assert settings.network == {
         "class_path": f"mqvae.{type(made.network).__name__}",
