@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mqvae
-from mqvae.core.updates import Meta
+from mqvae.core.updates import Update
 from mqvae.data import Batches, hold_out, load
 from mqvae.runs import Run
 from mqvae.settings import Settings, from_arguments, load_preset
@@ -30,18 +30,18 @@ def weights(folder):
 
 
 class Seen:
-    """What `Meta.step` is handed over in a run."""
+    """What a step of a run is handed over."""
 
     def __init__(self, monkeypatch):
         self.below, self.above = [], []
-        step = Meta.step
+        step = Update.step
 
         def spied(update, x, y, *, parts=1, above=None):
             self.below.append(x.clone())
             self.above.append(above and above[0].clone())
             return step(update, x, y, parts=parts, above=above)
 
-        monkeypatch.setattr(Meta, "step", spied)
+        monkeypatch.setattr(Update, "step", spied)
 
 
 def test_the_next_batch_is_that_of_the_next_step(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Rules on modules of any shape, and what rules take: clipping, scaling, several batches a step."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -81,16 +82,16 @@ def batch(seed: int = 0, number: int = 24) -> torch.Tensor:
     return torch.randn(number, 5, generator=generator, dtype=torch.float64)
 
 
-def update_of(module, rule, loss=mse_loss, kind=AdamW, **options) -> Update:
+def levels_of(module, kind=AdamW) -> dict[str, AdamW | SGD | None]:
     upper = codebook_parameters(module)
-    return Update(
-        module,
-        loss,
-        rule,
-        lower=kind(network_parameters(module), lr=1e-2),
-        upper=kind(upper, lr=3e-2) if upper else None,
-        **options,
-    )
+    return {
+        "lower": kind(network_parameters(module), lr=1e-2),
+        "upper": kind(upper, lr=3e-2) if upper else None,
+    }
+
+
+def update_of(module, rule, loss=mse_loss, kind=AdamW, **options) -> Update:
+    return Update(module, loss, rule, **levels_of(module, kind), **options)
 
 
 def assert_same(one: nn.Module, two: nn.Module) -> None:
@@ -241,6 +242,17 @@ def test_the_rule_called_with_a_network_is_the_update_of_it():
     first.step(batch(), batch())
     second(batch(), batch())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_rule_of_ones_own_has_the_options_of_what_it_derives_from():
+    class Mine(Meta):
+        pass
+
+    assert inspect.signature(Mine) == inspect.signature(Meta)
+    assert {"xi", "commitment_weight"} < set(inspect.signature(Mine).parameters)
+    net = network()
+    update = Mine(net, mse_loss, xi=0.5, **levels_of(net))
+    assert update.rule == Mine(xi=0.5) != Meta(xi=0.5) and update.rule.method == "MQ-VAE"
 
 
 # -- several batches a step ------------------------------------------------------------------------

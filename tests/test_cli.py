@@ -470,13 +470,13 @@ def test_signals(tmp_path, whole, number, code):
 
 
 def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
-    from mqvae.core.updates import Joint
+    from mqvae.core.updates import Update
 
     def twice(self, x, y, **options):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Joint, "step", twice)
+    monkeypatch.setattr(Update, "step", twice)
     out = tmp_path / "run"
     arguments = ["train", "digits-tiny", *SMALL, "--update", "Joint", "--out", str(out)]
     assert main(arguments) == 130

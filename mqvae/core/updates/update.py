@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import Signature, signature
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,13 @@ from mqvae.core.passes import Snapshot, device_of, finite_rows, fresh_casts
 from mqvae.core.updates.module import ModuleBatch
 from mqvae.core.updates.step import Found, Step
 from mqvae.errors import MqvaeError, above_zero, at_least
+
+
+class _Options:
+    """The signature of a rule is that of its options, which `__new__` would hide."""
+
+    def __get__(self, rule: "Rule | None", kind: "type[Rule]") -> Signature:
+        return Signature(list(signature(kind.__init__).parameters.values())[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,8 @@ class Rule(ABC):
 
     commitment_weight: float = 0.1
     codebook_weight: float = 1.0
+
+    __signature__ = _Options()
 
     def __new__(cls, network: nn.Module | None = None, loss: Loss | None = None, **options: Any):  # type: ignore[no-untyped-def]
         if network is None:
