@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mqvae.core.bilevel import Gradients, moved
+from mqvae.core.bilevel import moved
 from mqvae.core.distributed import sum_across_processes, world_size
+from mqvae.core.optimizer import Gradients
 from mqvae.core.passes import casting, full, without_autocast
 from mqvae.errors import MqvaeError
 

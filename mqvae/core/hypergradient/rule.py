@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.bilevel import Batch, Gradients, LowerPass, gradient
+from mqvae.core.bilevel import Batch, LowerPass, gradient
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.hypergradient.derivative import Derivative, along
 from mqvae.core.look_ahead import Ahead, LookAhead
 from mqvae.core.network import VQNetwork, quantizers
+from mqvae.core.optimizer import Gradients
 from mqvae.core.passes import casting, full, without_autocast
 from mqvae.core.quantizer import CodebookQuantizer, Quantizer
 from mqvae.errors import MqvaeError

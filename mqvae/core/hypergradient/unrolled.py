@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch, Gradients, gradient
+from mqvae.core.bilevel import Batch, gradient
 from mqvae.core.distributed import mean_with_graph, shared
 from mqvae.core.hypergradient.rule import (
     Hypergradient,
@@ -15,6 +15,7 @@ from mqvae.core.hypergradient.rule import (
     upper_gradients,
 )
 from mqvae.core.look_ahead import Ahead, LookAhead
+from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizer import CodebookQuantizer
 from mqvae.errors import MqvaeError, at_least
 

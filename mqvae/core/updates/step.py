@@ -71,7 +71,7 @@ class Found:
 
 
 def step_of(
-    batch: Batch, task: Tensor, quantized: Quantized, norms: dict[str, Tensor] | None = None
+    batch: Batch, task: Tensor, quantized: Quantized, norms: dict[str, Any] | None = None
 ) -> Step:
     """The report of a step from its first pass."""
     auxiliary = quantized.auxiliary_loss
