@@ -1,7 +1,7 @@
 """Codewords as moving averages of the embeddings that choose them (Eq. 17)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from mqvae.core.passes import finite_rows, full
 from mqvae.errors import MqvaeError, at_least
 
-if TYPE_CHECKING:
-    from mqvae.core.codebook import Codebook
+
+class Assigned(Protocol):
+    """A codebook whose codewords can be set, as `Codebook`."""
+
+    def __call__(self) -> Tensor: ...
+
+    def assign(self, codewords: Tensor) -> None: ...
 
 
 class Averages(nn.Module):
@@ -69,7 +74,7 @@ class Averages(nn.Module):
 
     @torch.no_grad()
     def take(
-        self, codebook: "Codebook", table: Tensor, counts: Tensor, sums: Tensor, *, all_move: bool
+        self, codebook: Assigned, table: Tensor, counts: Tensor, sums: Tensor, *, all_move: bool
     ) -> None:
         """Take in the embeddings of a step, and set the codewords to what they average.
 
