@@ -19,7 +19,7 @@ ROOT = Path(mqvae.__file__).parent
 
 # Imports point one way: a part imports itself, parts of its own row, and rows above.
 ORDER = [
-    {"errors", "finite", "locking", "provenance"},
+    {"errors", "finite", "locking", "notebook", "provenance"},
     {"core"},
     {"networks"},
     {
