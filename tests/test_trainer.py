@@ -375,6 +375,25 @@ def test_factors(steps, warmup, expected):
     np.testing.assert_allclose([factor(i) for i in range(steps)], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+        ("linear", [1, 1, 0.75, 0.5, 0.25]),
+        ("constant", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_run_follows_the_schedule_it_is_given(schedule, expected, tmp_path):
+    delta = {"steps": 5, "optimizer": {"schedule": schedule, "warmup": 0.2, "network_lr": 2e-3}}
+    training = begin(settings(delta), tmp_path / "run")
+    found = []
+    for _ in expected:
+        found.append(training.parts.levels["lower"].param_groups[0]["lr"])
+        training.parts.levels["lower"].step()
+        training.parts.schedules["lower"].step()
+    np.testing.assert_allclose(found, 2e-3 * np.array(expected), atol=1e-12)
+
+
 # -- the codebook to start from --------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from mqvae.diagnosis.words import Finding, Measured, findings
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run, write_json
 from mqvae.settings import Settings
-from mqvae.trainer import Training, resume, warmup_cosine
+from mqvae.trainer import Training, learning_rate, resume
 from mqvae.trainer.known import Changes
 from mqvae.trainer.start import set_training
 
@@ -151,7 +151,8 @@ def _measured(training: Training, images: int, searched: int, steps: int) -> Mea
 def _rate(training: Training) -> float:
     """The share of the settings' rates that steps are taken at, of both levels alike."""
     settings = training.settings
-    factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
+    rates = settings.optimizer
+    factor = learning_rate(settings.steps, rates.warmup, rates.schedule)
     return max(factor(training.step), LEAST_RATE)
 
 

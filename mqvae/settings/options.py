@@ -101,13 +101,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Both levels' optimizers; their rates rise linearly, then fall as a cosine.
+    """Both levels' optimizers; their learning rates rise linearly, then follow a schedule.
 
     Args:
         network_lr: Learning rate of encoder and decoder; `--lr` for short.
         codebook_lr: Learning rate of the codebook.
         weight_decay: Weight decay of both, unless a level's own optimizer names one.
         warmup: Share of the steps in which the rates rise.
+        schedule: What they do after that: fall to 0 as a cosine or linearly, or stay.
         network: Optimizer of encoder and decoder.
         codebook: Optimizer of the codebook.
     """
@@ -116,6 +117,7 @@ class Optimizer:
     codebook_lr: Rate = 6e-2
     weight_decay: Rate = 1e-4
     warmup: Share = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     network: Spec = field(default_factory=lambda: dict(ADAMW))
     codebook: Spec = field(default_factory=lambda: dict(ADAMW))
 

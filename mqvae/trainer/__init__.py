@@ -4,7 +4,7 @@ from mqvae.trainer.images import inputs_of, load_run_split, load_split
 from mqvae.trainer.loop import Training, begin, resume
 from mqvae.trainer.processes import Processes, restarted
 from mqvae.trainer.results import device_name, not_finite, versions, write_evaluation
-from mqvae.trainer.schedule import warmup_cosine
+from mqvae.trainer.schedule import learning_rate, warmup_cosine
 from mqvae.trainer.stopping import (
     Interrupted,
     NotFinite,
@@ -25,6 +25,7 @@ __all__ = [
     "begin",
     "device_name",
     "inputs_of",
+    "learning_rate",
     "load_run_split",
     "load_split",
     "not_finite",

@@ -20,7 +20,7 @@ from mqvae.settings import Settings
 from mqvae.tasks import Player, Task
 from mqvae.trainer.images import Splits, inputs_of
 from mqvae.trainer.processes import Processes
-from mqvae.trainer.schedule import warmup_cosine
+from mqvae.trainer.schedule import learning_rate
 from mqvae.trainer.start import freeze
 
 Weights = tuple[Tensor, ...] | list[Tensor]
@@ -166,7 +166,8 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     if isinstance(loss := rule.loss_above(), nn.Module):
         loss.to(device)
 
-    factor = warmup_cosine(settings.steps, settings.optimizer.warmup)
+    rates = settings.optimizer
+    factor = learning_rate(settings.steps, rates.warmup, rates.schedule)
     schedules: dict[str, LRScheduler] = {
         name: LambdaLR(optimizer, factor)
         for name, optimizer in levels.items()

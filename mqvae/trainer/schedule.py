@@ -7,12 +7,26 @@ from dataclasses import dataclass
 
 def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
     """Factor of the learning rate after i steps: linear over the warm-up, then a cosine to 0."""
+    return learning_rate(steps, warmup, "cosine")
+
+
+def learning_rate(steps: int, warmup: float, schedule: str) -> Callable[[int], float]:
+    """Factor of the learning rate after i steps: linear over the warm-up, then as a schedule says.
+
+    Args:
+        steps: Number of training steps.
+        warmup: Share of them in which the rate rises.
+        schedule: "cosine" or "linear" falls to 0; "constant" stays.
+    """
     rise = round(steps * warmup)
 
     def factor(i: int) -> float:
         if i < rise:
             return (i + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - rise) / max(1, steps - rise))))
+        gone = min(1.0, (i - rise) / max(1, steps - rise))
+        if schedule == "constant":
+            return 1.0
+        return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
     return factor
 
