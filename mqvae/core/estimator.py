@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ class Estimator(ABC):
     Called with z_e and z_q, (..., D); returns ẑ, (..., D), whose value is z_q.
     """
 
+    straight: ClassVar[bool] = False
+    """Whether the gradient goes to z_e as it comes. A quantizer may then make ẑ and its losses at
+    once, and what differentiates the step knows that ẑ depends on the codebook in no other way."""
+
     @abstractmethod
     def __call__(self, z_e: Tensor, z_q: Tensor) -> Tensor: ...
 
@@ -23,6 +28,8 @@ class StraightThrough(Estimator):
 
     Source: Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons".
     """
+
+    straight = True
 
     def __call__(self, z_e: Tensor, z_q: Tensor) -> Tensor:
         return z_q.detach() + (z_e - z_e.detach())

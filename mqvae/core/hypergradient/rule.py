@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mqvae.core.bilevel import Batch, LowerPass, gradient
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.estimator import StraightThrough
 from mqvae.core.hypergradient.derivative import Derivative, along
 from mqvae.core.look_ahead import Ahead, LookAhead
 from mqvae.core.network import VQNetwork, quantizers
@@ -122,7 +121,7 @@ def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
     Raises:
         ValueError: if the estimator is not the straight-through one.
     """
-    if not isinstance(quantizer.estimator, StraightThrough):
+    if not quantizer.estimator.straight:
         raise MqvaeError(
             f"{rule} differentiates the straight-through update; with "
             f"{type(quantizer.estimator).__name__}() the update depends on the codebook in a "

@@ -237,7 +237,7 @@ def _check_fits(stage: VectorQuantizer, first: VectorQuantizer) -> None:
             "the stages of a residual quantizer must be Euclidean: what is left over has no place "
             "on a sphere, and its length is what the next stage is for."
         )
-    if not isinstance(stage.estimator, StraightThrough):
+    if not stage.estimator.straight:
         raise MqvaeError(
             "gradients pass a residual quantizer as a whole: give the estimator to "
             f"ResidualQuantizer, not to its stages; got {type(stage.estimator).__name__}()."

@@ -177,7 +177,7 @@ class VectorQuantizer(UpdatedQuantizer):
 
     @torch.no_grad()
     def codebook_gradient(self, z_e: Tensor, codes: Tensor, table: Tensor, weight: float) -> Tensor:
-        if not isinstance(self.estimator, StraightThrough):
+        if not self.estimator.straight:
             return super().codebook_gradient(z_e, codes, table, weight)
         wide = functools.reduce(torch.promote_types, [z_e.dtype, table.dtype], torch.float32)
         g = torch.full((), weight, dtype=wide, device=table.device)
@@ -209,7 +209,7 @@ class VectorQuantizer(UpdatedQuantizer):
     def at_codes(
         self, z_e: Tensor, codes: Tensor, table: Tensor, mask: Tensor | None = None
     ) -> Quantized:
-        fused = isinstance(self.estimator, StraightThrough) and mask is None
+        fused = self.estimator.straight and mask is None
         if not fused or torch.compiler.is_compiling():  # which fuses by itself
             return super().at_codes(z_e, codes, table, mask)
         parts = z_e.reshape(-1, self.dim // self.groups)
