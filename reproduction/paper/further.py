@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.runs import read_json
+from reproduction.paper.asks import filled
 from reproduction.paper.methods import METHODS
+from reproduction.paper.outcome import curve_of
 from reproduction.paper.results import Results
 from reproduction.paper.scales import load_scale
-from reproduction.paper.work import Place, Run, curve_of, filled
+from reproduction.paper.work import Place, Run
 
 MEASURE = {"reconstruction": "VQ-VAE", "classification": "VQ-VAE", "adversarial": "VQ-GAN"}
 DATASETS = {"adversarial": "photos"}

@@ -1,40 +1,30 @@
 """What has to be done for a result: runs are trained and measured."""
 
-import base64
-import copy
-import csv
 import datetime
-import hashlib
-import io
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from inspect import signature
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from pydoc import locate
 from typing import TYPE_CHECKING, Any, Literal
 
-from mqvae.runs import read_json, write_json, write_whole
+from mqvae.runs import read_json
+from reproduction.paper.asks import asked, base_settings, filled
 from reproduction.paper.few import Few, measured
 from reproduction.paper.methods import METHODS
+from reproduction.paper.outcome import curve_of, further_metrics, strips_of
 from reproduction.paper.results import Results
 from reproduction.paper.scales import load_scale
 
 if TYPE_CHECKING:
     import torch
 
-    from mqvae.data import Images
-    from mqvae.metrics.image_figure import ImageFigure
     from mqvae.settings import Settings
     from mqvae.trainer import Training
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
-SOME = 256  # images by which a data set is known again
 POINTS = 5  # of the curve of a run of few images
-NORMS = ("direct_norm", "indirect_norm", "cosine")
 
 
 class _Reached(Exception):
@@ -140,7 +130,7 @@ class Run:
         """Its settings before it has seen its images, or where it is trained."""
         from mqvae.settings.options import with_arguments
 
-        base, of = _base(self.scale, self.task, self.method), METHODS[self.method]
+        base, of = base_settings(self.scale, self.task, self.method), METHODS[self.method]
         side = base.data.side or load_scale(self.scale).side_of.get(self.dataset)
         data = replace(base.data, name=self.dataset, side=side, above=of.above)
         trainer, optimizer, update = base.trainer, base.optimizer, base.update
@@ -209,8 +199,10 @@ class Run:
             seen = measured(self.few, self.task, folder, place.device)
             figures, described = figures | seen["figures"], described | seen["described"]
             validation = seen["validation"]
-        if self.final and self.few is None:
-            more, words, left_out = self._further(folder, place)
+        if self.final and self.few is None and self.task != "classification":
+            classifier, count = self.classifier(), load_scale(self.scale).images
+            judge = classifier.folder(place) if classifier else None
+            more, words, left_out = further_metrics(folder, count, judge, place.device, place.runs)
             figures, described = figures | more, described | words
         content = {
             "seed": self.seed,
@@ -231,7 +223,7 @@ class Run:
         if self.seed == 0:
             # The originals are the same for all: they are kept with one of them.
             originals = self.method in ("No quantization", "VQ-GAN")
-            content["strips"] = _strips(folder, summary, originals=originals)
+            content["strips"] = strips_of(folder, summary, originals=originals)
         return content
 
     def folder(self, place: Place) -> Path:
@@ -267,187 +259,7 @@ class Run:
             training.fit(after_step=stop)
         return folder
 
-    def _further(
-        self, folder: Path, place: Place
-    ) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-        """Figures that take large networks, what they are, and why some cannot be had.
-
-        What was measured before is kept in the run's folder, and not measured again.
-        """
-        from mqvae.data import first
-        from mqvae.metrics import CODES, evaluate
-        from mqvae.metrics.registry import Maker, further_figures
-        from mqvae.metrics.score import ClassScore
-        from mqvae.tokenizer import Tokenizer
-        from mqvae.trainer import load_split
-
-        if self.task == "classification":
-            return {}, {}, {}
-        kept = folder / "further.json"
-        known = read_json(kept) if kept.is_file() else {}
-        device = place.device
-        tokenizer = Tokenizer.from_run(folder, device=device)
-        options = tokenizer.settings.data
-        images = first(load_split(options, "test"), load_scale(self.scale).images)
-        makers: dict[str, Maker] = {}
-        classifier = self.classifier()
-        judge = (classifier or self).folder(place)
-        if classifier and (judge / "summary.json").is_file():
-            from mqvae.classifier import classifier_of
-
-            network = classifier_of(judge, options, device=device)
-            makers["class_score"] = partial(ClassScore, classifier=network)
-        left_out: list[str] = []
-        further = further_figures(
-            ["all"],
-            [*tokenizer.task.figures, *CODES, *known],
-            tokenizer.task,
-            images,
-            device=device,
-            makers=makers,
-            left_out=left_out.append,
-        )
-        if further:
-            with _originals(further, images, place.runs):
-                result = evaluate(
-                    tokenizer.network, tokenizer.task, images, device=device, further=further
-                )
-            for name in further:
-                about = asdict(result.described[name])
-                known[name] = {"value": result.figures[name], "described": about}
-            write_json(kept, known, indent=1)
-        return (
-            {name: each["value"] for name, each in known.items()},
-            {name: each["described"] for name, each in known.items()},
-            # Where it was looked for is of no interest anywhere else.
-            dict(
-                sentence.partition(" Looked for ")[0].split(" is left out: ", 1)
-                for sentence in left_out
-            ),
-        )
-
-
-@contextmanager
-def _originals(
-    further: "Mapping[str, ImageFigure]", images: "Images", folder: Path
-) -> Iterator[None]:
-    """Inside, the features of images that were measured before are not measured again.
-
-    Args:
-        further: Figures, before they are measured.
-        images: What they are measured on.
-        folder: Where the moments of the images' features are kept.
-    """
-    from safetensors.torch import load, save
-
-    from mqvae.metrics.frechet import Frechet
-
-    some, _ = images.take(range(0, len(images), -(-len(images) // SOME)))
-    files: dict[Path, Frechet] = {}
-    for name, figure in further.items():
-        if isinstance(figure, Frechet):
-            # The protocol says which weights, and how many images.
-            told = hashlib.sha256(figure.figure.protocol.encode() + some.numpy().tobytes())
-            file = folder / f"originals-{name}-{told.hexdigest()[:6]}.safetensors"
-            if file.is_file():
-                figure.know(load(file.read_bytes())["sums"])
-            else:
-                files[file] = figure
-    yield
-    for file, figure in files.items():
-        write_whole(file, save({"sums": figure.targets.sums}))
-
-
-def _strips(folder: Path, summary: Mapping[str, Any], *, originals: bool) -> dict[str, str]:
-    """Its strips of images as PNG, in base64; grey ones as such, which takes half the bytes."""
-    from PIL import Image
-
-    found = {}
-    for picture in summary["pictures"]:
-        if picture["kind"] != "strip" or (picture["reference"] and not originals):
-            continue
-        strip = Image.open(folder / picture["file"])
-        grey = all(low == high == 0 for low, high in _apart(strip))
-        file = io.BytesIO()
-        (strip.convert("L") if grey else strip).save(file, "PNG", optimize=True)
-        name = "original" if picture["reference"] else "output"
-        found[name] = base64.b64encode(file.getvalue()).decode()
-    return found
-
-
-def _apart(strip: Any) -> list[Any]:
-    """How far the second and the third channel are from the first, at least and at most."""
-    from PIL import ImageChops
-
-    red, *others = strip.convert("RGB").split()
-    return [ImageChops.difference(red, other).getextrema() for other in others]
-
-
-def _asked(settings: "Settings") -> dict[str, Any]:
-    config = settings.config()
-    del config["name"], config["data"]["root"]
-    for name in ("accelerator", "devices", "loggers"):
-        del config["trainer"][name]
-    return {"kind": "run", **config}
-
 
 @cache
 def _asks_of(run: Run) -> dict[str, Any]:
-    return _asked(run.settings())
-
-
-def filled(asks: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's older result asks for, with the settings that have come since at their defaults.
-
-    A new setting's default leaves runs as they were; what would change them is another setting.
-    """
-    seed = {"seed": asks["seed"]} if "seed" in asks else {}
-    return {**_filled(json.dumps({**asks, **dict.fromkeys(seed, 0)}, sort_keys=True)), **seed}
-
-
-@cache
-def _filled(asks: str) -> dict[str, Any]:
-    """The same for all seeds, as to read settings takes a tenth of a second."""
-    from mqvae.settings import Settings
-
-    whole: dict[str, Any] = json.loads(asks)
-    try:
-        return _asked(Settings.of({k: v for k, v in whole.items() if k != "kind"}))
-    except ValueError:  # it has a setting that is there no more
-        return whole
-
-
-@cache
-def _base(scale: str, task: str, method: str) -> "Settings":
-    """The settings of a method at a scale, but for data set, rate, updates and seed.
-
-    To read and check settings takes a tenth of a second.
-    """
-    from mqvae.settings import Settings
-
-    preset = _preset(METHODS[method].preset)
-    sizes = copy.deepcopy(dict(load_scale(scale).settings[task]))
-    takes = signature(locate(preset["quantizer"]["class_path"])).parameters  # type: ignore[arg-type]
-    arguments = sizes.get("quantizer", {}).get("init_args", {})
-    for name in arguments.keys() - takes.keys():  # without quantization there is no number of codes
-        del arguments[name]
-    return Settings.of(preset, sizes)
-
-
-@cache
-def _preset(name: str) -> dict[str, Any]:
-    from mqvae.settings import load_preset
-
-    return load_preset(f"methods/{name}")
-
-
-def curve_of(folder: Path, *, norms: bool = False) -> dict[str, list[float | None]]:
-    """The run's metrics.csv, what a plot needs of it."""
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = ["step", "task", "validation", "perplexity", *(NORMS if norms else ())]
-    return {
-        column: [float(f"{float(row[column]):.4g}") if row[column] else None for row in rows]
-        for column in columns
-        if any(row[column] for row in rows)
-    }
+    return asked(run.settings())

@@ -25,6 +25,7 @@ from reproduction.paper.curves import _throughout
 from reproduction.paper.few import Few
 from reproduction.paper.further import Beginning, Cost, Diagnosis
 from reproduction.paper.methods import META_RATE, METHODS, paper_value
+from reproduction.paper.outcome import known_originals
 from reproduction.paper.reproduce import EXPERIMENTS, experiments, published
 from reproduction.paper.results import Results, file_name
 from reproduction.paper.rows import by_protocol, lacking, table
@@ -34,7 +35,7 @@ from reproduction.paper.sections import Cell, Column, Row, Table
 from reproduction.paper.study import Study
 from reproduction.paper.tables import BESIDE
 from reproduction.paper.verdicts import best_by_every, claim, every, judgement, verdicts
-from reproduction.paper.work import FURTHER, Place, Run, _originals
+from reproduction.paper.work import FURTHER, Place, Run
 from reproduction.results import put, read
 
 ROOT = Path(__file__).parents[2]
@@ -334,7 +335,7 @@ def test_features_of_originals_are_measured_once(tmp_path):
     def distance(pixels, words="mean of rows"):
         images = InMemory("made", "test", pixels, torch.zeros(len(pixels), dtype=torch.int64), "")
         figure = Halves(images, words)
-        with _originals({"halves": figure}, images, tmp_path):
+        with known_originals({"halves": figure}, images, tmp_path):
             for part in (pixels / 255).split(4):
                 figure.update(part / 2, part)
         return figure.compute(lambda sums: sums), figure.looked
