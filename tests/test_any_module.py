@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW
+from torch.utils.checkpoint import checkpoint
 
 from mqvae import (
     Alternated,
@@ -48,6 +49,16 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return self.decoder(self.quantizer(self.encoder(x)).z_q)
+
+
+class Checkpointed(Plain):
+    """The same, which makes the pass of encoder and quantizer again on the way back."""
+
+    def forward(self, x):
+        return self.decoder(checkpoint(self.quantized, x, use_reentrant=False))
+
+    def quantized(self, x):
+        return self.quantizer(self.encoder(x)).z_q
 
 
 class TwoLevels(nn.Module):
@@ -132,6 +143,18 @@ def test_a_module_is_trained_as_the_network_of_its_parts(name, layout):
     assert_same(whole.encoder, plain.encoder)
     assert_same(whole.decoder, plain.decoder)
     assert_same(whole.quantizer, plain.quantizer)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_checkpointing_changes_nothing(name):
+    whole = network(dropout=0.2, replacement=ReplaceUnused(2))
+    whole.encoder[1] = nn.Identity()  # torch's checkpointing counts batches of batch norm twice
+    plain, again = Plain(whole), Checkpointed(whole)
+    for update in (update_of(plain, RULES[name]), update_of(again, RULES[name])):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            update(batch(seed), batch(seed))
+    assert_same(plain, again)
 
 
 @pytest.mark.parametrize("options", [{}, {"codebook": MovingAverage(0.8)}])

@@ -65,6 +65,6 @@ class Alternated(Rule):
 
     def _step_module(self, update: Update, batch: ModuleBatch) -> Step:
         upper = update.upper_parameters
-        before = batch.pass_without_trace(self.nu)
-        update.step_codebook(upper, mean_across_processes(batch.gradient(before.total, upper)))
+        before = batch.find([], upper, self.nu, trace=False)
+        update.step_codebook(upper, mean_across_processes(before.upper))
         return update.descend(batch.find(update.lower_parameters, []))

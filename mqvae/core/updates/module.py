@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,28 +13,10 @@ from torch.utils._pytree import tree_map_only
 
 from mqvae.core.bilevel import Loss, LossWeights, scaled_gradient
 from mqvae.core.network import quantizers
-from mqvae.core.optimizer import Gradients
 from mqvae.core.passes import Snapshot, device_of
 from mqvae.core.quantizer import CodebookQuantizer, Quantized, Quantizer, unrecorded
 from mqvae.core.updates.step import Found, Step
 from mqvae.errors import MqvaeError
-
-
-@dataclass(frozen=True)
-class ModulePass:
-    """What a pass gives.
-
-    Attributes:
-        total: L, with the terms of all quantizers.
-        task: L_task.
-        output: What the module gave, detached.
-        quantized: What each quantizer gave, by its name in the module, pass by pass.
-    """
-
-    total: Tensor
-    task: Tensor
-    output: Any
-    quantized: dict[str, tuple[Quantized, ...]]
 
 
 class ModuleBatch:
@@ -70,69 +53,59 @@ class ModuleBatch:
         self.y = y
         self.scaler = scaler
 
-    def gradient(self, total: Tensor, tensors: Sequence[Tensor]) -> Gradients:
-        """∂total/∂tensors, as `Batch.gradient`."""
-        return scaled_gradient(self.scaler, total, tensors)
-
-    def find(self, lower: Sequence[Tensor], upper: Sequence[Tensor], nu: float = 0.0) -> Found:
+    def find(
+        self,
+        lower: Sequence[Tensor],
+        upper: Sequence[Tensor],
+        nu: float = 0.0,
+        *,
+        trace: bool = True,
+    ) -> Found:
         """What a pass of ordinary training finds; the quantizers record theirs themselves.
 
         Args:
             lower: Parameters of the lower level.
             upper: Those of the upper level that are stepped along this pass.
-            nu: ν, as in `pass_for_real`.
-        """
-        made = self.pass_for_real(nu)
-        found = self.gradient(made.total, [*lower, *upper])
-        quantized = [each for passes in made.quantized.values() for each in passes]
-        auxiliary = [q.auxiliary_loss for q in quantized if q.auxiliary_loss is not None]
-        step = Step(
-            made.task,
-            torch.stack([q.commitment_loss for q in quantized]).sum(),
-            torch.stack([q.codebook_loss for q in quantized]).sum(),
-            quantized[0].codes,
-            made.output,
-            torch.stack(auxiliary).sum() if auxiliary else None,
-            quantized=made.quantized,
-        )
-        return Found(step, found[: len(lower)], found[len(lower) :])
-
-    def pass_for_real(self, nu: float = 0.0) -> ModulePass:
-        """A pass of ordinary training.
-
-        Args:
             nu: ν, weight of the task gradient on codewords, as in `Synchronous`.
+            trace: Whether buffers, random state and the quantizers' statistics change. Passes of
+                both kinds draw the same random numbers.
         """
-        found: dict[str, list[Quantized]] = {}
-        with ExitStack() as hooks:
+        given: dict[str, list[Quantized]] = {}
+        with ExitStack() as inside:
+            if not trace:
+                before = Snapshot([self.module, self.loss], device_of(self.x))
+                inside.enter_context(before.again())
+                inside.enter_context(unrecorded(self.module))
             for name, quantizer in quantizers(self.module).items():
-                hook = quantizer.register_forward_hook(_noting(found, name, nu))
-                hooks.callback(hook.remove)
+                hook = quantizer.register_forward_hook(_noting(given, name, nu))
+                inside.callback(hook.remove)
             output = self.module(self.x)
             task = total = self.loss(output, self.y)
-        if not found:
+            found = {name: tuple(each) for name, each in given.items()}
+            for quantized in chain(*found.values()):
+                total = self.weights.total(total, quantized)
+            # Here, as checkpointing makes the pass again.
+            g = scaled_gradient(self.scaler, total, [*lower, *upper])
+        step = self._step(task, output, {n: tuple(map(_detached, q)) for n, q in found.items()})
+        return Found(step, g[: len(lower)], g[len(lower) :])
+
+    def _step(self, task: Tensor, output: Any, found: dict[str, tuple[Quantized, ...]]) -> Step:
+        quantized = list(chain(*found.values()))
+        if not quantized:
             raise MqvaeError(
                 f"a pass through {type(self.module).__name__} called none of its quantizers: call "
                 "them as modules, quantizer(z)."
             )
-        for quantized in found.values():
-            for each in quantized:
-                total = self.weights.total(total, each)
-        return ModulePass(
-            total,
+        auxiliary = [q.auxiliary_loss for q in quantized if q.auxiliary_loss is not None]
+        return Step(
             task.detach(),
+            torch.stack([q.commitment_loss for q in quantized]).sum(),
+            torch.stack([q.codebook_loss for q in quantized]).sum(),
+            quantized[0].codes,
             tree_map_only(Tensor, Tensor.detach, output),
-            {name: tuple(map(_detached, each)) for name, each in found.items()},
+            torch.stack(auxiliary).sum() if auxiliary else None,
+            quantized=found,
         )
-
-    def pass_without_trace(self, nu: float = 0.0) -> ModulePass:
-        """The same, after which buffers, random state and the quantizers' statistics are as before.
-
-        Both kinds of passes draw the same random numbers.
-        """
-        before = Snapshot([self.module, self.loss], device_of(self.x))
-        with before.again(), unrecorded(self.module):
-            return self.pass_for_real(nu)
 
 
 def _noting(
