@@ -595,9 +595,38 @@ def test_commands_that_were_of_the_package_say_where_they_are(typed, module, cap
 
 
 def test_train_help_lists_options(capsys):
-    assert main(["train", "--help"]) == 0
+    assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     for option in ("--out", "--steps", "--optimizer.network_lr", "--update", "--data.name"):
         assert option in out
     assert main(["train", "digits-tiny", "--update.help", "Meta"]) == 0
     assert "--update.xi" in capsys.readouterr().out
+
+
+def test_presets_and_methods_are_listed(capsys):
+    assert main(["presets"]) == 0
+    assert "\ndigits-tiny              8 × 8 digits" in capsys.readouterr().out
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("to begin with:\n  recommended ")
+    assert out.index("variants for comparison:") > out.index("  mq-vae-exact ")
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("encode", "--on_error", "--on-error"),
+        ("import", "--side", "--size"),
+        ("prior", "--batch_size", "--batch-size"),
+    ],
+)
+def test_older_spellings_are_read_and_not_listed(command, old, new, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert new in out and old not in out
+    value = "stop" if command == "encode" else "3"
+    rest = {"encode": ["images", "--out", "codes"], "import": ["--out", "run"], "prior": []}[
+        command
+    ]
+    assert main([command, "nowhere", *rest, old, value]) == 2
+    assert "no option" not in capsys.readouterr().err

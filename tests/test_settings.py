@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from mqvae.settings import (
     preset_names,
     presets_in_words,
 )
+from mqvae.settings.typed import SHORT
 
 
 def settings_of(*arguments):
@@ -623,8 +625,8 @@ BAD_OPTIONS = {
         "--update.hypergradient.tangent.radius expects float, got 'wide'.",
     ),
     "group as a value": (
-        ["--data", "digits"],
-        "--data takes settings of its own, no class or value: name, root,",
+        ["--trainer", "cpu"],
+        "--trainer takes settings of its own, no class or value: accelerator, devices,",
     ),
     "group as a class": (
         ["--optimizer", "torch.optim.SGD"],
@@ -785,23 +787,60 @@ def shown(capsys, *arguments):
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_help_lists_presets_options_and_choices(capsys):
-    out = shown(capsys, "--help")
+def test_everyday_help_is_one_screen(capsys):
+    with pytest.raises(SystemExit):
+        from_arguments(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    for option in (*SHORT, "--method", "--steps", "--seed", "--out", "--resume", "--sweep"):
+        assert any(line.startswith(f"  {option} ") for line in lines) or option == "--from"
+    assert any("--help-all" in line for line in lines)
+
+
+def test_help_all_lists_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        from_arguments(["digits-tiny", "--help-all"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    entries = dict(re.findall(r"^  (-\S.*)\n((?:        .*\n)+)", text, re.MULTILINE))
+    said = {
+        option: words
+        for head, words in entries.items()
+        for option in re.findall("--[\\w.-]+", head)
+    }
     for kind in (Data, Optimizer, Trainer):
-        group = f"--{kind.__name__.lower()}."
-        assert all(group + field.name in out for field in dataclasses.fields(kind))
-    for option in ("--out", "--overwrite", "--steps", "--from", "--freeze", "--name", "--config"):
-        assert option in out
-    for choice in ("VQVAE", "GumbelQuantizer", "Reconstruction", "MetaBoth", "torch.optim.SGD"):
-        assert choice in out
-    assert "decay of an exponential average" in out.lower()
+        for field in dataclasses.fields(kind):
+            assert "(default" in said[f"--{kind.__name__.lower()}.{field.name}"]
+    assert {"--out", "--overwrite", "--steps", "--from", "--freeze", "--name", "--config"} <= set(
+        said
+    )
+    for choice in ("VQVAE", "GumbelQuantizer", "Reconstruction", "MetaBoth", "SGD"):
+        assert choice in text
+    # No names of types, of classes that only say what others must be, nor of what cannot be taken.
+    for word in ("Optional", "Literal", "Rate ", "Union", "<class", "Architecture", "LBFGS"):
+        assert word not in text
 
 
 def test_help_of_a_component(capsys):
     out = shown(capsys, "digits-tiny", "--update.help", "Meta")
-    assert "--update.xi" in out and "--update.init_args.lower" not in out and ".lower" not in out
-    out = shown(capsys, "digits-tiny", "--optimizer.network.help", "SGD")
+    assert "--update.xi X" in out and "(default: 1.0)" in out and ".lower" not in out
+    out = shown(capsys, "digits-tiny", "--optimizer.network.help=SGD")
     assert "--optimizer.network.momentum" in out and "--optimizer.network.lr" not in out
+    assert "It takes no options" in shown(capsys, "--task.help", "Reconstruction")
+    with pytest.raises(ValueError, match="Did you mean 'Meta'"):
+        from_arguments(["--update.help", "Mta"])
+
+
+def test_everyday_options_are_settings():
+    values = {"--data": "digits", "--root": "there", "--size": "12", "--batch-size": "7"}
+    values |= {"--lr": "0.5", "--devices": "2", "--accelerator": "cpu", "--from": "a run"}
+    assert values.keys() == SHORT.keys()
+    plain = [part for option, value in values.items() for part in (option, value)]
+    dotted = [part for option, value in values.items() for part in (f"--{SHORT[option]}", value)]
+    assert settings_of("digits-tiny", *plain) == settings_of("digits-tiny", *dotted)
+    for option, said in (("--size", "expects int"), ("--lr", "expects float")):
+        with pytest.raises(ValueError, match=f"^{option} {said}, got 'x'"):
+            from_arguments(["digits-tiny", option, "x"])
 
 
 def test_nothing_of_it_is_imported_for_the_commands_help():

@@ -15,6 +15,8 @@ from mqvae.spelling import nearest
 
 COMMANDS = {
     "train": "train a network, or resume a run",
+    "presets": "what can be trained: data, network and length",
+    "methods": "how: quantizer, update rule and optimizers",
     "evaluate": "measure a run on its test images",
     "diagnose": "what limits a run, and what to try",
     "encode": "images to codes",
@@ -37,6 +39,7 @@ ELSEWHERE = {
     "decode": "codes",
     "decompress": "compress",
     "import": "importing",
+    "methods": "presets",
     "sample": "prior",
 }
 # What a checkout of the repository has beside the package, and how it is typed there.
@@ -55,7 +58,7 @@ settings that name its classes; nothing else imports one.
 
 first steps:
   mqvae train digits-tiny --out runs/first    # seconds, on data that is already there
-  mqvae train fashion-mnist-demo --update Joint --optimizer.codebook_lr 3e-4
+  mqvae train photos/ --size 64               # a folder of your own images
   mqvae report runs/* --out report.html
 """
 

@@ -8,6 +8,7 @@ from mqvae.cli.parser import (
     add_accept,
     add_machine,
     add_refinement,
+    also,
     file_for,
     folder_for,
     parser_of,
@@ -46,11 +47,12 @@ def encode(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     add_machine(parser, "the pieces")
     parser.add_argument(
-        "--on_error",
+        "--on-error",
         default="stop",
         choices=("stop", "skip"),
         help="what an image that cannot be read does; one that is skipped has no codes",
     )
+    also(parser, "--on_error", "--on-error")
     add_accept(parser)
     options = parser.parse_args(arguments)
     refine = refinement_of(options)

@@ -38,9 +38,10 @@ def completion(arguments: list[str]) -> int:
     ).parse_args(arguments)
     from mqvae.cli import COMMANDS
     from mqvae.settings import preset_names
+    from mqvae.settings.presets import RECOMMENDED
 
     cases = [_case(f"{name}:-*", options_of(name)) for name in COMMANDS]
-    cases.append(_case("train:*", preset_names()))
+    cases.append(_case("train:*", [*preset_names(), RECOMMENDED]))
     print(SCRIPT.format(commands=" ".join(COMMANDS), cases="\n".join(cases)), end="")
     return 0
 
@@ -51,10 +52,10 @@ def options_of(command: str) -> list[str]:
 
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        main([command, "--help"])
-    found = re.findall(r"^ +(?:-\w, )?(--[\w.-]+)", shown.getvalue(), re.MULTILINE)
-    further = ["--resume", "--sweep", "--lr"] if command == "train" else []
-    return [*dict.fromkeys([*found, *further, "--debug", "--import"])]
+        main([command, "--help-all" if command == "train" else "--help"])
+    heads = re.findall(r"^  (-.*?)(?:  |$)", shown.getvalue(), re.MULTILINE)
+    found = [option for head in heads for option in re.findall(r"--[\w.-]+", head)]
+    return [*dict.fromkeys([*found, "--debug", "--import"])]
 
 
 def _case(pattern: str, words: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import shlex
 
-from mqvae.cli.parser import parser_of
+from mqvae.cli.parser import also, parser_of
 from mqvae.errors import MqvaeError
 
 
@@ -27,7 +27,7 @@ def import_(arguments: list[str]) -> int:
     )
     parser.add_argument("--root", metavar="DIR", help="folder of the data set's files")
     parser.add_argument(
-        "--side",
+        "--size",
         type=int,
         default=256,
         metavar="PIXELS",
@@ -38,9 +38,10 @@ def import_(arguments: list[str]) -> int:
         choices=("euclidean", "cosine"),
         help="what is near; taming-transformers' are euclidean, LlamaGen's cosine if not given",
     )
+    also(parser, "--side", "--size")
     options = parser.parse_args(arguments)
-    if options.side < 1:
-        raise MqvaeError(f"--side must be 1 or more, got {options.side}.")
+    if options.size < 1:
+        raise MqvaeError(f"--size must be 1 or more, got {options.size}.")
     from mqvae.importing import import_run
 
     run, found = import_run(
@@ -48,7 +49,7 @@ def import_(arguments: list[str]) -> int:
         options.out,
         data=options.data,
         root=options.root,
-        side=options.side,
+        side=options.size,
         distance=options.distance,
         overwrite=options.overwrite,
     )

@@ -42,6 +42,11 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"mqvae {command}", description=description, allow_abbrev=False)
 
 
+def also(parser: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Read an option's older spelling for one version more; no help lists it."""
+    parser._option_string_actions[old] = parser._option_string_actions[new]
+
+
 def add_machine(
     parser: argparse.ArgumentParser, shared: str = "", *, default: str | None = "auto"
 ) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_accept, add_machine, folder_for, parser_of, processes_of
+from mqvae.cli.parser import add_accept, add_machine, also, folder_for, parser_of, processes_of
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError, refused
 
@@ -56,17 +56,18 @@ def _prior_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     meanings = {p.arg_name: p.description for p in parse(PriorSettings.__doc__ or "").params}
     for field in dataclasses.fields(PriorSettings):
-        option, words = f"--{field.name}", meanings[field.name]
+        option, words = f"--{field.name.replace('_', '-')}", meanings[field.name]
         if isinstance(field.default, bool):
             parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
             continue
         if field.default is not None:
-            words = f"{words} ({field.default})"
+            words = f"{words} (default: {field.default})"
         kind = next(kind for kind in (str, int, float) if field.type in (kind, kind | None))
         metavar = "NAME" if kind is str else "N"
         parser.add_argument(
             option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=words
         )
+        also(parser, f"--{field.name}", option)
     parser.add_argument(
         "--checkpoint",
         choices=("last", "best"),
@@ -87,7 +88,8 @@ def _training(options: argparse.Namespace) -> "PriorTraining":
     given = {name: value for name, value in vars(options).items() if name not in others}
     if options.resume:
         if given or options.overwrite:
-            names = " ".join(f"--{n}" for n in [*given, *["overwrite"] * options.overwrite])
+            named = [*given, *["overwrite"] * options.overwrite]
+            names = " ".join(f"--{name.replace('_', '-')}" for name in named)
             raise MqvaeError(f"--resume uses the prior's own settings: leave out {names}.")
         return resume_prior(
             options.run,

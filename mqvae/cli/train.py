@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_accept, parser_of
+from mqvae.cli.parser import add_accept, also, parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> int:
+    from mqvae.settings.choosing import completed
+
+    arguments, why = completed(arguments)
+    if why and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(why, file=sys.stderr)
     if "--sweep" in arguments:
         return sweep(arguments, train)
     quiet()
@@ -66,7 +71,7 @@ def train(arguments: list[str]) -> int:
 
 def _training(arguments: list[str]) -> "Training":
     """What the arguments ask for: a new run, or one to go on with."""
-    helping = any(a in ("-h", "--help") for a in arguments)
+    helping = any(a in ("-h", "--help", "--help-all") for a in arguments)
     if any(a.partition("=")[0] == "--resume" for a in arguments) and not helping:
         return _resumed(arguments)
     from mqvae.runs import Run
@@ -95,14 +100,15 @@ def _resumed(arguments: list[str]) -> "Training":
         help="train on to this number of steps in all; learning rates follow warm-up and cosine "
         "over it (default: the run's own)",
     )
-    parser.add_argument("--trainer.devices", type=int, dest="devices", metavar="N")
-    parser.add_argument("--trainer.accelerator", dest="accelerator")
+    for name, kind in (("devices", int), ("accelerator", str)):
+        parser.add_argument(f"--{name}", type=kind)
+        also(parser, f"--trainer.{name}", f"--{name}")
     add_accept(parser)
     options, others = parser.parse_known_args(arguments)
     if others:
         raise MqvaeError(
             f"--resume goes on with the run's own settings: leave out {' '.join(others)}. Only "
-            "--steps, --trainer.devices and --trainer.accelerator may change."
+            "--steps, --devices and --accelerator may change."
         )
     from mqvae.runs import Run
     from mqvae.settings import Settings

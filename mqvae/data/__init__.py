@@ -6,6 +6,7 @@ from mqvae.data.folder import has_validation, image_files, load_all, load_files
 from mqvae.data.identity import Difference, Identity, identity_of
 from mqvae.data.images import Images, InMemory, Part, first
 from mqvae.data.listing import EXTENSIONS
+from mqvae.data.look import Look, look
 from mqvae.data.named import DATASETS, load
 from mqvae.data.places import DataNotFound, cache_folder
 from mqvae.data.stored import Stored
@@ -21,6 +22,7 @@ __all__ = [
     "Identity",
     "Images",
     "InMemory",
+    "Look",
     "Part",
     "Reading",
     "Stored",
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "load_all",
     "load_files",
+    "look",
     "these",
     "usual_count",
 ]

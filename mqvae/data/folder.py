@@ -127,23 +127,23 @@ def _everything(files: Files, reading: Reading, *, name: str, source: str) -> Im
     )
 
 
-def load_folder(folder: Path, split: str, reading: Reading) -> Images:
-    """One split of a folder of images or shards; see `load`."""
+def load_folder(path: Path, split: str, reading: Reading) -> Images:
+    """One split of a folder of images or shards, or of the shards of a pattern; see `load`."""
+    divided, what = divided_at(path)
+    return load_parts(divided, split, reading, name=str(path), what=what, folder=path)
+
+
+def divided_at(path: Path) -> tuple[Divided, str]:
+    """The images of a folder or of a pattern of shards, divided, and what they are called."""
+    if path.suffix == ".tar" and not path.is_dir():
+        return _shards_by_hash(*expand(str(path)), str(path)), "images in the shards"
     try:
-        divided, what = divide(folder), "image files in"
+        return divide(path), "image files in"
     except FileNotFoundError:
-        found = _divide_shards(folder)
+        found = _divide_shards(path)
         if found is None:
             raise
-        divided, what = found, "images in the shards of"
-    return load_parts(divided, split, reading, name=str(folder), what=what, folder=folder)
-
-
-def load_shards(pattern: str, split: str, reading: Reading) -> Images:
-    """One split of the shards that a pattern names; see `load`."""
-    divided = _shards_by_hash(*expand(pattern), pattern)
-    what = "images in the shards"
-    return load_parts(divided, split, reading, name=pattern, what=what, folder=Path(pattern))
+        return found, "images in the shards of"
 
 
 def load_parts(

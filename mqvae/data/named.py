@@ -13,7 +13,7 @@ import torch
 from mqvae.data.celeba_hq import load_celeba_hq
 from mqvae.data.cifar import binary_folder, read_binary
 from mqvae.data.files import Reading
-from mqvae.data.folder import load_folder, load_shards
+from mqvae.data.folder import load_folder
 from mqvae.data.idx import read_idx
 from mqvae.data.imagenet import load_imagenet
 from mqvae.data.images import Images, InMemory, check_options, conform
@@ -94,10 +94,8 @@ def load(
     if name in _FILE_LOADERS:
         return _FILE_LOADERS[name](split, root, reading)
     folder = (root or Path()) / Path(name).expanduser()
-    if name and folder.is_dir():
+    if name and (folder.is_dir() or folder.suffix == ".tar"):
         return load_folder(folder, split, reading)
-    if folder.suffix == ".tar":
-        return load_shards(str(folder), split, reading)
     raise MqvaeError(
         f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
         f"of images or shards, got {'a file' if folder.is_file() else 'neither'}."
@@ -307,4 +305,5 @@ _FILE_LOADERS: dict[str, FileLoader] = {
     "photos": load_photos,
 }
 DOWNLOADED = tuple(name for name in _LOADERS if name != "digits")
-DATASETS = (*_LOADERS, *_FILE_LOADERS)
+LARGE = tuple(_FILE_LOADERS)
+DATASETS = (*_LOADERS, *LARGE)

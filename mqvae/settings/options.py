@@ -1,13 +1,11 @@
 """Everything that can be set, in the words that --help shows."""
 
-import re
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser
 from torch.optim import Optimizer as TorchOptimizer
 
 import mqvae
@@ -15,7 +13,6 @@ from mqvae.core.quantizer import Quantizer
 from mqvae.core.updates import Rule
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
-from mqvae.settings.classes import UNFIT
 from mqvae.tasks import Task
 
 if TYPE_CHECKING:
@@ -59,21 +56,20 @@ class Data:
         name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq, imagenet or photos,
             or a folder of images or of shards, or a pattern of shards as in
             "photos/{0000..0123}.tar".
-        root: Folder with the dataset's files; searched for if not given, and all but celeba-hq,
-            imagenet and photos downloaded.
-        side: Resize and crop images to this side.
-        channels: 1 for grey, 3 for colour.
+        root: Folder of a data set's files (default: its usual places; all but celeba-hq, imagenet
+            and photos are downloaded where they are in none).
+        side: Pixels a side, to which images are resized and cropped (default: as they are).
+        channels: 1 for grey, 3 for colour (default: as the images are).
         classes: Number of classes (default: counted); 1 takes all images as one class, whatever
             folders they are in.
         batch_size: Images in a batch, over all processes.
-        validation: Number of images held out of the training set, by the seed, on which the best
-            checkpoint is chosen (default: a tenth, and 1,000 at most); 0 for none. A folder that
-            has val/ beside train/ and test/ gives them instead.
-        limit: Train on so many of the other images, drawn by the seed; on all if not given.
-        memory: Hold images of files in memory, or read them from the disk; what fits is held if
-            not given.
-        workers: Threads that decode images from the disk; as many as there are cores, and 8 at
-            most, if not given.
+        validation: Number of images of the validation split, on which the best checkpoint is
+            chosen; 0 for none. They are sampled from the training images by the seed, or are those
+            in val/ of a folder that has it (default: a tenth, and 1,000 at most).
+        limit: Number of training images, sampled by the seed (default: all).
+        memory: Whether images of files are held in memory, or read from the disk (default: held
+            where they fit).
+        workers: Threads that decode images from the disk (default: one a core, and 8 at most).
         crop: Where along its longer side an image is cut to a square: random is for training;
             pixels cuts the central side × side pixels, and resizes only images that are smaller.
         flip: Mirror half of the training images.
@@ -104,10 +100,10 @@ class Optimizer:
     """Both levels' optimizers; their learning rates rise linearly, then follow a schedule.
 
     Args:
-        network_lr: Learning rate of encoder and decoder; `--lr` for short.
+        network_lr: Learning rate of encoder and decoder.
         codebook_lr: Learning rate of the codebook.
         weight_decay: Weight decay of both, unless a level's own optimizer names one.
-        warmup: Share of the steps in which the rates rise.
+        warmup: Share of the steps in which the learning rates rise.
         schedule: What they do after that: fall to 0 as a cosine or linearly, or stay.
         network: Optimizer of encoder and decoder.
         codebook: Optimizer of the codebook.
@@ -127,7 +123,7 @@ class Start:
     """Weights that are there already.
 
     Args:
-        run: Folder of the run that they are taken from.
+        run: Folder of the run that they are taken from (default: none).
         parts: Which of them: encoder, codebook, decoder.
     """
 
@@ -140,9 +136,9 @@ class WarmStart:
     """Quantization that sets in when there is something to quantize.
 
     Args:
-        unquantized: Share of the updates that are made without quantization, by the task loss
-            alone; then the codebook is set by k-means, as at the start, and trained.
-        gradual: Share of the updates over which quantization sets in after that: the samples that
+        unquantized: Share of the steps that are made without quantization, by the task loss alone;
+            then the codebook is set by k-means, as at the start, and trained.
+        gradual: Share of the steps over which quantization sets in after that: the samples that
             are not quantized fall from all to none.
     """
 
@@ -162,7 +158,7 @@ class Trainer:
     """The loop.
 
     Args:
-        accelerator: What it runs on.
+        accelerator: What it runs on; auto is a GPU where there is one.
         devices: Processes on each machine.
         precision: "bf16-mixed" takes bfloat16 where torch's autocast does; "16-mixed" float16,
             with scaled losses, for rules that do not look ahead.
@@ -170,17 +166,17 @@ class Trainer:
             clipped).
         accumulate_grad_batches: Batches of `data.batch_size` that a training step is made of, for
             rules that do not step between their passes.
-        log_every: Steps between two rows of metrics.csv; chosen from `steps` if not given.
-        checkpoint_every: Steps between two checkpoints; chosen from `steps` if not given.
-        parts: Parts that a process takes its batch in, to hold the graph of one at a time.
-        average: Decay of an exponential average of the weights (EMA), which is then what is
-            measured and used; 0 for none. After n steps it is min(average, (1 + n) / (10 + n)).
+        log_every: Steps between two rows of metrics.csv (default: chosen by `steps`).
+        checkpoint_every: Steps between two checkpoints (default: chosen by `steps`).
+        parts: Micro-batches whose gradients are accumulated, to hold the graph of one at a time.
+        average: Decay of the EMA of the weights, which is then what is measured and used; 0 for
+            none. After n steps it is min(average, (1 + n) / (10 + n)).
         loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
-            tensorboard,wandb; TensorBoard, where it is installed, if not given; [] for none.
+            tensorboard,wandb; [] for none (default: TensorBoard, where it is installed).
         on_nonfinite: What happens at a step whose loss, gradient norm or weight is not finite: stop
             ends the run there, and names it; skip takes the step back whole and counts it, at the
             price of a copy of all that is trained, and of waiting for the device, at every step.
-        fast_dev_run: Two updates, few images to measure on, no loggers: whether it works at
+        fast_dev_run: Two steps, few images to measure on, no loggers: whether it works at
             all. Without --out, in runs/fast_dev_run, which is replaced.
     """
 
@@ -225,55 +221,21 @@ HANDED_LATER = {"params", "lr"}
 """Arguments of optimizers that are no settings: a run has them, or says them once."""
 
 
-class _Help(DefaultHelpFormatter):
-    def format_help(self) -> str:
-        # Optimizers that can step neither level are no choices.
-        text = super().format_help()
-        for name in UNFIT:
-            text = re.sub(rf"torch\.optim\.{name},?\s*", "", text)
-        return text
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        # Names of presets are not broken at their hyphens.
-        return textwrap.fill(text, width, break_on_hyphens=False)
-
-
 @cache
 def settings_parser() -> ArgumentParser:
     """What knows every setting, its type, its range and its default."""
     for name in mqvae.__all__:  # classes answer to their names once they are imported
         getattr(mqvae, name)
-    parser = ArgumentParser(
-        prog="mqvae train PRESET_OR_YAML",
-        formatter_class=_Help,
-        description="Train a network. Options change what the preset says; `--update NAME` takes "
-        "a rule and `--update.OPTION` its arguments, and so for every component. "
-        "`mqvae train --resume RUN` goes on where RUN stopped, with `--steps MORE` to another "
-        "number of steps in all. `--import MODULE` imports a module of your own, whose classes "
-        "components may then be. `mqvae train PRESET --sweep "
-        "seed=0,1 optimizer.codebook_lr=3e-3,1e-2` trains every combination. ",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     add = parser.add_argument
-    add("--config", action="config", help="a YAML file over the preset; options are over it")
-    add("--out", type=str, help="the run's folder (default: runs/DATA-RULE-SEED)")
-    add("--overwrite", action="store_true", help="replace the run at --out")
-    add("--name", type=str | None, help="label in tables and plots (default: the method)")
-    add("--seed", type=Seed, default=0, help="of weights, k-means, order and validation images")
-    add("--steps", type=Number, default=1000, help="number of updates")
-    add(
-        "--from",
-        type=Start | None,
-        help="start from the weights of this run, a folder; --from.parts encoder,codebook takes "
-        "only these of encoder, codebook, decoder",
-    )
-    add(
-        "--freeze",
-        type=tuple[Part, ...],
-        default=(),
-        help="hold still these of encoder, codebook, decoder, as in encoder,codebook",
-    )
+    add("--config", action="config")
+    add("--out", type=str)
+    add("--overwrite", action="store_true")
+    add("--name", type=str | None)
+    add("--seed", type=Seed, default=0)
+    add("--steps", type=Number, default=1000)
+    add("--from", type=Start | None)
+    add("--freeze", type=tuple[Part, ...], default=())
     for name, group in GROUPS.items():
         parser.add_class_arguments(group, name, skip={*LEVELS} if group is Optimizer else None)
     for name, (base, default) in SLOTS.items():

@@ -24,6 +24,8 @@ from mqvae.core.updates import Rule
 from mqvae.errors import MqvaeError, refused
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
+from mqvae.settings import help
+from mqvae.settings.choosing import completed
 from mqvae.settings.classes import UNFIT, find, is_ours, only_ours
 from mqvae.settings.merging import merged
 from mqvae.settings.messages import choices, explained
@@ -43,7 +45,8 @@ from mqvae.settings.options import (
 )
 from mqvae.settings.presets import delta_of, layers, presets_in_words
 from mqvae.settings.retired import without_retired
-from mqvae.settings.typed import typed
+from mqvae.settings.typed import as_typed, typed
+from mqvae.spelling import nearest
 from mqvae.tasks import Task
 
 
@@ -195,22 +198,19 @@ def load_preset(name: str, *deltas: Mapping[str, Any], method: str | None = None
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     """Settings, --out and --overwrite from what is typed after `mqvae train`.
 
-    The preset is the lowest layer, then come the files of --config as they are typed, then the
-    options together.
+    The preset with its method is the lowest layer, then come the files of --config as they are
+    typed, then the options together.
 
     Raises:
         ValueError: says what is wrong with a preset, a file or an option.
     """
+    _show_help(arguments)
+    arguments, _ = completed(arguments)
     names = [a for a in arguments[:1] if not a.startswith("-")]
-    if helping := _asked_for_help(arguments):
-        option, _, kind = "=".join(helping).partition("=")
-        if kind and not is_ours(find(kind)):
-            raise MqvaeError(f"{option} takes the name of a class, got '{kind}'.")
-        _given({}, "--", helping)  # prints it and leaves
     if not names:
         raise MqvaeError(
-            "train needs a preset or a YAML file, as in `mqvae train digits-tiny`. "
-            f"{presets_in_words()}"
+            "train needs a preset, images or a YAML file, as in `mqvae train digits-tiny` or "
+            f"`mqvae train photos/`. {presets_in_words()}"
         )
     options, files, method = typed(arguments[len(names) :])
     configs = [*layers(names[0], method), *map(delta_of, files)]
@@ -228,20 +228,35 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
         except MqvaeError as own:  # the file's own mistake is told as such
             if str(own).replace("--", "") == str(error).replace("--", ""):
                 raise MqvaeError(f"{(files or names)[-1]}: {own}") from error
-        raise
+        raise MqvaeError(as_typed(str(error), arguments)) from error
     out = Path(complete.out) if complete.out else None
     return Settings._of(given, complete), out, complete.overwrite
 
 
-def _asked_for_help(arguments: list[str]) -> list[str]:
-    """The options that print something instead of training, with what follows them."""
+def _show_help(arguments: list[str]) -> None:
+    """Show what is asked for instead of training, and leave.
+
+    Raises:
+        MqvaeError: if a class is asked for that is none.
+    """
     for at, argument in enumerate(arguments):
-        name = argument.partition("=")[0]
+        name, _, kind = argument.partition("=")
         if name in ("-h", "--help"):
-            return ["--help"]
-        if name.startswith("--") and name.endswith(".help"):
-            return [argument, *arguments[at + 1 : at + 2][: "=" not in argument]]
-    return []
+            print(help.EVERYDAY, end="")
+        elif name == "--help-all":
+            print(help.everything(), end="")
+        elif name.startswith("--") and name.endswith(".help"):
+            slot, given = name[2:-5], kind or "".join(arguments[at + 1 : at + 2])
+            found = find(given)
+            if found is None or not is_ours(found):
+                known = choices(SLOTS[slot][0]) if slot in SLOTS else []
+                raise MqvaeError(
+                    f"{name} takes the name of a class, got '{given}'.{nearest(given, known)}"
+                )
+            print(help.of_class(slot, found), end="")
+        else:
+            continue
+        raise SystemExit(0)
 
 
 def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -249,22 +264,20 @@ def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return reduce(merged, map(without_retired, configs), {})
 
 
-def _given(config: Mapping[str, Any], dashes: str = "", more: Iterable[str] = ()) -> Namespace:
+def _given(config: Mapping[str, Any], dashes: str = "") -> Namespace:
     """What settings say.
 
     Args:
         config: From files and options together.
         dashes: What the writer put before a name.
-        more: Options as typed, --help among them.
 
     Raises:
         ValueError: in plain words.
     """
     parser = settings_parser()
-    more = list(more)
-    with _in_plain_words(dashes), only_ours([config, more]):
+    with _in_plain_words(dashes), only_ours(config):
         text = yaml.safe_dump(dict(config), allow_unicode=True)
-        given = parser.parse_args([f"--config={text}", *more], defaults=False)
+        given = parser.parse_args([f"--config={text}"], defaults=False)
     for action in parser._actions:
         if action.default is not None and given.get(action.dest, action.default) is None:
             raise MqvaeError(f"{dashes}{action.dest} expects a value, got none.")

@@ -73,6 +73,13 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
     return options, files, method
 
 
+def as_typed(message: str, arguments: list[str]) -> str:
+    """A message that names everyday options as they were typed, and not the settings they are."""
+    for option in {argument.partition("=")[0] for argument in arguments} & SHORT.keys():
+        message = re.sub(rf"--{re.escape(SHORT[option])}(?![\w.])", option, message)
+    return message
+
+
 def _value(name: str, text: str) -> Any:
     """A value as the parser takes it: text, but null and what is written in brackets."""
     if name in LISTS:
