@@ -76,4 +76,4 @@ def test_images_alone_train(tmp_path, monkeypatch, capsys):
     assert main(["train", "photos/", "--accelerator", "cpu", *options, "--size", "16"]) == 0
     err = capsys.readouterr().err
     assert "Preset fashion-mnist-demo, method recommended, batches of 20." in err
-    assert "recommended: photos" in err
+    assert "\nrecommended: " in err

@@ -142,7 +142,7 @@ BAD_INPUT = {
     "out is a file": ([*TRAIN, "--out", "nine.png"], "nine.png is a file: --out takes a folder"),
     "a file to overwrite": ([*TRAIN, "--out", "nine.png", "--overwrite"], "nine.png is a file"),
     "out inside a file": ([*TRAIN, "--out", "nine.png/run"], "Not a directory"),
-    "a run for a preset": (["train", "./run"], "`mqvae train --resume ./run` goes on with it"),
+    "a run for a preset": (["train", "./run"], "`mqvae train --resume ./run` resumes it"),
     **{
         f"{name} of nothing": ([*arguments], "nowhere is not a run: there is no such folder")
         for name, arguments in {

@@ -90,13 +90,16 @@ def known(command):
 def test_commands_are_taken(name, tmp_path, monkeypatch):
     (tmp_path / "my.yaml").write_text("base: fashion-mnist-demo\n")
     (tmp_path / "my_module.py").write_text(MINE)
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        Image.new("L", (80, 80), i).save(tmp_path / "photos" / f"{i}.png")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     for line in commands(name):
         command, *arguments = shlex.split(line)[1:]
         assert command in COMMANDS, line
         options = {a.partition("=")[0] for a in arguments if a.startswith("--")}
-        if command == "train" and not options & {"--resume", "--help"}:
+        if command == "train" and not options & {"--resume", "--help", "--help-all"}:
             preset, *rest = ["my.yaml" if a.endswith(".yaml") else a for a in arguments]
             # A sweep's values, NAME=A,B, are options of their own.
             swept = [f"--{a.partition(',')[0]}" for a in rest if re.match(r"[a-z_.]+=", a)]
@@ -121,7 +124,7 @@ def test_commands_name_presets_that_exist():
         )
     named -= {"methods/NAME"}
     assert "digits-tiny" in named
-    assert all(map(is_known, named)), named
+    assert all(is_known(name) for name in named if not name.endswith("/")), named
 
 
 def test_every_method_is_documented():

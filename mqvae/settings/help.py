@@ -92,9 +92,10 @@ def of_class(slot: str, kind: type) -> str:
 
 def _arguments(place: str, kind: type) -> Iterator[str]:
     """The arguments of a class: option, value, meaning and default of each."""
-    documented = parse(getdoc(kind) or "").params + parse(getdoc(kind.__init__) or "").params
+    begin: Any = getattr(kind, "__init__")  # noqa: B009
+    documented = parse(getdoc(kind) or "").params + parse(getdoc(begin) or "").params
     meanings = {each.arg_name: each.description or "" for each in documented}
-    hints = get_type_hints(kind.__init__)
+    hints = get_type_hints(begin)
     for name, argument in signature(kind).parameters.items():
         if argument.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
             continue
