@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import mqvae
@@ -39,8 +40,8 @@ def commands(name: str) -> list[str]:
 
 # -- Python ----------------------------------------------------------------------------------------
 
-# tests/test_sharing.py and tests/test_export.py run its blocks.
-ELSEWHERE = {"docs/tokenizer.md"}
+# Run in tests/test_sharing.py and tests/test_export.py, and below.
+ELSEWHERE = {"docs/tokenizer.md", "docs/tutorial.md"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,28 @@ def test_python_blocks_run(name, folder, tmp_path, monkeypatch):
     names = {"__name__": "block"}
     for block in blocks(name):
         exec(compile(block, name, "exec"), names)
+
+
+def test_the_tutorial_leads_from_images_to_samples(tmp_path, monkeypatch):
+    """All its commands, one after the other, with fewer steps; then its Python."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(60):
+        colours = torch.randint(256, (36, 40, 3), dtype=torch.uint8)
+        Image.fromarray(colours.numpy()).save(tmp_path / "photos" / f"{i}.png")
+    smaller = {
+        "train": ["--network.width", "8", "--data.batch_size", "8", "--data.validation", "8"],
+        "prior": ["--width", "8", "--layers", "2", "--batch_size", "8"],
+    }
+    typed = [shlex.split(command)[1:] for command in commands("docs/tutorial.md")]
+    typed = [each for each in typed if each[:1] != ["data"] and "config.yaml" not in str(each)]
+    for words in typed:
+        few = re.sub(r"--(steps|count) \d+", r"--\1 3", shlex.join(words))
+        assert main([*shlex.split(few), *smaller.get(words[0], [])]) == 0, few
+    names = {"__name__": "block"}
+    for block in blocks("docs/tutorial.md"):
+        exec(compile(block, "docs/tutorial.md", "exec"), names)
+    assert names["codes"].shape == (2, 8, 12) and names["images"].shape == (2, 3, 32, 48)
 
 
 def test_the_library_examples_are_short():
