@@ -1,4 +1,4 @@
-"""Vector-quantized networks whose codebook is learned by hypergradient."""
+"""A quantizer layer, update rules, and a program for networks with a codebook."""
 
 from typing import Any
 

@@ -47,7 +47,8 @@ MOVED = {"bench": "python -m benchmarks", "reproduce": "python -m reproduction"}
 
 USAGE = """usage: mqvae COMMAND …
 
-Trains vector-quantized networks whose codebook is learned by hypergradient.
+Trains image tokenizers and other networks with a codebook, says what limits
+them, and ships them.
 
 commands:
 {commands}
