@@ -47,7 +47,7 @@ class Ahead:
 
 
 class LookAhead(ABC):
-    """What becomes of the virtual lower step: `Undone` or `Kept`."""
+    """Whether the virtual lower step stays: `Undone` or `Kept`."""
 
     kept: ClassVar[bool]
     """Whether the virtual step is the real one."""

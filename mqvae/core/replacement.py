@@ -89,7 +89,7 @@ class Pool:
 
 
 class Replacement(ABC):
-    """What becomes of codewords that are not used; asked when the optimizers have stepped."""
+    """Which unused codewords are replaced, and by what; asked after the optimizers' steps."""
 
     @abstractmethod
     def __call__(self, unused_steps: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:

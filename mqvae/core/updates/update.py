@@ -46,7 +46,7 @@ class Rule(ABC):
     """
 
     method: ClassVar[str]
-    """What the field calls it; a rule that does not say so is called as its class is."""
+    """Name of the method in the literature; that of the class where a rule gives none."""
 
     steps_codebook: ClassVar[bool] = True
     """Whether the rule trains C through an optimizer."""
@@ -248,7 +248,7 @@ class Update:
             x: Inputs: what the encoder or the module takes, a tensor or nested ones.
             y: Targets of the task loss, as it takes them; `x` itself for reconstruction.
             parts: Number of parts that encoder and decoder take the batch in, to hold the graph of
-                one at a time; about one forward pass dearer per gradient. Without batch norm and
+                one at a time, for about one forward pass more per gradient. Without batch norm and
                 dropout the step is that of the whole batch, every statistic included.
             above: A second batch (x, y) for the upper level of `Meta`; None uses the same on both,
                 as the paper does.
