@@ -162,7 +162,8 @@ def test_every_method_is_documented():
 def test_every_public_name_is_in_the_reference_once():
     pages = (ROOT / "docs" / "reference").glob("*.md")
     named = re.findall(r"^::: mqvae\.(\w+)$", "\n".join(p.read_text() for p in pages), re.MULTILINE)
-    assert sorted(named) == sorted(mqvae.__all__)
+    older = {"LeastRecentlyUsed"}  # read for one version more
+    assert sorted(named) == sorted({*mqvae.__all__} - older)
 
 
 def test_the_site(tmp_path):

@@ -14,7 +14,7 @@ def data(arguments: list[str]) -> int:
     parser = parser_of(
         "data",
         "Makes a data set of what is on this machine. photos: squares of 256 pixels, cut from the "
-        "photographs in Debian's wallpaper packages; then --data.name photos takes them.",
+        "photographs in Debian's wallpaper packages; then --data photos takes them.",
     )
     parser.add_argument("name", metavar="NAME", help="photos")
     parser.add_argument(
@@ -23,9 +23,7 @@ def data(arguments: list[str]) -> int:
         metavar="DIR",
         help="cut all pictures of this folder instead, the largest of each in several sizes",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder, if not that where --data.name photos looks"
-    )
+    parser.add_argument("--out", metavar="DIR", help="folder (default: where --data photos looks)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was cut before")
     options = parser.parse_args(arguments)
     if options.name not in MADE:
@@ -53,6 +51,6 @@ def data(arguments: list[str]) -> int:
         print(f"mqvae: too small, left out: {', '.join(cut.too_small)}", file=sys.stderr)
     for split, count in cut.crops.items():
         print(f"{split:<5} {count:>6,} crops of {cut.photographs[split]:,} photographs")
-    root = "" if out is None else f" --data.root {out}"
-    print(f"{cut.folder}\nnext: mqvae train PRESET --data.name photos --data.side 64{root}")
+    root = "" if out is None else f" --root {out}"
+    print(f"{cut.folder}\nnext: mqvae train photos-64{root}")
     return 0

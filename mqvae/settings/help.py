@@ -9,9 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser import parse
 from torch import Tensor
 
+from mqvae.errors import MqvaeError
+from mqvae.settings.classes import find, is_ours
 from mqvae.settings.messages import choices
 from mqvae.settings.options import GROUPS, HANDED_LATER, LEVELS, SLOTS, Start
 from mqvae.settings.typed import SHORT
+from mqvae.spelling import nearest
 
 EVERYDAY = """\
 usage: mqvae train [PRESET|IMAGES|FILE.yaml] [--method METHOD] [OPTION …]
@@ -62,6 +65,33 @@ RUN: Mapping[str, tuple[str, str]] = {
     "--freeze": ("A,B", "hold these still: encoder, codebook, decoder (default: none)"),
 }
 _EVERYDAY_NAMES = {setting: option for option, setting in SHORT.items()}
+
+
+def show_help(arguments: list[str]) -> None:
+    """Show what is asked for instead of training, and leave; nothing is done if nothing is.
+
+    Raises:
+        MqvaeError: if a class is asked for that is none.
+    """
+    for at, argument in enumerate(arguments):
+        name, _, kind = argument.partition("=")
+        if name in ("-h", "--help"):
+            text = EVERYDAY
+        elif name == "--help-all":
+            text = everything()
+        elif name.startswith("--") and name.endswith(".help"):
+            slot, given = name[2:-5], kind or "".join(arguments[at + 1 : at + 2])
+            found = find(given)
+            if found is None or not is_ours(found):
+                known = choices(SLOTS[slot][0]) if slot in SLOTS else []
+                raise MqvaeError(
+                    f"{name} takes the name of a class, got '{given}'.{nearest(given, known)}"
+                )
+            text = of_class(slot, found)
+        else:
+            continue
+        print(text, end="")
+        raise SystemExit(0)
 
 
 def everything() -> str:

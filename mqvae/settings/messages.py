@@ -56,9 +56,6 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
     value = said(
         r"(?:Given|Got) value: (.*)", r"(\S+) (?:does not conform|not an?\b)", r": '(.*)'$"
     )
-    if "Unable to load config" in message:
-        example = next((o for o in options if o.startswith(f"--{keys[0]}.")), "")
-        return f"--{keys[0]} takes a YAML file; a single setting goes as in {example}."
     if required := said(r"arguments are required: (.+)"):
         if keys or required == "run":  # of a start's run jsonargparse names no place
             return f"{key or f'{dashes}from'}.{required} must be set."
@@ -71,10 +68,6 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
         hint = f" The rate is {key}_lr." if name == "lr" else nearest(name, taken)
         owner, listed = classes[-1].rpartition(".")[2], ", ".join(taken) or "none"
         return f"there is no option {key}.{name} of {owner}.{hint} Options: {listed}."
-    if unknown := said(r"nrecognized arguments: ([^\s=]+)"):
-        if not unknown.startswith("-"):
-            return f"there is an argument too many: '{unknown}'."
-        return f"there is no option {unknown}.{nearest(unknown, options)} --help lists them."
     if name := said(r"Option '([\w.]+)' is not", r"does not accept option '([\w.]+)'"):
         name = ".".join(filter(None, (said(r"Group '([\w.]+)'"), name)))
         return f"there is no setting '{name}'.{nearest(name, [o.lstrip('-') for o in options])}"

@@ -24,9 +24,9 @@ from mqvae.core.updates import Rule
 from mqvae.errors import MqvaeError, refused
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
-from mqvae.settings import help
 from mqvae.settings.choosing import completed
 from mqvae.settings.classes import UNFIT, find, is_ours, only_ours
+from mqvae.settings.help import show_help
 from mqvae.settings.merging import merged
 from mqvae.settings.messages import choices, explained
 from mqvae.settings.options import (
@@ -46,7 +46,6 @@ from mqvae.settings.options import (
 from mqvae.settings.presets import delta_of, layers, presets_in_words
 from mqvae.settings.retired import without_retired
 from mqvae.settings.typed import as_typed, typed
-from mqvae.spelling import nearest
 from mqvae.tasks import Task
 
 
@@ -204,7 +203,7 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
     Raises:
         ValueError: says what is wrong with a preset, a file or an option.
     """
-    _show_help(arguments)
+    show_help(arguments)
     arguments, _ = completed(arguments)
     names = [a for a in arguments[:1] if not a.startswith("-")]
     if not names:
@@ -231,32 +230,6 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
         raise MqvaeError(as_typed(str(error), arguments)) from error
     out = Path(complete.out) if complete.out else None
     return Settings._of(given, complete), out, complete.overwrite
-
-
-def _show_help(arguments: list[str]) -> None:
-    """Show what is asked for instead of training, and leave.
-
-    Raises:
-        MqvaeError: if a class is asked for that is none.
-    """
-    for at, argument in enumerate(arguments):
-        name, _, kind = argument.partition("=")
-        if name in ("-h", "--help"):
-            print(help.EVERYDAY, end="")
-        elif name == "--help-all":
-            print(help.everything(), end="")
-        elif name.startswith("--") and name.endswith(".help"):
-            slot, given = name[2:-5], kind or "".join(arguments[at + 1 : at + 2])
-            found = find(given)
-            if found is None or not is_ours(found):
-                known = choices(SLOTS[slot][0]) if slot in SLOTS else []
-                raise MqvaeError(
-                    f"{name} takes the name of a class, got '{given}'.{nearest(given, known)}"
-                )
-            print(help.of_class(slot, found), end="")
-        else:
-            continue
-        raise SystemExit(0)
 
 
 def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
