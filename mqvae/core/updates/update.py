@@ -144,8 +144,8 @@ class Update:
             and buffers: no rule trains the ones, no look-ahead changes the others.
         rule: The rule.
         lower: Optimizer of φ and θ, `mqvae.network_parameters(network)`.
-        upper: Optimizer of C, `mqvae.codebook_parameters(network)`; None where C has none. `Ema` and
-            `Unquantized`, which step no codebook by gradients, leave it alone.
+        upper: Optimizer of C, `mqvae.codebook_parameters(network)`; None where C has none. Left
+            alone by `Ema` and `Unquantized`, which step no codebook along gradients.
         process_group: The processes that train together; None for all that there are.
         max_norm: The norm that each optimizer's gradients are clipped to; None for not at all.
         scaler: Scales losses under autocast to float16, and leaves out steps that overflow.
