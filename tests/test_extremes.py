@@ -80,7 +80,7 @@ every_kind = pytest.mark.parametrize("kind", QUANTIZERS)
 every_pair = pytest.mark.parametrize(
     ("rule", "kind"),
     [
-        *((rule, kind) for rule in RULES for kind in ("table", "best of two")),
+        *((rule, kind) for rule in RULES for kind in ("table", "replacing")),
         *((rule, kind) for rule in ("Joint", "Meta") for kind in QUANTIZERS if kind != "table"),
     ],
 )
