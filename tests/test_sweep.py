@@ -43,6 +43,10 @@ def test_what_is_typed():
         *["--seed", "0", "--optimizer.network.betas", "[0.9,0.95]"],
     ]
     assert taken_apart(["some/my.yaml", "--sweep", "seed=0"]).out == Path("runs/sweep-my")
+    everyday = taken_apart(["digits-tiny", "--sweep", "method=ema,vq-vae", "batch-size=8"]).runs()
+    assert everyday[Path("runs/sweep-digits-tiny/method=vq-vae,batch-size=8")] == [
+        *["--method", "vq-vae", "--batch-size", "8"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def taken_apart(arguments: list[str]) -> Sweep:
     while rest:
         argument = rest.pop(0)
         if argument == "--sweep":
-            while rest and re.match(r"[\w.]+=", rest[0]):
+            while rest and re.match(r"\w[\w.-]*=", rest[0]):
                 name, _, values = rest.pop(0).partition("=")
                 # Commas within brackets belong to a value.
                 swept[name] = re.split(r",(?![^\[({]*[\])}])", values)
