@@ -31,7 +31,7 @@ def classifier_of(
     if not isinstance(tokenizer.task, Classification):
         raise MqvaeError(
             f"{folder} does not classify, its task is {type(tokenizer.task).__name__}: a class "
-            f"score takes a run such as `mqvae train classifier --data.name {data.name}` makes."
+            f"score takes a run such as `mqvae train classifier --data {data.name}` makes."
         )
     for name in ("name", "channels", "side"):
         own, expected = getattr(settings.data, name), getattr(data, name)

@@ -96,7 +96,7 @@ def test_either_stem_can_be_asked_for():
     ("stem", "inputs", "said"),
     [
         (None, Inputs(1, 28), "2 or more classes apart, got 1: .*--data.classes"),
-        (None, Inputs(1, 7, 3), "8 pixels a side or more, got 7: --data.side 8"),
+        (None, Inputs(1, 7, 3), "8 pixels a side or more, got 7: --size 8"),
         ("imagenet", Inputs(1, 16, 3), "17 pixels.* got 16: .*--network.stem small"),
     ],
 )

@@ -598,7 +598,7 @@ def test_celeba_hq_says_what_is_missing_and_where_to_put_it(tmp_path, cache, few
     with pytest.raises(data.DataNotFound) as error:
         data.load("celeba-hq", "train")
     says(error, f"{cache / 'celeba-hq'}: no such folder", "download: none", "CelebAMask-HQ.zip")
-    says(error, "--data.root FOLDER")
+    says(error, "--root FOLDER")
     assert not cache.exists()
     (tmp_path / "train").mkdir()
     with pytest.raises(FileNotFoundError, match=r"train has neither val nor test beside it"):
@@ -612,7 +612,7 @@ def test_celeba_hq_says_what_is_missing_and_where_to_put_it(tmp_path, cache, few
 
 def test_celeba_hq_is_whole_and_numbered_or_a_folder_by_its_path(tmp_path, few):
     make_faces(tmp_path, numbers=range(9))
-    advice = f"as a folder of images (--data.name {tmp_path})"
+    advice = f"as a folder of images (--data {tmp_path})"
     for split in ("train", "test"):
         with pytest.raises(ValueError) as error:
             data.load("celeba-hq", split, root=tmp_path)
@@ -696,7 +696,7 @@ def test_imagenet_says_what_is_missing_and_how_archives_are_unpacked(tmp_path, c
 def test_imagenet_is_whole_and_in_classes_or_a_folder_by_its_path(tmp_path, few):
     root = make_imagenet(tmp_path)
     path = next((root / "val" / WNIDS[1]).iterdir())
-    advice = (f"as a folder of images (--data.name {root})", "img_val.tar", "ImageNet('")
+    advice = (f"as a folder of images (--data {root})", "img_val.tar", "ImageNet('")
     shutil.move(path, root / "val" / path.name)  # as the archive has it, without classes
     with pytest.raises(ValueError) as error:
         data.load("imagenet", "test", root=root, side=16)
@@ -710,7 +710,7 @@ def test_imagenet_is_whole_and_in_classes_or_a_folder_by_its_path(tmp_path, few)
 
 def test_imagenet_needs_a_side_and_says_what_fits_before_it_lists_a_million_files(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=r"imagenet needs a side: .* got none; .*--data\.side N"):
+    with pytest.raises(ValueError, match=r"imagenet needs a side: .* got none; .*--size N"):
         data.load("imagenet", "train", root=tmp_path)
     with pytest.raises(ValueError) as error:
         data.load("imagenet", "train", root=tmp_path, side=256, memory=True)
@@ -804,7 +804,7 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path, monk
     with pytest.raises(ValueError) as error:
         data.load("digits", "test", side=20_000, channels=3)
     says(error, "297 images of 3 × 20000 × 20000", "356,400,000,000 bytes", "4 GiB", "side")
-    says(error, "fewer images", "--data.name FOLDER")
+    says(error, "fewer images", "--data FOLDER")
     monkeypatch.setattr(images_module, "MAX_BYTES", 9 * 3 * 8 * 8 - 1)
     for number in range(10):
         save(tmp_path / f"{number}.png", values((8, 8, 3)))
@@ -899,7 +899,7 @@ def test_another_size_is_named_and_side_settles_it(tmp_path):
     for split in ("train", "test"):
         with pytest.raises(ValueError) as error:
             data.load(str(tmp_path), split)
-        says(error, tmp_path / "odd.png", "expected 8 × 8", "got 10 × 8", "--data.side N")
+        says(error, tmp_path / "odd.png", "expected 8 × 8", "got 10 × 8", "--size N")
     assert data.load(str(tmp_path), "train", side=8).shape == (1, 8, 8)
     (tmp_path / "0.png").unlink()
     save(tmp_path / "0.png", values((8, 10)))

@@ -191,7 +191,7 @@ def test_subfolders_are_splits_in_any_case(tmp_path, names, expected):
         (("train", "Train", "test"), ("two folders for train", "Train", "merge them")),
         (("train", "val", "valid"), ("two folders for validation", "val and valid")),
         (("test", "cats"), ("has test/ but no train/",)),
-        (("train",), ("has train/ but no test/", "--data.name")),
+        (("train",), ("has train/ but no test/", "--data")),
     ],
 )
 def test_what_is_no_split_is_refused_by_its_name(tmp_path, names, words):

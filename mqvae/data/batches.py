@@ -69,7 +69,7 @@ class Batches:
             raise MqvaeError(
                 f"batch_size is out of range: expected 1 to {largest} ({len(images)} images of "
                 f"{images.name} on {world_size} process(es)), got {batch_size}; "
-                "choose another batch size (batch_size=N, --data.batch_size N)"
+                "choose another batch size (batch_size=N, --batch-size N)"
             )
         whole = getattr(images, "whole", images)
         if random_crop and isinstance(whole, InMemory):

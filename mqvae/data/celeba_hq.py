@@ -27,7 +27,7 @@ FOLDERS = (
 _ADVICE = (
     "It is a folder of 30,000 numbered images, as CelebA-HQ-img in the archive CelebAMask-HQ.zip, "
     "unpacked, or of train/ and val/ (or test/). Put it or a link to it there, or name it "
-    "(root=FOLDER, --data.root FOLDER)."
+    "(root=FOLDER, --root FOLDER)."
 )
 
 
@@ -119,4 +119,4 @@ def _split_by_number(folder: Path) -> Divided:
 
 
 def _as_folder(folder: Path) -> str:
-    return f"take what is there as a folder of images (--data.name {folder})"
+    return f"take what is there as a folder of images (--data {folder})"

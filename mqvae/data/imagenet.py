@@ -50,7 +50,7 @@ def load_imagenet(split: str, root: Path | None, reading: Reading) -> Images:
         if reading.side is None:
             raise MqvaeError(
                 "imagenet needs a side: expected one to resize and crop its images to, which have "
-                "many sizes, got none; give it (side=N, --data.side N)"
+                "many sizes, got none; give it (side=N, --size N)"
             )
         channels = reading.channels or 3
         if reading.memory:
@@ -72,7 +72,7 @@ def load_imagenet(split: str, root: Path | None, reading: Reading) -> Images:
         offline="none, image-net.org asks for an account",
         advice=(
             "It is a folder with train/ and val/ as torchvision unpacks them. Put it or a link to "
-            "it there, or name it (root=FOLDER, --data.root FOLDER)."
+            "it there, or name it (root=FOLDER, --root FOLDER)."
         ),
     )
 
@@ -114,7 +114,7 @@ def _missing(folder: Path, split: str) -> str:
 
 def _repair(base: Path, folder: Path, split: str) -> str:
     return (
-        f"take what is there as a folder of images (--data.name {folder}), or move {base} away and "
+        f"take what is there as a folder of images (--data {folder}), or move {base} away and "
         f"unpack {_ARCHIVES[split]} with {_unpack(folder, split)}"
     )
 

@@ -281,11 +281,11 @@ def check_memory(
             f"{name} does not fit in memory: expected at most {MAX_BYTES:,} bytes "
             f"({MAX_BYTES / 2**30:.3g} GiB), got {count:,} images of {channels} × {side} × {side} "
             f"= {needed:,} bytes ({needed / 2**30:.3g} GiB); choose a side of at most {fits} "
-            f"(side={fits}, --data.side {fits}), or "
+            f"(side={fits}, --size {fits}), or "
             + (
                 "leave memory=True (--data.memory) out to read them from the disk"
                 if may_stay
-                else "take fewer images, as a folder of their own (--data.name FOLDER)"
+                else "take fewer images, as a folder of their own (--data FOLDER)"
             )
         )
 

@@ -185,7 +185,7 @@ def _find(folders: list[Path], name: str) -> Path:
 def _mending(folder: Path, root: Path | None, advice: str) -> str:
     """What to do about a damaged file in `folder`, a sentence."""
     if root is not None:
-        return f"Put the original file there, or leave root out (--data.root). {advice}".strip()
+        return f"Put the original file there, or leave root out (--root). {advice}".strip()
     if folder == DEBIAN_FASHION_MNIST:
         return f"Install it anew: apt-get install --reinstall {_DEBIAN_PACKAGE}."
     return f"Delete it and run again. {advice}".strip()

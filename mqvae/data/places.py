@@ -65,7 +65,7 @@ def search(
         except (Absent, PermissionError) as absent:
             raise FileNotFoundError(
                 f"{name} is not in {root}: {absent}. Put the files there, or leave root out "
-                f"(--data.root) to look in the usual places. {advice}"
+                f"(--root) to look in the usual places. {advice}"
             ) from None
     cache = cache_folder(name)
     tried = []

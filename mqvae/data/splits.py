@@ -103,7 +103,7 @@ def split_folders(folder: Path) -> tuple[dict[str, str], str]:
         raise MqvaeError(
             f"{folder} has {listed} but no {missing}/: expected train/ beside test/ (or val/, "
             f"valid/, validation/), in any case, or none of them; add {missing}/, rename what is "
-            f"no split, or take the images of one (--data.name {alone})"
+            f"no split, or take the images of one (--data {alone})"
         )
     if "test" not in found:
         found["test"] = found.pop("validation")

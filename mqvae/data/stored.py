@@ -15,7 +15,7 @@ from mqvae.data.files import Files, Reading
 from mqvae.data.images import Images, InMemory, check_memory, fits_memory
 from mqvae.errors import MqvaeError
 
-_RESIZE = "give a side to resize to (side=N, --data.side N)"
+_RESIZE = "give a side to resize to (side=N, --size N)"
 _MOST_WORKERS = 8
 _MOST_IN_A_TASK = 16  # so that the first bad file is soon said
 _PATIENCE = 1_000  # images in a row that cannot be read

@@ -62,7 +62,7 @@ class ResNet18(Architecture):
             advice = "" if least == 8 else ", or --network.stem small"
             raise MqvaeError(
                 f"ResNet18 takes images of {least} pixels a side or more, got {inputs.side}: "
-                f"--data.side {least}{advice}."
+                f"--size {least}{advice}."
             )
 
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:

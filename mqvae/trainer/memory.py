@@ -43,8 +43,8 @@ def what_to_lower(settings: Settings, processes: int) -> str:
     if options.precision == "32-true":
         ways.append("--trainer.precision bf16-mixed")
     if share > 1:
-        ways.append(f"--data.batch_size {processes * (share // 2)} (now {share * processes})")
-    return ", ".join(ways) or "a smaller --data.side or a smaller network"
+        ways.append(f"--batch-size {processes * (share // 2)} (now {share * processes})")
+    return ", ".join(ways) or "a smaller --size or a smaller network"
 
 
 @contextmanager
