@@ -30,7 +30,8 @@ def draw(
         x: "entropy" or "prior_bits".
         data: The data set.
         families: Each a curve over its rows.
-        others: Rows that stand alone, each with its label.
+        others: Rows that stand alone, each with its label; without those whose error is above all
+            curves, which would leave no room for these.
     """
     import matplotlib
 
@@ -38,7 +39,10 @@ def draw(
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": file.name, "font.size": 10}):
-        figure, axes = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
+        shown = _shown(results, x, data, families, others)
+        figure, axes = plt.subplots(
+            figsize=(4.8, 3.4 + 0.17 * (len(families) + len(shown))), layout="constrained"
+        )
         for colour, family in zip(COLOURS, families, strict=False):
             points = results.points(family, x, "mse", data)
             if points:
@@ -49,17 +53,14 @@ def draw(
                     bits, error = results.value(row, x, data), results.value(row, "mse", data)
                     if bits is not None and error is not None:
                         _write(axes, _what(results.rows[row]), bits, 1e3 * error, colour)
-        for number, row in enumerate(others, 1):
-            bits, error = results.value(row, x, data), results.value(row, "mse", data)
-            if bits is not None and error is not None:
-                axes.plot(bits, 1e3 * error, "x", color=OTHERS, ms=5)
-                label = f"{number}: {results.rows[row]['label']}"
-                axes.plot([], [], "x", color=OTHERS, ms=5, label=label)
-                _write(axes, str(number), bits, 1e3 * error, OTHERS)
+        for number, (row, (bits, error)) in enumerate(shown.items(), 1):
+            axes.plot(bits, 1e3 * error, "x", color=OTHERS, ms=5)
+            label = f"{number}: {results.rows[row]['label']}"
+            axes.plot([], [], "x", color=OTHERS, ms=5, label=label)
+            _write(axes, str(number), bits, 1e3 * error, OTHERS)
         # Both plots of a data set have the same scale of errors.
-        rows = [*others, *(row for family in families for row in results.of_family(family))]
-        errors = [results.value(row, "mse", data) for row in rows]
-        if known := [1e3 * error for error in errors if error is not None]:
+        known = [1e3 * error for error in _errors(results, data, families)]
+        if known:
             margin = 0.06 * (max(known) - min(known) or max(known))
             axes.set_ylim(min(known) - margin, max(known) + margin)
         what = {"entropy": "Entropy", "prior_bits": "Bits under a PixelCNN"}[x]
@@ -73,6 +74,25 @@ def draw(
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None, "Creator": None})
         plt.close(figure)
+
+
+def _errors(results: Results, data: str, families: Sequence[str]) -> list[float]:
+    """MSE of the rows of families, those that have one."""
+    rows = [row for family in families for row in results.of_family(family)]
+    return [error for row in rows if (error := results.value(row, "mse", data)) is not None]
+
+
+def _shown(
+    results: Results, x: str, data: str, families: Sequence[str], others: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Bits and MSE of the rows that stand alone and are not above all curves."""
+    most = max(_errors(results, data, families), default=float("inf"))
+    found = {}
+    for row in others:
+        bits, error = results.value(row, x, data), results.value(row, "mse", data)
+        if bits is not None and error is not None and error <= most:
+            found[row] = (bits, error)
+    return found
 
 
 def _what(row: Mapping[str, Any]) -> str:
