@@ -8,7 +8,18 @@ from problems import GROUPS
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from mqvae import VQVAE, Joint, Kept, Meta, Undone, VectorQuantizer, VQNetwork, vqvae
+from mqvae import (
+    VQGAN,
+    VQVAE,
+    Joint,
+    Kept,
+    Meta,
+    ResNet18,
+    Undone,
+    VectorQuantizer,
+    VQNetwork,
+    vqvae,
+)
 from mqvae.networks.architecture import Inputs
 from mqvae.networks.vqvae import ResidualBlock, VQVAEDecoder, VQVAEEncoder
 
@@ -399,8 +410,27 @@ def test_a_look_ahead_leaves_no_trace_in_the_statistics_of_embeddings(look_ahead
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+@pytest.mark.parametrize("network", [VQGAN, ResNet18])
+def test_other_networks_normalize_embeddings_too(network, kind):
+    sizes = {"width": 8, "z_channels": 8} if network is VQGAN else {"base_width": 8}
+    torch.manual_seed(0)
+    encoder, _ = network(normalization=kind, **sizes).cut(Inputs(1, 32, 10), 6)
+    z_e = encoder(torch.rand(5, 1, 32, 32))
+    axes = (0, 2, 3) if kind == "batch" else (1,)
+    assert z_e.mean(axes).abs().max() < 1e-4
+    # Up to the 1e-5 that is added to variances, which are small before training.
+    assert (z_e.var(axes, unbiased=False) <= 1.001).all()
+    assert z_e.var(axes, unbiased=False).mean() > 0.5
+    plain, _ = network(**sizes).cut(Inputs(1, 32, 10), 6)
+    assert len(list(encoder.parameters())) == len(list(plain.parameters()))
+
+
 def test_an_unknown_normalization_is_refused():
-    for kind in (lambda n: VQVAE(normalization=n), lambda n: VQVAEEncoder(1, 4, normalization=n)):
+    for kind in (
+        *(lambda n: VQVAE(normalization=n), lambda n: VQVAEEncoder(1, 4, normalization=n)),
+        *(lambda n: VQGAN(normalization=n), lambda n: ResNet18(normalization=n)),
+    ):
         with pytest.raises(
             ValueError, match="'batch' or 'layer', or None for neither, got 'group'"
         ):
