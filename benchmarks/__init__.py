@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.table import Table, hardware
 from mqvae.errors import MqvaeError
-from mqvae.extras import require
+from mqvae.optional import require
 from mqvae.runs import read_json
 
 SECTIONS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import OF_A_PRESET, SECTIONS, measure
 from mqvae.errors import MqvaeError
-from mqvae.extras import ExtraMissing
+from mqvae.optional import ExtraMissing
 from mqvae.spelling import nearest
 
 DESCRIPTION = """\

@@ -34,12 +34,12 @@ import yaml
 
 import mqvae
 from mqvae.cli import main as program
+from mqvae.config import Settings, from_arguments
+from mqvae.config.classes import components_in, public
+from mqvae.config.options import SLOTS, settings_parser
 from mqvae.errors import MqvaeError
-from mqvae.extras import ExtraMissing
-from mqvae.settings import Settings, from_arguments
-from mqvae.settings.classes import components_in, public
-from mqvae.settings.options import SLOTS, settings_parser
-from mqvae.trainer import tried
+from mqvae.optional import ExtraMissing
+from mqvae.training import tried
 
 SECONDS = 300  # a case may take
 GIB = 6  # of memory beside what there is before the first

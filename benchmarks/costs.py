@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from benchmarks.table import Cell, Table
 from benchmarks.timing import in_turns
+from mqvae.config import Settings
 from mqvae.core.passes import RandomState
 from mqvae.errors import MqvaeError
-from mqvae.settings import Settings
-from mqvae.trainer.assembly import assemble, initialize_codebook
-from mqvae.trainer.images import Splits, load_splits
-from mqvae.trainer.processes import Processes
-from mqvae.trainer.start import set_training, start_from
+from mqvae.training.assembly import assemble, initialize_codebook
+from mqvae.training.images import Splits, load_splits
+from mqvae.training.processes import Processes
+from mqvae.training.start import set_training, start_from
 
 
 def settings_costs(

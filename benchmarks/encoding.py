@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import alternate
+from mqvae.config import Settings, load_preset
 from mqvae.data import Reading, load_all
-from mqvae.pieces import Pieces
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import BATCH_SIZE, Tokenizer
-from mqvae.trainer import begin
+from mqvae.tokenizer.shards import Pieces
+from mqvae.training import begin
 
 
 def main() -> None:

@@ -45,10 +45,10 @@ import torch
 from PIL import Image
 
 from mqvae.cli import main as mqvae
+from mqvae.config import Settings, load_preset
 from mqvae.errors import MqvaeError
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import begin
+from mqvae.training import begin
 
 MOST_SECONDS = 60  # of processor time; to make an archive of 5 GiB takes half of them
 MOST_MIB = 2048

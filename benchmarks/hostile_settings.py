@@ -101,7 +101,7 @@ def refusal(command: list[str]) -> str:
 
 
 def main() -> None:
-    for module in (mqvae.trainer, mqvae.diagnosis, mqvae.prior, mqvae.Tokenizer):
+    for module in (mqvae.training, mqvae.diagnosis, mqvae.prior, mqvae.Tokenizer):
         assert module  # imported before the clock runs
     signal.signal(signal.SIGALRM, stop)
     counts: Counter[str] = Counter()

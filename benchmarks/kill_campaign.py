@@ -33,10 +33,10 @@ from typing import Any
 
 import torch
 
+from mqvae.config import Settings, load_preset
 from mqvae.data import load
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import Interrupted, ProcessLost, begin, resume
+from mqvae.training import Interrupted, ProcessLost, begin, resume
 
 STEPS = 40
 SMALL = {

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mqvae.config import Settings, load_preset
 from mqvae.data import Reading, load, load_all
-from mqvae.pieces import Pieces, pieces_of
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import begin
+from mqvae.tokenizer.shards import Pieces, pieces_of
+from mqvae.training import begin
 
 
 def make(folder: Path, count: int, side: int) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import Training, begin
+from mqvae.config import Settings, load_preset
+from mqvae.training import Training, begin
 
 EVERY = 250
 SETTLED = 1000  # steps until allocators and caches have what they keep

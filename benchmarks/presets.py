@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from benchmarks.costs import first_step
+from mqvae.config import Settings, load_preset
 from mqvae.data import InMemory
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer.images import Splits, load_splits
+from mqvae.training.images import Splits, load_splits
 
 PRESET = "fashion-mnist-demo"
 COLOUR = ("celeba-hq", "cifar10", "cifar100", "imagenet", "photos", "svhn")

@@ -23,8 +23,8 @@ from benchmarks.presets import PRESET, RULES, on_noise, settings_of, step_on_noi
 from benchmarks.table import Cell, Table
 from benchmarks.timing import alternate
 from mqvae.errors import MqvaeError
-from mqvae.trainer.assembly import assemble
-from mqvae.trainer.processes import Processes
+from mqvae.training.assembly import assemble
+from mqvae.training.processes import Processes
 
 PLAIN = "plain, DistributedDataParallel"
 ROUNDS = 15

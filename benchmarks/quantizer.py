@@ -12,7 +12,7 @@ from benchmarks import peers
 from benchmarks.resident import FORGET, forget, most_resident, resident
 from benchmarks.table import Cell, Table
 from benchmarks.timing import alternate
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 
 # (N, K, D): embeddings of a batch, codewords, dimensions; and the usual number of rounds.
 SHAPES = {

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from mqvae.config import Settings, load_preset
 from mqvae.core.rate import Rate
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import Training, TrainingFailed, begin
+from mqvae.training import Training, TrainingFailed, begin
 
 SETTLE = 50  # steps after the first prices, until which the bits are on their way
 NEAR = 0.75  # bits

@@ -33,7 +33,7 @@ from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, shuffled
 from mqvae.prior.sampling import load_prior
 from mqvae.prior.settings import PriorConfig
-from mqvae.trainer import warmup_cosine
+from mqvae.training import warmup_cosine
 
 TUNED_AT = 3e-4  # the decoder's learning rate; a cosine to 0
 

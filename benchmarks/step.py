@@ -16,7 +16,7 @@ from mqvae.core.codebook import Affine, HyperNetwork, LinearMap
 from mqvae.core.distance import Cosine
 from mqvae.core.estimator import Rotation
 from mqvae.core.gumbel import GumbelQuantizer
-from mqvae.core.hypergradient import (
+from mqvae.core.hypergradients import (
     Amortized,
     DirectOnly,
     Exact,
@@ -26,10 +26,9 @@ from mqvae.core.hypergradient import (
     Unrolled,
 )
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import NoQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
+from mqvae.core.quantizers import NoQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
 from mqvae.core.replacement import ReplaceUnused
-from mqvae.core.transport import Transport
-from mqvae.core.updates import (
+from mqvae.core.rules import (
     Alternated,
     Ema,
     GenericMeta,
@@ -43,6 +42,7 @@ from mqvae.core.updates import (
     Undone,
     Update,
 )
+from mqvae.core.transport import Transport
 from mqvae.networks.vqvae import vqvae
 from mqvae.tasks import Reconstruction
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.table import Cell, Table
-from mqvae.core.updates import Step
+from mqvae.config import Settings, load_preset
+from mqvae.core.rules import Step
 from mqvae.data import first
 from mqvae.metrics import BATCH_SIZE, evaluate, evaluating
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Training, begin, load_split
+from mqvae.training import Training, begin, load_split
 
 PRESET = "fashion-mnist-demo"
 UPDATES, SETTLED = 200, 20

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mqvae.config import Settings, load_preset
 from mqvae.data import DataNotFound, load
 from mqvae.report import write_report
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import Interrupted, TrainingFailed, begin
+from mqvae.training import Interrupted, TrainingFailed, begin
 
 # Folder -> the method, and what is different from it.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import optuna
 
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import Training, TrainingFailed, begin
+from mqvae.config import Settings, load_preset
+from mqvae.training import Training, TrainingFailed, begin
 
 
 def search(preset: str, trials: int, steps: int | None, out: Path) -> optuna.Study:

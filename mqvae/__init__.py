@@ -6,11 +6,11 @@ import lazy_loader
 
 MODULES = frozenset(
     (
-        *("coding", "core", "data", "diagnosis", "metrics", "networks", "prior", "report"),
-        *("runs", "settings", "tasks", "tokenizer", "trainer", "weights"),
+        *("coding", "config", "core", "data", "diagnosis", "metrics", "networks", "prior"),
+        *("report", "runs", "tasks", "tokenizer", "training", "weights"),
     )
 )
-"""Modules that `import mqvae` alone makes reachable, as in mqvae.trainer.begin."""
+"""Modules that `import mqvae` alone makes reachable, as in mqvae.training.begin."""
 
 # Late, so that `mqvae --help` does not wait for torch; the names are in __init__.pyi.
 _lazily, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)

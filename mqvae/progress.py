@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distributed import process_rank
-from mqvae.core.updates import Step
+from mqvae.core.rules import Step
 from mqvae.data import Images, in_order
 
 T = TypeVar("T")

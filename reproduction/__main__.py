@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mqvae.errors import MqvaeError
-from mqvae.extras import ExtraMissing
+from mqvae.optional import ExtraMissing
 from reproduction import page, results
 from reproduction.paper.command import reproduce
 from reproduction.rows import FOLDER, Study

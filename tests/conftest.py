@@ -47,8 +47,8 @@ def seeded(request):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a finished run of digits-tiny under other settings; one for each name."""
-    from mqvae.settings import Settings, load_preset
-    from mqvae.trainer import begin
+    from mqvae.config import Settings, load_preset
+    from mqvae.training import begin
 
     made = {}
 

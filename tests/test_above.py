@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import mqvae
-from mqvae.core.updates import Update
+from mqvae.config import Settings, from_arguments, load_preset
+from mqvae.core.rules import Update
 from mqvae.data import Batches, hold_out, load
 from mqvae.runs import Run
-from mqvae.settings import Settings, from_arguments, load_preset
-from mqvae.trainer import Interrupted, begin, loop
-from mqvae.trainer import resume as go_on
+from mqvae.training import Interrupted, begin, loop
+from mqvae.training import resume as go_on
 
 # 1,500 images, 150 of them for validation: in batches of 270 they are 5 steps an epoch.
 SMALL = {

@@ -34,14 +34,14 @@ from mqvae import (
     VQNetwork,
 )
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.core.gap import gradient_gap
 from mqvae.diagnosis.choice import losses_of_images
 from mqvae.networks.discriminator import JointBatchNorm
 from mqvae.runs import COLUMNS, Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tasks import perceptual
 from mqvae.tasks.perceptual import PerceptualDistance
-from mqvae.trainer import Interrupted, begin, resume
+from mqvae.training import Interrupted, begin, resume
 from mqvae.weights import NETWORKS, Weights, lpips_heads
 
 PATIENCE = 100  # seconds for everything two processes do

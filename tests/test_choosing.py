@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from mqvae.cli import main
+from mqvae.config import from_arguments
+from mqvae.config.choosing import completed
 from mqvae.data import look
-from mqvae.settings import from_arguments
-from mqvae.settings.choosing import completed
 
 
 def folder_of(path, *sizes, mode="RGB", count=140):

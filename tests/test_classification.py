@@ -16,13 +16,13 @@ from torchvision.models import resnet18
 
 from mqvae import Classification, Exact, ForwardMode, NoQuantizer, ResNet18, VectorQuantizer
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.metrics import evaluate
 from mqvae.networks.architecture import Inputs
 from mqvae.report import write_report
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Interrupted, begin, resume
+from mqvae.training import Interrupted, begin, resume
 
 # -- the network -----------------------------------------------------------------------------------
 

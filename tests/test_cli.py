@@ -470,7 +470,7 @@ def test_signals(tmp_path, whole, number, code):
 
 
 def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
-    from mqvae.core.updates import Update
+    from mqvae.core.rules import Update
 
     def twice(self, x, y, **options):
         signal.raise_signal(signal.SIGINT)
@@ -488,7 +488,7 @@ def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
 
 
 def test_interrupted_before_there_is_a_run(tmp_path, capsys, monkeypatch):
-    from mqvae.trainer import images
+    from mqvae.training import images
 
     def interrupted(*arguments):
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from mqvae import (
     Quantizer,
     VQNetwork,
 )
-from mqvae.core.quantizer import lookup_free
+from mqvae.core.quantizers import lookup_free
 
 KINDS = {
     "FSQ": lambda: FiniteScalarQuantizer((8, 5, 2, 3)),

@@ -28,8 +28,8 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.settings import Settings, load_preset
-from mqvae.settings.settings import from_arguments
+from mqvae.config import Settings, load_preset
+from mqvae.config.settings import from_arguments
 
 K, D = 24, 8
 LEARNED = {"learnable_codebook": True, "ema_update": False}

@@ -772,7 +772,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
 
 
 def test_help_and_docs_name_all_data_sets():
-    from mqvae.settings import Data
+    from mqvae.config import Data
 
     page = Path(__file__).parents[1] / "docs" / "training.md"
     table = page.read_text(encoding="utf-8").split("## Images")[1].split("## ")[0]
@@ -1194,7 +1194,7 @@ def test_torchvision_is_imported_late_and_nothing_else_of_mqvae():
     assert third_party == {"mqvae", "numpy", "PIL", "torch"}
     ours = {name for name in anywhere if name.split(".")[0] == "mqvae"}
     beside = {name for name in ours if not name.startswith("mqvae.data.")}
-    assert beside == {"mqvae.errors", "mqvae.extras", "mqvae.spelling"}
+    assert beside == {"mqvae.errors", "mqvae.optional", "mqvae.spelling"}
     assert "torchvision" in {name.split(".")[0] for name in anywhere}
 
 

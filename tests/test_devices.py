@@ -16,10 +16,10 @@ import pytest
 from safetensors.torch import load_file
 
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.data import Batches
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import NotFinite, begin
+from mqvae.training import NotFinite, begin
 
 SMALL = {
     "steps": 20,

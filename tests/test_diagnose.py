@@ -11,6 +11,7 @@ from torch import nn
 
 import mqvae
 from mqvae.cli import main
+from mqvae.config import Settings, from_arguments, load_preset
 from mqvae.core.codebook import Table
 from mqvae.data import InMemory
 from mqvae.diagnosis import diagnose, motion, refitted, without_quantization
@@ -19,10 +20,9 @@ from mqvae.diagnosis.words import findings
 from mqvae.networks.architecture import Architecture
 from mqvae.report import write_report
 from mqvae.runs import Run
-from mqvae.settings import Settings, from_arguments, load_preset
 from mqvae.tasks import Player
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import begin, load_split
+from mqvae.training import begin, load_split
 
 
 class Patches(Architecture):

@@ -16,8 +16,8 @@ from PIL import Image
 import mqvae
 from mqvae.cli import COMMANDS, main
 from mqvae.cli.completion import options_of
-from mqvae.settings import from_arguments, method_names
-from mqvae.settings.presets import is_known
+from mqvae.config import from_arguments, method_names
+from mqvae.config.presets import is_known
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md"]

@@ -6,7 +6,7 @@ import pytest
 
 from mqvae.cli import main
 from mqvae.data import DATASETS
-from mqvae.extras import EXTRAS
+from mqvae.optional import EXTRAS
 from mqvae.weights import NETWORKS
 
 

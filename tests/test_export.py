@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.core import gumbel
 from mqvae.core.nearest import _at_once, nearest
-from mqvae.extras import ExtraMissing
-from mqvae.settings import Settings, load_preset
+from mqvae.optional import ExtraMissing
 from mqvae.tokenizer import Tokenizer
 from mqvae.tokenizer.export import export
-from mqvae.trainer import begin, inputs_of
+from mqvae.training import begin, inputs_of
 
 SMALL = {
     "steps": 3,

@@ -15,11 +15,11 @@ import yaml
 
 import mqvae
 from mqvae.cli import main
+from mqvae.config import Settings, from_arguments, load_preset
 from mqvae.errors import MqvaeError, refused
 from mqvae.plain import read_json, read_yaml
 from mqvae.runs import Run
-from mqvae.settings import Settings, from_arguments, load_preset
-from mqvae.trainer import warmup_cosine
+from mqvae.training import warmup_cosine
 
 SMALL = [
     *["--data.side", "8", "--data.batch_size", "100", "--network.width", "4"],
@@ -360,7 +360,7 @@ def test_exit_codes(capsys, monkeypatch, error, code, said):
 def test_the_place_of_a_fault_is_named(capsys, monkeypatch):
     monkeypatch.setattr("mqvae.cli.report.report", lambda arguments: warmup_cosine("a", 1))
     assert main(["report", "x"]) == 1
-    assert re.search(r" at mqvae/trainer/schedule\.py:\d+: ", capsys.readouterr().err)
+    assert re.search(r" at mqvae/training/schedule\.py:\d+: ", capsys.readouterr().err)
 
 
 def test_an_error_in_a_module_of_ones_own_is_said_to_be_there(evil, capsys):

@@ -30,9 +30,9 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
+from mqvae.config import Settings, load_preset
 from mqvae.core.look_ahead import preview
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import begin, loop
+from mqvae.training import begin, loop
 
 RULES = [Alternated, Ema, Joint, Meta, MetaBoth, MetaNetwork, Synchronous, Unquantized]
 KINDS = {

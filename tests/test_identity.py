@@ -10,13 +10,13 @@ from PIL import Image
 
 from mqvae import data
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.data import InMemory, hold_out
 from mqvae.data.identity import Identity, identity_of
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import begin, load_run_split, resume
-from mqvae.trainer.known import Known
+from mqvae.training import begin, load_run_split, resume
+from mqvae.training.known import Known
 
 
 @pytest.fixture(autouse=True)

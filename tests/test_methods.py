@@ -42,7 +42,7 @@ from mqvae import (
     Update,
     VectorQuantizer,
 )
-from mqvae.core.quantizer import CodebookQuantizer
+from mqvae.core.quantizers import CodebookQuantizer
 
 LOSSES = ("task", "commitment", "codebook", "prior")
 NOTHING = 1e-30  # of ξ: no indirect term that float64 tells from none, and a look-ahead

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from mqvae.errors import MqvaeError
-from mqvae.networks.architecture import Inputs
-from mqvae.runs import Run
-from mqvae.settings import (
+from mqvae.config import (
     Settings,
     from_arguments,
     load_preset,
     method_names,
     preset_names,
 )
-from mqvae.settings.classes import find
-from mqvae.settings.presets import GROUPS, METHODS, PRESETS, layers, listed
-from mqvae.settings.settings import _layered
-from mqvae.trainer import begin, resume
+from mqvae.config.classes import find
+from mqvae.config.presets import GROUPS, METHODS, PRESETS, layers, listed
+from mqvae.config.settings import _layered
+from mqvae.errors import MqvaeError
+from mqvae.networks.architecture import Inputs
+from mqvae.runs import Run
+from mqvae.training import begin, resume
 
 METHOD_NAMES = method_names()
 

@@ -35,8 +35,8 @@ from mqvae.prior.distance import _KINDS, SampleDistance
 from mqvae.prior.settings import PriorConfig
 from mqvae.runs import Run
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.trainer import Interrupted, NotFinite
-from mqvae.trainer.images import load_splits
+from mqvae.training import Interrupted, NotFinite
+from mqvae.training.images import load_splits
 
 # A few steps: the codes of an encoder that has hardly begun differ, and depend on neighbours.
 SMALL = {

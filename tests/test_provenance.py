@@ -11,7 +11,7 @@ import pytest
 import mqvae
 from mqvae import provenance
 from mqvae.provenance import Code, of
-from mqvae.trainer import versions
+from mqvae.training import versions
 
 ROOT = Path(__file__).parent.parent
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

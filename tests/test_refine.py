@@ -17,9 +17,9 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.refine import refined
 from mqvae.core.search import Passed, Search
 from mqvae.errors import MqvaeError
-from mqvae.pieces import Pieces
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Codes, Tokenizer
+from mqvae.tokenizer.shards import Pieces
 
 DIM = 6
 

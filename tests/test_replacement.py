@@ -31,9 +31,9 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
+from mqvae.config import Settings, Start, load_preset
 from mqvae.runs import Run
-from mqvae.settings import Settings, Start, load_preset
-from mqvae.trainer import begin
+from mqvae.training import begin
 
 CODES, DIM = 9, 4
 FAR = 1e3  # where no embedding goes

@@ -28,10 +28,10 @@ HEADER = (
     "network_lr,codebook_lr,direct_norm,indirect_norm,cosine"
 )
 META = {
-    "class_path": "mqvae.core.updates.Meta",
+    "class_path": "mqvae.core.rules.Meta",
     "init_args": {
         "xi": 1.0,
-        "hypergradient": {"class_path": "mqvae.core.hypergradient.FiniteDifference"},
+        "hypergradient": {"class_path": "mqvae.core.hypergradients.FiniteDifference"},
     },
 }
 FIGURES = {
@@ -80,7 +80,7 @@ PICTURES = [
         "reference": False,
     },
 ]
-JOINT = {"class_path": "mqvae.core.updates.Joint", "init_args": {}}
+JOINT = {"class_path": "mqvae.core.rules.Joint", "init_args": {}}
 
 
 def strip(tiles: np.ndarray) -> Image.Image:

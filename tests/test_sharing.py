@@ -22,12 +22,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import mqvae
+from mqvae.config import Settings, load_preset
 from mqvae.errors import MqvaeError
-from mqvae.extras import ExtraMissing
-from mqvae.settings import Settings, load_preset
+from mqvae.optional import ExtraMissing
 from mqvae.tokenizer import SizedCodes, Tokenizer
 from mqvae.tokenizer.places import names_only, without_places
-from mqvae.trainer import begin
+from mqvae.training import begin
 
 KINDS = {
     "grey": {},

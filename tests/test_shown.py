@@ -5,11 +5,11 @@ import torch
 from torch.optim import SGD
 
 import mqvae
+from mqvae.config import Settings, load_preset
 from mqvae.notebook import html_table
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import begin
+from mqvae.training import begin
 
 SMALL = {
     "name": "<small>",

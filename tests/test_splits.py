@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mqvae import data
+from mqvae.config import Settings, load_preset
 from mqvae.data import Bounds, Reading, bounds_of, draw, hold_out, shards
 from mqvae.data.files import InFolder
 from mqvae.data.folder import say
@@ -16,8 +17,7 @@ from mqvae.data.listing import Names
 from mqvae.data.order import order_of
 from mqvae.data.splits import by_hash, split_folders
 from mqvae.errors import MqvaeError
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer.images import load_splits
+from mqvae.training.images import load_splits
 
 
 @pytest.fixture(autouse=True)

@@ -14,16 +14,16 @@ from PIL import Image
 
 from mqvae import data
 from mqvae.cli import main
+from mqvae.config import Settings, load_preset
 from mqvae.data import Batches, InMemory, Reading, Stored, hold_out, in_order, listing, shards
 from mqvae.data import images as images_module
 from mqvae.data.ahead import ahead
 from mqvae.data.decoding import decode
 from mqvae.data.listing import Names, list_images
-from mqvae.pieces import Pieces, decode_pieces, pieces_of
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.trainer import begin, logs, resume
+from mqvae.tokenizer.shards import Pieces, decode_pieces, pieces_of
+from mqvae.training import begin, logs, resume
 
 
 @pytest.fixture(autouse=True)

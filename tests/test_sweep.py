@@ -123,7 +123,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
 
 
 def test_a_sweep_that_is_stopped_goes_on(tmp_path, capsys, monkeypatch):
-    from mqvae.trainer.loop import Training
+    from mqvae.training.loop import Training
 
     out, fit = tmp_path / "out", Training.fit
 

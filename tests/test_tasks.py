@@ -14,15 +14,15 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 import mqvae
+from mqvae.config import Settings, load_preset
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.optimizer import apply
 from mqvae.networks.architecture import Inputs
 from mqvae.report import write_report
 from mqvae.runs import COLUMNS, Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Figure, Matrix, Measurement, Player, Reconstruction, Task
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Interrupted, begin, resume
+from mqvae.training import Interrupted, begin, resume
 
 
 class Judged(Reconstruction):

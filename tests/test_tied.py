@@ -7,11 +7,11 @@ from torch.optim import SGD
 
 import mqvae
 from mqvae import Joint, MqvaeError, ResidualQuantizer, VectorQuantizer, VQNetwork
+from mqvae.config import Settings, load_preset
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
-from mqvae.settings import Settings, load_preset
 from mqvae.tensors import packed, unpacked
-from mqvae.trainer import begin, resume
+from mqvae.training import begin, resume
 
 
 class Tied(Architecture):

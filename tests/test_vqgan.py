@@ -22,12 +22,12 @@ from mqvae import (
     Unrolled,
     VectorQuantizer,
 )
+from mqvae.config import Settings, load_preset
 from mqvae.core.passes import call
 from mqvae.networks.architecture import Inputs
 from mqvae.networks.vqgan.blocks import Attention, group_norm
-from mqvae.settings import Settings, load_preset
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import begin
+from mqvae.training import begin
 
 SMALL = {
     "width": 8,

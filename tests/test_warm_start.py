@@ -43,9 +43,9 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.settings import Start
-from mqvae.trainer import Interrupted, begin
-from mqvae.trainer.schedule import Onset
+from mqvae.config import Start
+from mqvae.training import Interrupted, begin
+from mqvae.training.schedule import Onset
 
 SHARE = 0.4
 AS_THEY_ARE = {4: [2], 9: [2, 4, 7], 11: [2, 4, 7, 9]}  # which samples of a batch of that size
@@ -119,7 +119,7 @@ def test_a_share_of_the_samples_is_handed_on_and_they_lie_evenly(share, number):
     # In two processes they are the same ones.
     halves = []
     for rank in (0, 1):
-        with patch("mqvae.core.quantizer.base.process_rank", return_value=rank):
+        with patch("mqvae.core.quantizers.base.process_rank", return_value=rank):
             halves.append(quantizer(z_e.chunk(2)[rank]).z_q)
     assert torch.equal(torch.cat(halves), z_q)
     quantizer.eval()

@@ -10,7 +10,7 @@ from keyword import iskeyword
 
 from mqvae.cli.parser import text_of
 from mqvae.errors import MqvaeError, brief
-from mqvae.extras import ExtraMissing
+from mqvae.optional import ExtraMissing
 from mqvae.spelling import nearest
 
 COMMANDS = {

@@ -76,12 +76,12 @@ def encode(arguments: list[str]) -> int:
             accept_changed_data=options.accept_changed_data,
         )
         if to_file:
-            from mqvae.pieces import without
+            from mqvae.tokenizer.shards import without
 
             codes = without(tokenizer.encode_images(images, refine=refine), images)
             codes.save(out)
         else:
-            from mqvae.pieces import Pieces
+            from mqvae.tokenizer.shards import Pieces
 
             pieces = Pieces(out, tokenizer, images, refine=refine)
             going_on = pieces.check(overwrite=options.overwrite)
@@ -122,8 +122,8 @@ def decode(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     add_machine(parser)
     options = parser.parse_args(arguments)
-    from mqvae.pieces import decode_pieces
     from mqvae.tokenizer import Codes, Tokenizer
+    from mqvae.tokenizer.shards import decode_pieces
 
     out = folder_for(options.out, overwrite=options.overwrite)
     tokenizer = Tokenizer.from_run(

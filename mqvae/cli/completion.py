@@ -37,8 +37,8 @@ def completion(arguments: list[str]) -> int:
         "once, its output into a file that they read.",
     ).parse_args(arguments)
     from mqvae.cli import COMMANDS
-    from mqvae.settings import preset_names
-    from mqvae.settings.presets import RECOMMENDED
+    from mqvae.config import preset_names
+    from mqvae.config.presets import RECOMMENDED
 
     cases = [_case(f"{name}:-*", options_of(name)) for name in COMMANDS]
     cases.append(_case("train:*", [*preset_names(), RECOMMENDED]))

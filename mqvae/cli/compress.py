@@ -14,7 +14,7 @@ from mqvae.cli.parser import (
     processes_of,
 )
 from mqvae.cli.terminal import quiet
-from mqvae.extras import require
+from mqvae.optional import require
 
 
 def compress(arguments: list[str]) -> int:

@@ -43,7 +43,7 @@ def doctor(arguments: list[str]) -> int:
 def _program() -> Iterator[Finding]:
     from importlib.metadata import version
 
-    from mqvae.trainer import versions
+    from mqvae.training import versions
 
     for name, number in versions().items():
         yield Finding(name, True, number)
@@ -54,7 +54,7 @@ def _program() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from mqvae.trainer import device_name
+    from mqvae.training import device_name
 
     yield Finding("cpu", True, device_name(torch.device("cpu")))
     for number in range(torch.cuda.device_count()):
@@ -71,7 +71,7 @@ def _devices() -> Iterator[Finding]:
 def _data() -> Iterator[Finding]:
     from mqvae.data import DATASETS, DataNotFound, cache_folder, load
     from mqvae.data.named import DOWNLOADED
-    from mqvae.extras import ExtraMissing
+    from mqvae.optional import ExtraMissing
 
     for name in DATASETS:
         try:
@@ -100,7 +100,7 @@ def _weights() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     from importlib.metadata import version
 
-    from mqvae.extras import EXTRAS
+    from mqvae.optional import EXTRAS
 
     for name, extra in EXTRAS.items():
         here = not extra.missing

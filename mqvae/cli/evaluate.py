@@ -84,7 +84,6 @@ def evaluate(arguments: list[str]) -> int:
         )
     from functools import partial
 
-    from mqvae.classifier import classifier_of
     from mqvae.core.distributed import alone
     from mqvae.metrics import CODES
     from mqvae.metrics import evaluate as measured
@@ -93,7 +92,8 @@ def evaluate(arguments: list[str]) -> int:
     from mqvae.metrics.score import ClassScore
     from mqvae.runs import read_json
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import device_name, not_finite, write_evaluation
+    from mqvae.tokenizer.classifier import classifier_of
+    from mqvae.training import device_name, not_finite, write_evaluation
 
     if options.own_size and options.data is None:
         raise MqvaeError("--own-size is of other images: add --data FOLDER.")
@@ -182,8 +182,8 @@ def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
     """The images that the options ask for."""
     from mqvae.data import identity_of
     from mqvae.tasks import Task
-    from mqvae.trainer.images import load_run_split, moved, other_images
-    from mqvae.trainer.known import Known
+    from mqvae.training.images import load_run_split, moved, other_images
+    from mqvae.training.known import Known
 
     settings = tokenizer.settings
     if options.data is None:

@@ -42,7 +42,7 @@ def import_(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.size < 1:
         raise MqvaeError(f"--size must be 1 or more, got {options.size}.")
-    from mqvae.importing import import_run
+    from mqvae.tokenizer.convert import import_run
 
     run, found = import_run(
         options.file,

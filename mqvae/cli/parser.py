@@ -13,7 +13,7 @@ from mqvae.spelling import nearest
 if TYPE_CHECKING:
     from mqvae.core.refinement import Refinement
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import Processes
+    from mqvae.training import Processes
 
 ADVICE = {
     errno.EACCES: " Take another path, or ask for the right to use this one.",
@@ -141,8 +141,8 @@ def processes_of(options: argparse.Namespace) -> "Processes":
     Raises:
         ValueError: if this machine has no such accelerator, or not as many.
     """
-    from mqvae.settings import Trainer
-    from mqvae.trainer import Processes
+    from mqvae.config import Trainer
+    from mqvae.training import Processes
 
     return Processes(
         Trainer(accelerator=options.accelerator, devices=getattr(options, "devices", 1))

@@ -7,7 +7,7 @@ from mqvae.cli.parser import parser_of
 
 def presets(arguments: list[str]) -> int:
     parser_of("presets", "Lists the presets: data, network and length.").parse_args(arguments)
-    from mqvae.settings.presets import PRESETS, listed
+    from mqvae.config.presets import PRESETS, listed
 
     for line in listed(PRESETS):
         print(f"{line.name:<24} {line.title}")
@@ -19,7 +19,7 @@ def methods(arguments: list[str]) -> int:
     parser_of(
         "methods", "Lists the methods: quantizer, update rule and the codebook's optimizer."
     ).parse_args(arguments)
-    from mqvae.settings.presets import METHODS, listed
+    from mqvae.config.presets import METHODS, listed
 
     for group, lines in groupby(listed(METHODS), lambda line: line.group):
         print(f"{group}:")

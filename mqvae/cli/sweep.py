@@ -56,7 +56,7 @@ def sweep(arguments: list[str], train: Callable[[list[str]], int]) -> int:
     asked = taken_apart(arguments)
     _check(asked)
     from mqvae.runs import Run
-    from mqvae.trainer import TrainingFailed
+    from mqvae.training import TrainingFailed
 
     failed = False
     runs = asked.runs()
@@ -115,9 +115,9 @@ def _check(asked: Sweep) -> None:
     Raises:
         ValueError: says what is wrong.
     """
+    from mqvae.config import from_arguments
     from mqvae.runs import read_json, write_whole
-    from mqvae.settings import from_arguments
-    from mqvae.trainer import tried
+    from mqvae.training import tried
 
     every = []
     for folder, own in asked.runs().items():
@@ -153,7 +153,7 @@ def _named(folder: Path) -> Iterator[None]:
 
 def _conclude(out: Path, folders: list[Path]) -> None:
     """A line of figures for each run that is finished, and the report of all."""
-    from mqvae.extras import ExtraMissing
+    from mqvae.optional import ExtraMissing
     from mqvae.report import write_report
     from mqvae.runs import read_json
 

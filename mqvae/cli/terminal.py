@@ -31,7 +31,7 @@ def to_the_end(
         go_on: The command that goes on with it.
         speaks: Whether to say that it stopped.
     """
-    from mqvae.trainer import Interrupted
+    from mqvae.training import Interrupted
 
     try:
         return fit(), 0

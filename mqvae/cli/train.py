@@ -11,15 +11,15 @@ from mqvae.cli.parser import add_accept, also, parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_figures, quiet, to_the_end
 from mqvae.errors import MqvaeError
-from mqvae.extras import EXTRAS
+from mqvae.optional import EXTRAS
 
 if TYPE_CHECKING:
-    from mqvae.settings import Settings
-    from mqvae.trainer import Training
+    from mqvae.config import Settings
+    from mqvae.training import Training
 
 
 def train(arguments: list[str]) -> int:
-    from mqvae.settings.choosing import completed
+    from mqvae.config.choosing import completed
 
     arguments, why = completed(arguments)
     if why and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
@@ -74,9 +74,9 @@ def _training(arguments: list[str]) -> "Training":
     helping = any(a in ("-h", "--help", "--help-all") for a in arguments)
     if any(a.partition("=")[0] == "--resume" for a in arguments) and not helping:
         return _resumed(arguments)
+    from mqvae.config import from_arguments
     from mqvae.runs import Run
-    from mqvae.settings import from_arguments
-    from mqvae.trainer import begin, restarted, resume
+    from mqvae.training import begin, restarted, resume
 
     settings, out, overwrite = from_arguments(arguments)
     if settings.trainer.fast_dev_run and out is None:
@@ -110,9 +110,9 @@ def _resumed(arguments: list[str]) -> "Training":
             f"--resume goes on with the run's own settings: leave out {' '.join(others)}. Only "
             "--steps, --devices and --accelerator may change."
         )
+    from mqvae.config import Settings
     from mqvae.runs import Run
-    from mqvae.settings import Settings
-    from mqvae.trainer import resume
+    from mqvae.training import resume
 
     run = Run(options.resume)
     settings = Settings.of_run(run).config()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mqvae.coding.mixture import BITS, Mixture, hashed
-from mqvae.extras import require
+from mqvae.optional import require
 
 PLACES = 16  # rows and columns that are told apart, at most
 DELAY = 64  # a code is learned from by when there are 1/64 more of them

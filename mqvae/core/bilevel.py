@@ -11,7 +11,7 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
 from mqvae.core.optimizer import Gradients
 from mqvae.core.passes import RandomState, call, device_of, full, in_parts, traceless
-from mqvae.core.quantizer import Quantized
+from mqvae.core.quantizers import Quantized
 from mqvae.errors import at_least
 
 Loss = Callable[[Any, Any], Tensor]

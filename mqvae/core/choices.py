@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mqvae.core.gumbel import GumbelQuantizer
 from mqvae.core.passes import full
-from mqvae.core.quantizer import (
+from mqvae.core.quantizers import (
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
     Quantizer,

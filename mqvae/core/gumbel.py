@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.passes import without_autocast
-from mqvae.core.quantizer import Quantized, Quantizer
+from mqvae.core.quantizers import Quantized, Quantizer
 from mqvae.errors import above_zero, at_least
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mqvae.core.distributed import ProcessGroup, agree, from_all_processes, within
 from mqvae.core.passes import RandomState, call
-from mqvae.core.quantizer import Quantized, Quantizer
+from mqvae.core.quantizers import Quantized, Quantizer
 from mqvae.core.shown import Shown
 from mqvae.errors import MqvaeError
 

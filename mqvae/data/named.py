@@ -20,7 +20,7 @@ from mqvae.data.images import Images, InMemory, check_options, conform
 from mqvae.data.photos import load_photos
 from mqvae.data.places import Absent, search
 from mqvae.errors import MqvaeError
-from mqvae.extras import require
+from mqvae.optional import require
 from mqvae.spelling import nearest
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mqvae.core.distributed import alone
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
 from mqvae.errors import MqvaeError

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mqvae.core.bilevel import Batch, LossWeights
-from mqvae.core.hypergradient.rule import codebook_gradient, scatter
+from mqvae.core.hypergradients.rule import codebook_gradient, scatter
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 from mqvae.diagnosis.subject import quantizer_of
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating

@@ -10,7 +10,7 @@ from mqvae.core.distance import Distance
 from mqvae.core.initialization import group_means
 from mqvae.core.nearest import nearest
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
 from mqvae.errors import MqvaeError

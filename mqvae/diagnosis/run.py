@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mqvae.config import Settings
 from mqvae.core.passes import RandomState
 from mqvae.diagnosis.bound import without_quantization
 from mqvae.diagnosis.choice import best_of_nearest
@@ -17,10 +18,9 @@ from mqvae.diagnosis.subject import quantizer_of
 from mqvae.diagnosis.words import Finding, Measured, findings
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run, write_json
-from mqvae.settings import Settings
-from mqvae.trainer import Training, learning_rate, resume
-from mqvae.trainer.known import Changes
-from mqvae.trainer.start import set_training
+from mqvae.training import Training, learning_rate, resume
+from mqvae.training.known import Changes
+from mqvae.training.start import set_training
 
 FILE = "diagnosis.json"
 SEARCHED, SEARCHED_DEAR = 200, 8

@@ -1,7 +1,7 @@
 """What is diagnosed: a network that selects codewords, and a sample of images."""
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 from mqvae.data import Images, Part
 from mqvae.data.order import order_of
 from mqvae.errors import MqvaeError

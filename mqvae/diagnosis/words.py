@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mqvae.config import Settings
 from mqvae.core.codebook import Table
 from mqvae.core.distance import Euclidean
-from mqvae.core.quantizer import VectorQuantizer
-from mqvae.core.updates import Ema
+from mqvae.core.quantizers import VectorQuantizer
+from mqvae.core.rules import Ema
 from mqvae.diagnosis.motion import Motion
-from mqvae.settings import Settings
 
 MATTERS = 0.05  # a share of the figure, or of the codewords, below which nothing is made of it
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mqvae.core.distributed import alone, process_rank, sum_across_processes, world_size
 from mqvae.core.gap import gradient_gap
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import NoQuantizer
+from mqvae.core.quantizers import NoQuantizer
 from mqvae.core.usage import CodeCounts
 from mqvae.data import Images, fitting, in_order
 from mqvae.data.own_size import BySize

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distributed import from_all_processes
-from mqvae.core.quantizer import Quantizer
+from mqvae.core.quantizers import Quantizer
 from mqvae.core.usage import CodeCounts
 from mqvae.tasks import Figure
 

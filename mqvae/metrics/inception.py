@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
-from mqvae.extras import require
 from mqvae.metrics.score import ScoreFigure
+from mqvae.optional import require
 from mqvae.tasks import Figure
 from mqvae.weights import Weights, read
 

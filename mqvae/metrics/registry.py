@@ -7,12 +7,12 @@ import torch
 
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
-from mqvae.extras import ExtraMissing
 from mqvae.metrics.frechet import Fid, FrechetVgg16
 from mqvae.metrics.image_figure import ImageFigure
 from mqvae.metrics.inception import InceptionScore
 from mqvae.metrics.score import ClassScore
 from mqvae.metrics.similarity import Lpips, Ssim
+from mqvae.optional import ExtraMissing
 from mqvae.spelling import nearest
 from mqvae.tasks import Task
 from mqvae.weights import WeightsNotFound

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import Quantizer
+from mqvae.core.quantizers import Quantizer
 from mqvae.errors import MqvaeError
 
 MOST_LAYERS = 1000  # or blocks; more are a slip, and would be built one by one for hours

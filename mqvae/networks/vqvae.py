@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
 from mqvae.networks.normalization import Normalization, check_normalization, norms

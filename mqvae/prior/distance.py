@@ -21,7 +21,7 @@ from mqvae.progress import watched_batches
 from mqvae.runs import write_whole
 from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer.images import Splits
+from mqvae.training.images import Splits
 from mqvae.weights import find
 
 BATCH_SIZE = 256

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mqvae.core.quantizer import NoQuantizer
+from mqvae.core.quantizers import NoQuantizer
 from mqvae.errors import MqvaeError, refused
 from mqvae.networks.code_prior import CodePrior
 from mqvae.networks.pixelcnn import PixelCNN

@@ -21,11 +21,11 @@ from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer, write_json
 from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
-from mqvae.trainer import Interrupted, NotFinite, device_name, versions, warmup_cosine
-from mqvae.trainer.checkpoints import not_finite
-from mqvae.trainer.images import load_splits
-from mqvae.trainer.known import Changes, Known, check
-from mqvae.trainer.stopping import KEPT, Signals
+from mqvae.training import Interrupted, NotFinite, device_name, versions, warmup_cosine
+from mqvae.training.checkpoints import not_finite
+from mqvae.training.images import load_splits
+from mqvae.training.known import Changes, Known, check
+from mqvae.training.stopping import KEPT, Signals
 
 COLUMNS = ("step", "seconds", "loss", "validation")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from markupsafe import Markup
 
-from mqvae.extras import require
+from mqvae.optional import require
 from mqvae.report.words import scientific
 
 if TYPE_CHECKING:

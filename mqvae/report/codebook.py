@@ -86,7 +86,7 @@ def decoded(run: Run) -> Decoded:
 def _decode(run: Run, originals: Path | None) -> Decoded:
     import torch
 
-    from mqvae.core.quantizer import NoQuantizer
+    from mqvae.core.quantizers import NoQuantizer
     from mqvae.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_run(run.path)

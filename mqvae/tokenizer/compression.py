@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mqvae.coding import Compressed, SameSize
 from mqvae.core.gumbel import GumbelQuantizer
-from mqvae.core.quantizer import CodebookQuantizer
+from mqvae.core.quantizers import CodebookQuantizer
 from mqvae.data.folder import image_files
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
@@ -121,7 +121,7 @@ def of_images(
     Raises:
         ValueError: if it is none of these, or images or codes do not fit the run.
     """
-    from mqvae.pieces import INDEX, pieces_of
+    from mqvae.tokenizer.shards import INDEX, pieces_of
 
     path = Path(what)
     if path.suffix == ".npz" and not path.is_dir():

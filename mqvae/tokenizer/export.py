@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from mqvae.core.network import VQNetwork
 from mqvae.errors import MqvaeError
-from mqvae.extras import require
+from mqvae.optional import require
 from mqvae.tokenizer.tokenizer import Tokenizer
 
 FORMATS = ("pt2", "onnx")

@@ -14,7 +14,7 @@ from mqvae.data import Images, Reading, load_all
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.tokenizer.codes import Codes
-from mqvae.trainer.images import SPLITS, load_run_split
+from mqvae.training.images import SPLITS, load_run_split
 
 if TYPE_CHECKING:
     from mqvae.tokenizer.tokenizer import Tokenizer

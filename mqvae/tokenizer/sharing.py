@@ -8,11 +8,11 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mqvae.config import Settings
 from mqvae.errors import MqvaeError
-from mqvae.extras import require
+from mqvae.optional import require
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
-from mqvae.settings import Settings
 from mqvae.tensors import packed, unpacked
 from mqvae.tokenizer.card import CARD, GRID, card_of
 from mqvae.tokenizer.places import without_places

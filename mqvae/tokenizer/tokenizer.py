@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mqvae.config import Settings
 from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
-from mqvae.core.quantizer import NoQuantizer
+from mqvae.core.quantizers import NoQuantizer
 from mqvae.core.refine import refined
 from mqvae.core.refinement import Refinement
 from mqvae.data import Images, fitting
@@ -23,12 +24,11 @@ from mqvae.errors import MqvaeError
 from mqvae.notebook import html_table
 from mqvae.progress import watched_batches
 from mqvae.runs import Checkpoint, Run
-from mqvae.settings import Settings
 from mqvae.tasks import Task
 from mqvae.tokenizer.codes import Codes, SizedCodes, numbered
 from mqvae.tokenizer.inputs import Pictures, tensors_of
 from mqvae.tokenizer.sizes import Size, by_size, cut, together
-from mqvae.trainer import inputs_of
+from mqvae.training import inputs_of
 
 BATCH_SIZE = 256
 _MODES = Lock()  # not a tokenizer's own, which could not be copied then

@@ -8,7 +8,7 @@ from inspect import signature
 from pydoc import locate
 from typing import Any
 
-from mqvae.settings import Settings, load_preset
+from mqvae.config import Settings, load_preset
 from reproduction.paper.methods import METHODS
 from reproduction.paper.scales import load_scale
 

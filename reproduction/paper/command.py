@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mqvae.errors import MqvaeError
-from mqvae.extras import require
-from mqvae.trainer import Interrupted, TrainingFailed
+from mqvae.optional import require
+from mqvae.training import Interrupted, TrainingFailed
 from reproduction.paper.page import write_page
 from reproduction.paper.reproduce import (
     ALL,

@@ -40,7 +40,7 @@ def measured(few: Few, task: str, folder: Path, device: Any) -> dict[str, Any]:
     from mqvae.data import hold_out
     from mqvae.metrics import evaluate
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import load_split
+    from mqvae.training import load_split
 
     tokenizer = Tokenizer.from_run(folder, device=device)
     seed, whole = tokenizer.settings.seed, load_split(tokenizer.settings.data, "train")

@@ -142,7 +142,7 @@ class Beginning(OfRun):
 
     def make(self, place: Place) -> dict[str, Any]:
         """Read it from the whole run's result where there is one, or train so far."""
-        from mqvae.trainer import TrainingFailed
+        from mqvae.training import TrainingFailed
 
         whole = Results(place.results).get(self.run) or {}
         try:
@@ -186,7 +186,7 @@ class Diagnosis(OfRun):
         """Refit its codebook, and choose among its nearest codes."""
         from mqvae.diagnosis import best_of_nearest, refitted
         from mqvae.tokenizer import Tokenizer
-        from mqvae.trainer import load_split
+        from mqvae.training import load_split
 
         scale = load_scale(self.run.scale)
         folder = self.run.train(place)

@@ -42,7 +42,7 @@ def further_metrics(
     from mqvae.metrics.registry import Maker, further_figures
     from mqvae.metrics.score import ClassScore
     from mqvae.tokenizer import Tokenizer
-    from mqvae.trainer import load_split
+    from mqvae.training import load_split
 
     kept = folder / "further.json"
     known = read_json(kept) if kept.is_file() else {}
@@ -51,7 +51,7 @@ def further_metrics(
     images = first(load_split(options, "test"), count)
     makers: dict[str, Maker] = {}
     if classifier is not None and (classifier / "summary.json").is_file():
-        from mqvae.classifier import classifier_of
+        from mqvae.tokenizer.classifier import classifier_of
 
         network = classifier_of(classifier, options, device=device)
         makers["class_score"] = partial(ClassScore, classifier=network)

@@ -133,7 +133,7 @@ def _process(work: Work, place: Place) -> None:
     with (place.runs / f"{file_name(work)}.log").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    from mqvae.trainer import Interrupted
+    from mqvae.training import Interrupted
 
     try:
         Results(place.results).put(work, work.make(place))

@@ -19,8 +19,8 @@ from reproduction.paper.scales import load_scale
 if TYPE_CHECKING:
     import torch
 
-    from mqvae.settings import Settings
-    from mqvae.trainer import Training
+    from mqvae.config import Settings
+    from mqvae.training import Training
 
 FURTHER = ("ssim", "lpips", "fid", "inception_score", "frechet_vgg16", "class_score")
 WITHOUT_CLASSES = ("celeba-hq", "photos")
@@ -54,8 +54,8 @@ class Place:
         Raises:
             ValueError: if this machine has no such accelerator.
         """
-        from mqvae.settings import Trainer
-        from mqvae.trainer import Processes
+        from mqvae.config import Trainer
+        from mqvae.training import Processes
 
         return Processes(Trainer(accelerator=self.accelerator)).device
 
@@ -128,7 +128,7 @@ class Run:
 
     def settings(self) -> "Settings":
         """Its settings before it has seen its images, or where it is trained."""
-        from mqvae.settings.options import with_arguments
+        from mqvae.config.options import with_arguments
 
         base, of = base_settings(self.scale, self.task, self.method), METHODS[self.method]
         side = base.data.side or load_scale(self.scale).side_of.get(self.dataset)
@@ -183,7 +183,7 @@ class Run:
 
     def make(self, place: Place) -> dict[str, Any]:
         """Train what is missing of it, and measure it."""
-        from mqvae.trainer import TrainingFailed
+        from mqvae.training import TrainingFailed
 
         try:
             folder = self.train(place)
@@ -241,7 +241,7 @@ class Run:
             Interrupted: if it is asked to stop; a checkpoint is written.
         """
         from mqvae.runs import Run as Folder
-        from mqvae.trainer import begin, resume
+        from mqvae.training import begin, resume
 
         folder = self.folder(place)
         if (folder / "summary.json").is_file():

@@ -36,11 +36,11 @@ from benchmarks.step import Case, Size, rule, step_costs
 from benchmarks.table import Table, shown
 from benchmarks.timing import WARM_UP, alternate, compared
 from mqvae import DirectOnly
-from mqvae.core.updates import Joint, Meta
+from mqvae.config import Settings, load_preset
+from mqvae.core.rules import Joint, Meta
 from mqvae.networks.vqvae import vqvae
-from mqvae.settings import Settings, load_preset
 from mqvae.tasks import Reconstruction
-from mqvae.trainer import begin, inputs_of
+from mqvae.training import begin, inputs_of
 
 ROOT = Path(__file__).parents[2]
 TINY = Size(width=8, dim=4, num_codes=16, batch_size=2, side=8)

@@ -8,8 +8,8 @@ from pathlib import Path
 from test_kills import SMALL
 
 from benchmarks.long_run import Watch
-from mqvae.settings import Settings, load_preset
-from mqvae.trainer import begin
+from mqvae.config import Settings, load_preset
+from mqvae.training import begin
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks.table import Table as BenchTable
+from mqvae.config import Settings, load_preset
 from mqvae.data import InMemory
 from mqvae.errors import MqvaeError
 from mqvae.metrics.frechet import Frechet
-from mqvae.settings import Settings, load_preset
 from reproduction.__main__ import main
 from reproduction.paper import levels
 from reproduction.paper.comparison import Comparison
@@ -260,7 +260,7 @@ def test_no_two_pieces_of_a_round_train_the_same_run(tmp_path):
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
-    from mqvae.trainer import NotFinite, Training
+    from mqvae.training import NotFinite, Training
 
     def fit(self, after_step=None):
         raise NotFinite("the task loss is nan at step 3. The last good checkpoint is kept in X.")
@@ -288,7 +288,7 @@ def test_a_beginning_is_where_the_whole_run_is_then(tmp_path):
 
 
 def test_a_run_killed_between_two_renamings_is_resumed(tmp_path, monkeypatch):
-    from mqvae import trainer
+    from mqvae import training as trainer
     from mqvae.runs import Run as Folder
 
     place = Place(tmp_path, tmp_path / "results.jsonl", accelerator="cpu")
@@ -308,7 +308,7 @@ def test_a_run_killed_between_two_renamings_is_resumed(tmp_path, monkeypatch):
 
 
 def test_a_beginning_that_fails_is_a_result(tmp_path, monkeypatch):
-    from mqvae.trainer import NotFinite, Training
+    from mqvae.training import NotFinite, Training
 
     def fit(self, after_step=None):
         raise NotFinite("the task loss is nan at step 3. The last good checkpoint is kept in X.")

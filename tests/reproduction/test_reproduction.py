@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mqvae.cli import main as program
-from mqvae.settings import from_arguments
+from mqvae.config import from_arguments
 from reproduction import page, results, work
 from reproduction.__main__ import RESULTS, main
 from reproduction.figures import Results

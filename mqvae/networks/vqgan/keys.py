@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distance import Cosine, Distance, Euclidean
-from mqvae.core.quantizer import VectorQuantizer
+from mqvae.core.quantizers import VectorQuantizer
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Inputs
 from mqvae.networks.vqgan.network import VQGAN

@@ -1,0 +1,72 @@
+"""A preset for images, where none is named."""
+
+from pathlib import Path
+
+from mqvae.config.presets import RECOMMENDED, is_known
+from mqvae.data import DATASETS, look
+
+CHOICES = {12: "digits-tiny", 40: "fashion-mnist-demo"}
+"""Presets by the longest side of images that they are chosen for."""
+LARGER = "images-64"
+BATCH = 64
+"""Images in a batch of these presets."""
+WITHOUT = ("-h", "--help", "--help-all", "--resume")
+"""Options of commands that take no preset."""
+
+
+def completed(arguments: list[str]) -> tuple[list[str], str]:
+    """What is typed after `mqvae train` with a preset, and why that one was chosen.
+
+    Images may stand in the place of the preset. Where nothing is to be chosen, what is typed comes
+    back as it is.
+
+    Args:
+        arguments: A preset or images, and options.
+
+    Returns:
+        The arguments, beginning with a preset, and two sentences; empty where nothing was chosen.
+    """
+    names = [a.partition("=")[0] for a in arguments]
+    if any(name in WITHOUT or name.endswith(".help") for name in names):
+        return arguments, ""
+    place, *rest = arguments if names and not names[0].startswith("-") else ["", *arguments]
+    if place and not _are_images(place):
+        return arguments, ""
+    data = place or _said(rest, "--data", "--data.name")
+    if not data:
+        return arguments, ""
+    seen = look(data, _said(rest, "--root", "--data.root") or None)
+    size = _said(rest, "--size", "--data.side")
+    longest = int(size) if size.isdecimal() else seen.most
+    preset = next((name for most, name in CHOICES.items() if longest <= most), LARGER)
+    method = _said(rest, "--method") or RECOMMENDED
+    chosen = [preset, "--method", method, "--data", data]
+    if not size and preset == CHOICES[40] and (seen.least < seen.most or seen.most % 4):
+        chosen += ["--size", str(max(4, seen.least - seen.least % 4))]
+    few = seen.count < 2 * BATCH and not _said(rest, "--batch-size", "--data.batch_size")
+    if few:
+        chosen += ["--batch-size", str(max(1, seen.count // 2))]
+    why = (
+        f"{data}: {seen}. Preset {preset}, method {method}{f', batches of {chosen[-1]}' * few}.\n"
+        "`mqvae presets` and `mqvae methods` list others; --size N trains on N × N pixels."
+    )
+    return [*chosen, *rest], why
+
+
+def _are_images(name: str) -> bool:
+    """Whether a name in the place of a preset is a data set, a folder of images, or shards."""
+    path = Path(name).expanduser()
+    if is_known(name) or path.suffix in (".yaml", ".yml"):
+        return False
+    is_run = (path / "config.yaml").is_file()
+    return name in DATASETS or path.suffix == ".tar" or (path.is_dir() and not is_run)
+
+
+def _said(arguments: list[str], *options: str) -> str:
+    """The value of the last of these options; empty if none is there."""
+    found = ""
+    for at, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name in options:
+            found = value if given else "".join(arguments[at + 1 : at + 2])
+    return found

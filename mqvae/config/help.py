@@ -1,0 +1,181 @@
+"""What `mqvae train --help` and its like show."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from inspect import Parameter, cleandoc, getdoc, signature
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse
+from torch import Tensor
+
+from mqvae.config.classes import find, is_ours
+from mqvae.config.messages import choices
+from mqvae.config.options import GROUPS, HANDED_LATER, LEVELS, SLOTS, Start
+from mqvae.config.typed import SHORT
+from mqvae.errors import MqvaeError
+from mqvae.spelling import nearest
+
+EVERYDAY = """\
+usage: mqvae train [PRESET|IMAGES|FILE.yaml] [--method METHOD] [OPTION …]
+       mqvae train --resume RUN [--steps N]
+
+Train a network. A preset is data, network and length; a method is how codes and
+codebook are made. For images alone a preset is chosen, and it is said which.
+
+  mqvae train photos/ --size 64 --out runs/mine
+  mqvae train digits-tiny --method mq-vae
+
+options:
+  --data IMAGES       a data set by its name, a folder of images, or tar shards
+  --root FOLDER       where a data set's files are, if not in their usual place
+  --size N            pixels a side; images are resized and cropped to it
+  --method METHOD     one of `mqvae methods`, or a YAML file
+  --steps N           number of training steps
+  --lr X              learning rate of encoder and decoder
+  --batch-size N      images in a batch, over all processes
+  --seed N            of weights, order and validation split
+  --out RUN           folder of the run (default: runs/DATA-RULE-SEED)
+  --overwrite         replace a run at --out
+  --devices N         processes on this machine
+  --accelerator NAME  auto, cpu, cuda or mps
+  --resume RUN        resume a run where it stopped; --steps trains on
+  --sweep NAME=A,B …  train every combination of the values of some settings
+
+What is not given is as the preset says: `mqvae presets` lists them. Every
+setting of a run is an option, as in --quantizer.num_codes 4096:
+  mqvae train --help-all           all of them, with their defaults
+  mqvae train --update.help Meta   those of one class
+"""
+BEFORE = """\
+Every setting of a run, as an option of `mqvae train`; in YAML files without the
+dashes. N is a whole number, X a number, A,B a list. Defaults hold where neither
+preset nor file says anything.
+"""
+RUN: Mapping[str, tuple[str, str]] = {
+    "--method": ("METHOD", "one of `mqvae methods`, or a YAML file (default: the preset's)"),
+    "--config": ("FILE", "a YAML file of settings over the preset; options are over it"),
+    "--out": ("RUN", "folder of the run (default: runs/DATA-RULE-SEED)"),
+    "--overwrite": ("", "replace a run at --out"),
+    "--resume": ("RUN", "resume a run where it stopped"),
+    "--sweep": ("NAME=A,B …", "train every combination of the values of some settings"),
+    "--name": ("TEXT", "label in tables and plots (default: the method's)"),
+    "--seed": ("N", "seed of weights, k-means, order and validation split (default: 0)"),
+    "--steps": ("N", "number of training steps (default: 1000)"),
+    "--freeze": ("A,B", "hold these still: encoder, codebook, decoder (default: none)"),
+}
+_EVERYDAY_NAMES = {setting: option for option, setting in SHORT.items()}
+
+
+def show_help(arguments: list[str]) -> None:
+    """Show what is asked for instead of training, and leave; nothing is done if nothing is.
+
+    Raises:
+        MqvaeError: if a class is asked for that is none.
+    """
+    for at, argument in enumerate(arguments):
+        name, _, kind = argument.partition("=")
+        if name in ("-h", "--help"):
+            text = EVERYDAY
+        elif name == "--help-all":
+            text = everything()
+        elif name.startswith("--") and name.endswith(".help"):
+            slot, given = name[2:-5], kind or "".join(arguments[at + 1 : at + 2])
+            found = find(given)
+            if found is None or not is_ours(found):
+                known = choices(SLOTS[slot][0]) if slot in SLOTS else []
+                raise MqvaeError(
+                    f"{name} takes the name of a class, got '{given}'.{nearest(given, known)}"
+                )
+            text = of_class(slot, found)
+        else:
+            continue
+        print(text, end="")
+        raise SystemExit(0)
+
+
+def everything() -> str:
+    """All options of `mqvae train`."""
+    lines = [BEFORE, "run:"]
+    for option, (value, words) in RUN.items():
+        lines += _option(f"{option} {value}".rstrip(), words)
+    lines += _arguments("from", Start)
+    for name, group in GROUPS.items():
+        lines += ["", f"{name}:", *_arguments(name, group)]
+    lines += ["", "components, a class each:"]
+    for slot, (base, default) in SLOTS.items():
+        names = ", ".join(choices(base))
+        usual = "the preset's" if default is None else default["class_path"].rpartition(".")[2]
+        lines += _option(f"--{slot} CLASS", f"{names} (default: {usual})")
+        lines += _option(f"--{slot}.help CLASS", "the arguments of a class")
+    return "\n".join(lines) + "\n"
+
+
+def of_class(slot: str, kind: type) -> str:
+    """The options of a class at a place of the settings."""
+    first = cleandoc(getdoc(kind) or kind.__name__).partition("\n\n")[0]
+    arguments = list(_arguments(slot, kind)) or ["  It takes no options."]
+    return "\n".join(
+        [f"--{slot} {kind.__name__}", "", *textwrap.wrap(first, 80), "", *arguments, ""]
+    )
+
+
+def _arguments(place: str, kind: type) -> Iterator[str]:
+    """The arguments of a class: option, value, meaning and default of each."""
+    begin: Any = getattr(kind, "__init__")  # noqa: B009
+    documented = parse(getdoc(kind) or "").params + parse(getdoc(begin) or "").params
+    meanings = {each.arg_name: each.description or "" for each in documented}
+    hints = get_type_hints(begin)
+    for name, argument in signature(kind).parameters.items():
+        if argument.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            continue
+        if name in HANDED_LATER or (place == "optimizer" and name in LEVELS):
+            continue
+        setting = f"{place}.{name}"
+        value = _value(hints.get(name, Any))
+        option = f"--{setting} {value}".rstrip()
+        if everyday := _EVERYDAY_NAMES.get(setting):
+            option = f"{everyday}, {option}"
+        words = " ".join(meanings.get(name, "").split())
+        default = argument.default
+        # Which class None stands for is said in words, if at all.
+        chosen = default is None and value == "CLASS"
+        if default is not Parameter.empty and not chosen and "(default" not in words:
+            words = f"{words.removesuffix('.')} (default: {_default(default)})".strip()
+        yield from _option(option, words)
+
+
+def _option(option: str, words: str) -> list[str]:
+    """An option, and below it what it means."""
+    found = textwrap.fill(
+        words, 80, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False
+    )
+    return [f"  {option}", *([found] if words else [])]
+
+
+def _value(hint: Any) -> str:
+    """What an option's value looks like, by the type of its argument."""
+    kinds = [kind for kind in get_args(hint) if kind not in (type(None), Tensor)]
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, kinds))
+    if get_origin(hint) in (list, tuple):
+        return "A,B"
+    if kinds and not isinstance(hint, type):
+        each = dict.fromkeys(_value(kind) for kind in kinds)
+        return "|".join(each)
+    if not isinstance(hint, type):
+        return "VALUE"
+    for kind, word in ((bool, "true|false"), (int, "N"), (float, "X"), (str, "TEXT")):
+        if issubclass(hint, kind):
+            return word
+    return "VALUE" if issubclass(hint, Enum | dict) else "CLASS"
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value) if isinstance(value, int | float | str) else type(value).__name__

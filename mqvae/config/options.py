@@ -1,0 +1,255 @@
+"""Everything that can be set, in the words that --help shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from jsonargparse import ArgumentParser
+from torch.optim import Optimizer as TorchOptimizer
+
+import mqvae
+from mqvae.core.quantizers import Quantizer
+from mqvae.core.rules import Rule
+from mqvae.errors import MqvaeError
+from mqvae.networks.architecture import Architecture
+from mqvae.tasks import Task
+
+if TYPE_CHECKING:
+    from builtins import float as Decay
+    from builtins import float as Norm
+    from builtins import float as Rate
+    from builtins import float as Share
+    from builtins import int as Count
+    from builtins import int as Number
+    from builtins import int as Seed
+else:
+    from jsonargparse.typing import ClosedUnitInterval as Share
+    from jsonargparse.typing import NonNegativeInt as Count
+    from jsonargparse.typing import PositiveInt as Number
+    from jsonargparse.typing import restricted_number_type
+
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
+    Rate = restricted_number_type("Rate", float, [(">=", 0), ("<", float("inf"))])
+    Norm = restricted_number_type("Norm", float, [(">", 0), ("<", float("inf"))])
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+
+Part: TypeAlias = Literal["encoder", "codebook", "decoder"]
+PARTS: tuple[Part, ...] = ("encoder", "codebook", "decoder")
+
+Spec: TypeAlias = dict[str, Any]
+"""A component: {"class_path": …, "init_args": {…}}."""
+
+ADAMW: Spec = {"class_path": "torch.optim.AdamW"}
+
+
+def with_arguments(spec: Spec, arguments: Mapping[str, Any]) -> Spec:
+    """A component with these arguments over its own."""
+    return {**spec, "init_args": {**spec["init_args"], **arguments}}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images.
+
+    Args:
+        name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq, imagenet or photos,
+            or a folder of images or of shards, or a pattern of shards as in
+            "photos/{0000..0123}.tar".
+        root: Folder of a data set's files (default: its usual places; all but celeba-hq, imagenet
+            and photos are downloaded where they are in none).
+        side: Pixels a side, to which images are resized and cropped (default: as they are).
+        channels: 1 for grey, 3 for colour (default: as the images are).
+        classes: Number of classes (default: counted); 1 takes all images as one class, whatever
+            folders they are in.
+        batch_size: Images in a batch, over all processes.
+        validation: Number of images of the validation split, on which the best checkpoint is
+            chosen; 0 for none. They are sampled from the training images by the seed, or are those
+            in val/ of a folder that has it (default: a tenth, and 1,000 at most).
+        limit: Number of training images, sampled by the seed (default: all).
+        memory: Whether images of files are held in memory, or read from the disk (default: held
+            where they fit).
+        workers: Threads that decode images from the disk (default: one a core, and 8 at most).
+        crop: Where along its longer side an image is cut to a square: random is for training;
+            pixels cuts the central side × side pixels, and resizes only images that are smaller.
+        flip: Mirror half of the training images.
+        on_error: An image that cannot be read ends the run, or is skipped: the next one takes its
+            place.
+        above: Batch on which a rule with two levels judges the codebook: the same that encoder and
+            decoder step on, the next one, or one of the validation images.
+    """
+
+    name: str = "fashion-mnist"
+    root: str | None = None
+    side: Number | None = None
+    channels: Literal[1, 3] | None = None
+    classes: Number | None = None
+    batch_size: Number = 512
+    validation: Count | None = None
+    limit: Number | None = None
+    memory: bool | None = None
+    workers: Number | None = None
+    crop: Literal["center", "random", "pixels"] = "center"
+    flip: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
+    above: Literal["same", "next", "held-out"] = "same"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Both levels' optimizers; their learning rates rise linearly, then follow a schedule.
+
+    Args:
+        network_lr: Learning rate of encoder and decoder.
+        codebook_lr: Learning rate of the codebook.
+        weight_decay: Weight decay of both, unless a level's own optimizer names one.
+        warmup: Share of the steps in which the learning rates rise.
+        schedule: What they do after that: fall to 0 as a cosine or linearly, or stay.
+        network: Optimizer of encoder and decoder.
+        codebook: Optimizer of the codebook.
+    """
+
+    network_lr: Rate = 3e-4
+    codebook_lr: Rate = 6e-2
+    weight_decay: Rate = 1e-4
+    warmup: Share = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    network: Spec = field(default_factory=lambda: dict(ADAMW))
+    codebook: Spec = field(default_factory=lambda: dict(ADAMW))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that are there already.
+
+    Args:
+        run: Folder of the run that they are taken from (default: none).
+        parts: Which of them: encoder, codebook, decoder.
+    """
+
+    run: str
+    parts: tuple[Part, ...] = PARTS
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Quantization that sets in when there is something to quantize.
+
+    Args:
+        unquantized: Share of the steps that are made without quantization, by the task loss alone;
+            then the codebook is set by k-means, as at the start, and trained.
+        gradual: Share of the steps over which quantization sets in after that: the samples that
+            are not quantized fall from all to none.
+    """
+
+    unquantized: Share = 0.0
+    gradual: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.unquantized + self.gradual > 1:
+            raise MqvaeError(
+                "warm_start.unquantized and warm_start.gradual are shares of the same updates, 1 "
+                f"at most together; got {self.unquantized} and {self.gradual}."
+            )
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The loop.
+
+    Args:
+        accelerator: What it runs on; auto is a GPU where there is one.
+        devices: Processes on each machine.
+        precision: "bf16-mixed" takes bfloat16 where torch's autocast does; "16-mixed" float16,
+            with scaled losses, for rules that do not look ahead.
+        gradient_clip_val: Norm that each optimizer's gradients are clipped to (default: not
+            clipped).
+        accumulate_grad_batches: Batches of `data.batch_size` that a training step is made of, for
+            rules that do not step between their passes.
+        log_every: Steps between two rows of metrics.csv (default: chosen by `steps`).
+        checkpoint_every: Steps between two checkpoints (default: chosen by `steps`).
+        parts: Micro-batches whose gradients are accumulated, to hold the graph of one at a time.
+        average: Decay of the EMA of the weights, which is then what is measured and used; 0 for
+            none. After n steps it is min(average, (1 + n) / (10 + n)).
+        loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
+            tensorboard,wandb; [] for none (default: TensorBoard, where it is installed).
+        on_nonfinite: What happens at a step whose loss, gradient norm or weight is not finite: stop
+            ends the run there, and names it; skip takes the step back whole and counts it, at the
+            price of a copy of all that is trained, and of waiting for the device, at every step.
+        fast_dev_run: Two steps, few images to measure on, no loggers: whether it works at
+            all. Without --out, in runs/fast_dev_run, which is replaced.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Number = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    gradient_clip_val: Norm | None = None
+    accumulate_grad_batches: Number = 1
+    log_every: Number | None = None
+    checkpoint_every: Number | None = None
+    parts: Number = 1
+    average: Decay = 0.0
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    fast_dev_run: bool = False
+
+
+LEVELS = ("network", "codebook")
+GROUPS: Mapping[str, type[Any]] = {
+    "data": Data,
+    "optimizer": Optimizer,
+    "warm_start": WarmStart,
+    "trainer": Trainer,
+}
+FLAGS = {
+    f"--{name}.{each.name}"
+    for name, group in GROUPS.items()
+    for each in fields(group)
+    if each.type is bool
+}
+"""Options that stand alone as well, without `true`."""
+SLOTS: Mapping[str, tuple[type, Spec | None]] = {
+    "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
+    "quantizer": (Quantizer, None),
+    "task": (Task, {"class_path": "mqvae.Reconstruction"}),
+    "update": (Rule, None),
+    "optimizer.network": (TorchOptimizer, ADAMW),
+    "optimizer.codebook": (TorchOptimizer, ADAMW),
+}
+"""Components: what they must be derived from, and what they are unless something else is said."""
+HANDED_LATER = {"params", "lr"}
+"""Arguments of optimizers that are no settings: a run has them, or says them once."""
+
+
+@cache
+def settings_parser() -> ArgumentParser:
+    """What knows every setting, its type, its range and its default."""
+    for name in mqvae.__all__:  # classes answer to their names once they are imported
+        getattr(mqvae, name)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    add = parser.add_argument
+    add("--config", action="config")
+    add("--out", type=str)
+    add("--overwrite", action="store_true")
+    add("--name", type=str | None)
+    add("--seed", type=Seed, default=0)
+    add("--steps", type=Number, default=1000)
+    add("--from", type=Start | None)
+    add("--freeze", type=tuple[Part, ...], default=())
+    for name, group in GROUPS.items():
+        parser.add_class_arguments(group, name, skip={*LEVELS} if group is Optimizer else None)
+    for name, (base, default) in SLOTS.items():
+        parser.add_subclass_arguments(
+            base,
+            name,
+            as_group=False,
+            skip=HANDED_LATER if base is TorchOptimizer else None,
+            required=default is None,
+            default=default,
+        )
+    for action in parser._actions:  # a value is a value, and never a file to be read
+        if hasattr(action, "_enable_path"):
+            action._enable_path = False
+        if isinstance(more := getattr(action, "sub_add_kwargs", None), dict):
+            more["sub_configs"] = False
+    return parser

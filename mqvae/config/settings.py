@@ -1,0 +1,335 @@
+"""Settings of a run: read, written, and made into objects."""
+
+import json
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import lru_cache, partial, reduce
+from inspect import signature
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from torch.optim import Optimizer as TorchOptimizer
+
+import mqvae
+from mqvae.config.choosing import completed
+from mqvae.config.classes import UNFIT, find, is_ours, only_ours
+from mqvae.config.help import show_help
+from mqvae.config.merging import merged
+from mqvae.config.messages import choices, explained
+from mqvae.config.options import (
+    GROUPS,
+    LEVELS,
+    SLOTS,
+    Data,
+    Optimizer,
+    Part,
+    Spec,
+    Start,
+    Trainer,
+    WarmStart,
+    settings_parser,
+    with_arguments,
+)
+from mqvae.config.presets import delta_of, layers, presets_in_words
+from mqvae.config.retired import without_retired
+from mqvae.config.typed import as_typed, typed
+from mqvae.core.network import VQNetwork
+from mqvae.core.quantizers import Quantizer
+from mqvae.core.rules import Rule
+from mqvae.errors import MqvaeError, refused
+from mqvae.networks.architecture import Architecture
+from mqvae.runs import Run
+from mqvae.tasks import Task
+
+
+@dataclass(frozen=True)
+class Components:
+    """What settings make.
+
+    Attributes:
+        network: What the network is.
+        quantizer: With a codebook drawn at random.
+        task: What it is trained for.
+        rule: The update rule.
+        network_optimizer: To be called with the parameters of encoder and decoder.
+        codebook_optimizer: To be called with those of the codebook.
+    """
+
+    network: Architecture
+    quantizer: Quantizer
+    task: Task
+    rule: Rule
+    network_optimizer: "partial[TorchOptimizer]"
+    codebook_optimizer: "partial[TorchOptimizer]"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run is made of; what config.yaml says. `options.py` has what each means."""
+
+    name: str
+    seed: int
+    steps: int
+    data: Data
+    network: Spec
+    quantizer: Spec
+    task: Spec
+    update: Spec
+    optimizer: Optimizer
+    start: Start | None
+    freeze: tuple[Part, ...]
+    warm_start: WarmStart
+    trainer: Trainer
+
+    @classmethod
+    def of(cls, *configs: Mapping[str, Any]) -> "Settings":
+        """From the contents of a config.yaml; of several, the later over the earlier.
+
+        Raises:
+            ValueError: says what is wrong with a setting.
+        """
+        return cls._read(_layered(configs))
+
+    @classmethod
+    def _read(cls, config: Mapping[str, Any]) -> "Settings":
+        given = _given(config)
+        return cls._of(given, _complete(given))
+
+    @classmethod
+    def _of(cls, given: Namespace, complete: Namespace) -> "Settings":
+        values = _plain(complete)
+        for level in LEVELS:  # that of both holds where a level names none
+            if f"optimizer.{level}.init_args.weight_decay" not in given:
+                values["optimizer"][level]["init_args"].pop("weight_decay", None)
+        start, rule = values["from"], find(values["update"]["class_path"])
+        return cls(
+            name=values["name"] or getattr(rule, "method", getattr(rule, "__name__", "")),
+            start=start and Start(start["run"], tuple(start["parts"])),
+            freeze=tuple(values["freeze"]),
+            **{name: group(**values[name]) for name, group in GROUPS.items()},
+            **{k: values[k] for k in ("seed", "steps", "network", "quantizer", "task", "update")},
+        )
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Settings":
+        """From a run's config.yaml.
+
+        Raises:
+            ValueError: names the file and what is wrong in it.
+        """
+        try:
+            return deepcopy(_checked(json.dumps(_layered([run.config]))))
+        except ValueError as error:
+            raise MqvaeError(f"{run.folder / 'config.yaml'}: {error}") from error
+
+    def config(self) -> dict[str, Any]:
+        """The contents of config.yaml."""
+        config = {"from" if k == "start" else k: v for k, v in asdict(self).items()}
+        return json.loads(json.dumps(config))  # lists for tuples
+
+    def components(self) -> Components:
+        """The objects, each made once."""
+        made = self._made(*SLOTS)
+        optimizers = []
+        for level in LEVELS:
+            rates, optimizer = asdict(self.optimizer), made[f"optimizer.{level}"]
+            changed = {"lr": rates[f"{level}_lr"]}
+            own = rates[level]["init_args"]
+            if "weight_decay" in signature(optimizer.func).parameters and "weight_decay" not in own:
+                changed["weight_decay"] = rates["weight_decay"]
+            optimizers.append(partial(optimizer, **changed))
+        parts = (made[slot] for slot in SLOTS if "." not in slot)
+        return Components(*parts, *optimizers)
+
+    def _made(self, *slots: str) -> Namespace:
+        """The objects of these slots; partial ones where there is more to be handed over."""
+        config = json.loads(json.dumps(self.config()), object_hook=_component)
+        wanted = Namespace()
+        for slot in slots:
+            wanted[slot] = _namespace(reduce(getitem, slot.split("."), config))
+        later = [(_later, TorchOptimizer, True)]
+        parser = settings_parser()
+        with refused(", ".join(slots)), only_ours(config):
+            return parser.instantiate(wanted, instantiate_groups=False, instantiators=later)
+
+    def resolved(self, network: VQNetwork, rule: Rule, **data: Any) -> "Settings":
+        """With what quantizer and rule chose by themselves written out, and these of the data."""
+        return replace(
+            self,
+            data=replace(self.data, **data),
+            quantizer=_with_chosen(self.quantizer, network.quantizer),
+            update=_with_chosen(self.update, rule),
+        )
+
+
+@lru_cache(maxsize=32)
+def _checked(config: str) -> Settings:
+    """From an argument, when it describes a network; a run is opened many times."""
+    settings = Settings._read(json.loads(config))
+    # Not on "meta": numbers that are not there, torch reckons with by importing its compiler.
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):
+        settings._made("network", "quantizer")
+    return settings
+
+
+def load_preset(name: str, *deltas: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
+    """What a preset, or a YAML file by its path, says over its `base`, and deltas over it.
+
+    Args:
+        name: The preset or file.
+        deltas: Settings over it, the later over the earlier.
+        method: The method, if not the preset's own.
+
+    Raises:
+        ValueError: says what is wrong with a setting, or that there is no such preset, method or
+            file.
+    """
+    return _plain(_given(_layered([*layers(name, method), *deltas])))
+
+
+def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
+    """Settings, --out and --overwrite from what is typed after `mqvae train`.
+
+    The preset with its method is the lowest layer, then come the files of --config as they are
+    typed, then the options together.
+
+    Raises:
+        ValueError: says what is wrong with a preset, a file or an option.
+    """
+    show_help(arguments)
+    arguments, _ = completed(arguments)
+    names = [a for a in arguments[:1] if not a.startswith("-")]
+    if not names:
+        raise MqvaeError(
+            "train needs a preset, images or a YAML file, as in `mqvae train digits-tiny` or "
+            f"`mqvae train photos/`. {presets_in_words()}"
+        )
+    options, files, method = typed(arguments[len(names) :])
+    configs = [*layers(names[0], method), *map(delta_of, files)]
+    try:
+        below = _layered(configs)
+    except MqvaeError as error:
+        raise MqvaeError(f"{(files or names)[-1]}: {error}") from error
+    config = _layered([below, options])
+    try:
+        given = _given(config, "--")
+        complete = _complete(given, "--")
+    except MqvaeError as error:
+        try:
+            _complete(_given(below))
+        except MqvaeError as own:  # the file's own mistake is told as such
+            if str(own).replace("--", "") == str(error).replace("--", ""):
+                raise MqvaeError(f"{(files or names)[-1]}: {own}") from error
+        raise MqvaeError(as_typed(str(error), arguments)) from error
+    out = Path(complete.out) if complete.out else None
+    return Settings._of(given, complete), out, complete.overwrite
+
+
+def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings, each over those before."""
+    return reduce(merged, map(without_retired, configs), {})
+
+
+def _given(config: Mapping[str, Any], dashes: str = "") -> Namespace:
+    """What settings say.
+
+    Args:
+        config: From files and options together.
+        dashes: What the writer put before a name.
+
+    Raises:
+        ValueError: in plain words.
+    """
+    parser = settings_parser()
+    with _in_plain_words(dashes), only_ours(config):
+        text = yaml.safe_dump(dict(config), allow_unicode=True)
+        given = parser.parse_args([f"--config={text}"], defaults=False)
+    for action in parser._actions:
+        if action.default is not None and given.get(action.dest, action.default) is None:
+            raise MqvaeError(f"{dashes}{action.dest} expects a value, got none.")
+    for slot in (f"optimizer.{level}" for level in LEVELS):
+        name = str(given.get(f"{slot}.class_path")).rpartition(".")[2]
+        if name in UNFIT:
+            raise MqvaeError(
+                f"{dashes}{slot} cannot be {name}, which {UNFIT[name]}. Choices: "
+                f"{', '.join(choices(TorchOptimizer))}."
+            )
+    return given
+
+
+def _complete(given: Namespace, dashes: str = "") -> Namespace:
+    """The same with what it leaves open.
+
+    Raises:
+        ValueError: in plain words.
+    """
+    # Another class than a slot's usual one would take that one's defaults where both have them.
+    emptied = Namespace({slot: None for slot in SLOTS if slot in given})
+    with _in_plain_words(dashes), only_ours(given.as_dict()):
+        return settings_parser().parse_object(given.clone(), namespace=emptied)
+
+
+@contextmanager
+def _in_plain_words(dashes: str) -> Iterator[None]:
+    try:
+        yield
+    except ArgumentError as error:
+        known = [o for action in settings_parser()._actions for o in action.option_strings]
+        raise MqvaeError(explained(str(error), known, dashes)) from error
+
+
+def _plain(found: Namespace) -> dict[str, Any]:
+    """The same in plain types, its components looked at."""
+    with only_ours(found.as_dict()):
+        text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
+    return json.loads(text, object_hook=_component)
+
+
+def _component(value: dict[str, Any]) -> dict[str, Any]:
+    """A component in full: of mqvae's, torch's optimizers or losses, or a class derived from one.
+
+    Nothing else is ever called, whatever a config.yaml from elsewhere says.
+    """
+    if "class_path" not in value:
+        return value
+    path = str(value["class_path"])
+    if not is_ours(find(path)):
+        raise MqvaeError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
+    return {"class_path": path, "init_args": value.get("init_args") or {}}
+
+
+def _namespace(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_namespace(item) for item in value]
+    if isinstance(value, dict):
+        return Namespace(**{key: _namespace(item) for key, item in value.items()})
+    return value
+
+
+def _later(kind: type, **arguments: Any) -> Any:
+    return partial(kind, **arguments)
+
+
+def _with_chosen(spec: Spec, built: Any) -> Spec:
+    """A spec with the parts that its class chose by itself written out."""
+    names = [name for name in signature(type(built)).parameters if hasattr(built, name)]
+    chosen = {name: _spec(getattr(built, name)) for name in names}
+    parts = {name: part for name, part in chosen.items() if isinstance(part, dict)}
+    return with_arguments(spec, parts)
+
+
+def _spec(value: Any) -> Any:
+    """The {class_path, init_args} of a dataclass; other values as they are."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    kind = type(value)
+    module = "mqvae" if kind.__name__ in mqvae.__all__ else kind.__module__
+    fields = {name: _spec(getattr(value, name)) for name in signature(kind).parameters}
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": fields}

@@ -1,0 +1,157 @@
+"""What a quantizer of one table does between passes: EMA, replacement, prices."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mqvae.core.codebook import AverageCodebook, Codebook, TableCodebook
+from mqvae.core.distance import Distance
+from mqvae.core.distributed import (
+    process_rank,
+    sum_across_processes,
+    sums_across_processes,
+    world_size,
+)
+from mqvae.core.optimizer import forget_rows
+from mqvae.core.passes import full
+from mqvae.core.quantizers.beginning import BeginningQuantizer
+from mqvae.core.quantizers.pending import LastPass, Pending
+from mqvae.core.rate import Rate
+from mqvae.core.replacement import Pool, Replacement, readable
+
+FORGOTTEN = 100  # passes in training without an update, after which a warning says so
+
+
+class UpdatedQuantizer(BeginningQuantizer):
+    """A quantizer of one table that learns from the codes it chose: `VectorQuantizer`."""
+
+    codebook: Codebook
+    distance: Distance
+    replacement: Replacement | None
+    prices: Rate | None
+    shared_codebook: bool
+    _pending: Pending
+
+    def rows(self, codes: Tensor) -> Tensor:
+        """Rows of the table that codes select, of the codes' shape."""
+        if self.groups > 1 and not self.shared_codebook:
+            return codes + torch.arange(self.groups, device=codes.device) * self.num_codes
+        return codes
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UpdatedQuantizer":
+        super()._apply(fn, recurse)
+        self._pending = self._nothing()
+        return self
+
+    def _nothing(self) -> Pending:
+        """Statistics of no pass."""
+        averaged = isinstance(self.codebook, AverageCodebook)
+        table = self.codebook().detach()
+        return Pending(table, len(table) // self.num_codes, averaged)
+
+    @property
+    def updates(self) -> bool:
+        """Whether `update` has something to do."""
+        averaged = isinstance(self.codebook, AverageCodebook)
+        wanted = averaged or self.replacement is not None or self.prices is not None
+        return wanted and self.training and self.codebook.learns
+
+    @torch.no_grad()
+    def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
+        self.hear(z_e, mask)
+        if not self.updates:
+            return
+        pending, shape = self._pending, self._parts_shape
+        parts = z_e.reshape(shape).to(self.codebook.dtype)
+        rows = self.rows(codes).flatten()
+        ones = torch.ones_like(rows)
+        if mask is not None:
+            mask = mask.reshape(-1, 1).expand(-1, self.groups).reshape(shape[:2])  # (N, G)
+            parts = parts.masked_fill(~mask[..., None], 0)
+            ones = mask.flatten().long()
+        pending.counts.scatter_add_(0, rows, ones)
+        if pending.sums is not None:
+            vectors = z_e.to(pending.sums.dtype).reshape(-1, shape[2])
+            if mask is not None:
+                vectors = vectors.masked_fill(~mask.reshape(-1, 1), 0)
+            pending.sums.index_add_(0, rows, vectors)
+        if self.prices is not None:
+            away = full(self.lookup(codes, self.table()).reshape(shape)) - full(parts)
+            away = away if mask is None else away.masked_fill(~mask[..., None], 0)
+            pending.squares.add_(away.square().sum((0, 2)))
+        pending.last = LastPass(parts, mask)
+        if not torch.compiler.is_compiling():
+            pending.passes += 1
+            if pending.passes == FORGOTTEN:
+                warnings.warn(
+                    f"{type(self).__name__} has made {FORGOTTEN} training passes without update(): "
+                    "its EMA, replacement and rate do nothing until you call quantizer.update() "
+                    "after each optimizer.step().",
+                    stacklevel=2,
+                )
+
+    def discard(self) -> None:
+        self._heard = None
+        if self._pending.last is not None:
+            self._pending.clear()
+
+    @property
+    def _parts_shape(self) -> tuple[int, int, int]:
+        """(N, G, D/G), or (N·G, 1, D/G) with a shared codebook."""
+        return -1, 1 if self.shared_codebook else self.groups, self.dim // self.groups
+
+    def _learn(self, optimizer: Optimizer | None) -> None:
+        pending, last = self._pending, self._pending.last
+        if not self.updates or (last is None and world_size() == 1):
+            return
+        if last is None:  # other processes may have had a pass
+            none = self.codebook().new_zeros(0, *self._parts_shape[1:])
+            last = LastPass(none, None)
+        sizes = pending.counts.new_zeros(world_size())
+        sizes[process_rank()] = len(last.parts)
+        counts, sizes = sums_across_processes([pending.counts, sizes])
+        if isinstance(self.codebook, AverageCodebook):
+            assert pending.sums is not None
+            averages, table = self.codebook.averages, self.table()
+            averages.follow(self.codebook(), table)
+            sums = sum_across_processes(pending.sums)
+            averages.take(self.codebook, table, counts, sums, all_move=False)
+        if self.prices is not None:
+            self.prices.update(counts.view(-1, self.num_codes), pending.squares)
+        if self.replacement is not None:
+            self._replace(counts, sizes, last, optimizer)
+        pending.clear()
+
+    def _replace(
+        self,
+        counts: Tensor,
+        sizes: Tensor,
+        last: LastPass,
+        optimizer: Optimizer | None,
+    ) -> None:
+        assert self.replacement is not None and isinstance(self.codebook, TableCodebook)
+        weight = self.codebook.weight
+        unused = self.get_buffer("unused_steps")
+        chosen = counts > 0
+        # Where nothing was chosen at all, a mask was over everything.
+        unused.add_(chosen.any()).masked_fill_(chosen, 0)
+        pool = Pool(last.parts, sizes, len(weight), last.mask)
+        rows, codewords = self.replacement(unused, pool)
+        if readable(rows) and not len(rows):
+            return
+        codewords = codewords.to(weight.dtype)
+        # What is drawn may not be finite; such a row is due again at the next step.
+        here = (rows >= 0) & torch.isfinite(codewords).all(1)
+        rows = rows.where(here, len(weight))  # one row more takes what replaces nothing
+        nowhere = weight.new_zeros(1, weight.shape[1])
+        weight.copy_(torch.cat([weight, nowhere]).index_copy_(0, rows, codewords)[:-1])
+        replaced = torch.zeros(len(weight) + 1, dtype=torch.bool, device=weight.device)
+        replaced = replaced.index_fill_(0, rows, True)[:-1]
+        unused.masked_fill_(replaced, 0)
+        if optimizer is not None:
+            forget_rows(optimizer, weight, replaced)
+        if isinstance(self.codebook, AverageCodebook):
+            self.codebook.averages.follow(weight, self.table())

@@ -1,0 +1,86 @@
+"""What a pass finds, and what a step reports."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mqvae.core.bilevel import Batch
+from mqvae.core.optimizer import Gradients
+from mqvae.core.quantizers import Quantized
+from mqvae.core.shown import Shown
+
+
+@dataclass(frozen=True, repr=False)
+class Step(Shown):
+    """What a step reports.
+
+    Attributes:
+        task: L_task of the first pass, a scalar.
+        commitment: mean ‖z_e − sg(z_q)‖², unweighted; of several quantizers their sum.
+        codebook: mean ‖sg(z_e) − z_q‖², unweighted; of several quantizers their sum.
+        auxiliary: The quantizer's own term, unweighted: `Quantized.auxiliary_loss`; None without.
+        codebook_gradient: Largest number of the gradient that an optimizer stepped C along, by
+            size; not finite if some were not, along which C was not stepped. None without one.
+        codes: The codes of the batch; of a module with several quantizers, or several passes
+            through one, those of the first.
+        output: The output of the first pass, detached: the decoder's, (B, ...), or the module's.
+        direct_norm: Norm of the direct hypergradient; None for rules without one.
+        indirect_norm: Norm of the indirect hypergradient.
+        cosine: Cosine between the two; 0 where one of them vanishes.
+        quantized: What each quantizer of a module gave, by its name in the module, pass by pass;
+            empty for a VQNetwork.
+    """
+
+    task: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    codes: Tensor
+    output: Any
+    auxiliary: Tensor | None = None
+    codebook_gradient: Tensor | None = None
+    direct_norm: Tensor | None = None
+    indirect_norm: Tensor | None = None
+    cosine: Tensor | None = None
+    quantized: dict[str, tuple[Quantized, ...]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one pass found: what to step along, and what the quantizer learns from.
+
+    Attributes:
+        step: The report.
+        lower: Gradients of the lower level's parameters.
+        upper: Those of the upper level's; or that of the table itself, (rows, d); or none.
+        z_e: Embeddings, (..., D); None where the quantizers have recorded theirs, or learn nothing.
+        codes: Their codes.
+        of_table: Whether `upper` is of the table.
+        sums: What else the rule learns from, summed over batches.
+        learns: Whether the quantizers learn from the pass.
+    """
+
+    step: Step
+    lower: Gradients
+    upper: Gradients
+    z_e: Tensor | None = None
+    codes: Tensor | None = None
+    of_table: bool = False
+    sums: tuple[Tensor, ...] = ()
+    learns: bool = True
+
+
+def step_of(
+    batch: Batch, task: Tensor, quantized: Quantized, norms: dict[str, Any] | None = None
+) -> Step:
+    """The report of a step from its first pass."""
+    auxiliary = quantized.auxiliary_loss
+    return Step(
+        task.detach(),
+        quantized.commitment_loss.detach(),
+        quantized.codebook_loss.detach(),
+        quantized.codes,
+        batch.output,
+        None if auxiliary is None else auxiliary.detach(),
+        **(norms or {}),
+    )

@@ -1,0 +1,311 @@
+"""The parts of a run, put together."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from mqvae.config import Settings
+from mqvae.core.network import VQNetwork
+from mqvae.core.rules import Step, Unquantized, Update
+from mqvae.data import Batches, Images, fitting, these
+from mqvae.errors import MqvaeError, refused
+from mqvae.metrics import evaluating
+from mqvae.tasks import Player, Task
+from mqvae.training.images import Splits, inputs_of
+from mqvae.training.processes import Processes
+from mqvae.training.schedule import learning_rate
+from mqvae.training.start import freeze
+
+Weights = tuple[Tensor, ...] | list[Tensor]
+
+INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
+INITIALIZATION_BATCH = 512  # images that are embedded at once
+MANY_CODES = 4096  # whose k-means takes so long that it is spoken of
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, and by what.
+
+    Attributes:
+        network: The network.
+        task: What it is trained for.
+        update: The rule by which a batch changes it.
+        batches: The batches of this process.
+        above: Those that the codebook is judged on; None where they are the same.
+        before: What trains before quantization sets in.
+        levels: The optimizers of the rule, "lower" and "upper".
+        players: What trains the task's own networks.
+        schedules: Of all learning rates, by the optimizer's name.
+        average: The exponential average of the weights; None where there is none.
+    """
+
+    network: VQNetwork
+    task: Task
+    update: Update
+    batches: Batches
+    levels: Mapping[str, Optimizer]
+    players: Mapping[str, Player]
+    schedules: Mapping[str, LRScheduler]
+    average: AveragedModel | None
+    before: Update
+    above: Batches | None = None
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """All of them, by the names they have in a checkpoint."""
+        players = {f"player-{name}": player.optimizer for name, player in self.players.items()}
+        return {**self.levels, **players}
+
+    @property
+    def measured(self) -> VQNetwork:
+        """The network that is measured and used: the average where there is one."""
+        return self.network if self.average is None else averaged(self.average)
+
+    def next_above(self) -> tuple[Tensor, Tensor] | None:
+        """The next batch, images and labels, that the codebook is judged on; None for the same."""
+        return None if self.above is None else self.above.next()
+
+    def accumulate(
+        self, x: Tensor, y: Tensor, *, in_parts: int = 1, quantized: bool = True
+    ) -> None:
+        """Add a batch, images and labels, to those that `train` steps along next."""
+        rule = self.update if quantized else self.before
+        rule.accumulate(x, self.task.target(x, y), parts=in_parts)
+
+    def train(
+        self,
+        x: Tensor,
+        y: Tensor,
+        above: tuple[Tensor, Tensor] | None = None,
+        *,
+        in_parts: int = 1,
+        quantized: bool = True,
+    ) -> tuple[Step, Mapping[str, Tensor]]:
+        """All that a batch changes: by the update rule, by the players, and the average.
+
+        Args:
+            x: Images.
+            y: Labels.
+            above: Images and labels that the codebook is judged on; None for the same.
+            in_parts: Parts that the rule takes them in.
+            quantized: Whether quantization has set in.
+
+        Returns:
+            What the rule found, and what the players log.
+        """
+        target = self.task.target(x, y)
+        if not quantized:
+            result = self.before.step(x, target, parts=in_parts)
+            if "upper" in self.levels:
+                # Without gradients nothing is stepped, but a schedule wants its optimizer to be.
+                self.levels["upper"].step()
+        else:
+            judged = None if above is None else (above[0], self.task.target(*above))
+            result = self.update.step(x, target, parts=in_parts, above=judged)
+        logged = self.task.step(self.players, x, y, result.output) if self.players else {}
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return result, logged
+
+    def close(self) -> None:
+        """Stop taking batches ahead."""
+        self.batches.close()
+        if self.above is not None:
+            self.above.close()
+
+
+def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[Parts, Settings]:
+    """The parts of a run, freshly initialized, and its settings with what the parts chose.
+
+    Raises:
+        ValueError: if parts do not fit each other or the images.
+    """
+    start = settings.start
+    if settings.warm_start.unquantized and start is not None and "codebook" in start.parts:
+        raise MqvaeError(
+            "warm_start.unquantized ends in a codebook from k-means, which would replace that of "
+            f"{start.run}: leave it out, or take --from.parts encoder,decoder."
+        )
+    torch.manual_seed(settings.seed)
+    device = processes.device
+    components = settings.components()
+    with refused("network and quantizer"):
+        network = components.network.build(inputs_of(settings.data), components.quantizer)
+        network = network.to(device)
+        # Whatever the encoder cannot take is said before anything is written.
+        x = torch.zeros(1, *splits.train.shape, device=device)
+        with evaluating(network), torch.no_grad():
+            network.embed(x)
+        freeze(network, settings.freeze)
+        task = components.task.to(device)
+
+    with refused("optimizer.network"):
+        levels = {"lower": components.network_optimizer(network.network_parameters())}
+    codebook = list(network.codebook_parameters())
+    if components.rule.steps_codebook and codebook:
+        with refused("optimizer.codebook"):
+            levels["upper"] = components.codebook_optimizer(codebook)
+    rule, options = components.rule, settings.trainer
+    frame: dict[str, Any] = {
+        "lower": levels["lower"],
+        "max_norm": options.gradient_clip_val,
+        "scaler": processes.scaler(),
+    }
+    with refused("update"):
+        update = Update(network, task, rule, upper=levels.get("upper"), **frame)
+    if options.accumulate_grad_batches > 1:
+        _require_gathers(update, task)
+    if isinstance(loss := rule.loss_above(), nn.Module):
+        loss.to(device)
+
+    rates = settings.optimizer
+    factor = learning_rate(settings.steps, rates.warmup, rates.schedule)
+    schedules: dict[str, LRScheduler] = {
+        name: LambdaLR(optimizer, factor)
+        for name, optimizer in levels.items()
+        if _trains(optimizer)
+    }
+    players = task.players(settings.steps)
+    for name, player in players.items():
+        if player.schedule is not None:
+            schedules[f"player-{name}"] = player.schedule
+    share, rest = divmod(settings.data.batch_size, processes.count)
+    if rest:
+        raise MqvaeError(
+            f"data.batch_size must be a multiple of the number of processes, {processes.count}, "
+            f"got {settings.data.batch_size}: each takes an equal share of every batch."
+        )
+    batches = _batches(splits.train, share, settings, processes)
+    above = _above(update, splits, share, settings, processes)
+    decay = settings.trainer.average
+    average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
+    task.attend(network, x)  # after the average, a copy, is made
+    before = Update(network, task, Unquantized(), **frame)
+    parts = Parts(
+        network, task, update, batches, levels, players, schedules, average, before, above
+    )
+    return parts, settings.resolved(network, rule)
+
+
+def _require_gathers(update: Update, task: Task) -> None:
+    """Refuse a rule, or a task, that takes no several batches a step.
+
+    Raises:
+        ValueError: with what to set instead.
+    """
+    instead = "set data.batch_size to the whole batch and trainer.parts to what it is cut into."
+    if not update.rule.gathers:
+        raise MqvaeError(
+            "trainer.accumulate_grad_batches needs a rule that makes one pass a step, as Joint, "
+            f"Synchronous and Ema do, got {type(update.rule).__name__}: {instead}"
+        )
+    if task.players(1):
+        raise MqvaeError(
+            "trainer.accumulate_grad_batches is for tasks without networks of their own, got "
+            f"{type(task).__name__}: {instead}"
+        )
+
+
+def _batches(images: Images, size: int, settings: Settings, processes: Processes) -> Batches:
+    return Batches(
+        images,
+        size,
+        seed=settings.seed,
+        device=processes.device,
+        rank=processes.rank,
+        world_size=processes.count,
+        random_crop=settings.data.crop == "random",
+        random_flip=settings.data.flip,
+    )
+
+
+def _above(
+    update: Update, splits: Splits, size: int, settings: Settings, processes: Processes
+) -> Batches | None:
+    """The batches that the codebook is judged on; None where they are those of the network.
+
+    Raises:
+        ValueError: if the rule judges the codebook by none of its own, or nothing is held out.
+    """
+    which = settings.data.above
+    if which == "same":
+        return None
+    if not update.rule.judges:
+        raise MqvaeError(
+            f"data.above is {which}, but {type(update.rule).__name__} judges the codebook by no "
+            "batch of its own: take --update Meta, or leave data.above out."
+        )
+    if which == "next":
+        # The same stream, one batch ahead: what is judged on now is what is stepped on next.
+        above = _batches(splits.train, size, settings, processes)
+        above.skip()
+        return above
+    largest = len(splits.validation) // processes.count
+    if not largest:
+        raise MqvaeError(
+            "data.above is held-out, but there are no validation images for every process: "
+            f"expected data.validation to be {processes.count} or more."
+        )
+    return _batches(splits.validation, min(size, largest), settings, processes)
+
+
+def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> None:
+    """k-means on embeddings of the training set's first shuffled images, of all processes."""
+    if settings.start is not None and "codebook" in settings.start.parts:
+        return
+    network, batches = parts.network, parts.batches
+    if not list(network.codebook_parameters()):
+        return
+    with evaluating(network), torch.no_grad():
+        probe = network.embed(torch.zeros(1, *images.shape, device=batches.device))
+    positions = probe.numel() // network.quantizer.dim
+    wanted = -(-INITIALIZATION_SAMPLES * network.quantizer.num_codes // positions)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))[
+        :wanted
+    ]
+    codes = network.quantizer.num_codes
+    if codes >= MANY_CODES and not batches.rank:
+        count = len(order) * positions
+        print(
+            f"k-means: {count:,} embeddings to {codes:,} codewords …", file=sys.stderr, flush=True
+        )
+    mine = order.tensor_split(batches.world_size)[batches.rank]
+    parts_of_mine = mine.split(fitting(INITIALIZATION_BATCH, images.shape, side=32))
+    taken = these(images, parts_of_mine, device=batches.device)
+    network.initialize_codebook(x for x, _ in taken)
+    if parts.average is not None:
+        parts.measured.quantizer.load_state_dict(network.quantizer.state_dict())
+
+
+def _trains(optimizer: Optimizer) -> bool:
+    return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+
+
+def averaged(average: AveragedModel) -> VQNetwork:
+    """The network whose weights are the average."""
+    assert isinstance(average.module, VQNetwork)
+    return average.module
+
+
+def _towards(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
+    """One step of an EMA whose decay after n steps is min(decay, (1 + n) / (10 + n)).
+
+    So TensorFlow's `ExponentialMovingAverage` with `num_updates`: the first weights, which know
+    nothing, weigh little from the first steps on.
+    """
+
+    @torch.no_grad()
+    def step(average: Weights, now: Weights, done: Tensor | int) -> None:
+        done = int(done)
+        kept = min(decay, (1 + done) / (10 + done))
+        torch._foreach_lerp_(average, now, 1 - kept)
+
+    return step

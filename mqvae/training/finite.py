@@ -1,0 +1,90 @@
+"""Numbers of training that are not finite: noticed at the step where they first come, and named."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mqvae.core.distributed import from_all_processes
+from mqvae.core.rules import Step
+from mqvae.training.assembly import Parts
+from mqvae.training.processes import Processes
+from mqvae.training.start import parts_of
+
+NEVER = 2**62  # no run has as many steps
+TERMS = {
+    "task": "the task loss",
+    "commitment": "the commitment loss",
+    "codebook": "the codebook loss",
+    "auxiliary": "the auxiliary loss",
+    "direct_norm": "the norm of the direct hypergradient",
+    "indirect_norm": "the norm of the indirect hypergradient",
+    "cosine": "the cosine of the hypergradients",
+    "codebook_gradient": "the codebook's gradient",
+}
+
+
+class Finite:
+    """Looks at the numbers of every step on their device, which nothing waits for until `found`.
+
+    Args:
+        parts: What is trained.
+        processes: The processes that train together.
+    """
+
+    def __init__(self, parts: Parts, processes: Processes) -> None:
+        self._processes = processes
+        self._logs = list(parts.task.logs)
+        weights: dict[str, list[Tensor]] = {
+            f"the {name}": list(m.parameters()) for name, m in parts_of(parts.network).items()
+        }
+        weights["the task's networks"] = [p for p in parts.task.parameters() if p.requires_grad]
+        filled = {name: [t for t in tensors if t.numel()] for name, tensors in weights.items()}
+        self._weights = {name: tensors for name, tensors in filled.items() if tensors}
+        self._named = [
+            *TERMS.values(),
+            *(f"{name} of the task" for name in self._logs),
+            *(f"a weight of {name}" for name in self._weights),
+        ]
+        self.forget()
+
+    def forget(self) -> None:
+        """Look for the first one anew."""
+        device = self._processes.device
+        self._first = torch.full((len(self._named),), NEVER, device=device)
+        self._values = torch.zeros(len(self._named), device=device)
+
+    @torch.no_grad()
+    def look(self, step: int, result: Step, logged: Mapping[str, Tensor]) -> None:
+        """Look at what a step gave, and at the weights after it.
+
+        Args:
+            step: The step's number.
+            result: What the rule found.
+            logged: What the task's networks log.
+        """
+        given = [*(getattr(result, name) for name in TERMS), *map(logged.get, self._logs)]
+        nothing = torch.zeros((), device=self._processes.device)
+        # The largest of each tensor is not finite where one of its numbers is not.
+        largest = [
+            torch.stack([n.float() for n in torch._foreach_norm(tensors, math.inf)]).amax()
+            for tensors in self._weights.values()
+        ]
+        values = torch.stack(
+            [nothing if v is None else v.detach().float() for v in given] + largest
+        )
+        new = ~torch.isfinite(values) & (self._first == NEVER)
+        self._first = torch.where(new, step, self._first)
+        self._values = torch.where(new, values, self._values)
+
+    def found(self) -> tuple[str, int] | None:
+        """What is not finite first, in words, and at which step. All processes take part."""
+        steps = from_all_processes(self._first[None]).amin(0).tolist()
+        step = min(steps)
+        if step == NEVER:
+            return None
+        which = steps.index(step)
+        value = self._values[which].item()
+        said = "not finite in another process" if math.isfinite(value) else str(value)
+        return f"{self._named[which]} is {said}", step

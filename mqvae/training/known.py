@@ -1,0 +1,166 @@
+"""What a run knows of its images, and what is done when they are others."""
+
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mqvae.data import Bounds, Identity, Images, identity_of
+from mqvae.errors import MqvaeError
+from mqvae.runs import Run, write_whole
+from mqvae.training.processes import is_first
+
+FILE = "images.npz"
+ACCEPT = "--accept-changed-data"
+Changes = Mapping[str, str]  # split -> what is different, in words
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run knows of its images: in `state.json`, `summary.json` and `images.npz`.
+
+    Attributes:
+        splits: Which images each split has.
+        bounds: What decides by an image's hash whether it is held out; None where images have no
+            names.
+        accepted: Changes of the images that were accepted, with the step.
+    """
+
+    splits: Mapping[str, Identity] = field(default_factory=dict)
+    bounds: Bounds | None = None
+    accepted: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, splits: Mapping[str, Images], bounds: Bounds | None) -> "Known":
+        """Of a run's splits; looks at the size of each file."""
+        return cls({name: identity_of(images) for name, images in splits.items()}, bounds)
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Known | None":
+        """What a run knows; None if it has no record.
+
+        That of the last checkpoint, also for the best: changes that were accepted since hold.
+
+        Raises:
+            ValueError: if its `state.json` is damaged, and so is that of the one before it.
+        """
+        for name in ("last", "best"):
+            if Run.checkpoint_in(run.folder, name) is not None:
+                state = run.load(name, training=False, weights=False).state
+                return cls.from_state(state, run.folder)
+        return None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], folder: Path) -> "Known | None":
+        """From what `state` gave, and the `images.npz` of a run folder, if it is of the same."""
+        if "images" not in state:
+            return None
+        arrays = _read(folder / FILE)
+        splits = {
+            split: Identity.from_json(content).with_arrays(arrays.get(split, {}))
+            for split, content in state["images"].items()
+        }
+        bounds = state["bounds"]
+        accepted = tuple(state["accepted_changes"])
+        return cls(splits, None if bounds is None else Bounds.from_json(bounds), accepted)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says of the images."""
+        images = {split: identity.to_json() for split, identity in self.splits.items()}
+        return {"images": images, "accepted_changes": list(self.accepted)}
+
+    def state(self) -> dict[str, Any]:
+        """What state.json says of the images."""
+        return {**self.summary(), "bounds": self.bounds and self.bounds.to_json()}
+
+    def write(self, run: Run) -> None:
+        """Write images.npz into a run's folder: what it takes to count what has changed."""
+        arrays = {
+            f"{split}.{name}": array
+            for split, identity in self.splits.items()
+            for name, array in identity.to_arrays().items()
+        }
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        write_whole(run.folder / FILE, content.getvalue())
+
+    def changes(self, now: Mapping[str, Identity]) -> Changes:
+        """What is different in these splits."""
+        found = {}
+        for split, identity in now.items():
+            if split in self.splits and (different := self.splits[split].compare(identity)):
+                found[split] = str(different)
+        return found
+
+    def trained_on(self, test: Identity) -> int:
+        """How many of some test images were training images."""
+        train = self.splits.get("train")
+        if train is None or train.names is None or test.names is None:
+            return 0
+        return int(np.isin(test.names, train.names).sum())
+
+    def accepting(self, now: "Known", changes: Changes, step: int) -> "Known":
+        """The images that are there now, with the changes noted."""
+        return replace(now, accepted=(*self.accepted, {"step": step, **changes}))
+
+
+def check(
+    folder: Path, known: Known | None, now: Mapping[str, Identity], *, accept: bool
+) -> Changes:
+    """Compare images with those that a run had.
+
+    Args:
+        folder: The run's folder, for messages.
+        known: What the run knows; None for one without a record, of which a warning is printed.
+        now: Which images there are, of some of its splits.
+        accept: Whether others are accepted; a warning then says what is different.
+
+    Returns:
+        What is different, by split; empty if nothing is.
+
+    Raises:
+        ValueError: if they are others and not accepted.
+    """
+    if known is None:
+        _warn(
+            f"{folder} has no record of its images, as it was imported: whether they are the same "
+            "cannot be told"
+        )
+        return {}
+    changes = known.changes(now)
+    if not changes:
+        return {}
+    lines = "".join(f"\n  {split}: {words}" for split, words in changes.items())
+    test = now.get("test")
+    if "test" in changes and test is not None and (number := known.trained_on(test)):
+        lines += f"\n  {number:,} of the images that are for test now were training images"
+    if not accept:
+        raise MqvaeError(
+            f"the images are not those that {folder} was trained and measured on:{lines}\n"
+            f"Put them back as they were, or accept them as they are: {ACCEPT} "
+            "(accept_changed_data=True)."
+        )
+    _warn(f"changed images are accepted for {folder}:{lines}")
+    return changes
+
+
+def _warn(text: str) -> None:
+    if is_first():
+        print(f"mqvae: warning: {text}", file=sys.stderr)
+
+
+def _read(file: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Split -> arrays; nothing if the file is missing or damaged, as digests are elsewhere."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                split, _, name = key.partition(".")
+                found.setdefault(split, {})[name] = arrays[key]
+    except Exception:
+        return {}
+    return found

@@ -1,0 +1,70 @@
+"""A run that does not fit in memory, and what would."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+
+from mqvae.config import Settings
+from mqvae.config.classes import find
+from mqvae.training.stopping import OutOfMemory
+
+# What allocators say; only CUDA's has a class of its own.
+_SAID = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
+
+
+def what_to_lower(settings: Settings, processes: int) -> str:
+    """The settings that make a step smaller; those first that change least of what it does."""
+    options, ways = settings.trainer, []
+    share = settings.data.batch_size // processes
+    if options.parts < share:
+        parts = min(2 * options.parts, share)
+        ways.append(f"--trainer.parts {parts} (the same batch, in smaller parts)")
+    network = settings.network
+    described: Any = find(network["class_path"])
+    on = network.get("init_args", {}).get("checkpointing", False)
+    if "checkpointing" in signature(described).parameters and not on:
+        ways.append("--network.checkpointing true (the same, computed twice)")
+    if options.precision == "32-true":
+        ways.append("--trainer.precision bf16-mixed")
+    if share > 1:
+        ways.append(f"--batch-size {processes * (share // 2)} (now {share * processes})")
+    return ", ".join(ways) or "a smaller --size or a smaller network"
+
+
+@contextmanager
+def noticing_shortage(
+    settings: Settings, processes: int, where: Callable[[], str]
+) -> Iterator[None]:
+    """What allocators say becomes `OutOfMemory`, which says what to lower.
+
+    Args:
+        settings: Of the run.
+        processes: How many train it.
+        where: When it happened and what is kept, a sentence's beginning and a sentence.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory {where()} Lower what a step takes, in this order: "
+            f"{what_to_lower(settings, processes)}. They are settings of a new run, which "
+            "--from RUN gives the weights of this one."
+        ) from error

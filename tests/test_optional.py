@@ -1,0 +1,174 @@
+"""What is imported when, and what is said where a package is not installed."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from mqvae import data
+from mqvae import optional as extras
+from mqvae.cli import main
+from mqvae.config import Settings, load_preset
+from mqvae.metrics.inception import inception
+from mqvae.metrics.registry import further_figures
+from mqvae.report.charts import drawing
+from mqvae.tasks import Reconstruction
+from mqvae.training import begin
+from mqvae.weights import Weights
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
+SERVICES = {"trackio", "wandb"}  # not in [all]
+
+
+def modules_of(requirements):
+    """torch-fidelity>=0.3 → torch_fidelity."""
+    return {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in requirements}
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """Hides a module, as if it were not installed."""
+    return lambda name: monkeypatch.setitem(sys.modules, name, None)
+
+
+# ---- the extras ----
+
+
+def test_extras_are_those_that_pip_knows():
+    for name, extra in extras.EXTRAS.items():
+        assert modules_of(OPTIONAL[name]) == set(extra.modules)
+    together = re.fullmatch(r"mqvae\[(.*)\]", *OPTIONAL["all"])
+    assert set(together[1].split(",")) == set(extras.EXTRAS) - SERVICES
+    assert "mqvae[all]" in OPTIONAL["dev"]
+    assert not {m for e in extras.EXTRAS.values() for m in e.modules} & modules_of(
+        PROJECT["dependencies"]
+    )
+
+
+def test_extras_that_are_there_ask_for_nothing(hidden):
+    for name, extra in extras.EXTRAS.items():
+        if name in SERVICES:
+            continue
+        assert extra.missing == []
+        for module in extra.modules:
+            extras.require(module)
+            hidden(module)
+        assert extra.missing == list(extra.modules)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("matplotlib", "report", lambda: drawing(lambda axes: None, name="a", alt="b")),
+        ("scipy", "svhn", lambda: data.load("svhn", "test", download=False)),
+        ("torch_fidelity", "fid", lambda: inception(Weights({}, "a", "b"), "2048")),
+    ],
+)
+def test_what_is_missing_is_named_with_its_extra(module, extra, use, hidden):
+    hidden(module)
+    said = rf"{module.replace('_', '-')} is not installed.*pip install 'mqvae\[{extra}\]'"
+    with pytest.raises(extras.ExtraMissing, match=said):
+        use()
+
+
+def test_a_command_says_it_in_a_line(hidden, capsys, tmp_path):
+    hidden("constriction")
+    assert main(["compress", "run", "test", "--out", str(tmp_path / "codes")]) == 2
+    assert capsys.readouterr().err == (
+        "mqvae: error: the package constriction is not installed. It is for mqvae compress and "
+        "mqvae decompress: pip install 'mqvae[compress]'.\n"
+    )
+
+
+def test_all_figures_are_those_that_can_be_had(hidden, monkeypatch):
+    hidden("torch_fidelity")
+    images = data.load("digits", "test", side=32)
+
+    def missing(images, device):
+        return extras.require("torch_fidelity")
+
+    said = []
+    makers = dict.fromkeys(("lpips", "fid", "inception_score", "frechet_vgg16"), missing)
+    found = further_figures(
+        ["all"], ["mse"], Reconstruction(), images, makers=makers, left_out=said.append
+    )
+    assert set(found) == {"ssim"}
+    assert sum("pip install 'mqvae[fid]'" in line for line in said) == 4
+    with pytest.raises(extras.ExtraMissing):
+        further_figures(["fid"], ["mse"], Reconstruction(), images, makers=makers)
+
+
+# ---- what is imported when ----
+
+SLOW = {
+    *["jinja2", "lightning", "lightning_fabric", "matplotlib", "pytorch_lightning", "scipy"],
+    *["sklearn", "torch_fidelity", "torchmetrics", "torchvision"],
+}
+FIRST_BATCH = """
+import torch, mqvae
+mqvae.VectorQuantizer(num_codes=8, dim=4)(torch.randn(16, 4))
+"""
+FIRST_UPDATE = """
+from mqvae.training.loop import Training
+from mqvae.cli import main
+
+def stop(training):
+    raise KeyboardInterrupt
+
+fit = Training.fit
+Training.fit = lambda training: fit(training, after_step=stop)
+assert main(["train", "digits-tiny", "--trainer.log_every", "1", "--out", "run"]) == 130
+"""
+
+
+OPENED = """
+from mqvae.cli import main
+assert main(["evaluate", "run"]) == 0
+assert main(["prior", "run", "--steps", "1", "--width", "8", "--layers", "1"]) == 0
+"""
+
+
+def imported(code, folder):
+    """The modules that a new process has imported after some code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_first_quantized_batch_imports_torch_and_the_core(tmp_path):
+    names = imported(FIRST_BATCH, tmp_path)
+    assert "torch" in names
+    rest = {*SLOW, "PIL", "jsonargparse", "rich", "safetensors", "tensorboard", "yaml"}
+    assert not names & rest
+    ours = {name for name in names if name.startswith("mqvae.")}
+    assert {name for name in ours if not name.startswith("mqvae.core")} == {"mqvae.errors"}
+
+
+def test_the_first_update_imports_nothing_slow(tmp_path):
+    names = imported(FIRST_UPDATE, tmp_path)
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+    assert not names & SLOW
+
+
+def test_a_run_is_opened_without_anything_slow(tmp_path):
+    small = {"steps": 2, "data": {"name": "digits", "side": 8}, "network": {"width": 8}}
+    begin(Settings.of(load_preset("methods/lfq", small)), tmp_path / "run").fit()
+    assert not imported(OPENED, tmp_path) & SLOW
+
+
+def test_the_digits_need_no_other_package(hidden):
+    hidden("sklearn")
+    assert data.load("digits", "train").pixels.dtype == torch.uint8
