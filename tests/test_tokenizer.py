@@ -250,6 +250,8 @@ def test_files_that_hold_no_codes(tokenizer, tmp_path, damage):
 def test_a_file_of_codes_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         Codes.load(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="a folder of codes, which are read piece by piece"):
+        Codes.load(tmp_path)
 
 
 # -- codes that do not fit -------------------------------------------------------------------------

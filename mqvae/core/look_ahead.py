@@ -1,4 +1,4 @@
-"""The lower level's answer to C: the virtual step, and what becomes of it."""
+"""The lower level's answer to C: the virtual step, undone or kept."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -23,7 +23,7 @@ class Ahead:
 
     Attributes:
         lower: The batch below, on which φ and θ step.
-        upper: The batch above, on which C is judged; the paper takes `lower` itself.
+        upper: The upper batch, on which C is judged; the paper takes `lower` itself.
         here: The pass on `lower` at (φ, θ, C).
         phi: φ' = φ − ξ g_φ, where the virtual lower step leads.
         theta: θ' = θ − ξ g_θ.

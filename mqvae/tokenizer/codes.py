@@ -149,6 +149,11 @@ class Codes:
         Raises:
             ValueError: if the file is not one of codes, or was altered.
         """
+        if Path(path).is_dir():
+            raise MqvaeError(
+                f"{path} is a folder of codes, which are read piece by piece: "
+                "`mqvae.tokenizer.shards.pieces_of`. `mqvae encode --out FILE.npz` writes one file."
+            )
         if not Path(path).is_file():
             raise MqvaeError(f"there is no file {path}.")
         try:

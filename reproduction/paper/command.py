@@ -57,7 +57,7 @@ def reproduce(arguments: list[str], studies: Mapping[str, str]) -> int:
         "--scale",
         default="cpu",
         choices=SCALES,
-        help="sizes: debug (seconds each), cpu (minutes each), paper (a GPU); cpu if not given",
+        help="sizes: debug (seconds each), cpu (minutes each), paper (a GPU) (default: cpu)",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="of each row; the scale's own: 3")
     parser.add_argument(

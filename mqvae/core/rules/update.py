@@ -331,7 +331,7 @@ class Update:
     def _above(
         self, batch: Batch | ModuleBatch, above: tuple[Any, Any] | None
     ) -> Batch | ModuleBatch:
-        """The batch above, the lower one itself where nothing differs."""
+        """The upper batch, the lower one itself where nothing differs."""
         loss = self.rule.loss_above()
         if above is None and loss is None:
             return batch
