@@ -32,7 +32,7 @@ from mqvae import (
     VectorQuantizer,
     VQNetwork,
 )
-from mqvae.core import hypergradient as module
+from mqvae.core import hypergradients as module
 from mqvae.core import nearest as search
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -277,7 +277,7 @@ def test_it_learns(run, request):
     config = Run(folder).config
     assert config["network"] == {
         "class_path": "mqvae.ResNet18",
-        "init_args": {"base_width": 8, "stem": None},
+        "init_args": {"base_width": 8, "stem": None, "normalization": None},
     }
     assert config["task"]["class_path"] == "mqvae.Classification"
     assert config["data"]["classes"] == 10

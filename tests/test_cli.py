@@ -92,7 +92,7 @@ EXACT = [*META, "--update.hypergradient", "Exact"]
 BAD_INPUT = {
     # Commands, presets and options, with the nearest name.
     "command": (["trian"], "there is no command 'trian'. Did you mean 'train'?"),
-    "command far off": (["fly"], "Commands: train, evaluate"),
+    "command far off": (["fly"], "Commands: train, presets"),
     "no preset": (["train"], "train needs a preset"),
     "preset": (["train", "digits-tyni"], "no preset 'digits-tyni'. Did you mean 'digits-tiny'?"),
     "option": (

@@ -8,6 +8,7 @@ from textwrap import dedent
 
 import pytest
 import torch
+from PIL import Image
 from problems import squared_error
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -290,8 +291,12 @@ def test_their_settings_as_ours_describe_a_run(page, tmp_path):
     assert settings.task["class_path"] == "mqvae.Adversarial"
 
 
-def test_what_is_to_be_trained_can_be():
+def test_what_is_to_be_trained_can_be(tmp_path, monkeypatch):
     """All that the pages train, but for runs and files of the reader's, and sweeps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / f"{i}.png")
     pages = [DOCS / f"{name}.md" for name in ("choosing", "collapse", "scaling")]
     text = "\n".join(page.read_text() for page in [*pages, *(DOCS / "from").glob("*.md")])
     text = re.sub(r"\\\n *", "", text)

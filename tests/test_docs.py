@@ -158,12 +158,13 @@ def test_every_method_is_documented():
 
 # -- the site --------------------------------------------------------------------------------------
 
+OLDER = {"LeastRecentlyUsed"}  # names that are read for one version more
+
 
 def test_every_public_name_is_in_the_reference_once():
     pages = (ROOT / "docs" / "reference").glob("*.md")
     named = re.findall(r"^::: mqvae\.(\w+)$", "\n".join(p.read_text() for p in pages), re.MULTILINE)
-    older = {"LeastRecentlyUsed"}  # read for one version more
-    assert sorted(named) == sorted({*mqvae.__all__} - older)
+    assert sorted(named) == sorted({*mqvae.__all__} - OLDER)
 
 
 def test_the_site(tmp_path):
@@ -194,5 +195,5 @@ def test_the_site(tmp_path):
     for command in COMMANDS:
         assert f"usage: mqvae {command}" in pages["reference/commands.html"]
     everything = "".join(text for name, text in pages.items() if name.startswith("reference/"))
-    for name in mqvae.__all__:
-        assert f'id="mqvae.{name}"' in everything
+    for name in {*mqvae.__all__} - OLDER:
+        assert f'id="mqvae.{name}"' in everything, name

@@ -422,7 +422,7 @@ def test_refused_tells_whose_fault_it_is():
         ),
         (["sample", "RUN", "--out", "new", "--seed", "-1"], "--seed must lie in 0 … 4294967295"),
         (["prior", "RUN", "--seed", str(2**32)], "seed must lie in 0 … 4294967295"),
-        (["prior", "RUN", "--width", "9" * 19], "the prior's width, layers and kernel: "),
+        (["prior", "RUN", "--width", "9" * 19], "the prior's width, layers, kernel and heads: "),
         (["prior", "RUN", "--layers", "9" * 19], "layers must be 1,000 or less"),
         (["train", "digits-tiny", "--network.residual_blocks", "9" * 9], "must be 1,000 or less"),
         (

@@ -496,7 +496,7 @@ def test_a_codebook_that_is_trained_needs_an_optimizer(rule):
     lower = SGD(network.network_parameters(), lr=0.1)
     with pytest.raises(ValueError, match=f"^{rule.__name__} trains the codebook") as e:
         rule(network, problem.loss, lower=lower, upper=None)
-    assert "network.codebook_parameters(), or freeze them" in str(e.value)
+    assert "mqvae.codebook_parameters(network), or freeze them" in str(e.value)
     network.quantizer.requires_grad_(False)
     before = network.quantizer.codebook.weight.clone()
     rule(network, problem.loss, lower=lower, upper=None).step(problem.x, problem.y)

@@ -21,7 +21,7 @@ from test_rules import (
     update_of,
     weights,
 )
-from test_trainer import resume, rows, same_run, settings, stop_after
+from test_training import resume, rows, same_run, settings, stop_after
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
