@@ -48,7 +48,8 @@ def test_a_long_run_stays_flat(tmp_path):
     begin(settings, tmp_path / "run").fit(after_step=watch)
     assert watch.steps == [20, 30, 40, 50, 60]
     assert len(set(watch.found["open files"])) == 1
-    assert len(set(watch.found["threads"])) == 1
+    threads = watch.found["threads"]  # one of a test before may end meanwhile
+    assert threads == sorted(threads, reverse=True)
 
 
 def test_commands_in_a_place_unlike_the_developers(tmp_path):
