@@ -43,6 +43,7 @@ from mqvae import (
     VectorQuantizer,
 )
 from mqvae.core.quantizers import CodebookQuantizer
+from mqvae.core.rules.update import OnePass
 
 LOSSES = ("task", "commitment", "codebook", "prior")
 NOTHING = 1e-30  # of ξ: no indirect term that float64 tells from none, and a look-ahead
@@ -370,6 +371,10 @@ def test_a_rule_knows_what_the_field_calls_it():
         def step(self, update, batch, above):
             raise NotImplementedError
 
+    class Once(OnePass):
+        def gradients(self, update, batch):
+            raise NotImplementedError
+
     class Other(Mine):
         method = "VQ-VAE + other"
 
@@ -385,6 +390,7 @@ def test_a_rule_knows_what_the_field_calls_it():
         MetaNetwork: "MQ-VAE†",
         MetaBoth: "MQ-VAE‡",
         Mine: "Mine",
+        Once: "Once",
         Other: "VQ-VAE + other",
         Variant: "MQ-VAE",
     }

@@ -21,7 +21,35 @@ else:  # what settings may name: a function there could be any at all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meta(Rule):
+class LookingAhead(Rule, abstract=True):
+    """A rule by which C descends the loss after φ and θ have answered to it.
+
+    Args:
+        hypergradient: How dL'/dC is estimated; `FiniteDifference()` if None.
+        xi: ξ, size of the virtual step.
+        look_ahead: How φ and θ answer; `Undone()` if None.
+    """
+
+    hypergradient: HypergradientRule | None = None
+    xi: float = 1.0
+    look_ahead: LookAhead | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, xi=self.xi)
+        # Settings show what is taken where none is given.
+        object.__setattr__(self, "hypergradient", self.hypergradient or FiniteDifference())
+        object.__setattr__(self, "look_ahead", self.look_ahead or Undone())
+
+    @property
+    def chosen(self) -> tuple[HypergradientRule, LookAhead]:
+        """Hypergradient and look-ahead, which are there once it is made."""
+        assert self.hypergradient is not None and self.look_ahead is not None
+        return self.hypergradient, self.look_ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta(LookingAhead):
     """MQ-VAE: C descends the loss after φ and θ have answered to it (Algorithm 1).
 
     One step:
@@ -56,27 +84,16 @@ class Meta(Rule):
     method = "MQ-VAE"
     judges = True
 
-    hypergradient: HypergradientRule | None = None
-    xi: float = 1.0
-    look_ahead: LookAhead | None = None
     upper_loss: UpperLoss | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(0, xi=self.xi)
-        hypergradient, look_ahead = self.chosen
-        object.__setattr__(self, "hypergradient", hypergradient)
-        object.__setattr__(self, "look_ahead", look_ahead)
+        hypergradient, _ = self.chosen
         if self.upper_loss is not None and not hypergradient.uses_upper_loss:
             raise MqvaeError(
                 f"no task loss above has a part in {hypergradient}: leave out upper_loss, or "
                 "take FiniteDifference() or Exact()."
             )
-
-    @property
-    def chosen(self) -> tuple[HypergradientRule, LookAhead]:
-        """Hypergradient and look-ahead, those of Algorithm 1 with Eq. 13 where none is given."""
-        return self.hypergradient or FiniteDifference(), self.look_ahead or Undone()
 
     def check(self, update: Update) -> None:
         hypergradient, look_ahead = self.chosen

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from mqvae.core.bilevel import Batch, averaged, gradient
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradients import FiniteDifference, Hypergradient, HypergradientRule
+from mqvae.core.hypergradients import Hypergradient
 from mqvae.core.hypergradients.rule import codebook_gradient, require_straight_through, selecting
 from mqvae.core.look_ahead import Undone
 from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizers import Quantized
+from mqvae.core.rules.meta import LookingAhead
 from mqvae.core.rules.step import Step, step_of
 from mqvae.core.rules.update import Rule, Update
 from mqvae.errors import MqvaeError, at_least
@@ -67,7 +68,7 @@ class MetaNetwork(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaBoth(Rule):
+class MetaBoth(LookingAhead):
     """MQ-VAE‡: both levels descend the loss after the other has answered, from the same point.
 
     Policy prediction: C steps along `hypergradient` as in `Meta`, φ and θ as in `MetaNetwork`.
@@ -85,26 +86,15 @@ class MetaBoth(Rule):
 
     method = "MQ-VAE‡"
 
-    hypergradient: HypergradientRule | None = None
     look_ahead: Undone | None = None
-    xi: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(0, xi=self.xi)
-        hypergradient, look_ahead = self.chosen
-        object.__setattr__(self, "hypergradient", hypergradient)
-        object.__setattr__(self, "look_ahead", look_ahead)
-        if look_ahead.kept:
+        if self.chosen[1].kept:
             raise MqvaeError(
                 "MetaBoth undoes its look-ahead, since both levels start from the same point: give "
                 "it look_ahead=Undone(…)."
             )
-
-    @property
-    def chosen(self) -> tuple[HypergradientRule, Undone]:
-        """Hypergradient and look-ahead, those of Eq. 13 where none is given."""
-        return self.hypergradient or FiniteDifference(), self.look_ahead or Undone()
 
     def check(self, update: Update) -> None:
         hypergradient, look_ahead = self.chosen

@@ -76,9 +76,9 @@ class Rule(ABC):
         frame = {name: options.pop(name) for name in FRAME if name in options}
         return Update(network, loss, cls(**options), **frame)
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
         super().__init_subclass__()
-        if not hasattr(cls, "method"):
+        if not abstract and not hasattr(cls, "method"):
             cls.method = cls.__name__
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class Rule(ABC):
 FRAME = ("lower", "upper", "process_group", "max_norm", "scaler")
 
 
-class OnePass(Rule):
+class OnePass(Rule, abstract=True):
     """A rule whose gradients one pass finds, so that several batches may give those of a step."""
 
     @property
