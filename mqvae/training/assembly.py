@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mqvae.config import Settings
 from mqvae.core.network import VQNetwork
-from mqvae.core.rules import Step, Unquantized, Update
+from mqvae.core.rules import Rule, Step, Unquantized, Update
 from mqvae.data import Batches, Images, fitting, these
 from mqvae.errors import MqvaeError, refused
 from mqvae.metrics import evaluating
@@ -161,8 +161,6 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     }
     with refused("update"):
         update = Update(network, task, rule, upper=levels.get("upper"), **frame)
-    if options.accumulate_grad_batches > 1:
-        _require_gathers(update, task)
     if isinstance(loss := rule.loss_above(), nn.Module):
         loss.to(device)
 
@@ -174,6 +172,8 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
         if _trains(optimizer)
     }
     players = task.players(settings.steps)
+    if options.accumulate_grad_batches > 1:
+        _require_gathers(rule, task, has_networks=bool(players))
     for name, player in players.items():
         if player.schedule is not None:
             schedules[f"player-{name}"] = player.schedule
@@ -195,19 +195,24 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     return parts, settings.resolved(network, rule)
 
 
-def _require_gathers(update: Update, task: Task) -> None:
+def _require_gathers(rule: Rule, task: Task, *, has_networks: bool) -> None:
     """Refuse a rule, or a task, that takes no several batches a step.
+
+    Args:
+        rule: The rule.
+        task: The task.
+        has_networks: Whether the task trains networks of its own.
 
     Raises:
         ValueError: with what to set instead.
     """
     instead = "set data.batch_size to the whole batch and trainer.parts to what it is cut into."
-    if not update.rule.gathers:
+    if not rule.gathers:
         raise MqvaeError(
             "trainer.accumulate_grad_batches needs a rule that makes one pass a step, as Joint, "
-            f"Synchronous and Ema do, got {type(update.rule).__name__}: {instead}"
+            f"Synchronous and Ema do, got {type(rule).__name__}: {instead}"
         )
-    if task.players(1):
+    if has_networks:
         raise MqvaeError(
             "trainer.accumulate_grad_batches is for tasks without networks of their own, got "
             f"{type(task).__name__}: {instead}"
