@@ -53,7 +53,8 @@ def refined(
                 f"a code of {type(network.quantizer).__name__} is several levels at once, which a "
                 "prior does not count apart: leave out the prior and bits_weight."
             )
-        if how.bits_weight and not how.prior and any(each.bits is None for each in choices.each):
+        unknown = how.prior is None and any(choice.bits is None for choice in choices.each)
+        if how.bits_weight and unknown:
             raise MqvaeError(
                 f"bits_weight {how.bits_weight:g} weighs the bits of codes, which a prior knows, "
                 "or a quantizer that was trained with a rate (quantizer.rate RateAware): leave it "

@@ -80,6 +80,11 @@ class Refinement:
         if self.prior is not None and not self.bits_weight:
             raise MqvaeError("a prior counts bits, which weigh nothing: add bits_weight=1e-5.")
 
+    @classmethod
+    def of(cls, refine: "int | Refinement | None") -> "Refinement | None":
+        """A number of passes as the refinement that takes so many; anything else as it is."""
+        return cls(refine) if isinstance(refine, int) else refine
+
     def __str__(self) -> str:
         under = "" if self.prior is None else f", bits under prior {_digest(self.prior)}"
         return (

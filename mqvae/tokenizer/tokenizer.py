@@ -331,7 +331,7 @@ class Tokenizer:
                 be refined.
         """
         self._check_quantized()
-        how = Refinement(refine) if isinstance(refine, int) else refine
+        how = Refinement.of(refine)
         dtype = next(self.network.parameters()).dtype
         codes = []
         with self._evaluating():
@@ -491,7 +491,7 @@ class Tokenizer:
 
     def encode_images(self, images: Images, *, refine: int | Refinement | None = None) -> Codes:
         """Codes of many images, with what is needed to decode them; `refine` as of `encode`."""
-        how = Refinement(refine) if isinstance(refine, int) else refine
+        how = Refinement.of(refine)
         size = BATCH_SIZE if how is None else at_once(images.shape, how)
         batches = watched_batches(images, size, "encoding", device=self.device)
         parts = [self.encode_batch(x, refine=how).cpu().numpy() for x, _ in batches]
