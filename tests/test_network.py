@@ -273,6 +273,16 @@ def test_images_keep_their_shape(channels, side):
     assert network.encode(x).shape == (2, side[0] // 4, side[1] // 4)
 
 
+@pytest.mark.parametrize("stride", [2, 4, 8, 16])
+def test_a_stride_is_the_pixels_of_a_code(stride):
+    network = VQVAE(width=16, stride=stride).build(Inputs(3, 32), VectorQuantizer(8, 4))
+    result = network(torch.rand(1, 3, 32, 2 * stride))
+    assert result.output.shape == (1, 3, 32, 2 * stride)
+    assert result.quantized.codes.shape == (1, 32 // stride, 2)
+    with pytest.raises(ValueError, match=f"must be multiples of {stride}, got"):
+        network(torch.rand(1, 3, 32, stride + 1))
+
+
 @everywhere
 def test_codes_decode_to_the_same_images(groups):
     number, shared = GROUPS[groups]
@@ -324,6 +334,8 @@ def test_other_channels_raise(channels, given):
     [
         ({"width": 0}, "width must be an even number of 2 or more, got 0"),
         ({"width": 7}, "width must be an even number of 2 or more, got 7"),
+        ({"width": 6, "stride": 8}, "width must be a multiple of 4, got 6"),
+        ({"stride": 6}, "stride must be 2, 4, 8 or another power of two, got 6"),
         ({"residual_blocks": -1}, "residual_blocks must be 0 or more, got -1"),
     ],
 )

@@ -18,7 +18,8 @@ def small(tmp_path, monkeypatch):
     """Crops of 16 pixels at two scales, and a cache of the test's own."""
     monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(photos, "SIDE", 16)
-    monkeypatch.setattr(photos, "SCALES", (16, 32))
+    monkeypatch.setattr(photos, "FOLDER", "photos-16")
+    monkeypatch.setattr(photos, "SCALES", (1, 2))
     monkeypatch.setattr(photos, "TEST_EVERY", 3)
 
 
@@ -86,6 +87,19 @@ def test_crops_are_the_photographs_pixels_without_overlap(tmp_path):
             for row in (0, 1)
         ]
         assert np.array_equal(np.concatenate(rows), whole)
+
+
+def test_squares_of_another_side(tmp_path, capsys):
+    for name in "ab":
+        picture(tmp_path / f"in/{name}.png", seed=ord(name))
+    command = ["data", "photos", "--from", str(tmp_path / "in"), "--out", str(tmp_path)]
+    assert main([*command, "--size", "8"]) == 0
+    crops = list((tmp_path / "photos-8").glob("*/*.png"))
+    # Of 10 × 8 and 20 × 16 pixels: one square and 2 × 2 of each.
+    assert len(crops) == 10 and {np.asarray(Image.open(c)).shape for c in crops} == {(8, 8, 3)}
+    assert f"mqvae train photos-f4 --data {tmp_path / 'photos-8'}" in capsys.readouterr().out
+    assert main([*command, "--size", "7"]) == 2
+    assert "8 pixels a side or more, got 7" in capsys.readouterr().err
 
 
 def test_which_are_for_test_does_not_follow_from_the_alphabet(tmp_path):

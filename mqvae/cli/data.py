@@ -13,8 +13,8 @@ MADE = ("photos",)
 def data(arguments: list[str]) -> int:
     parser = parser_of(
         "data",
-        "Makes a data set of what is on this machine. photos: squares of 256 pixels, cut from the "
-        "photographs in Debian's wallpaper packages; then --data photos takes them.",
+        "Makes a data set of what is on this machine. photos: squares, cut from the "
+        "photographs in Debian's wallpaper packages; then --data photos takes those of 256 pixels.",
     )
     parser.add_argument("name", metavar="NAME", help="photos")
     parser.add_argument(
@@ -22,6 +22,12 @@ def data(arguments: list[str]) -> int:
         dest="source",
         metavar="DIR",
         help="cut all pictures of this folder instead, the largest of each in several sizes",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of a square (default: 256)",
     )
     parser.add_argument("--out", metavar="DIR", help="folder (default: where --data photos looks)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was cut before")
@@ -46,11 +52,16 @@ def data(arguments: list[str]) -> int:
     out = None if options.out is None else Path(options.out).expanduser()
     total = len(photographs)
     with Progress("cutting", 0, total, unit="photographs") as progress:
-        cut = cut_photographs(photographs, out, overwrite=options.overwrite, show=progress.advance)
+        cut = cut_photographs(
+            photographs, out, side=options.size, overwrite=options.overwrite, show=progress.advance
+        )
     if cut.too_small:
         print(f"mqvae: too small, left out: {', '.join(cut.too_small)}", file=sys.stderr)
     for split, count in cut.crops.items():
         print(f"{split:<5} {count:>6,} crops of {cut.photographs[split]:,} photographs")
-    root = "" if out is None else f" --root {out}"
-    print(f"{cut.folder}\nnext: mqvae train photos-64{root}")
+    if options.size is None:
+        preset = "photos-64" + ("" if out is None else f" --root {out}")
+    else:
+        preset = f"photos-f4 --data {cut.folder}"
+    print(f"{cut.folder}\nnext: mqvae train {preset}")
     return 0

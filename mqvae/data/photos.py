@@ -21,8 +21,10 @@ from mqvae.errors import MqvaeError
 
 SIDE = 256
 FOLDER = f"photos-{SIDE}"
-# Pixels of the shorter side that a photograph is brought to before it is cut; never enlarged.
-SCALES = (SIDE, 2 * SIDE, 3 * SIDE, 4 * SIDE, 6 * SIDE, 8 * SIDE)
+# What the shorter side of a photograph is brought to before it is cut, in sides of a square, up to
+# so many pixels; never enlarged.
+SCALES = (1, 2, 3, 4, 6, 8, 12, 16)
+LONGEST = 2048
 TEST_EVERY = 8
 # Grey levels that neighbours differ by in a crop shrunk to 32 × 32, on average; where it is less,
 # there is nothing on it but sky or blur.
@@ -68,7 +70,7 @@ class Cut:
         folder: Where train/ and test/ are.
         photographs: How many there are, by split.
         crops: How many there are, by split.
-        too_small: Photographs left out, as their shorter side is below `SIDE`.
+        too_small: Photographs left out, as their shorter side is below that of a square.
     """
 
     folder: Path
@@ -132,33 +134,38 @@ def cut_photographs(
     photographs: Mapping[str, Path],
     out: Path | None = None,
     *,
+    side: int | None = None,
     overwrite: bool = False,
     show: Callable[[int, str], None] = lambda done, name: None,
 ) -> Cut:
-    """Cut photographs into squares of `SIDE` pixels, as `OUT/photos-256/train/` and `test/`.
+    """Cut photographs into squares of `side` pixels, as `OUT/photos-SIDE/train/` and `test/`.
 
-    Each is brought to every one of `SCALES` that does not enlarge it, and there cut from its
-    centre without overlaps; crops on which there is nothing are left out. A photograph is in one
-    of the splits with all its crops: one of eight is for test, by the order of their names' hashes.
-    The same photographs give the same files. `photographs.json` says where each came from.
+    Each is brought to every one of `SCALES` up to `LONGEST` that does not enlarge it, and there cut
+    from its centre without overlaps; crops on which there is nothing are left out. A photograph is
+    in one of the splits with all its crops: one of eight is for test, by the order of their names'
+    hashes. The same photographs give the same files. `photographs.json` says where each came from.
 
     Args:
         photographs: Files by name.
         out: The folder to write in; None for that which `load("photos", …)` looks in.
+        side: Pixels a side of a square; `SIDE` if None.
         overwrite: Replace what is there.
         show: Called with how many are done and the name of the last.
 
     Raises:
         ValueError: if there are too few, if one cannot be read, or if the folder is in use.
     """
-    folder = (cache_folder("photos") if out is None else out) / FOLDER
+    side = SIDE if side is None else side
+    if side < 8:
+        raise MqvaeError(f"squares must have 8 pixels a side or more, got {side}.")
+    folder = (cache_folder("photos") if out is None else out) / f"photos-{side}"
     if folder.exists() and not overwrite:
         raise MqvaeError(f"{folder} exists already: choose another --out, or add --overwrite.")
-    small = {name for name, path in photographs.items() if _shorter(path) < SIDE}
+    small = {name for name, path in photographs.items() if _shorter(path) < side}
     names = sorted(set(photographs) - small)
     if len(names) < 2:
         raise MqvaeError(
-            f"there are too few photographs: expected at least 2 whose shorter side is {SIDE} "
+            f"there are too few photographs: expected at least 2 whose shorter side is {side} "
             f"pixels or more (one to train, one to test), got {len(names)} of {len(photographs)}; "
             "name a folder of more"
         )
@@ -172,7 +179,7 @@ def cut_photographs(
         for done, name in enumerate(names, start=1):
             split = "test" if name in tests else "train"
             (scratch / split).mkdir(exist_ok=True)
-            counts[split] += _cut(photographs[name], scratch / split, name)
+            counts[split] += _cut(photographs[name], scratch / split, name, side)
             origins[name] = {"file": str(photographs[name]), "split": split}
             show(done, name)
         text = json.dumps(origins, indent=1, ensure_ascii=False)
@@ -252,7 +259,7 @@ def _shorter(path: Path) -> int:
     return min(_size(path))
 
 
-def _cut(path: Path, folder: Path, name: str) -> int:
+def _cut(path: Path, folder: Path, name: str, side: int) -> int:
     """Write the crops of one photograph; returns how many there are."""
     try:
         with open_image(path) as opened:
@@ -260,17 +267,17 @@ def _cut(path: Path, folder: Path, name: str) -> int:
     except Exception as error:
         raise _unreadable(path, error) from error
     count = 0
-    for shorter in SCALES:
-        if shorter > min(image.size):
+    for shorter in (side * scale for scale in SCALES):
+        if shorter > min(LONGEST, *image.size):
             break
         factor = shorter / min(image.size)
         width, height = (round(factor * pixels) for pixels in image.size)
         scaled = image.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = width % SIDE // 2, height % SIDE // 2
-        for row in range(height // SIDE):
-            for column in range(width // SIDE):
-                x, y = left + SIDE * column, top + SIDE * row
-                crop = scaled.crop((x, y, x + SIDE, y + SIDE))
+        left, top = width % side // 2, height % side // 2
+        for row in range(height // side):
+            for column in range(width // side):
+                x, y = left + side * column, top + side * row
+                crop = scaled.crop((x, y, x + side, y + side))
                 if _detail(crop) >= BLANK:
                     crop.save(folder / f"{name}-{shorter}-{row:02}-{column:02}.png")
                     count += 1

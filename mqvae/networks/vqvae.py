@@ -1,6 +1,7 @@
 """The convolutional VQ-VAE (van den Oord et al. 2017, Section 4.1)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -30,16 +31,17 @@ class ResidualBlock(nn.Module):
 
 
 class VQVAEEncoder(nn.Module):
-    """F_φ: images (B, channels, H, W) → embeddings (B, dim, H/4, W/4).
+    """F_φ: images (B, channels, H, W) → embeddings (B, dim, H/stride, W/stride).
 
-    Two 4×4 convolutions of stride 2, a 3×3 one, residual blocks, a 1×1 one to `dim`, and what
-    normalizes embeddings.
+    4×4 convolutions of stride 2, two of them for a stride of 4, a 3×3 one, residual blocks, a 1×1
+    one to `dim`, and what normalizes embeddings.
 
     Args:
         channels: 1 for grey, 3 for colour.
         dim: Dimensions D of an embedding.
         width: Hidden units; the original has 256. Must be even.
         residual_blocks: The original has 2.
+        stride: As in `VQVAE`.
         normalization: Of embeddings, as in `VQVAE`.
     """
 
@@ -50,17 +52,19 @@ class VQVAEEncoder(nn.Module):
         *,
         width: int = 256,
         residual_blocks: int = 2,
+        stride: int = STRIDE,
         normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
-        _check(width, residual_blocks)
+        _check(width, residual_blocks, stride)
         check_normalization(normalization)
-        self.channels = channels
+        self.channels, self.stride = channels, stride
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
-            nn.ReLU(),
+            *[
+                layer
+                for before, after in pairwise([channels, *_widths(width, stride)])
+                for layer in (nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU())
+            ],
             nn.Conv2d(width, width, 3, padding=1),
             *[ResidualBlock(width) for _ in range(residual_blocks)],
             nn.ReLU(),
@@ -74,32 +78,44 @@ class VQVAEEncoder(nn.Module):
             raise MqvaeError(
                 f"the encoder expects images of {self.channels} channels, got {channels}."
             )
-        check_sides(height, width, stride=STRIDE)
+        check_sides(height, width, stride=self.stride)
         return self.layers(x)
 
 
 class VQVAEDecoder(nn.Module):
-    """G_θ: codewords (B, dim, H/4, W/4) → images (B, channels, H, W).
+    """G_θ: codewords (B, dim, H/stride, W/stride) → images (B, channels, H, W).
 
     Args:
         channels: 1 for grey, 3 for colour.
         dim: Dimensions D of a codeword.
         width: Hidden units; the original has 256. Must be even.
         residual_blocks: The original has 2.
+        stride: As in `VQVAE`.
     """
 
     def __init__(
-        self, channels: int, dim: int, *, width: int = 256, residual_blocks: int = 2
+        self,
+        channels: int,
+        dim: int,
+        *,
+        width: int = 256,
+        residual_blocks: int = 2,
+        stride: int = STRIDE,
     ) -> None:
         super().__init__()
-        _check(width, residual_blocks)
+        _check(width, residual_blocks, stride)
+        widths = [*reversed(_widths(width, stride)), channels]
         self.layers = nn.Sequential(
             nn.Conv2d(dim, width, 3, padding=1),
             *[ResidualBlock(width) for _ in range(residual_blocks)],
-            nn.ReLU(),
-            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),
+            *[
+                layer
+                for before, after in pairwise(widths)
+                for layer in (
+                    nn.ReLU(),
+                    nn.ConvTranspose2d(before, after, 4, stride=2, padding=1),
+                )
+            ],
         )
 
     @property
@@ -115,15 +131,18 @@ class VQVAEDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class VQVAE(Architecture):
-    """The convolutional VQ-VAE: two convolutions of stride 2, residual blocks, and back.
+    """The convolutional VQ-VAE: convolutions of stride 2, residual blocks, and back.
 
-    It takes images of 1 or 3 channels whose sides are multiples of 4, and has H/4 × W/4 embeddings.
+    It takes images of 1 or 3 channels whose sides are multiples of its stride, and has one
+    embedding for each stride × stride pixels.
     They have the quantizer's `dim`, to which the encoder's last 1×1 convolution goes from `width`:
     `VectorQuantizer(num_codes, dim=8)` looks codes up in 8 dimensions.
 
     Args:
-        width: Hidden units of encoder and decoder; the original has 256. Must be even.
+        width: Hidden units of encoder and decoder; the original has 256. Must be even. At each
+            resolution above that of the embeddings there are half as many.
         residual_blocks: Residual blocks of each.
+        stride: Pixels a side for each embedding, a power of two; the original has 4.
         normalization: Of embeddings before they are quantized, to mean 0 and variance 1: "batch" in
             each dimension over the batch, "layer" in each embedding; None for neither.
 
@@ -132,17 +151,22 @@ class VQVAE(Architecture):
 
     width: int = 256
     residual_blocks: int = 2
+    stride: int = STRIDE
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        _check(self.width, self.residual_blocks)
+        _check(self.width, self.residual_blocks, self.stride)
         check_normalization(self.normalization)
 
     def check(self, inputs: Inputs) -> None:
-        check_sides(inputs.side, inputs.side, stride=STRIDE)
+        check_sides(inputs.side, inputs.side, stride=self.stride)
 
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
-        sizes = {"width": self.width, "residual_blocks": self.residual_blocks}
+        sizes = {
+            "width": self.width,
+            "residual_blocks": self.residual_blocks,
+            "stride": self.stride,
+        }
         return (
             VQVAEEncoder(inputs.channels, dim, normalization=self.normalization, **sizes),
             VQVAEDecoder(inputs.channels, dim, **sizes),
@@ -182,9 +206,22 @@ def vqvae(
     )
 
 
-def _check(width: int, residual_blocks: int) -> None:
-    if width < 2 or width % 2:
-        raise MqvaeError(f"width must be an even number of 2 or more, got {width}.")
+def _widths(width: int, stride: int) -> list[int]:
+    """Hidden units at each resolution from half the image's side down to that of embeddings."""
+    halvings = stride.bit_length() - 1
+    return [width >> i for i in reversed(range(halvings))]
+
+
+def _check(width: int, residual_blocks: int, stride: int) -> None:
+    if stride < 2 or stride & (stride - 1):
+        raise MqvaeError(f"stride must be 2, 4, 8 or another power of two, got {stride}.")
+    least = stride // 2
+    if width < 2 or width % least:
+        raise MqvaeError(
+            "width must be "
+            + ("an even number of 2 or more" if least == 2 else f"a multiple of {least}")
+            + f", got {width}."
+        )
     if residual_blocks < 0:
         raise MqvaeError(f"residual_blocks must be 0 or more, got {residual_blocks}.")
     if residual_blocks > MOST_LAYERS:
