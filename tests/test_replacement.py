@@ -243,9 +243,7 @@ def test_a_moving_average_starts_again_from_the_new_codeword():
     sizes = update.state_dict()["sizes"].clone()
     torch.testing.assert_close(sizes[rows], torch.full((4,), 0.9))
     update.step(batch(1), batch(1))
-    state = update.state_dict()
     assert (weight[rows] < FAR / 2).all()
-    assert not torch.equal(state["codewords"][rows], weight[rows])  # so that the next step sees it
     # The next average is one of the codeword and the embeddings that choose it.
     x = batch(2)
     before = weight.detach().clone()

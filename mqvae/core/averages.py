@@ -1,7 +1,6 @@
 """Codewords as moving averages of the embeddings that choose them (Eq. 17)."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +9,8 @@ from mqvae.core.passes import finite_rows, full
 from mqvae.errors import MqvaeError, at_least
 
 
-class Assigned(Protocol):
-    """A codebook whose codewords can be set, as `Codebook`."""
-
-    def __call__(self) -> Tensor: ...
-
-    def assign(self, codewords: Tensor) -> None: ...
-
-
 class Averages(nn.Module):
-    """Sums and sizes of moving averages, one for each row of a table.
+    """What makes a codebook a moving average: sums and sizes, one for each row of its table.
 
         N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e
         e_k = (m_k + ε e_k) / (N_k + ε)
@@ -28,7 +19,7 @@ class Averages(nn.Module):
     initialization, loaded weights, a replacement) starts again as an average of itself.
 
     Args:
-        codewords: What is averaged, (rows, d), as parameters.
+        codewords: What is averaged, (rows, d), as the codebook holds them.
         decay: γ.
         epsilon: ε, smoothing of N, in embeddings.
 
@@ -45,6 +36,7 @@ class Averages(nn.Module):
         check_decay(decay, epsilon)
         self.decay = decay
         self.epsilon = epsilon
+        self._carried = False
         sums = full(torch.zeros_like(codewords.detach()))
         self.register_buffer("sizes", sums.new_zeros(len(codewords)))
         self.register_buffer("sums", sums)
@@ -61,7 +53,7 @@ class Averages(nn.Module):
         """Take over device and type of the codebook, and rows that anything else has set.
 
         Args:
-            codewords: The codebook's parameter, (rows, d).
+            codewords: As the codebook holds them, (rows, d).
             table: The codewords where they are compared, (rows, d).
         """
         table = full(table)
@@ -73,40 +65,23 @@ class Averages(nn.Module):
         self.codewords.copy_(codewords)
 
     @torch.no_grad()
-    def take(
-        self, codebook: Assigned, table: Tensor, counts: Tensor, sums: Tensor, *, all_move: bool
-    ) -> None:
-        """Take in the embeddings of a step, and set the codewords to what they average.
-
-        Args:
-            codebook: The codewords, which the averages have followed.
-            table: The codewords where they are compared, (rows, d).
-            counts: As in `step`.
-            sums: As in `step`.
-            all_move: As in `step`.
-        """
-        codebook.assign(self.step(counts, sums, codebook(), table, all_move=all_move))
-        self.codewords.copy_(codebook())
-
-    @torch.no_grad()
-    def carry(self, shift: Tensor) -> None:
-        """Move what is averaged by (rows, d)."""
+    def carry(self, shift: Tensor, codewords: Tensor) -> None:
+        """Move what is averaged by (rows, d), as `codewords` have been."""
         self.sums.addcmul_(self.sizes[:, None], shift)
+        self.codewords.copy_(codewords)
+        self._carried = True
 
     @torch.no_grad()
-    def step(
-        self, counts: Tensor, sums: Tensor, codewords: Tensor, table: Tensor, *, all_move: bool
-    ) -> Tensor:
+    def step(self, counts: Tensor, sums: Tensor, table: Tensor) -> Tensor:
         """Take in the embeddings of a step, and give the codewords, (rows, d).
 
-        Sums that are not finite are left out, as if no embedding had chosen that row.
+        Sums that are not finite are left out, as if no embedding had chosen that row. A row that
+        none chose stays where it is to the bit, unless it was carried along.
 
         Args:
             counts: n, the number of embeddings of each row in all processes, (rows,).
             sums: Their sums, (rows, d).
-            codewords: As in `follow`.
             table: As in `follow`.
-            all_move: Whether a row that no embedding chose may move by rounding.
         """
         table = full(table)
         counts = counts.to(table.dtype) * torch.isfinite(sums).all(1)
@@ -118,8 +93,12 @@ class Averages(nn.Module):
         self.sizes.masked_fill_(fell, least)
         self.sums = torch.where(fell[:, None], least * table, self.sums)
         means = (self.sums + self.epsilon * table) / (self.sizes + self.epsilon)[:, None]
-        means = means.to(codewords.dtype)
-        return means if all_move else torch.where(counts[:, None] > 0, means, codewords)
+        means = means.to(self.codewords.dtype)
+        if not self._carried:
+            means = torch.where(counts[:, None] > 0, means, self.codewords)
+        self._carried = False
+        self.codewords.copy_(means)
+        return means
 
 
 def check_decay(decay: float, epsilon: float) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.distributed import sum_across_processes
 from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 
@@ -127,11 +126,11 @@ class Rate(nn.Module):
 
         Args:
             counts: How often all processes chose each code, (books, K).
-            squared_distances: Sum of ‖z − c_k‖² of this process's embeddings, (books,).
+            squared_distances: Sum of ‖z − c_k‖² of their embeddings, (books,).
         """
         counts = counts.to(self.probabilities.dtype)
         number = counts.sum(1).clamp(min=1)  # (books,)
-        distortion = sum_across_processes(squared_distances).to(number.dtype) / number
+        distortion = squared_distances.to(number.dtype) / number
         spent = (counts * self.bits()).sum(1) / number
         # What is not finite is nobody's price.
         ok = torch.isfinite(distortion)

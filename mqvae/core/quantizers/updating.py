@@ -1,20 +1,17 @@
 """What a quantizer of one table does between passes: EMA, replacement, prices."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mqvae.core.averages import Averages
 from mqvae.core.codebook import AverageCodebook, Codebook, TableCodebook
 from mqvae.core.distance import Distance
-from mqvae.core.distributed import (
-    process_rank,
-    sum_across_processes,
-    sums_across_processes,
-    world_size,
-)
+from mqvae.core.distributed import process_rank, sums_across_processes, world_size
 from mqvae.core.optimizer import forget_rows
 from mqvae.core.passes import full
 from mqvae.core.quantizers.beginning import BeginningQuantizer
@@ -34,6 +31,24 @@ class UpdatedQuantizer(BeginningQuantizer):
     prices: Rate | None
     shared_codebook: bool
     _pending: Pending
+    _lent: Averages | None = None
+
+    @property
+    def averages(self) -> Averages | None:
+        """What makes the codebook a moving average (EMA); None where an optimizer trains it."""
+        own = self.codebook.averages if isinstance(self.codebook, AverageCodebook) else None
+        return own if self._lent is None else self._lent
+
+    @contextmanager
+    def averaged_by(self, averages: Averages) -> Iterator[None]:
+        """Inside, the codebook is a moving average, whose memory is kept by who trains."""
+        self.__dict__["_lent"] = averages  # no module of the quantizer's own
+        if self._pending.sums is None:
+            self._pending = self._nothing()
+        try:
+            yield
+        finally:
+            self.__dict__["_lent"] = None
 
     def rows(self, codes: Tensor) -> Tensor:
         """Rows of the table that codes select, of the codes' shape."""
@@ -48,16 +63,15 @@ class UpdatedQuantizer(BeginningQuantizer):
 
     def _nothing(self) -> Pending:
         """Statistics of no pass."""
-        averaged = isinstance(self.codebook, AverageCodebook)
         table = self.codebook().detach()
-        return Pending(table, len(table) // self.num_codes, averaged)
+        return Pending(table, len(table) // self.num_codes, self.averages is not None)
 
     @property
     def updates(self) -> bool:
         """Whether `update` has something to do."""
-        averaged = isinstance(self.codebook, AverageCodebook)
-        wanted = averaged or self.replacement is not None or self.prices is not None
-        return wanted and self.training and self.codebook.learns
+        wanted = (self.averages, self.replacement, self.prices)
+        learns = self.training and self.codebook.learns
+        return learns and any(each is not None for each in wanted)
 
     @torch.no_grad()
     def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
@@ -73,7 +87,7 @@ class UpdatedQuantizer(BeginningQuantizer):
             parts = parts.masked_fill(~mask[..., None], 0)
             ones = mask.flatten().long()
         pending.counts.scatter_add_(0, rows, ones)
-        if pending.sums is not None:
+        if self.averages is not None and pending.sums is not None:
             vectors = z_e.to(pending.sums.dtype).reshape(-1, shape[2])
             if mask is not None:
                 vectors = vectors.masked_fill(~mask.reshape(-1, 1), 0)
@@ -110,18 +124,22 @@ class UpdatedQuantizer(BeginningQuantizer):
         if last is None:  # other processes may have had a pass
             none = self.codebook().new_zeros(0, *self._parts_shape[1:])
             last = LastPass(none, None)
-        sizes = pending.counts.new_zeros(world_size())
-        sizes[process_rank()] = len(last.parts)
-        counts, sizes = sums_across_processes([pending.counts, sizes])
-        if isinstance(self.codebook, AverageCodebook):
-            assert pending.sums is not None
-            averages, table = self.codebook.averages, self.table()
-            averages.follow(self.codebook(), table)
-            sums = sum_across_processes(pending.sums)
-            averages.take(self.codebook, table, counts, sums, all_move=False)
-        if self.prices is not None:
-            self.prices.update(counts.view(-1, self.num_codes), pending.squares)
+        averages, table = self.averages, self.table()
+        sizes = squares = None
         if self.replacement is not None:
+            sizes = pending.counts.new_zeros(world_size())
+            sizes[process_rank()] = len(last.parts)
+        if self.prices is not None:
+            squares = pending.squares
+        sums = None if averages is None else pending.sums
+        counts, sizes, sums, squares = sums_across_processes([pending.counts, sizes, sums, squares])
+        assert counts is not None
+        if averages is not None and sums is not None:
+            averages.follow(self.codebook(), table)
+            self.codebook.assign(averages.step(counts, sums, table))
+        if self.prices is not None and squares is not None:
+            self.prices.update(counts.view(-1, self.num_codes), squares)
+        if sizes is not None:
             self._replace(counts, sizes, last, optimizer)
         pending.clear()
 
@@ -153,5 +171,5 @@ class UpdatedQuantizer(BeginningQuantizer):
         unused.masked_fill_(replaced, 0)
         if optimizer is not None:
             forget_rows(optimizer, weight, replaced)
-        if isinstance(self.codebook, AverageCodebook):
-            self.codebook.averages.follow(weight, self.table())
+        if self.averages is not None:
+            self.averages.follow(weight, self.table())

@@ -1,26 +1,26 @@
 """The codebook as a moving average of its embeddings."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from mqvae.core.averages import Averages, check_decay
 from mqvae.core.bilevel import Batch
 from mqvae.core.codebook import MovingAverage, Table
-from mqvae.core.distributed import sums_across_processes
-from mqvae.core.hypergradients.rule import ends, scatter, selecting
-from mqvae.core.look_ahead import Ahead, Kept
+from mqvae.core.hypergradients.rule import ends, selecting
+from mqvae.core.look_ahead import Kept
 from mqvae.core.passes import finite_rows
 from mqvae.core.quantizers import VectorQuantizer
-from mqvae.core.rules.step import Found, Step, step_of
-from mqvae.core.rules.update import OnePass, Update
+from mqvae.core.rules.joint import Joint
+from mqvae.core.rules.step import Step, step_of
+from mqvae.core.rules.update import Update
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ema(OnePass):
+class Ema(Joint):
     """Codewords are moving averages of the embeddings that choose them (Eq. 17).
 
         N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e        e_k = m_k / N_k
@@ -67,7 +67,7 @@ class Ema(OnePass):
 
     method = "VQ-VAE + EMA"
     steps_codebook = False
-    scales = True
+    any_module = False
 
     decay: float = 0.99
     epsilon: float = 1e-5
@@ -94,66 +94,29 @@ class Ema(OnePass):
         codebook = plain_table(update.network, "Ema").codebook
         return Averages(codebook(), self.decay, self.epsilon)
 
-    def gradients(self, update: Update, batch: Batch) -> Found:
-        z_e = batch.embed_for_real()
-        here = batch.lower_pass(z_e, for_real=True)
-        codes = here.quantized.codes
-        step, sums = step_of(batch, here.task, here.quantized), _sums(batch, codes, z_e.detach())
-        return Found(step, [*here.g_phi, *here.g_theta], [], z_e, codes, sums=sums)
-
-    def learn(self, update: Update, sums: tuple[Tensor, ...]) -> None:
-        quantizer = plain_table(update.network, "Ema")
-        if quantizer.codebook.learns and quantizer.training:
-            averages = _following(update, quantizer)
-            counts, total = sums_across_processes(sums)
-            # Without embeddings nothing moves, not even by rounding.
-            averages.take(quantizer.codebook, quantizer.table(), counts, total, all_move=False)
+    def around(self, update: Update) -> AbstractContextManager[None]:
+        assert update.averages is not None
+        return plain_table(update.network, "Ema").averaged_by(update.averages)
 
     def step(self, update: Update, batch: Batch, above: object) -> Step:
         quantizer = plain_table(update.network, "Ema")
-        if self.transport is None or not (quantizer.codebook.learns and quantizer.training):
+        if self.transport is None or not quantizer.updates:
             return super().step(update, batch, above)
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=True).everywhere()
         codes = here.quantized.codes
-        averages = _following(update, quantizer)
         ahead = Kept().ahead(update.lower, batch, batch, here, 1.0, update.max_norm)
-        z_ahead = _carry(self.transport, ahead, averages, quantizer)
-        counts, total = sums_across_processes(_sums(batch, codes, z_ahead))
-        averages.take(quantizer.codebook, quantizer.table(), counts, total, all_move=True)
+        z_here, z_ahead = ends(batch, ahead.here, ahead.phi)
+        averages = quantizer.averages
+        assert averages is not None
+        averages.follow(quantizer.codebook(), quantizer.table())
+        shift = quantizer.transported(self.transport, codes, z_here, z_ahead - z_here)
+        shift = finite_rows(shift)
+        quantizer.translate(shift)
+        averages.carry(shift, quantizer.codebook())
         update.record(z_ahead, codes)
         update.learn()
         return step_of(batch, here.task, here.quantized)
-
-
-def _following(update: Update, quantizer: VectorQuantizer) -> Averages:
-    """The averages, with what anything else has set in the codebook."""
-    assert update.averages is not None
-    update.averages.follow(quantizer.codebook(), quantizer.table())
-    return update.averages
-
-
-@torch.no_grad()
-def _carry(
-    transport: Transport, ahead: Ahead, averages: Averages, quantizer: VectorQuantizer
-) -> Tensor:
-    """Take codewords and averages along with the embeddings; returns where those are then."""
-    z_here, z_ahead = ends(ahead.lower, ahead.here, ahead.phi)
-    codes = ahead.here.quantized.codes
-    shift = finite_rows(quantizer.transported(transport, codes, z_here, z_ahead - z_here))
-    averages.carry(shift)
-    quantizer.translate(shift)
-    return z_ahead
-
-
-@torch.no_grad()
-def _sums(batch: Batch, codes: Tensor, z_e: Tensor) -> tuple[Tensor, Tensor]:
-    """How many embeddings chose each row, (rows,), and their sums, (rows, d)."""
-    quantizer = plain_table(batch.network, "Ema")
-    sums = scatter(batch, codes, z_e)
-    rows = quantizer.rows(codes).flatten()
-    ones = torch.ones_like(rows, dtype=sums.dtype)
-    return sums.new_zeros(len(sums)).scatter_add_(0, rows, ones), sums
 
 
 def plain_table(network: torch.nn.Module, rule: str) -> VectorQuantizer:

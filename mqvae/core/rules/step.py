@@ -56,7 +56,6 @@ class Found:
         z_e: Embeddings, (..., D); None where the quantizers have recorded theirs, or learn nothing.
         codes: Their codes.
         of_table: Whether `upper` is of the table.
-        sums: What else the rule learns from, summed over batches.
         learns: Whether the quantizers learn from the pass.
     """
 
@@ -66,7 +65,6 @@ class Found:
     z_e: Tensor | None = None
     codes: Tensor | None = None
     of_table: bool = False
-    sums: tuple[Tensor, ...] = ()
     learns: bool = True
 
 

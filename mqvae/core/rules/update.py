@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import Signature, signature
 from typing import Any, ClassVar
@@ -99,6 +99,10 @@ class Rule(ABC):
         """What the rule remembers between steps; nothing, for most."""
         return None
 
+    def around(self, update: "Update") -> AbstractContextManager[None]:
+        """What holds during a step, from its passes to what quantizers learn from them."""
+        return nullcontext()
+
     @abstractmethod
     def step(self, update: "Update", batch: Any, above: Any) -> Step:
         """Change the weights of `update.network` by one batch.
@@ -123,9 +127,6 @@ class OnePass(Rule, abstract=True):
     @abstractmethod
     def gradients(self, update: "Update", batch: Any) -> Found:
         """What a pass over this process's batch finds; it steps nothing."""
-
-    def learn(self, update: "Update", sums: tuple[Tensor, ...]) -> None:
-        """What the rule does with `Found.sums` of this process, after the optimizers' steps."""
 
     def step(self, update: "Update", batch: Any, above: Any) -> Step:
         return update.descend(self.gradients(update, batch))
@@ -308,7 +309,7 @@ class Update:
                 self._agreed = True
             self._snapshot = Snapshot(modules, device_of(x))
             try:
-                with fresh_casts(), self._snapshot.put_back_if_raised():
+                with fresh_casts(), self._snapshot.put_back_if_raised(), self.rule.around(self):
                     yield
             finally:
                 self._snapshot = None
@@ -347,8 +348,8 @@ class Update:
 
     @property
     def upper_parameters(self) -> list[Tensor]:
-        """The parameters of C."""
-        return list(codebook_parameters(self.network))
+        """The parameters of C, as far as the rule steps them."""
+        return list(codebook_parameters(self.network)) if self.rule.steps_codebook else []
 
     def descend(self, found: Found) -> Step:
         """Step all levels along what one pass found, and let the quantizers learn from it."""
@@ -365,15 +366,13 @@ class Update:
             self.descend_codebook(g_c)
         elif whole.upper:
             self.step_codebook(self.upper_parameters, g[cut:])
-        if isinstance(self.rule, OnePass):
-            self.rule.learn(self, whole.sums)
         self._record(found)
         if found.learns:
             self.learn()
         return found.step
 
     def _with_held(self, found: Found) -> Found:
-        """A pass with the gradients and sums of the batches before it added."""
+        """A pass with the gradients of the batches before it added."""
         held = self._held
         if held is None:
             return found
@@ -381,7 +380,6 @@ class Update:
             found,
             lower=_added(held.lower, found.lower),
             upper=_added(held.upper, found.upper),
-            sums=tuple(a + b for a, b in zip(held.sums, found.sums, strict=True)),
         )
 
     def descend_network(self, gradients: Gradients) -> None:
