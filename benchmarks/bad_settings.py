@@ -37,6 +37,7 @@ from mqvae.cli import main as program
 from mqvae.config import Settings, from_arguments
 from mqvae.config.classes import components_in, public
 from mqvae.config.options import SLOTS, settings_parser
+from mqvae.data import ImageData
 from mqvae.errors import MqvaeError
 from mqvae.optional import ExtraMissing
 from mqvae.training import tried
@@ -329,7 +330,13 @@ def outcome(case: Case) -> tuple[str, str]:
 def _on_digits(settings: Settings) -> Settings:
     """The same on images that are on every machine, in one process."""
     data = settings.data
-    if data.name in ("fashion-mnist", "mnist", "cifar10", "cifar100", "svhn"):
+    if isinstance(data, ImageData) and data.name in (
+        "fashion-mnist",
+        "mnist",
+        "cifar10",
+        "cifar100",
+        "svhn",
+    ):
         data = replace(data, name="digits", root=None)
     trainer = replace(settings.trainer, devices=1)
     return replace(settings, data=data, trainer=trainer)

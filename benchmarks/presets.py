@@ -60,7 +60,7 @@ def on_noise(settings: Settings) -> tuple[Splits, Settings]:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     images = InMemory("noise", "train", pixels, torch.zeros(len(pixels), dtype=torch.int64), "made")
-    return Splits(images, images, images), replace(settings, data=replace(data, channels=channels))
+    return Splits(images, images, images), replace(settings, data=data.seen(images))
 
 
 def step_on_noise(preset: str, rule: str, device: str) -> Callable[[], None]:

@@ -74,6 +74,8 @@ from .core.rules import Undone as Undone
 from .core.rules import Unquantized as Unquantized
 from .core.rules import Update as Update
 from .core.transport import Transport as Transport
+from .data.source import Data as Data
+from .data.source import ImageData as ImageData
 from .errors import MqvaeError as MqvaeError
 from .networks.architecture import Architecture as Architecture
 from .networks.code_prior import CodePrior as CodePrior

@@ -280,7 +280,7 @@ def test_it_learns(run, request):
         "init_args": {"base_width": 8, "stem": None, "normalization": None},
     }
     assert config["task"]["class_path"] == "mqvae.Classification"
-    assert config["data"]["classes"] == 10
+    assert config["data"]["init_args"]["classes"] == 10
 
 
 def test_it_goes_on_bit_for_bit(tmp_path):

@@ -14,9 +14,8 @@ import yaml
 from torch.optim import SGD, AdamW
 
 import mqvae
-from mqvae import RowwiseAdam
+from mqvae import ImageData, RowwiseAdam
 from mqvae.config import (
-    Data,
     Optimizer,
     Settings,
     Start,
@@ -85,7 +84,7 @@ def test_every_preset_becomes_settings_and_back(name):
 def test_the_papers_settings():
     settings = settings_of("paper")
     assert settings.steps == 20000
-    assert settings.data == Data()
+    assert settings.data == ImageData()
     optimizer = settings.optimizer
     assert (optimizer.network_lr, optimizer.codebook_lr) == (3e-4, 6e-2)
     assert (optimizer.weight_decay, optimizer.warmup) == (1e-4, 0.1)
@@ -686,7 +685,10 @@ YAML_FILES = {
     "word expected": ("base: paper\ndata: {name: 5}", "data.name expects str, got '5'"),
     "nothing": ("base: paper\nsteps:", "new.yaml: steps expects a value, got none"),
     "nothing in a group": ("base: paper\ndata: {name: null}", "data.name expects a value"),
-    "group as a value": ("base: paper\ndata: 5", "data must hold settings as 'name: value', got 5"),
+    "group as a value": (
+        "base: paper\ntrainer: 5",
+        "trainer must hold settings as 'name: value', got 5",
+    ),
     "group as a class": (
         "base: paper\noptimizer: {class_path: torch.optim.SGD}",
         "optimizer takes settings of its own, no class or value: network_lr, codebook_lr,",
@@ -808,9 +810,10 @@ def test_help_all_lists_every_setting_with_its_default(capsys):
         for head, words in entries.items()
         for option in re.findall("--[\\w.-]+", head)
     }
-    for kind in (Data, Optimizer, Trainer):
+    kinds = {"data": ImageData, "optimizer": Optimizer, "trainer": Trainer}
+    for name, kind in kinds.items():
         for field in dataclasses.fields(kind):
-            assert "(default" in said[f"--{kind.__name__.lower()}.{field.name}"]
+            assert "(default" in said[f"--{name}.{field.name}"]
     assert {"--out", "--overwrite", "--steps", "--from", "--freeze", "--name", "--config"} <= set(
         said
     )

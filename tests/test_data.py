@@ -772,12 +772,12 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
 
 
 def test_help_and_docs_name_all_data_sets():
-    from mqvae.config import Data
+    from mqvae.data import ImageData
 
     page = Path(__file__).parents[1] / "docs" / "training.md"
     table = page.read_text(encoding="utf-8").split("## Images")[1].split("## ")[0]
     for name in data.DATASETS:
-        assert name in Data.__doc__ and f"`{name}`" in table, name
+        assert name in ImageData.__doc__ and f"`{name}`" in table, name
 
 
 def test_a_file_is_no_data_set(tmp_path):

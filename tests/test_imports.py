@@ -30,6 +30,7 @@ ORDER = [
         "optional",
         "plain",
         "progress",
+        "ranges",
         "runs",
         "spelling",
         "tasks",

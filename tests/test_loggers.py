@@ -65,7 +65,9 @@ def test_a_service_gets_the_rows_of_metrics_csv(name, service, tmp_path):
     made, folder = service(name), tmp_path / "run"
     assert main([*TINY, "--trainer.loggers", f"{name},tensorboard", "--out", str(folder)]) == 0
     [options] = made.opened
-    assert options["project"] == "mqvae" and options["config"]["data"]["name"] == "digits"
+    assert (
+        options["project"] == "mqvae" and options["config"]["data"]["init_args"]["name"] == "digits"
+    )
     assert options["name"].startswith("run-")
     with (folder / "metrics.csv").open(newline="") as file:
         written = list(csv.DictReader(file))

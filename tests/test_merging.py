@@ -145,7 +145,7 @@ CASES = {
         ({"update": {"a.b": 1}}, "there is no setting update.'a.b'"),
         ({"data": {"side.x": 1}}, "there is no setting data.'side.x'"),
         ({5: 1}, "there is no setting 5"),
-        ({"data": 5, "data.side": 8}, "data must hold settings as"),
+        ({"trainer": 5, "trainer.parts": 8}, "trainer must hold settings as"),
     ],
 )
 def test_what_is_no_setting(said, message):

@@ -78,7 +78,7 @@ def test_every_method_goes_with_every_preset():
         assert found["network"]["class_path"] == plain["network"]["class_path"]
         assert found["optimizer"]["network_lr"] == plain["optimizer"]["network_lr"]
         quantizer = quantizer_of(json.dumps(found["quantizer"]))
-        dim, side = quantizer.dim, found["data"].get("side") or 28
+        dim, side = quantizer.dim, found["data"]["init_args"].get("side") or 28
         assert cut_of(json.dumps(found["network"]), side, dim)
         own = _layered(layers("fashion-mnist-demo", method))
         assert found["quantizer"]["class_path"] == own["quantizer"]["class_path"]

@@ -415,7 +415,7 @@ def test_what_was_shared_is_shared_again_with_its_card(tokenizer, runs, tmp_path
 def test_the_card_says_what_the_run_does(runs, tmp_path):
     run = shutil.copytree(runs("grey"), tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"] |= {"name": "/home/me/pictures", "root": "/home/me"}
+    config["data"]["init_args"] |= {"name": "/home/me/pictures", "root": "/home/me"}
     config["from"] = {"run": "/home/me/runs/other"}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     Tokenizer.from_run(run, device="cpu").save_pretrained(tmp_path / "shared")

@@ -229,7 +229,7 @@ def test_another_task_from_training_to_the_report(tmp_path):
 
     config = Run(tmp_path / "run").config
     assert config["network"] == {"class_path": f"{HERE}.Classifier", "init_args": {"width": 12}}
-    assert config["data"]["classes"] == 10
+    assert config["data"]["init_args"]["classes"] == 10
     tokenizer = Tokenizer.from_run(tmp_path / "run", device="cpu")
     codes = tokenizer.encode_images(tokenizer.find_images("test"))
     assert tokenizer.decode(torch.from_numpy(codes.codes[:3].astype("int64"))).shape == (3, 10)
@@ -258,7 +258,7 @@ def test_best_is_chosen_on_images_of_the_training_set(tmp_path):
     assert (len(training.splits.train), len(training.splits.validation)) == (1350, 150)
     assert not train & held_out
     assert not held_out & test
-    assert Run(tmp_path / "run").config["data"]["validation"] == 150
+    assert Run(tmp_path / "run").config["data"]["init_args"]["validation"] == 150
     training.fit()
     losses = [row["validation"] for row in rows(tmp_path / "run")]
     assert [bool(loss) for loss in losses] == [False, False, True, False, True, True]

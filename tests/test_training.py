@@ -273,7 +273,7 @@ def test_samples(finished):
 
 def test_a_run_is_repeated_from_its_config_alone(finished, tmp_path):
     config = Run(finished("meta")).config
-    assert config["data"]["channels"] == 1
+    assert config["data"]["init_args"]["channels"] == 1
     assert config["update"]["init_args"]["hypergradient"]["class_path"] == "mqvae.FiniteDifference"
     torch.manual_seed(5)
     begin(Settings.of(config), tmp_path / "again").fit()
@@ -296,8 +296,8 @@ def test_a_folder_of_images_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     delta = {"data": {"name": "pictures", "batch_size": 5}, "steps": 2}
     training = begin(settings(delta), "run")
-    assert training.run.config["data"]["name"] == str(images)
-    assert training.run.config["data"]["channels"] == 3
+    assert training.run.config["data"]["init_args"]["name"] == str(images)
+    assert training.run.config["data"]["init_args"]["channels"] == 3
     training.fit()
     monkeypatch.chdir("/")
     tokenizer = Tokenizer.from_run(tmp_path / "run", device="cpu")

@@ -182,13 +182,13 @@ def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
     """The images that the options ask for."""
     from mqvae.data import identity_of
     from mqvae.tasks import Task
-    from mqvae.training.images import load_run_split, moved, other_images
+    from mqvae.training.images import load_run_split, other_images
     from mqvae.training.known import Known
 
     settings = tokenizer.settings
     if options.data is None:
         if options.root is not None:
-            settings = replace(settings, data=moved(settings.data, options.root))
+            settings = replace(settings, data=settings.data.moved(options.root))
         found = load_run_split(
             tokenizer.run,
             settings,

@@ -156,5 +156,5 @@ def _is_measured(folder: Path, step: int) -> bool:
 
 def _run_name(settings: "Settings") -> str:
     rule = str(settings.update["class_path"]).rpartition(".")[2].lower()
-    name = re.sub(r"[^\w.-]+", "-", Path(settings.data.name).name)
+    name = re.sub(r"[^\w.-]+", "-", settings.data.title)
     return f"{name}-{rule}-seed{settings.seed}"

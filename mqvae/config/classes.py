@@ -58,6 +58,12 @@ def canonical(path: str) -> str:
     return ".".join([*home, kind.__name__])
 
 
+def path_of(kind: type) -> str:
+    """Path of a class, its shortest if it is public."""
+    module = "mqvae" if kind.__name__ in mqvae.__all__ else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
 def is_ours(kind: type | None) -> bool:
     """Whether it is a class of mqvae, an optimizer or a loss of torch, or derived from one."""
     return kind is not None and any(PARENTS.match(k.__module__) for k in kind.__mro__)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mqvae.config.classes import find, is_ours
 from mqvae.config.messages import choices
-from mqvae.config.options import GROUPS, HANDED_LATER, LEVELS, SLOTS, Start
+from mqvae.config.options import HANDED_LATER, LEVELS, LISTED, SLOTS, Start
 from mqvae.config.typed import SHORT
 from mqvae.errors import MqvaeError
 from mqvae.spelling import nearest
@@ -100,7 +100,7 @@ def everything() -> str:
     for option, (value, words) in RUN.items():
         lines += _option(f"{option} {value}".rstrip(), words)
     lines += _arguments("from", Start)
-    for name, group in GROUPS.items():
+    for name, group in LISTED.items():
         lines += ["", f"{name}:", *_arguments(name, group)]
     lines += ["", "components, a class each:"]
     for slot, (base, default) in SLOTS.items():
@@ -123,7 +123,8 @@ def of_class(slot: str, kind: type) -> str:
 def _arguments(place: str, kind: type) -> Iterator[str]:
     """The arguments of a class: option, value, meaning and default of each."""
     begin: Any = getattr(kind, "__init__")  # noqa: B009
-    documented = parse(getdoc(kind) or "").params + parse(getdoc(begin) or "").params
+    pages = [each.__doc__ or "" for each in reversed(kind.__mro__)] + [getdoc(begin) or ""]
+    documented = [each for page in pages for each in parse(page).params]
     meanings = {each.arg_name: each.description or "" for each in documented}
     hints = get_type_hints(begin)
     for name, argument in signature(kind).parameters.items():

@@ -11,7 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from mqvae.config.classes import canonical, components_in, find, is_needed
-from mqvae.config.options import GROUPS, HANDED_LATER, SLOTS
+from mqvae.config.options import GROUPS, HANDED_LATER, KEPT, SLOTS
+from mqvae.config.sources import source_of
 from mqvae.errors import MqvaeError
 from mqvae.spelling import brief
 
@@ -28,6 +29,8 @@ def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
         MqvaeError: if a group of settings is something else, or a component mixes both forms.
     """
     _check_names("", (part for name in delta for part in _parts(name)))
+    if isinstance(data := delta.get("data"), str):
+        delta = {**delta, "data": source_of(data)}
     if any("." in name for name in delta):  # `update.xi: 0.5`, as options are
         dotted, delta = delta, {}
         for name, given in dotted.items():
@@ -77,7 +80,8 @@ def put(options: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(there, dict) and isinstance(value, str):
         there["class_path"] = value
     elif isinstance(there, dict) and isinstance(value, dict):
-        there.update(value)
+        bare = NAMED & there.keys() and not NAMED & value.keys()
+        (there.setdefault("init_args", {}) if bare else there).update(value)
     else:
         level[key] = value
 
@@ -147,10 +151,12 @@ def _component(key: str, old: Any, given: Any, usual: str) -> Any:
     if not path:
         return {"init_args": dict(arguments or {})}
     path = canonical(path)
-    kept = below.get("init_args") if below.get("class_path") == path else None
+    kept = below.get("init_args") or {}
+    if below.get("class_path") != path:
+        kept = {name: value for name, value in kept.items() if name in KEPT.get(key, ())}
     kind = find(path)
     inner = components_in(kind) if kind else {}
-    result = dict(kept or {})
+    result = dict(kept)
     _check_names(f"{key}.", arguments or {})
     for name, value in (arguments or {}).items():
         if value is None and kind and is_needed(kind, name):

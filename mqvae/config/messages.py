@@ -12,6 +12,7 @@ import torch
 import mqvae
 from mqvae.config.classes import UNFIT, find, public
 from mqvae.config.options import GROUPS, HANDED_LATER, SLOTS, Start
+from mqvae.data.source import ImageData
 from mqvae.spelling import nearest
 
 LONGEST = 1000  # characters of a message
@@ -70,7 +71,9 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
         return f"there is no option {key}.{name} of {owner}.{hint} Options: {listed}."
     if name := said(r"Option '([\w.]+)' is not", r"does not accept option '([\w.]+)'"):
         name = ".".join(filter(None, (said(r"Group '([\w.]+)'"), name)))
-        return f"there is no setting '{name}'.{nearest(name, [o.lstrip('-') for o in options])}"
+        known = [o.lstrip("-") for o in options if not o.endswith(".help")]
+        known += [f"data.{field.name}" for field in fields(ImageData)]
+        return f"there is no setting '{name}'.{nearest(name, known)}"
     if literal := said(r"Expected a typing.Literal\[(.*?)\]"):
         known = re.findall(r"[\w-]+", literal)
         return f"{key} must be one of {', '.join(known)}, got '{value}'.{nearest(value, known)}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from jsonargparse import ArgumentParser
 from torch.optim import Optimizer as TorchOptimizer
@@ -11,28 +11,11 @@ from torch.optim import Optimizer as TorchOptimizer
 import mqvae
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.rules import Rule
+from mqvae.data.source import Data, ImageData
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
+from mqvae.ranges import Decay, Norm, Number, Rate, Seed, Share
 from mqvae.tasks import Task
-
-if TYPE_CHECKING:
-    from builtins import float as Decay
-    from builtins import float as Norm
-    from builtins import float as Rate
-    from builtins import float as Share
-    from builtins import int as Count
-    from builtins import int as Number
-    from builtins import int as Seed
-else:
-    from jsonargparse.typing import ClosedUnitInterval as Share
-    from jsonargparse.typing import NonNegativeInt as Count
-    from jsonargparse.typing import PositiveInt as Number
-    from jsonargparse.typing import restricted_number_type
-
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
-    Rate = restricted_number_type("Rate", float, [(">=", 0), ("<", float("inf"))])
-    Norm = restricted_number_type("Norm", float, [(">", 0), ("<", float("inf"))])
-    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 
 Part: TypeAlias = Literal["encoder", "codebook", "decoder"]
 PARTS: tuple[Part, ...] = ("encoder", "codebook", "decoder")
@@ -46,53 +29,6 @@ ADAMW: Spec = {"class_path": "torch.optim.AdamW"}
 def with_arguments(spec: Spec, arguments: Mapping[str, Any]) -> Spec:
     """A component with these arguments over its own."""
     return {**spec, "init_args": {**spec["init_args"], **arguments}}
-
-
-@dataclass(frozen=True)
-class Data:
-    """Images.
-
-    Args:
-        name: fashion-mnist, mnist, digits, cifar10, cifar100, svhn, celeba-hq, imagenet or photos,
-            or a folder of images or of shards, or a pattern of shards as in
-            "photos/{0000..0123}.tar".
-        root: Folder of a data set's files (default: its usual places; all but celeba-hq, imagenet
-            and photos are downloaded where they are in none).
-        side: Pixels a side, to which images are resized and cropped (default: as they are).
-        channels: 1 for grey, 3 for colour (default: as the images are).
-        classes: Number of classes (default: counted); 1 takes all images as one class, whatever
-            folders they are in.
-        batch_size: Images in a batch, over all processes.
-        validation: Number of images of the validation split, on which the best checkpoint is
-            chosen; 0 for none. They are sampled from the training images by the seed, or are those
-            in val/ of a folder that has it (default: a tenth, and 1,000 at most).
-        limit: Number of training images, sampled by the seed (default: all).
-        memory: Whether images of files are held in memory, or read from the disk (default: held
-            where they fit).
-        workers: Threads that decode images from the disk (default: one a core, and 8 at most).
-        crop: Where along its longer side an image is cut to a square: random is for training;
-            pixels cuts the central side × side pixels, and resizes only images that are smaller.
-        flip: Mirror half of the training images.
-        on_error: An image that cannot be read ends the run, or is skipped: the next one takes its
-            place.
-        above: Batch on which a rule with two levels judges the codebook: the same that encoder and
-            decoder step on, the next one, or one of the validation images.
-    """
-
-    name: str = "fashion-mnist"
-    root: str | None = None
-    side: Number | None = None
-    channels: Literal[1, 3] | None = None
-    classes: Number | None = None
-    batch_size: Number = 512
-    validation: Count | None = None
-    limit: Number | None = None
-    memory: bool | None = None
-    workers: Number | None = None
-    crop: Literal["center", "random", "pixels"] = "center"
-    flip: bool = False
-    on_error: Literal["stop", "skip"] = "stop"
-    above: Literal["same", "next", "held-out"] = "same"
 
 
 @dataclass(frozen=True)
@@ -196,19 +132,21 @@ class Trainer:
 
 LEVELS = ("network", "codebook")
 GROUPS: Mapping[str, type[Any]] = {
-    "data": Data,
     "optimizer": Optimizer,
     "warm_start": WarmStart,
     "trainer": Trainer,
 }
+LISTED: Mapping[str, type[Any]] = {"data": ImageData, **GROUPS}
+"""What --help-all lists with all that can be set in it."""
 FLAGS = {
     f"--{name}.{each.name}"
-    for name, group in GROUPS.items()
+    for name, group in LISTED.items()
     for each in fields(group)
     if each.type is bool
 }
 """Options that stand alone as well, without `true`."""
 SLOTS: Mapping[str, tuple[type, Spec | None]] = {
+    "data": (Data, {"class_path": "mqvae.ImageData"}),
     "network": (Architecture, {"class_path": "mqvae.VQVAE"}),
     "quantizer": (Quantizer, None),
     "task": (Task, {"class_path": "mqvae.Reconstruction"}),
@@ -217,6 +155,10 @@ SLOTS: Mapping[str, tuple[type, Spec | None]] = {
     "optimizer.codebook": (TorchOptimizer, ADAMW),
 }
 """Components: what they must be derived from, and what they are unless something else is said."""
+KEPT: Mapping[str, frozenset[str]] = {
+    "data": frozenset(each.name for each in fields(Data) if each.name != "name")
+}
+"""Arguments of components that stay where another class takes a place."""
 HANDED_LATER = {"params", "lr"}
 """Arguments of optimizers that are no settings: a run has them, or says them once."""
 

@@ -17,9 +17,8 @@ import yaml
 from jsonargparse import Namespace
 from torch.optim import Optimizer as TorchOptimizer
 
-import mqvae
 from mqvae.config.choosing import completed
-from mqvae.config.classes import UNFIT, find, is_ours, only_ours
+from mqvae.config.classes import UNFIT, find, is_ours, only_ours, path_of
 from mqvae.config.help import show_help
 from mqvae.config.merging import merged
 from mqvae.config.messages import choices, explained
@@ -27,7 +26,6 @@ from mqvae.config.options import (
     GROUPS,
     LEVELS,
     SLOTS,
-    Data,
     Optimizer,
     Part,
     Spec,
@@ -43,6 +41,7 @@ from mqvae.config.typed import as_typed, typed
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.rules import Rule
+from mqvae.data import Data
 from mqvae.errors import MqvaeError, refused
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
@@ -113,6 +112,7 @@ class Settings:
             name=values["name"] or getattr(rule, "method", getattr(rule, "__name__", "")),
             start=start and Start(start["run"], tuple(start["parts"])),
             freeze=tuple(values["freeze"]),
+            data=_data(values["data"]),
             **{name: group(**values[name]) for name, group in GROUPS.items()},
             **{k: values[k] for k in ("seed", "steps", "network", "quantizer", "task", "update")},
         )
@@ -132,11 +132,12 @@ class Settings:
     def config(self) -> dict[str, Any]:
         """The contents of config.yaml."""
         config = {"from" if k == "start" else k: v for k, v in asdict(self).items()}
+        config["data"] = {"class_path": path_of(type(self.data)), "init_args": config["data"]}
         return json.loads(json.dumps(config))  # lists for tuples
 
     def components(self) -> Components:
         """The objects, each made once."""
-        made = self._made(*SLOTS)
+        made = self._made(*(slot for slot in SLOTS if slot != "data"))
         optimizers = []
         for level in LEVELS:
             rates, optimizer = asdict(self.optimizer), made[f"optimizer.{level}"]
@@ -145,7 +146,7 @@ class Settings:
             if "weight_decay" in signature(optimizer.func).parameters and "weight_decay" not in own:
                 changed["weight_decay"] = rates["weight_decay"]
             optimizers.append(partial(optimizer, **changed))
-        parts = (made[slot] for slot in SLOTS if "." not in slot)
+        parts = (made[slot] for slot in SLOTS if slot != "data" and "." not in slot)
         return Components(*parts, *optimizers)
 
     def _made(self, *slots: str) -> Namespace:
@@ -313,6 +314,13 @@ def _namespace(value: Any) -> Any:
     return value
 
 
+def _data(spec: Spec) -> Data:
+    """The data of a spec; it looks at none of them."""
+    kind: Any = find(spec["class_path"])
+    with refused("data"):
+        return kind(**spec["init_args"])
+
+
 def _later(kind: type, **arguments: Any) -> Any:
     return partial(kind, **arguments)
 
@@ -329,7 +337,5 @@ def _spec(value: Any) -> Any:
     """The {class_path, init_args} of a dataclass; other values as they are."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    kind = type(value)
-    module = "mqvae" if kind.__name__ in mqvae.__all__ else kind.__module__
-    fields = {name: _spec(getattr(value, name)) for name in signature(kind).parameters}
-    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": fields}
+    fields = {name: _spec(getattr(value, name)) for name in signature(type(value)).parameters}
+    return {"class_path": path_of(type(value)), "init_args": fields}

@@ -7,6 +7,7 @@ from typing import Any
 
 from mqvae.config.merging import put
 from mqvae.config.options import FLAGS, GROUPS, SLOTS, settings_parser
+from mqvae.config.sources import source_of
 from mqvae.errors import MqvaeError
 from mqvae.plain import parsed_yaml
 from mqvae.spelling import nearest
@@ -68,6 +69,11 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
                 files.append(value)
             elif option == "--method":
                 method = value
+            elif option == "--data":
+                source = source_of(value)
+                put(options, "data", source["class_path"])
+                for key, said in source.get("init_args", {}).items():
+                    put(options, f"data.{key}", said)
             else:
                 put(options, name, _value(name, value))
     return options, files, method

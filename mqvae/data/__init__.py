@@ -9,6 +9,7 @@ from mqvae.data.listing import EXTENSIONS
 from mqvae.data.look import Look, look
 from mqvae.data.named import DATASETS, load
 from mqvae.data.places import DataNotFound, cache_folder
+from mqvae.data.source import Data, ImageData
 from mqvae.data.stored import Stored
 from mqvae.data.validation import Bounds, bounds_of, draw, hold_out, usual_count
 
@@ -17,9 +18,11 @@ __all__ = [
     "EXTENSIONS",
     "Batches",
     "Bounds",
+    "Data",
     "DataNotFound",
     "Difference",
     "Identity",
+    "ImageData",
     "Images",
     "InMemory",
     "Look",

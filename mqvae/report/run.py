@@ -131,7 +131,8 @@ class Run:
     @property
     def dataset(self) -> str:
         """The dataset in words, as the page's title says it."""
-        name = _mapping(self.config.get("data")).get("name")
+        data = _mapping(self.config.get("data"))
+        name = _mapping(data.get("init_args", data)).get("name")
         return dataset_title(name or self.summary.get("dataset"))
 
     @property

@@ -31,7 +31,7 @@ def card_of(tokenizer: "Tokenizer") -> dict[str, bytes]:
     settings = tokenizer.settings
     parts = [
         f"---\n{yaml.safe_dump(HEAD, sort_keys=False)}---\n",
-        f"# {settings.name} on {Path(settings.data.name).name}\n",
+        f"# {settings.name} on {settings.data.title}\n",
         _summary(tokenizer),
     ]
     if grid:
@@ -41,7 +41,8 @@ def card_of(tokenizer: "Tokenizer") -> dict[str, bytes]:
         )
     parts += [USE, _figures(tokenizer, measured), _data(tokenizer, measured), _settings(tokenizer)]
     data = settings.data
-    places = [data.name, data.root, Path(data.root or ".", data.name), tokenizer.folder]
+    own = [p for p in (getattr(data, name) for name in reversed(data.places)) if p]
+    places = [*own, Path(*own), tokenizer.folder]
     files = {CARD: names_only("\n".join(parts), *places).encode()}
     return files | ({GRID: grid} if grid else {})
 
@@ -108,7 +109,7 @@ def _data(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
     data = tokenizer.settings.data
     source = f", from {measured['source']}" if "source" in measured else ""
     return (
-        f"## Data\n\n{Path(data.name).name}{source}: {data.side} × {data.side} pixels, "
+        f"## Data\n\n{data.title}{source}: {data.side} × {data.side} pixels, "
         f"{_colours(data.channels)}, values in [0, 1]; batches of {data.batch_size}, "
         f"{data.validation or 0:,} images held out for validation.\n"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mqvae.config import Data
+from mqvae.data import Data
 from mqvae.errors import MqvaeError
 from mqvae.metrics.score import Classifier
 from mqvae.runs import read_json

@@ -29,8 +29,7 @@ def find_images(
     data, path = tokenizer.settings.data, Path(what)
     if not path.exists() and path.suffix != ".tar":
         if what in SPLITS:
-            skip: Any = on_error
-            data = replace(data, memory=False, on_error=skip)
+            data = data.unheld(skip=on_error == "skip")
             settings = replace(tokenizer.settings, data=data)
             return load_run_split(
                 tokenizer.run,
@@ -43,7 +42,7 @@ def find_images(
             f"there is no '{what}': IMAGES is an image file, a folder of images, or one of "
             f"{', '.join(SPLITS)} for that split of the run's dataset."
         )
-    reading = Reading(memory=False, workers=data.workers, on_error=on_error)
+    reading = Reading(memory=False, workers=getattr(data, "workers", None), on_error=on_error)
     if fit:
         return load_all(path, replace(reading, side=data.side, channels=data.channels))
     try:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mqvae.config import Settings
+from mqvae.config.classes import find
 from mqvae.errors import MqvaeError
 from mqvae.optional import require
 from mqvae.provenance import code
@@ -185,9 +186,11 @@ def _copied(folder: Path) -> dict[str, bytes]:
 
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
     """Settings without the folders of this machine, which say nothing elsewhere."""
-    data, start = config["data"], config["from"]
-    data["root"] = None
-    data["name"] = PurePath(data["name"]).name
+    data, start = config["data"]["init_args"], config["from"]
+    kind: Any = find(config["data"]["class_path"])
+    for name in kind.places:
+        own = data[name] if name != "root" else None
+        data[name] = own and PurePath(own).name
     if start is not None:
         start["run"] = PurePath(start["run"]).name
     shared: dict[str, Any] = without_places(config)

@@ -227,8 +227,8 @@ def _batches(images: Images, size: int, settings: Settings, processes: Processes
         device=processes.device,
         rank=processes.rank,
         world_size=processes.count,
-        random_crop=settings.data.crop == "random",
-        random_flip=settings.data.flip,
+        random_crop=settings.data.random_crop,
+        random_flip=settings.data.random_flip,
     )
 
 

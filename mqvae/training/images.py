@@ -3,23 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mqvae.config import Data, Settings
+from mqvae.config import Settings
 from mqvae.data import (
     DATASETS,
     Bounds,
+    Data,
     Identity,
+    ImageData,
     Images,
     InMemory,
     Reading,
     bounds_of,
     draw,
     first,
-    has_validation,
     hold_out,
     identity_of,
-    load,
     load_all,
     usual_count,
 )
@@ -74,21 +73,9 @@ class Found:
     changes: Changes
 
 
-def load_split(options: Data, split: str) -> Images:
+def load_split(data: Data, split: str) -> Images:
     """A split of a run's dataset, as it came; "train" has the images held out in it, too."""
-    return load(
-        options.name,
-        split,
-        root=options.root,
-        side=options.side,
-        channels=options.channels,
-        memory=options.memory,
-        workers=options.workers,
-        on_error=options.on_error,
-        # Said by the user of images in folders that mean nothing; found in those without any.
-        labels=options.classes != 1,
-        resize=options.crop != "pixels",
-    )
+    return data.load(split)
 
 
 def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits, Settings]:
@@ -98,17 +85,13 @@ def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits,
         settings: Of the run.
         known: What the run knows of its images, which keeps each of them in its split.
     """
-    data, start = _absolute(settings.data), settings.start
+    data, start = settings.data.absolute(), settings.start
     if start is not None:
         start = replace(start, run=str(Path(start.run).expanduser().absolute()))
-    # Squares in memory have nothing left to be cut at random.
-    memory = False if data.crop == "random" and data.memory is None else data.memory
-    train = load_split(replace(data, memory=memory), "train")
-    if data.crop == "random" and isinstance(train, InMemory):
+    train = load_split(data, "train")
+    if data.random_crop and isinstance(train, InMemory):
         raise MqvaeError(f"{nothing_to_cut(train.name)}.")
-    channels: Any = train.shape[0]  # 1 or 3, as of all images
-    # Looking at a million images once is enough.
-    seen = replace(data, side=train.shape[1], channels=channels)
+    seen = data.seen(train)  # looking at a million images once is enough
     test = load_split(seen, "test")
     highest = max(int(images.labels.max()) for images in (train, test))
     classes = data.classes or highest + 1
@@ -157,7 +140,7 @@ def load_run_split(
     if split not in SPLITS:
         raise MqvaeError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}.")
     known = Known.of_run(run)
-    settings = replace(settings, data=_absolute(settings.data))
+    settings = replace(settings, data=settings.data.absolute())
     if split == "test":
         images = load_split(settings.data, "test")
         parts = {"test": images}
@@ -178,31 +161,6 @@ def load_run_split(
     return Found(images, identity, changes)
 
 
-def moved(data: Data, root: str) -> Data:
-    """A run's data options where its images lie elsewhere than when it was trained.
-
-    Args:
-        data: Of the run.
-        root: The folder of a named dataset's files; of a run on a folder or shards these
-            themselves, or the folder they lie in.
-
-    Raises:
-        ValueError: if they are not there.
-    """
-    if data.name in DATASETS:
-        return replace(data, root=root)
-    folder, name = Path(root).expanduser(), Path(data.name).name
-    shards = Path(data.name).suffix == ".tar"
-    if (shards and folder.is_dir()) or (folder / name).is_dir():
-        folder = folder / name
-    elif not folder.is_dir() and folder.suffix != ".tar":
-        raise MqvaeError(
-            f"--root {root}: there is no such folder. Expected the images of {data.name}, or the "
-            "folder that they lie in."
-        )
-    return replace(data, name=str(folder.absolute()), root=None)
-
-
 def other_images(
     data: Data, name: str, split: str | None, *, root: str | None, own_size: bool
 ) -> Images:
@@ -218,7 +176,9 @@ def other_images(
     Raises:
         ValueError: if there are none, one cannot be read or they have no sizes of their own.
     """
-    options = replace(data, name=name, root=root, memory=False if own_size else data.memory)
+    options = data if isinstance(data, ImageData) else ImageData(side=data.side)
+    options = replace(options, name=name, root=root)
+    options = options.unheld() if own_size else options
     if name in DATASETS or split is not None:
         images = load_split(options, split or "test")
     else:
@@ -228,8 +188,8 @@ def other_images(
                 f"there is no '{name}': --data is a folder of images, shards, or one of "
                 f"{', '.join(DATASETS)}.{nearest(name.lower(), DATASETS)}"
             )
-        how = (options.memory, data.workers, data.on_error)
-        resize = data.crop != "pixels"
+        how = (options.memory, options.workers, options.on_error)
+        resize = options.crop != "pixels"
         images = load_all(path, Reading(data.side, data.channels, *how, resize=resize))
     return BySize(images, data.channels or 1) if own_size else images
 
@@ -242,9 +202,7 @@ def _held_out(
     Bounds that are known already hold; counts of images are for a run that begins.
     """
     data, seed, limit = settings.data, settings.seed, settings.data.limit
-    folder = Path(data.root or "", Path(data.name).expanduser())
-    if data.name not in DATASETS and has_validation(folder):
-        whole = load_split(data, "validation")
+    if (whole := data.validation_split()) is not None:
         count = min(MOST, len(whole)) if data.validation is None else data.validation
         known = None if bounds is None else bounds.validation
         validation, bound = draw(whole, count, seed=seed, bound=known)
@@ -268,14 +226,3 @@ def inputs_of(data: Data) -> Inputs:
     if data.channels is None or data.side is None:
         raise MqvaeError("data.channels and data.side must be known to build a network.")
     return Inputs(data.channels, data.side, data.classes or 1)
-
-
-def _absolute(data: Data) -> Data:
-    """The same images, whatever folder the run is gone on with or used from."""
-    root, name = data.root, data.name
-    if root is not None:
-        root = str(Path(root).expanduser().absolute())
-    folder = Path(root or "", Path(name).expanduser()).absolute()
-    if name not in DATASETS and (folder.is_dir() or folder.suffix == ".tar"):
-        name = str(folder)
-    return replace(data, root=root, name=name)

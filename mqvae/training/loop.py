@@ -427,7 +427,7 @@ class Training:
 
     def _note_skipped(self) -> None:
         """All processes know all images that cannot be read, where they are skipped."""
-        if self.settings.data.on_error == "skip":
+        if self.settings.data.skips:
             names = [*self.splits.train.skipped, *self.splits.test.skipped]
             self.log.note_skipped(names, self.step)
 

@@ -16,6 +16,7 @@ from reproduction.paper.scales import load_scale
 def asked(settings: Settings) -> dict[str, Any]:
     """All that a run's result depends on: neither its label, nor where it is trained."""
     config = settings.config()
+    config["data"] = config["data"]["init_args"]  # of images, the study's only data
     del config["name"], config["data"]["root"]
     for name in ("accelerator", "devices", "loggers"):
         del config["trainer"][name]

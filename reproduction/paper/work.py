@@ -61,6 +61,9 @@ class Place:
 
     def at(self, settings: "Settings") -> "Settings":
         """Settings of a run that is trained here."""
+        from mqvae.data import ImageData
+
+        assert isinstance(settings.data, ImageData)
         data = replace(settings.data, root=self.root)
         trainer = replace(settings.trainer, accelerator=self.accelerator)
         return replace(settings, data=data, trainer=trainer)
@@ -129,9 +132,11 @@ class Run:
     def settings(self) -> "Settings":
         """Its settings before it has seen its images, or where it is trained."""
         from mqvae.config.options import with_arguments
+        from mqvae.data import ImageData
 
         base, of = base_settings(self.scale, self.task, self.method), METHODS[self.method]
         side = base.data.side or load_scale(self.scale).side_of.get(self.dataset)
+        assert isinstance(base.data, ImageData)
         data = replace(base.data, name=self.dataset, side=side, above=of.above)
         trainer, optimizer, update = base.trainer, base.optimizer, base.update
         if self.few is not None:

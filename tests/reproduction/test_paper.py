@@ -107,7 +107,7 @@ def test_a_run_is_what_its_preset_and_scale_say():
     assert config["network"]["init_args"]["width"] == 256
     assert config["quantizer"]["init_args"]["groups"] == 4
     assert config["quantizer"]["init_args"]["dim"] == 512
-    assert config["data"]["batch_size"] == 512
+    assert config["data"]["init_args"]["batch_size"] == 512
     assert config["optimizer"]["network_lr"] == 3e-4
     assert config["optimizer"]["codebook_lr"] == META_RATE
     assert config["update"]["init_args"]["commitment_weight"] == 0.1
@@ -126,7 +126,7 @@ def test_every_method_has_settings():
 def test_few_images_and_a_batch_above_are_settings_of_a_run():
     few = Few(100, 50, 16)
     run = dataclasses.replace(RUN, method="MQ-VAE, kept, held-out batch above", few=few)
-    data = run.settings().config()["data"]
+    data = run.settings().config()["data"]["init_args"]
     assert (data["limit"], data["validation"], data["above"]) == (100, 50, "held-out")
     titles = {
         dataclasses.replace(run, method=method, few=each).title

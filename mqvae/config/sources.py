@@ -1,0 +1,22 @@
+"""What `--data VALUE` and `data: VALUE` mean."""
+
+from mqvae.config.classes import canonical, find
+from mqvae.config.options import Spec
+from mqvae.data.source import Data, ImageData
+
+
+def source_of(value: str) -> Spec:
+    """Settings of data that are said in one word.
+
+    Args:
+        value: A class of data, or what one of them takes: a dataset by name, a folder, a file.
+    """
+    kind = find(value)
+    if kind is not None and issubclass(kind, Data):
+        return {"class_path": canonical(value)}
+    taken = next((each for each in SOURCES if each.takes(value)), ImageData)
+    return {"class_path": f"mqvae.{taken.__name__}", "init_args": {"name": value}}
+
+
+SOURCES: tuple[type[Data], ...] = (ImageData,)
+"""Sources that are told by their names, the first that takes one; images are the rest."""
