@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 from benchmarks import OF_A_PRESET, SECTIONS, measure
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.optional import ExtraMissing
-from mqvae.spelling import nearest
 
 DESCRIPTION = """\
 Measure on this machine. Prints tables and writes them, with plots, to DIR/performance.md and
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _measured(options: argparse.Namespace) -> int:
     if unknown := [s for s in options.sections if s not in SECTIONS]:
         raise MqvaeError(
-            f"there is no section '{unknown[0]}'.{nearest(unknown[0], SECTIONS)} Sections: "
+            f"there is no section '{unknown[0]}'.{did_you_mean(unknown[0], SECTIONS)} Sections: "
             f"{', '.join(SECTIONS)}."
         )
     if options.rounds is not None and options.rounds < 2:

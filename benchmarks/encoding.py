@@ -24,7 +24,7 @@ from benchmarks.timing import alternate
 from mqvae.config import Settings, load_preset
 from mqvae.data import Reading, load_all
 from mqvae.tokenizer import BATCH_SIZE, Tokenizer
-from mqvae.tokenizer.shards import Pieces
+from mqvae.tokenizer.shards import Shards
 from mqvae.training import begin
 
 
@@ -63,7 +63,7 @@ def main() -> None:
 
         def pieces() -> None:
             shutil.rmtree(folder / "codes", ignore_errors=True)
-            made = Pieces(folder / "codes", tokenizer, images)
+            made = Shards(folder / "codes", tokenizer, images)
             made.begin(going_on=made.check(overwrite=False))
             made.encode()
             made.finish()

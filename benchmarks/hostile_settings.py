@@ -20,7 +20,7 @@ from pathlib import Path
 import mqvae
 from mqvae.cli import main as program
 from mqvae.errors import MqvaeError
-from mqvae.plain import parsed_yaml
+from mqvae.files import parsed_yaml
 
 SECONDS = 300  # a command may take
 

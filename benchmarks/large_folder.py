@@ -33,7 +33,7 @@ from PIL import Image
 from mqvae.config import Settings, load_preset
 from mqvae.data import Reading, load, load_all
 from mqvae.tokenizer import Tokenizer
-from mqvae.tokenizer.shards import Pieces, pieces_of
+from mqvae.tokenizer.shards import Shards, shards_of
 from mqvae.training import begin
 
 
@@ -88,10 +88,10 @@ def train(images: Path, run: Path, options: argparse.Namespace) -> None:
 
 
 def encode(images: Path, scratch: Path, options: argparse.Namespace) -> None:
-    """Pieces, one after another."""
+    """Shards, one after another."""
     tokenizer = Tokenizer.from_run(scratch / "run", device="cpu")
     reading = Reading(side=options.side, channels=3, memory=False, workers=options.workers)
-    pieces = Pieces(scratch / "codes", tokenizer, load_all(images, reading))
+    pieces = Shards(scratch / "codes", tokenizer, load_all(images, reading))
     pieces.begin(going_on=pieces.check(overwrite=False))
     count = len(pieces.index["pieces"])
     some = range(count) if options.encode is None else range(-(-options.encode // pieces.size))
@@ -151,7 +151,7 @@ def killed(base: Path, scratch: Path, options: argparse.Namespace) -> None:
     names = [sorted(path.name for path in folder.iterdir()) for folder in (whole, again)]
     same = names[0] == names[1] and all(
         np.array_equal(one.codes, other.codes) and one == replace(other, codes=one.codes)
-        for one, other in zip(pieces_of(whole), pieces_of(again), strict=True)
+        for one, other in zip(shards_of(whole), shards_of(again), strict=True)
     )
     print(f"codes of {sizes[-1]:,} images after {options.kills} kills are the same: {same}")
     if not same:

@@ -278,8 +278,8 @@ def plain(preset: str) -> Callable[[], None]:
             loss, output = module(x, parts.task.target(x, y))
             loss.backward()
             optimizer.step()
-            if parts.players:
-                parts.task.step(parts.players, x, y, output.detach())
+            if parts.auxiliary:
+                parts.task.step(parts.auxiliary, x, y, output.detach())
 
     return make
 

@@ -1,10 +1,13 @@
-"""Whose fault an error is."""
+"""Whose fault an error is, and what may have been meant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 PACKAGE = str(Path(__file__).parent)
+ELSEWHERE = {"gpu": "cuda"}  # what other programs call it
 
 
 class MqvaeError(ValueError):
@@ -88,3 +91,25 @@ def _raised_here(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean …?', or nothing.
+
+    >>> did_you_mean("evalute", ["train", "evaluate"])
+    " Did you mean 'evaluate'?"
+    """
+    names = list(known)
+    meant = ELSEWHERE.get(name)
+    close = [meant] if meant in names else get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value as Python writes it, cut off where it is long.
+
+    >>> shortened("a" * 100, 10)
+    "'aaaaaaaa…"
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.errors import MqvaeError
-from mqvae.finite import only_finite, restored
+from mqvae.files import only_finite, restored
 from mqvae.runs import write_whole
 
 

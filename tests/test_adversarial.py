@@ -1,4 +1,4 @@
-"""The adversarial task: its loss and its player, what a step costs and leaves, its troubles."""
+"""The adversarial task: its loss and discriminator, what a step costs and leaves, its troubles."""
 
 import csv
 import time
@@ -89,7 +89,7 @@ class Distance(nn.Module):
 
 
 def make(last: str = "convolution", distance: nn.Module | None = None, **options):
-    """A network, the task that knows it, its players and a batch, in float64."""
+    """A network, the task that knows it, its auxiliary and a batch, in float64."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -105,7 +105,7 @@ def make(last: str = "convolution", distance: nn.Module | None = None, **options
     with torch.no_grad():
         network.quantizer.codebook.weight += 0.05 * torch.randn(7, 6)
     task.attend(network, x)
-    return network, task, task.players(10), x
+    return network, task, task.auxiliary_optimizers(10), x
 
 
 def rule(network: VQNetwork, task: Adversarial, kind: type = Joint, **options):
@@ -237,7 +237,7 @@ def by_hand(network: VQNetwork, task: Adversarial, x: Tensor) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("last", ["convolution", "transposed", "signed", "in place"])
 def test_loss_gradient_and_adaptive_weight_are_those_of_autograd(last):
-    network, task, players, x = make(last, l1_weight=1.7, adversarial_weight=0.6)
+    network, task, auxiliary, x = make(last, l1_weight=1.7, adversarial_weight=0.6)
     expected, adaptive = by_hand(network, task, x)
     output = network(x).output
     loss = task(output, x)
@@ -249,13 +249,13 @@ def test_loss_gradient_and_adaptive_weight_are_those_of_autograd(last):
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
     assert adaptive > 0.01
-    logged = task.step(players, x, x, output.detach())
+    logged = task.step(auxiliary, x, x, output.detach())
     torch.testing.assert_close(logged["adaptive_weight"], adaptive)
     assert not any(value.requires_grad for value in logged.values())
 
 
 def test_with_the_perceptual_distance(vgg16):
-    network, task, players, x = make(
+    network, task, auxiliary, x = make(
         distance=PerceptualDistance(vgg16).double(), perceptual_weight=0.3
     )
     expected, _ = by_hand(network, task, x)
@@ -267,13 +267,13 @@ def test_with_the_perceptual_distance(vgg16):
         strict=True,
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
-    logged = task.step(players, x, x, output.detach())
+    logged = task.step(auxiliary, x, x, output.detach())
     measured = task.eval().measurement()
     measured.update(output.detach(), x)
     figures = measured.compute(lambda tensor: tensor)
     assert figures["perceptual_loss"] == pytest.approx(logged["perceptual"].item())
     assert figures["mse"] == pytest.approx((output - x).square().mean().item())
-    assert figures.keys() == Adversarial.figures.keys()
+    assert figures.keys() == Adversarial.metrics.keys()
     each = losses_of_images(task, output.detach(), x)
     torch.testing.assert_close(each.mean(), task(output.detach(), x))
     without = make()[1].measurement()
@@ -284,11 +284,11 @@ def test_with_the_perceptual_distance(vgg16):
 def test_a_batch_in_parts_is_the_batch_as_a_whole():
     found = []
     for parts in (1, 2, 3):
-        network, task, players, x = make()
+        network, task, auxiliary, x = make()
         update = rule(network, task, Meta)
         for _ in range(2):
             step = update.step(x, x, parts=parts)
-            logged = task.step(players, x, x, step.output)
+            logged = task.step(auxiliary, x, x, step.output)
         found.append({**copied(network), **copied(task), **logged})
     for other in found[1:]:
         for name, value in found[0].items():
@@ -298,14 +298,14 @@ def test_a_batch_in_parts_is_the_batch_as_a_whole():
 def test_half_precision_is_near():
     found = []
     for half in (False, True):
-        network, task, players, x = make()
+        network, task, auxiliary, x = make()
         for module in (network, task):
             module.float()
         x = x.float()
         update = rule(network, task, Meta, look_ahead=Kept(), hypergradient=Amortized())
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             step = update.step(x, x)
-            logged = task.step(players, x, x, step.output)
+            logged = task.step(auxiliary, x, x, step.output)
         found.append({"task": step.task, **logged})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name].float(), value, rtol=0.05, atol=0.01, msg=name)
@@ -325,10 +325,10 @@ def test_in_eval_mode_it_is_the_reconstruction():
 
 
 def test_nothing_of_a_pass_is_held_on_to():
-    network, task, players, x = make()
+    network, task, auxiliary, x = make()
     update = rule(network, task, Meta)
     for parts in (1, 2):
-        task.step(players, x, x, update.step(x, x, parts=parts).output)
+        task.step(auxiliary, x, x, update.step(x, x, parts=parts).output)
         assert not task._last_layer._inputs
         assert not task._terms
     with torch.no_grad():
@@ -374,7 +374,7 @@ def test_an_output_that_the_network_has_not_made():
 
 
 def test_its_step_is_the_hinge_loss_by_adamw():
-    network, task, players, x = make(discriminator_lr=1e-3)
+    network, task, auxiliary, x = make(discriminator_lr=1e-3)
     output = network(x).output.detach()
     by_hand = PatchDiscriminator(width=4, layers=2).double()
     by_hand.load_state_dict(task.discriminator.state_dict())
@@ -383,7 +383,7 @@ def test_its_step_is_the_hinge_loss_by_adamw():
     loss = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + generated).clamp(min=0).mean())
     loss.backward()
     optimizer.step()
-    logged = task.step(players, x, x, output)
+    logged = task.step(auxiliary, x, x, output)
     torch.testing.assert_close(logged["discriminator"], loss.detach())
     torch.testing.assert_close(logged["logits_real"], real.mean().detach())
     torch.testing.assert_close(logged["logits_generated"], generated.mean().detach())
@@ -393,13 +393,13 @@ def test_its_step_is_the_hinge_loss_by_adamw():
 
 
 def test_before_its_start_nobody_hears_it():
-    network, task, players, x = make(start=2)
+    network, task, auxiliary, x = make(start=2)
     update = rule(network, task, Meta)
     before, loud = copied(task.discriminator), {"generator", "adaptive_weight"}
     for i in range(4):
         step = update.step(x, x)
-        logged = task.step(players, x, x, step.output)
-        players["discriminator"].schedule.step()
+        logged = task.step(auxiliary, x, x, step.output)
+        auxiliary["discriminator"].schedule.step()
         same = all(torch.equal(before[n], v) for n, v in copied(task.discriminator).items())
         assert same == (i < 2)
         assert (loud | {"discriminator"} <= logged.keys()) == (i >= 2)
@@ -433,7 +433,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_step_goes_through_its_networks_as_often_as_it_must(name):
     kind, options, expected = CALLS[name]
-    network, task, players, x = make(distance=Distance(), perceptual_weight=1.0)
+    network, task, auxiliary, x = make(distance=Distance(), perceptual_weight=1.0)
     update = rule(network, task, kind, **options)
     calls = {"discriminator": 0, "perceptual": 0}
     for part in calls:
@@ -453,7 +453,7 @@ def test_a_step_goes_through_its_networks_as_often_as_it_must(name):
             elif "running" not in part:
                 assert torch.equal(value, before[part]), part
         assert all(p.grad is None for p in task.parameters())
-        task.step(players, x, x, step.output)
+        task.step(auxiliary, x, x, step.output)
         assert calls["discriminator"] == i * (expected + 2)
 
 
@@ -605,12 +605,12 @@ PAIRS = {
 
 def trained(name: str, problem: tuple, rank: int = 0, processes: int = 1) -> dict[str, Tensor]:
     """All that three steps on this process's share of the batch make."""
-    (network, task, players, x), (kind, options) = problem, PAIRS[name]
+    (network, task, auxiliary, x), (kind, options) = problem, PAIRS[name]
     update = rule(network, task, kind, **options)
     mine = x.chunk(processes)[rank]
     for _ in range(3):
         step = update.step(mine, mine)
-        logged = task.step(players, mine, mine, step.output)
+        logged = task.step(auxiliary, mine, mine, step.output)
     return {**copied(network), **copied(task), "adaptive_weight": logged["adaptive_weight"]}
 
 
@@ -618,11 +618,11 @@ def problem() -> tuple:
     return make(distance=Distance(), perceptual_weight=1.0, start=1)
 
 
-def turns(network, task, players, x) -> Iterator[Callable[[], Any]]:
+def turns(network, task, auxiliary, x) -> Iterator[Callable[[], Any]]:
     """A step of the rule, then the discriminator's."""
     update = rule(network, task)
     yield lambda: update.step(x, x)
-    yield lambda: task.step(players, x, x, network(x).output.detach())
+    yield lambda: task.step(auxiliary, x, x, network(x).output.detach())
 
 
 def counting(function: Callable[..., Any], counts: list[int], i: int) -> Callable[..., Any]:

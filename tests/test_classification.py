@@ -175,7 +175,7 @@ def measured(*batches, total=lambda tensor: tensor):
 def test_figures_are_those_of_torchmetrics_and_scikit_learn(labels, predictions):
     output, target = scores(labels, predictions)
     measurement, figures = measured(*zip(output.split(70), target.split(70)))
-    assert list(figures) == list(Classification.figures)
+    assert list(figures) == list(Classification.metrics)
     guesses = output.argmax(1)
     exactly = {"rel": 1e-6, "abs": 0}
     of_all = {"num_classes": CLASSES, "average": "micro"}
@@ -346,7 +346,7 @@ def test_a_run_encodes_and_has_no_images(meta, tmp_path, capsys):
     assert "what a network gives in a Classification task is no image" in capsys.readouterr().err
     assert not (tmp_path / "images").exists()
     tokenizer = Tokenizer.from_run(meta, device="cpu")
-    found = evaluate(tokenizer.network, tokenizer.task, tokenizer.find_images("test")).figures
+    found = evaluate(tokenizer.network, tokenizer.task, tokenizer.find_images("test")).metrics
     assert found["f1"] == json.loads((meta / "summary.json").read_text())["f1"]
 
 

@@ -1194,7 +1194,7 @@ def test_torchvision_is_imported_late_and_nothing_else_of_mqvae():
     assert third_party == {"mqvae", "numpy", "PIL", "torch"}
     ours = {name for name in anywhere if name.split(".")[0] == "mqvae"}
     beside = {name for name in ours if not name.startswith("mqvae.data.")}
-    assert beside == {"mqvae.errors", "mqvae.optional", "mqvae.spelling"}
+    assert beside == {"mqvae.errors", "mqvae.optional"}
     assert "torchvision" in {name.split(".")[0] for name in anywhere}
 
 

@@ -20,7 +20,7 @@ from mqvae.diagnosis.words import findings
 from mqvae.networks.architecture import Architecture
 from mqvae.report import write_report
 from mqvae.runs import Run
-from mqvae.tasks import Player
+from mqvae.tasks import AuxiliaryOptimizer
 from mqvae.tokenizer import Tokenizer
 from mqvae.training import begin, load_split
 
@@ -347,14 +347,14 @@ def test_other_quantizers_are_refused(kind, tmp_path, capsys):
 
 
 class Played(mqvae.Reconstruction):
-    """A task with a player."""
+    """A task with an auxiliary network."""
 
     def __init__(self):
         super().__init__()
         self.own = nn.Linear(1, 1)
 
-    def players(self, steps):
-        return {"own": Player(torch.optim.SGD(self.own.parameters(), lr=0.1))}
+    def auxiliary_optimizers(self, steps):
+        return {"own": AuxiliaryOptimizer(torch.optim.SGD(self.own.parameters(), lr=0.1))}
 
 
 def test_a_task_with_players(tmp_path):

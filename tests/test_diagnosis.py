@@ -110,7 +110,7 @@ def test_an_optimal_codebook_gains_nothing():
     assert again.restarted == 0
     assert again.error_after == pytest.approx(again.error_before, rel=1e-5)
     assert again.error_before == pytest.approx(first.error_after, rel=1e-5)
-    assert again.after.figures["mse"] == pytest.approx(again.before.figures["mse"], rel=1e-5)
+    assert again.after.metrics["mse"] == pytest.approx(again.before.metrics["mse"], rel=1e-5)
 
 
 def test_a_damaged_codebook_is_mended():
@@ -122,12 +122,12 @@ def test_a_damaged_codebook_is_mended():
     mended = refitted(network, Reconstruction(), train, test)
     assert mended.restarted == 8
     assert mended.converged
-    assert mended.before.figures["usage"] <= 0.5
-    assert mended.after.figures["usage"] == 1
-    for loss in (lambda r: r.error_after, lambda r: r.after.figures["mse"]):
+    assert mended.before.metrics["usage"] <= 0.5
+    assert mended.after.metrics["usage"] == 1
+    for loss in (lambda r: r.error_after, lambda r: r.after.metrics["mse"]):
         assert loss(mended) == pytest.approx(loss(whole), rel=0.1)
-    lost = mended.before.figures["mse"] - whole.after.figures["mse"]
-    assert lost > 0.2 * whole.after.figures["mse"]
+    lost = mended.before.metrics["mse"] - whole.after.metrics["mse"]
+    assert lost > 0.2 * whole.after.metrics["mse"]
     assert mended.before.protocol["images"] == 50
 
 
@@ -154,7 +154,7 @@ def test_error_and_figure_are_those_of_the_network(kind):
     assert refit.error_after == pytest.approx(after.quantized.commitment_loss.item(), rel=1e-4)
     assert refit.error_after < refit.error_before
     error = (after.output - x).square().mean().item()
-    assert refit.after.figures["mse"] == pytest.approx(error, rel=1e-4)
+    assert refit.after.metrics["mse"] == pytest.approx(error, rel=1e-4)
     assert refit.codebook.shape == quantizer.table().shape
 
 

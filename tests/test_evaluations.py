@@ -18,7 +18,7 @@ from mqvae.cli import main
 from mqvae.data import load_all
 from mqvae.data.files import Reading
 from mqvae.data.own_size import BySize
-from mqvae.finite import only_finite, restored
+from mqvae.files import only_finite, restored
 from mqvae.report import write_report
 from mqvae.report.run import read_run
 from mqvae.runs import Run, read_json, write_json

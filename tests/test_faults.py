@@ -17,7 +17,7 @@ import mqvae
 from mqvae.cli import main
 from mqvae.config import Settings, from_arguments, load_preset
 from mqvae.errors import MqvaeError, refused
-from mqvae.plain import read_json, read_yaml
+from mqvae.files import read_json, read_yaml
 from mqvae.runs import Run
 from mqvae.training import warmup_cosine
 

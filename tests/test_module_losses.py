@@ -134,7 +134,7 @@ def test_a_step_leaves_the_traces_of_one_pass(name, parts):
     for n, p in loss.named_parameters():
         assert p.grad is None
         assert torch.equal(p, parameters[n])
-    # What a player of the task's own is trained on.
+    # What an auxiliary network of the task is trained on.
     assert torch.equal(step.output, loss.outputs[0])
     assert not step.output.requires_grad
     assert step.output.shape == x.shape

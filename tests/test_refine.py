@@ -19,7 +19,7 @@ from mqvae.core.search import Passed, Search
 from mqvae.errors import MqvaeError
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.tokenizer.shards import Pieces
+from mqvae.tokenizer.shards import Shards
 
 DIM = 6
 
@@ -473,7 +473,7 @@ def test_a_folder_is_resumed_under_the_same_refinement_alone(run, tokenizer, tmp
     folder = tmp_path / "codes"
     test = tokenizer.find_images("test")
     how = mqvae.Refinement(40)
-    whole = Pieces(folder, tokenizer, test, refine=how)
+    whole = Shards(folder, tokenizer, test, refine=how)
     assert len(whole.index["pieces"]) > 1  # a piece takes about as long as one of nearest codes
     whole.begin(going_on=whole.check(overwrite=False))
     whole.encode()
@@ -490,16 +490,6 @@ def test_a_folder_is_resumed_under_the_same_refinement_alone(run, tokenizer, tmp
         assert np.array_equal(one.codes, other.codes)
     index = json.loads((folder / "index.json").read_text())
     assert index["complete"] and index["refined"] == str(how)
-
-
-def test_a_folder_of_before_is_one_of_nearest_codes(run, tokenizer, tmp_path):
-    folder = tmp_path / "codes"
-    command = ["encode", str(run), "test", "--accelerator", "cpu", "--out", str(folder)]
-    assert main(command) == 0
-    index = json.loads((folder / "index.json").read_text())
-    assert index.pop("refined") == ""
-    (folder / "index.json").write_text(json.dumps(index))
-    assert Pieces(folder, tokenizer, tokenizer.find_images("test")).check(overwrite=False)
 
 
 def test_evaluate_measures_refined_codes_beside_the_others(run, capsys):

@@ -19,7 +19,7 @@ from PIL import Image
 from mqvae.cli import main
 from mqvae.data import InMemory
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.tokenizer.shards import Pieces, decode_pieces, pieces_of
+from mqvae.tokenizer.shards import Shards, decode_shards, shards_of
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def photos(tmp_path):
 def encode(tokenizer, photos, out, size=10):
     """How many images were encoded, and how many have codes."""
     images = tokenizer.find_images(str(photos), fit=True, on_error="skip")
-    pieces = Pieces(out, tokenizer, images, size=size)
+    pieces = Shards(out, tokenizer, images, size=size)
     pieces.begin(going_on=pieces.check(overwrite=False))
     return pieces.encode(), pieces.finish()
 
@@ -56,7 +56,7 @@ def encode(tokenizer, photos, out, size=10):
 def by_name(folder):
     return {
         name: codes.tolist()
-        for piece in pieces_of(folder)
+        for piece in shards_of(folder)
         for name, codes in zip(piece.names, piece.codes, strict=True)
     }
 
@@ -147,16 +147,16 @@ def test_a_repaired_image_gets_its_codes(run, photos, tmp_path, monkeypatch, cap
     for there in ("", ", all there before"):
         assert main(command) == 0
         said = capsys.readouterr()
-        assert f"29 images, 1 piece(s){there}: codes" in said.out
+        assert f"29 images, 1 shard(s){there}: codes" in said.out
         assert "1 image(s) could not be read and have no codes: 13.png" in said.err
-    assert next(iter(pieces_of("codes"))).skipped == ("13.png",)
+    assert next(iter(shards_of("codes"))).skipped == ("13.png",)
     # It is tried again under "stop".
     assert main([*command[:5], "--fit"]) == 2
     assert "13.png cannot be read" in capsys.readouterr().err
     (photos / "13.png").write_bytes(content)
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "30 images, 1 piece(s): codes" in said.out and not said.err
+    assert "30 images, 1 shard(s): codes" in said.out and not said.err
     assert by_name("codes") == right(Tokenizer.from_run(run, device="cpu"), photos)
 
 
@@ -203,7 +203,7 @@ def test_images_in_memory_are_known_by_their_pixels(tokenizer, tmp_path):
 
     def codes():
         images = InMemory("made", "test", pixels.clone(), labels, "here")
-        pieces = Pieces(tmp_path / "codes", tokenizer, images, size=10)
+        pieces = Shards(tmp_path / "codes", tokenizer, images, size=10)
         pieces.begin(going_on=pieces.check(overwrite=False))
         return pieces.encode(), pieces.finish()
 
@@ -229,7 +229,7 @@ from mqvae.cli import main
 from mqvae.tokenizer import Codes
 
 save = Codes.save
-pieces.PIECE = 4
+pieces.SHARD = 4
 
 def slowly(self, path):
     save(self, path)
@@ -250,7 +250,7 @@ def test_codes_after_a_kill_are_those_of_a_run_that_was_not_killed(run, photos, 
     assert process.returncode == -signal.SIGKILL
     assert 3 <= len(list(killed.glob("*.npz"))) < 8
     with pytest.raises(ValueError, match="does not hold all of its codes yet"):
-        pieces_of(killed)
+        shards_of(killed)
     tokenizer = Tokenizer.from_run(run, device="cpu")
     encode(tokenizer, photos, killed, size=4)
     encode(tokenizer, photos, whole, size=4)
@@ -413,16 +413,16 @@ def test_an_index_leads_nowhere_else(tokenizer, written, tmp_path, pieces):
     index = json.loads((written / "index.json").read_text())
     (written / "index.json").write_text(json.dumps({**index, "pieces": pieces}))
     if pieces == {}:  # no pieces, so no images
-        assert decode_pieces(tokenizer, written, tmp_path / "out") == 0
+        assert decode_shards(tokenizer, written, tmp_path / "out") == 0
         return
     with pytest.raises(ValueError, match="holds no codes"):
-        decode_pieces(tokenizer, written, tmp_path / "out")
+        decode_shards(tokenizer, written, tmp_path / "out")
 
 
 def test_an_index_nested_without_end_is_none(tokenizer, written, tmp_path):
     (written / "index.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="holds no codes"):
-        decode_pieces(tokenizer, written, tmp_path / "out")
+        decode_shards(tokenizer, written, tmp_path / "out")
 
 
 def test_no_link_is_written_through(tokenizer, photos, written, tmp_path):

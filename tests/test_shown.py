@@ -77,7 +77,7 @@ def test_what_has_no_numbers_is_shown_too():
 def test_a_run_and_its_tokenizer(tmp_path):
     training = begin(Settings.of(load_preset("digits-tiny", SMALL)), tmp_path / "run")
     run = Run(tmp_path / "run")
-    assert repr(run).endswith("run': name <small>, steps 2, seed 0, figures none (yet))")
+    assert repr(run).endswith("run': name <small>, steps 2, seed 0, metrics none (yet))")
     mse = training.fit()["mse"]
     assert f"mse {mse:.4g}, " in repr(run)
     page = run._repr_html_()

@@ -22,7 +22,7 @@ from mqvae.data.decoding import decode
 from mqvae.data.listing import Names, list_images
 from mqvae.runs import Run
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.tokenizer.shards import Pieces, decode_pieces, pieces_of
+from mqvae.tokenizer.shards import Shards, decode_shards, shards_of
 from mqvae.training import begin, logs, resume
 
 
@@ -560,7 +560,7 @@ def encoded(pieces, *, overwrite=False, **turns):
 
 def test_pieces_are_the_codes_of_all_images(run, tokenizer, tmp_path):
     images = tokenizer.find_images(str(run / "photos"))
-    assert encoded(Pieces(tmp_path / "codes", tokenizer, images, size=12)) == 40
+    assert encoded(Shards(tmp_path / "codes", tokenizer, images, size=12)) == 40
     whole = tokenizer.encode_images(images)
     # As numpy alone reads them.
     index = json.loads((tmp_path / "codes" / "index.json").read_text())
@@ -569,7 +569,7 @@ def test_pieces_are_the_codes_of_all_images(run, tokenizer, tmp_path):
     assert np.array_equal(np.concatenate([file["codes"] for file in files]), whole.codes)
     assert [*np.concatenate([file["names"] for file in files])] == [*whole.names]
     assert (index["images"], index["complete"], index["num_codes"]) == (40, True, 8)
-    assert decode_pieces(tokenizer, tmp_path / "codes", tmp_path / "images") == 40
+    assert decode_shards(tokenizer, tmp_path / "codes", tmp_path / "images") == 40
     tokenizer.decode_to_files(whole, tmp_path / "same")
     found = sorted(p.relative_to(tmp_path / "same") for p in (tmp_path / "same").rglob("*.png"))
     assert len(found) == 40
@@ -580,26 +580,26 @@ def test_pieces_are_the_codes_of_all_images(run, tokenizer, tmp_path):
 def test_pieces_are_kept_after_a_kill_and_shared_by_processes(run, tokenizer, tmp_path):
     images = tokenizer.find_images(str(run / "photos"))
     folder = tmp_path / "codes"
-    pieces = Pieces(folder, tokenizer, images, size=9)
+    pieces = Shards(folder, tokenizer, images, size=9)
     pieces.begin(going_on=pieces.check(overwrite=False))
     assert pieces.encode(rank=1, world_size=2) == 18  # pieces 1 and 3 of 5
     with pytest.raises(ValueError, match="does not hold all of its codes yet"):
-        pieces_of(folder)
+        shards_of(folder)
     kept = (folder / "codes-000003.npz").stat().st_mtime_ns
     (folder / "codes-000001.npz").write_bytes(b"cut short")
     (folder / "codes-000002.npz.partial").write_bytes(b"killed while it was written")
-    assert encoded(Pieces(folder, tokenizer, images, size=9)) == 31
+    assert encoded(Shards(folder, tokenizer, images, size=9)) == 31
     assert (folder / "codes-000003.npz").stat().st_mtime_ns == kept
-    codes = np.concatenate([piece.codes for piece in pieces_of(folder)])
+    codes = np.concatenate([piece.codes for piece in shards_of(folder)])
     assert np.array_equal(codes, tokenizer.encode_images(images).codes)
-    assert encoded(Pieces(folder, tokenizer, images, size=9)) == 0
+    assert encoded(Shards(folder, tokenizer, images, size=9)) == 0
 
 
 def test_a_piece_of_large_images_has_fewer(tokenizer):
     for side, size in ((8, 10_000), (256, 625)):
         pixels, labels = torch.zeros(2, 1, side, side, dtype=torch.uint8), torch.zeros(2).long()
         images = InMemory("made", "test", pixels, labels, "")
-        assert Pieces("none", tokenizer, images).size == size
+        assert Shards("none", tokenizer, images).size == size
 
 
 def test_files_are_read_once_and_a_broken_one_stops_and_is_gone_on_from(run, tokenizer, tmp_path):
@@ -611,30 +611,30 @@ def test_files_are_read_once_and_a_broken_one_stops_and_is_gone_on_from(run, tok
     damage(folder, 13)
     out = tmp_path / "codes"
     with pytest.raises(ValueError, match=r"bee/013\.png cannot be read"):
-        encoded(Pieces(out, tokenizer, images, size=5))
+        encoded(Shards(out, tokenizer, images, size=5))
     there = len(list(out.glob("*.npz")))
     assert 0 < there < 4
     (folder / "bee" / "013.png").write_bytes(content)
-    assert encoded(Pieces(out, tokenizer, images, size=5)) == 5 * (4 - there)
-    codes = np.concatenate([piece.codes for piece in pieces_of(out)])
+    assert encoded(Shards(out, tokenizer, images, size=5)) == 5 * (4 - there)
+    codes = np.concatenate([piece.codes for piece in shards_of(out)])
     assert np.array_equal(codes, whole.codes)
 
 
 def test_other_codes_are_not_gone_on_with(run, tokenizer, tmp_path):
     images = tokenizer.find_images(str(run / "photos"))
     folder = tmp_path / "codes"
-    encoded(Pieces(folder, tokenizer, images, size=9))
+    encoded(Shards(folder, tokenizer, images, size=9))
     other = Tokenizer.from_run(run / "other", device="cpu")
     for again in (
-        Pieces(folder, other, images, size=9),
-        Pieces(folder, tokenizer, tokenizer.find_images("test"), size=9),
+        Shards(folder, other, images, size=9),
+        Shards(folder, tokenizer, tokenizer.find_images("test"), size=9),
     ):
         with pytest.raises(ValueError, match=r"other images or of other weights.*--overwrite"):
             again.check(overwrite=False)
-    assert encoded(Pieces(folder, other, images, size=20), overwrite=True) == 40
+    assert encoded(Shards(folder, other, images, size=20), overwrite=True) == 40
     assert sorted(p.name for p in folder.glob("*.npz")) == [f"codes-00000{i}.npz" for i in range(2)]
     with pytest.raises(ValueError, match="made with other weights"):
-        decode_pieces(tokenizer, folder, tmp_path / "images")
+        decode_shards(tokenizer, folder, tmp_path / "images")
 
 
 def test_images_that_are_skipped_have_no_codes(tokenizer, tmp_path):
@@ -642,8 +642,8 @@ def test_images_that_are_skipped_have_no_codes(tokenizer, tmp_path):
     damage(folder, 4)
     images = tokenizer.find_images(str(folder), fit=True, on_error="skip")
     images = dataclasses.replace(images) if isinstance(images, InMemory) else images
-    encoded(Pieces(tmp_path / "codes", tokenizer, images, size=4))
-    names = [name for piece in pieces_of(tmp_path / "codes") for name in piece.names]
+    encoded(Shards(tmp_path / "codes", tokenizer, images, size=4))
+    names = [name for piece in shards_of(tmp_path / "codes") for name in piece.names]
     assert names == [name for name in list_images(folder) if "004" not in name]
 
 

@@ -20,7 +20,7 @@ from mqvae.core.optimizer import apply
 from mqvae.networks.architecture import Inputs
 from mqvae.report import write_report
 from mqvae.runs import COLUMNS, Run
-from mqvae.tasks import Figure, Matrix, Measurement, Player, Reconstruction, Task
+from mqvae.tasks import AuxiliaryOptimizer, Matrix, Measurement, Metric, Reconstruction, Task
 from mqvae.tokenizer import Tokenizer
 from mqvae.training import Interrupted, begin, resume
 
@@ -43,27 +43,27 @@ class Judged(Reconstruction):
         apart = (self.frozen(output) - self.frozen(target)).square().mean()
         return super().forward(output, target) + apart - self.weight * self.critic(output).mean()
 
-    def players(self, steps: int) -> Mapping[str, Player]:
+    def auxiliary_optimizers(self, steps: int) -> Mapping[str, AuxiliaryOptimizer]:
         optimizer = SGD(self.critic.parameters(), lr=0.05, momentum=0.9)
-        return {"critic": Player(optimizer, StepLR(optimizer, 3, gamma=0.5))}
+        return {"critic": AuxiliaryOptimizer(optimizer, StepLR(optimizer, 3, gamma=0.5))}
 
     def step(
-        self, players: Mapping[str, Player], x: Tensor, y: Tensor, output: Tensor
+        self, auxiliary: Mapping[str, AuxiliaryOptimizer], x: Tensor, y: Tensor, output: Tensor
     ) -> dict[str, Tensor]:
         assert not output.requires_grad
         self.seen += 1
         loss = (softplus(self.critic(output)) + softplus(-self.critic(x))).mean()
         parameters = list(self.critic.parameters())
         found = mean_across_processes(torch.autograd.grad(loss, parameters))
-        apply(players["critic"].optimizer, parameters, found)
+        apply(auxiliary["critic"].optimizer, parameters, found)
         return {"critic_loss": loss}
 
 
 class Classes(Task):
     """Labels from images: its figures are no errors of pixels, and there is a matrix to show."""
 
-    figures: ClassVar[Mapping[str, Figure]] = {
-        "accuracy": Figure("Accuracy", "higher", "share of images", unit="%", scale=0.01)
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "accuracy": Metric("Accuracy", "higher", "share of images", unit="%", scale=0.01)
     }
 
     def target(self, x: Tensor, y: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def rows(folder):
     return [{k: v for k, v in row.items() if k not in timed} for row in found]
 
 
-# -- a player of the task's own --------------------------------------------------------------------
+# -- an auxiliary network --------------------------------------------------------------------
 
 ADVERSARIAL = {"task": {"class_path": f"{HERE}.Judged", "init_args": {"weight": 0.02}}}
 
@@ -160,7 +160,7 @@ def test_a_task_with_a_player_goes_on_bit_for_bit(tmp_path, rule):
     for name, value in whole.parts.task.state_dict().items():
         # Trained, counted and averaged; the frozen one has not moved.
         assert torch.equal(value, critic[name]) == name.startswith("frozen"), name
-    assert whole.parts.players["critic"].optimizer.param_groups[0]["lr"] == 0.05 * 0.5**4
+    assert whole.parts.auxiliary["critic"].optimizer.param_groups[0]["lr"] == 0.05 * 0.5**4
 
     half = begin(settings(ADVERSARIAL, rule=rule), tmp_path / "half")
     with pytest.raises(Interrupted):
@@ -388,7 +388,7 @@ def test_the_average_is_what_is_measured_and_used(tmp_path):
     for name, value in saved.average.items():
         assert torch.equal(tokenizer.network.state_dict()[name], value)
     images = tokenizer.find_images("test")
-    found = mqvae.metrics.evaluate(tokenizer.network, tokenizer.task, images).figures
+    found = mqvae.metrics.evaluate(tokenizer.network, tokenizer.task, images).metrics
     assert summary["mse"] == pytest.approx(found["mse"], rel=1e-6)
 
     half = begin(settings(delta), tmp_path / "half")

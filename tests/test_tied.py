@@ -8,9 +8,9 @@ from torch.optim import SGD
 import mqvae
 from mqvae import Joint, MqvaeError, ResidualQuantizer, VectorQuantizer, VQNetwork
 from mqvae.config import Settings, load_preset
+from mqvae.files import packed, unpacked
 from mqvae.networks.architecture import Architecture
 from mqvae.runs import Run
-from mqvae.tensors import packed, unpacked
 from mqvae.training import begin, resume
 
 

@@ -16,7 +16,7 @@ from mqvae import NoQuantizer
 from mqvae.data import load
 from mqvae.runs import Run
 from mqvae.tokenizer import Codes, Tokenizer
-from mqvae.tokenizer import tokenizer as module
+from mqvae.tokenizer import codec as module
 
 KINDS = {
     "grey": {},

@@ -221,7 +221,7 @@ def test_summary(finished):
     tokenizer = Tokenizer.from_run(folder, device="cpu")
     images = tokenizer.find_images("test")
     measured = evaluate(tokenizer.network, tokenizer.task, images)
-    for name, value in measured.figures.items():
+    for name, value in measured.metrics.items():
         assert summary[name] == pytest.approx(value, rel=1e-6), name
     assert summary["parameters"] == sum(p.numel() for p in tokenizer.network.parameters())
 
@@ -893,7 +893,7 @@ def test_bfloat16_trains_and_is_measured_in_float32(tmp_path):
     tokenizer = Tokenizer.from_run(tmp_path / "run", device="cpu")
     assert all(t.dtype == torch.float32 for t in load_file_of(tmp_path / "run").values())
     measured = evaluate(tokenizer.network, tokenizer.task, tokenizer.find_images("test"))
-    assert measured.figures["mse"] == pytest.approx(summary["mse"], rel=1e-6)
+    assert measured.metrics["mse"] == pytest.approx(summary["mse"], rel=1e-6)
 
 
 STEPPED = {

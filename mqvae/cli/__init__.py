@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from keyword import iskeyword
 
+from mqvae.cli.own_modules import OWN_MODULES, imported
 from mqvae.cli.parser import text_of
-from mqvae.errors import MqvaeError, brief
+from mqvae.errors import MqvaeError, brief, did_you_mean
 from mqvae.optional import ExtraMissing
-from mqvae.spelling import nearest
 
 COMMANDS = {
     "train": "train a network, or resume a run",
@@ -26,7 +26,7 @@ COMMANDS = {
     "export": "encoder and decoder as programs: torch.export and ONNX",
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
     "data": "real photographs, cut to train on",
-    "weights": "the trained networks that some figures are taken with",
+    "weights": "the trained networks that some metrics take",
     "prior": "train a prior over the codes of a run: a PixelCNN or a transformer",
     "sample": "draw images from a run's prior",
     "report": "runs to one HTML page",
@@ -55,7 +55,7 @@ commands:
 
 `mqvae COMMAND --help` tells more of each. Every command takes --debug, which shows
 the traceback of an error, and --import MODULE, which imports a module of your own for
-settings that name its classes; nothing else imports one.
+settings that name its classes.
 
 first steps:
   mqvae train digits-tiny --out runs/first    # seconds, on data that is already there
@@ -85,13 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if name not in COMMANDS:
         return _fail(
-            f"there is no command '{name}'.{nearest(name, COMMANDS)} Commands: "
+            f"there is no command '{name}'.{did_you_mean(name, COMMANDS)} Commands: "
             f"{', '.join(COMMANDS)}."
         )
     debug = "--debug" in rest
     rest = [a for a in rest if a != "--debug"]
     try:
-        return _command(name)(_imported(rest))
+        return _command(name)(imported(rest))
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BrokenPipeError:  # as of `mqvae doctor | head`
@@ -122,48 +122,6 @@ def _forgiving() -> None:
             reconfigure(errors="replace")
 
 
-def _imported(arguments: list[str]) -> list[str]:
-    """The arguments without --import, whose modules are imported.
-
-    Nothing else imports a module from elsewhere because a file or an option names it.
-
-    Raises:
-        MqvaeError: if a module is not there or fails.
-    """
-    others = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        option, given, module = argument.partition("=")
-        if option != "--import":
-            others.append(argument)
-            continue
-        if not given:
-            module = rest.pop(0) if rest and not rest[0].startswith("--") else ""
-        if not all(part.isidentifier() for part in module.split(".")):
-            raise MqvaeError(
-                f"--import takes a module's name, as in --import my_module, got '{module}'."
-            )
-        sys.path.insert(0, os.getcwd())  # where `python -m` looks first, too
-        try:
-            OWN_MODULES.add(getattr(import_module(module), "__file__", None))
-        except Exception as error:
-            missing = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
-            raise MqvaeError(
-                f"--import {module}: there is no such module in this folder or among installed "
-                "packages."
-                if missing
-                else f"--import {module}: importing it failed with {type(error).__name__}: {error}"
-            ) from error
-        finally:
-            sys.path.remove(os.getcwd())
-    return others
-
-
-OWN_MODULES: set[str | None] = set()
-"""Files of the modules that --import named."""
-
-
 def _owned_up(error: Exception) -> str:
     """Message of an unexpected exception, with the line of mqvae that raised it."""
     package = os.path.dirname(os.path.dirname(__file__))
@@ -176,7 +134,7 @@ def _owned_up(error: Exception) -> str:
             place, own = f"{frame.filename}:{frame.lineno}", True
     said = f"mqvae: unexpected {type(error).__name__} at {place}: {brief(error)}\n"
     if own:
-        return f"{said}It was raised in a module of --import; --debug shows the traceback."
+        return f"{said}It was raised in a module of your own; --debug shows the traceback."
     return (
         f"{said}This is a fault of mqvae: please report the command and this line; --debug shows "
         "the traceback."

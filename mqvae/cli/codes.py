@@ -33,7 +33,7 @@ def encode(arguments: list[str]) -> int:
         "--out",
         required=True,
         metavar="FILE.npz|DIR",
-        help="where the codes go: a file for what fits in memory, or a folder of pieces for any "
+        help="where the codes go: a file for what fits in memory, or a folder of shards for any "
         "number of images, which the same command resumes after a stop; again, it encodes what was "
         "added, replaced or repaired since",
     )
@@ -45,7 +45,7 @@ def encode(arguments: list[str]) -> int:
     )
     add_refinement(parser)
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    add_machine(parser, "the pieces")
+    add_machine(parser, "the shards")
     parser.add_argument(
         "--on-error",
         default="stop",
@@ -60,7 +60,7 @@ def encode(arguments: list[str]) -> int:
 
     to_file = options.out.endswith(".npz")
     if to_file and options.devices > 1:
-        raise MqvaeError("--devices shares the pieces of a folder: give --out a folder.")
+        raise MqvaeError("--devices shares the shards of a folder: give --out a folder.")
     out = file_for(options.out, overwrite=options.overwrite) if to_file else Path(options.out)
     quiet()
     processes = processes_of(options)
@@ -76,20 +76,18 @@ def encode(arguments: list[str]) -> int:
             accept_changed_data=options.accept_changed_data,
         )
         if to_file:
-            from mqvae.tokenizer.shards import without
-
-            codes = without(tokenizer.encode_images(images, refine=refine), images)
-            codes.save(out)
+            codes = tokenizer.encode_images(images, refine=refine)
+            codes.without(images.skipped).save(out)
         else:
-            from mqvae.tokenizer.shards import Pieces
+            from mqvae.tokenizer.shards import Shards
 
-            pieces = Pieces(out, tokenizer, images, refine=refine)
-            going_on = pieces.check(overwrite=options.overwrite)
+            shards = Shards(out, tokenizer, images, refine=refine)
+            going_on = shards.check(overwrite=options.overwrite)
             processes.wait()
             if processes.first:
-                pieces.begin(going_on=going_on)
+                shards.begin(going_on=going_on)
             processes.wait()
-            mine = pieces.encode(rank=processes.rank, world_size=processes.count)
+            mine = shards.encode(rank=processes.rank, world_size=processes.count)
             written = processes.largest(mine)
             processes.wait()
     if skipped := images.skipped:
@@ -104,9 +102,9 @@ def encode(arguments: list[str]) -> int:
         shape = " × ".join(map(str, codes.codes.shape[1:]))
         said = f"{len(codes.codes):,} images, {shape} codes each, of {codes.num_codes:,}: {out}"
     else:
-        count, total = pieces.finish(), len(pieces.index["pieces"])
+        count, total = shards.finish(), len(shards.index["pieces"])
         there = "" if written or not going_on else ", all there before"
-        said = f"{count:,} images, {total} piece(s){there}: {out}"
+        said = f"{count:,} images, {total} shard(s){there}: {out}"
     print(
         f"{said}\nback: mqvae decode {shlex.quote(options.run)} {shlex.quote(str(out))} --out DIR"
     )
@@ -123,14 +121,14 @@ def decode(arguments: list[str]) -> int:
     add_machine(parser)
     options = parser.parse_args(arguments)
     from mqvae.tokenizer import Codes, Tokenizer
-    from mqvae.tokenizer.shards import decode_pieces
+    from mqvae.tokenizer.shards import decode_shards
 
     out = folder_for(options.out, overwrite=options.overwrite)
     tokenizer = Tokenizer.from_run(
         options.run, checkpoint=options.checkpoint, device=processes_of(options).device
     )
     if Path(options.codes).is_dir():
-        written = decode_pieces(tokenizer, options.codes, out)
+        written = decode_shards(tokenizer, options.codes, out)
     else:
         written = tokenizer.decode_to_files(Codes.load(options.codes), out)
     print(f"{written:,} images: {out}")

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 from mqvae.cli.parser import parser_of
-from mqvae.errors import MqvaeError
-from mqvae.spelling import nearest
+from mqvae.errors import MqvaeError, did_you_mean
 
 MADE = ("photos",)
 
@@ -34,7 +33,7 @@ def data(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.name not in MADE:
         raise MqvaeError(
-            f"`mqvae data` makes no '{options.name}'.{nearest(options.name, MADE)} It makes: "
+            f"`mqvae data` makes no '{options.name}'.{did_you_mean(options.name, MADE)} It makes: "
             f"{', '.join(MADE)}."
         )
     from mqvae.data.photos import INSTALL, cut_photographs, installed_photographs, photographs_in

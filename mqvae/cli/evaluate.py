@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mqvae.cli.own_modules import import_own
 from mqvae.cli.parser import (
     add_accept,
     add_machine,
@@ -17,7 +18,7 @@ from mqvae.cli.parser import (
     refinement_of,
     with_prior,
 )
-from mqvae.cli.terminal import print_figures, quiet
+from mqvae.cli.terminal import print_metrics, quiet
 from mqvae.errors import MqvaeError
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def evaluate(arguments: list[str]) -> int:
         "--metrics",
         default="",
         metavar="NAME,…",
-        help="further metrics of images: ssim, lpips, fid, inception_score, frechet_vgg16, "
-        "class_score, or all that can be had; the task's own are always measured. Those that the "
-        "file has of the same weights and images stay",
+        help="further metrics by name, such as ssim,lpips,fid, all that can be had, or of your own "
+        "as my_module.MyMetric; the task's are always measured, and those that the file has of the "
+        "same weights and images stay",
     )
     parser.add_argument(
         "--classifier",
@@ -77,7 +78,10 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     refine = refinement_of(options)
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
-    if options.classifier is not None and not {"class_score", "all"} & set(names):
+    own = [name.rpartition(".")[0] for name in names if "." in name]
+    for module in own:
+        import_own(module, f"--metrics {module}")
+    if options.classifier is not None and not (own or {"class_score", "all"} & set(names)):
         raise MqvaeError(
             "--classifier is what class_score is taken with: add --metrics class_score, or leave "
             "it out."
@@ -88,8 +92,7 @@ def evaluate(arguments: list[str]) -> int:
     from mqvae.metrics import CODES
     from mqvae.metrics import evaluate as measured
     from mqvae.metrics.bits import BITS
-    from mqvae.metrics.registry import Maker, further_figures
-    from mqvae.metrics.score import ClassScore
+    from mqvae.metrics.registry import further_metrics
     from mqvae.runs import read_json
     from mqvae.tokenizer import Tokenizer
     from mqvae.tokenizer.classifier import classifier_of
@@ -105,19 +108,18 @@ def evaluate(arguments: list[str]) -> int:
     refine = with_prior(refine, options, tokenizer)
     measured_on = _images(options, tokenizer)
     images = measured_on.images
-    makers: dict[str, Maker] = {}
+    classifier = None
     if options.classifier is not None:
         classifier = classifier_of(
             options.classifier, tokenizer.settings.data, device=processes.device
         )
-        makers["class_score"] = partial(ClassScore, classifier=classifier)
-    further = further_figures(
+    further = further_metrics(
         names,
-        [*tokenizer.task.figures, *CODES, *BITS],
+        [*tokenizer.task.metrics, *CODES, *BITS],
         tokenizer.task,
         images,
         device=processes.device,
-        makers=makers,
+        classifier=classifier,
         left_out=_remark if processes.first else str,
     )
     result = measured(
@@ -156,7 +158,7 @@ def evaluate(arguments: list[str]) -> int:
         f"{options.checkpoint} (step {tokenizer.step:,})"
         f"{'' if refine is None else f', codes {refine}'}"
     )
-    print_figures(content, content["figures"])
+    print_metrics(content, content["figures"])
     print(f"written: {path}")
     return 0
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mqvae.errors import MqvaeError
-from mqvae.spelling import nearest
+from mqvae.errors import MqvaeError, did_you_mean
 
 if TYPE_CHECKING:
     from mqvae.core.refinement import Refinement
@@ -34,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
             raise MqvaeError(f"there is an argument too many: '{unknown[1]}'.")
         known = [o for action in self._actions for o in action.option_strings]
         raise MqvaeError(
-            f"there is no option {unknown[1]}.{nearest(unknown[1], known)} --help lists them."
+            f"there is no option {unknown[1]}.{did_you_mean(unknown[1], known)} --help lists them."
         )
 
 
@@ -180,7 +179,6 @@ def file_for(path: str, *, overwrite: bool) -> Path:
 def text_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         # A file is written beside its place and moved there: that is the place to speak of.
-        name = re.sub(r"(?:\.\d+)?\.(?:partial|tmp)$", "", str(error.filename))
-        name = re.sub(r"(^|/)\.(?=[^/]+$)", r"\1", name) if name != error.filename else name
+        name = re.sub(r"(?:\.\d+)?\.partial$", "", str(error.filename))
         return f"{name}: {error.strerror}.{ADVICE.get(error.errno or 0, '')}"
     return str(error) or type(error).__name__

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import add_accept, add_machine, also, folder_for, parser_of, processes_of
-from mqvae.cli.terminal import print_figures, quiet, to_the_end
+from mqvae.cli.terminal import print_metrics, quiet, to_the_end
 from mqvae.errors import MqvaeError, refused
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def prior(arguments: list[str]) -> int:
     )
     summary, code = to_the_end(training.fit, steps, go_on)
     if summary is not None:
-        print_figures(summary, summary["figures"])
+        print_metrics(summary, summary["figures"])
         if training.distance is not None:
             print(f"distance of samples by steps: {folder / FILE}")
         print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(options.run)} --out samples")

@@ -152,7 +152,7 @@ def _named(folder: Path) -> Iterator[None]:
 
 
 def _conclude(out: Path, folders: list[Path]) -> None:
-    """A line of figures for each run that is finished, and the report of all."""
+    """A line of metrics for each run that is finished, and the report of all."""
     from mqvae.optional import ExtraMissing
     from mqvae.report import write_report
     from mqvae.runs import read_json
@@ -161,8 +161,8 @@ def _conclude(out: Path, folders: list[Path]) -> None:
     finished = [folder for folder in folders if (folder / "summary.json").is_file()]
     for folder in finished:
         summary = read_json(folder / "summary.json")
-        figures = "  ".join(f"{name} {summary[name]:.4g}" for name in summary["figures"])
-        print(f"{folder.name:<{width}}  {figures}")
+        metrics = "  ".join(f"{name} {summary[name]:.4g}" for name in summary["figures"])
+        print(f"{folder.name:<{width}}  {metrics}")
     if not finished:
         return
     try:

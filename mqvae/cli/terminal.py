@@ -13,8 +13,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def print_figures(values: dict[str, Any], described: dict[str, Any]) -> None:
-    """Figures by their names, as they are in the run's files."""
+def print_metrics(values: dict[str, Any], described: dict[str, Any]) -> None:
+    """Metrics by their names, as they are in the run's files."""
     width = max(13, *map(len, described))
     for name in described:
         print(f"{name:<{width}} {values[name]:.6g}")

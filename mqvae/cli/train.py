@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mqvae.cli.parser import add_accept, also, parser_of
 from mqvae.cli.sweep import sweep
-from mqvae.cli.terminal import print_figures, quiet, to_the_end
+from mqvae.cli.terminal import print_metrics, quiet, to_the_end
 from mqvae.errors import MqvaeError
 from mqvae.optional import EXTRAS
 
@@ -57,9 +57,9 @@ def train(arguments: list[str]) -> int:
         )
     summary, code = to_the_end(training.fit, training.settings.steps, go_on, speaks=first)
     if first and summary is not None:
-        print_figures(summary, summary["figures"])
+        print_metrics(summary, summary["figures"])
         if training.settings.trainer.fast_dev_run:
-            print("fast_dev_run: everything works; these figures mean nothing")
+            print("fast_dev_run: everything works; these metrics mean nothing")
             return code
         again = shlex.join(["mqvae", "train", f"{folder}/config.yaml", "--out", f"{folder}-again"])
         then = f"mqvae report {shlex.quote(str(folder))} --out report.html"

@@ -3,13 +3,12 @@
 import sys
 
 from mqvae.cli.parser import parser_of
-from mqvae.errors import MqvaeError
-from mqvae.spelling import nearest
+from mqvae.errors import MqvaeError, did_you_mean
 
 
 def weights(arguments: list[str]) -> int:
     parser = parser_of(
-        "weights", "Lists the trained networks that some figures need, and fetches those named."
+        "weights", "Lists the trained networks that some metrics need, and fetches those named."
     )
     parser.add_argument(
         "names", metavar="NAME", nargs="*", help="what to fetch: alexnet, vgg16, inception"
@@ -27,7 +26,7 @@ def weights(arguments: list[str]) -> int:
     for name in options.names:
         if name not in NETWORKS:
             raise MqvaeError(
-                f"there are no weights '{name}'.{nearest(name, NETWORKS)} Weights: "
+                f"there are no weights '{name}'.{did_you_mean(name, NETWORKS)} Weights: "
                 f"{', '.join(NETWORKS)}."
             )
     if options.file and len(options.names) != 1:

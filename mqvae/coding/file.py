@@ -14,8 +14,8 @@ import numpy as np
 
 from mqvae.coding.model import order_of, pack, unpack
 from mqvae.errors import MqvaeError
+from mqvae.files import write_whole
 from mqvae.optional import ExtraMissing
-from mqvae.runs import write_whole
 
 MAGIC = b"\x89mqv\r\n\x1a\n"  # as PNG's: what sends files as text changes it
 VERSION = 1

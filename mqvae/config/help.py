@@ -13,8 +13,7 @@ from mqvae.config.classes import find, is_ours
 from mqvae.config.messages import choices
 from mqvae.config.options import HANDED_LATER, LEVELS, LISTED, SLOTS, Start
 from mqvae.config.typed import SHORT
-from mqvae.errors import MqvaeError
-from mqvae.spelling import nearest
+from mqvae.errors import MqvaeError, did_you_mean
 
 EVERYDAY = """\
 usage: mqvae train [PRESET|IMAGES|FILE.yaml] [--method METHOD] [OPTION …]
@@ -85,7 +84,7 @@ def show_help(arguments: list[str]) -> None:
             if found is None or not is_ours(found):
                 known = choices(SLOTS[slot][0]) if slot in SLOTS else []
                 raise MqvaeError(
-                    f"{name} takes the name of a class, got '{given}'.{nearest(given, known)}"
+                    f"{name} takes the name of a class, got '{given}'.{did_you_mean(given, known)}"
                 )
             text = of_class(slot, found)
         else:

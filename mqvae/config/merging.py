@@ -13,8 +13,7 @@ from typing import Any
 from mqvae.config.classes import canonical, components_in, find, is_needed
 from mqvae.config.options import GROUPS, HANDED_LATER, KEPT, SLOTS
 from mqvae.config.sources import source_of
-from mqvae.errors import MqvaeError
-from mqvae.spelling import brief
+from mqvae.errors import MqvaeError, shortened
 
 NAMED = {"class_path", "init_args"}
 
@@ -64,7 +63,9 @@ def put(options: dict[str, Any], name: str, value: Any) -> None:
     for group in groups:
         level = level.setdefault(group, {})
         if not isinstance(level, dict):
-            raise MqvaeError(f"{group} must hold settings as 'name: value', got {brief(level)}.")
+            raise MqvaeError(
+                f"{group} must hold settings as 'name: value', got {shortened(level)}."
+            )
     inside = name[len(slot) + 1 :].split(".") if slot and name != slot else []
     for part in inside:
         if part in NAMED:  # as config.yaml writes it
@@ -93,7 +94,7 @@ def _parts(name: Any) -> list[Any]:
 def _check_names(place: str, names: Iterable[Any]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.isidentifier():
-            raise MqvaeError(f"there is no setting {place}{brief(name)}: it is no name.")
+            raise MqvaeError(f"there is no setting {place}{shortened(name)}: it is no name.")
 
 
 def _usual(slot: str) -> str:
@@ -104,7 +105,7 @@ def _usual(slot: str) -> str:
 
 def _group(name: str, base: Mapping[str, Any], given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise MqvaeError(f"{name} must hold settings as 'name: value', got {brief(given)}.")
+        raise MqvaeError(f"{name} must hold settings as 'name: value', got {shortened(given)}.")
     if NAMED & given.keys():
         raise MqvaeError(
             f"{name} takes settings of its own, no class or value: "

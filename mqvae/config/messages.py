@@ -13,7 +13,7 @@ import mqvae
 from mqvae.config.classes import UNFIT, find, public
 from mqvae.config.options import GROUPS, HANDED_LATER, SLOTS, Start
 from mqvae.data.source import ImageData
-from mqvae.spelling import nearest
+from mqvae.errors import did_you_mean
 
 LONGEST = 1000  # characters of a message
 
@@ -66,17 +66,19 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
     ):
         arguments = inspect.signature(_at(classes[-1])).parameters.values()
         taken = [a.name for a in arguments if a.kind not in VARIADIC and a.name not in HANDED_LATER]
-        hint = f" The rate is {key}_lr." if name == "lr" else nearest(name, taken)
+        hint = f" The rate is {key}_lr." if name == "lr" else did_you_mean(name, taken)
         owner, listed = classes[-1].rpartition(".")[2], ", ".join(taken) or "none"
         return f"there is no option {key}.{name} of {owner}.{hint} Options: {listed}."
     if name := said(r"Option '([\w.]+)' is not", r"does not accept option '([\w.]+)'"):
         name = ".".join(filter(None, (said(r"Group '([\w.]+)'"), name)))
         known = [o.lstrip("-") for o in options if not o.endswith(".help")]
         known += [f"data.{field.name}" for field in fields(ImageData)]
-        return f"there is no setting '{name}'.{nearest(name, known)}"
+        return f"there is no setting '{name}'.{did_you_mean(name, known)}"
     if literal := said(r"Expected a typing.Literal\[(.*?)\]"):
         known = re.findall(r"[\w-]+", literal)
-        return f"{key} must be one of {', '.join(known)}, got '{value}'.{nearest(value, known)}"
+        return (
+            f"{key} must be one of {', '.join(known)}, got '{value}'.{did_you_mean(value, known)}"
+        )
     if restriction := said(r"to restriction (.*)"):
         return f"{key} must {RANGES.get(restriction, restriction)}, got {value}."
     if number := said(r"Not of type (\w+)"):
@@ -109,7 +111,7 @@ def _explained(message: str, options: list[str], dashes: str) -> str:
             if home in ("", "torch", *sys.stdlib_module_names) or home in sys.modules
             else f" For a class of your own add --import {name.rpartition('.')[0]}, or import it."
         )
-        meant = f"{nearest(name, known)}{own} Choices: {', '.join(known)}."
+        meant = f"{did_you_mean(name, known)}{own} Choices: {', '.join(known)}."
         return f"{key} has no choice '{name}'.{meant}"
     if re.search(r"unhashable type: |argument of type '\w+' is not iterable", message):
         known = choices(_base_of(keys, classes))

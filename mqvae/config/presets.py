@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 from mqvae.config.classes import canonical, find
 from mqvae.config.merging import merged
 from mqvae.config.options import Spec
-from mqvae.errors import MqvaeError
-from mqvae.plain import read_yaml
-from mqvae.spelling import brief, nearest
+from mqvae.errors import MqvaeError, did_you_mean, shortened
+from mqvae.files import read_yaml
 
 PRESETS: Any = resources.files("mqvae") / "presets"
 METHODS: Any = PRESETS / "methods"
@@ -144,7 +143,7 @@ def _method_in(name: str) -> str | None:
 def _method_layers(method: Any, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """What a method says over its `base`, another one, from the bottom up."""
     if not isinstance(method, str):
-        raise MqvaeError(f"method must name a method or a YAML file, got {brief(method)}.")
+        raise MqvaeError(f"method must name a method or a YAML file, got {shortened(method)}.")
     name = method.removeprefix("methods/")
     if name in method_names():
         settings = _shipped(METHODS, name)
@@ -152,8 +151,8 @@ def _method_layers(method: Any, above: tuple[str, ...] = ()) -> list[dict[str, A
         settings = contents(Path(method))
     else:
         raise MqvaeError(
-            f"there is no method '{name}'.{nearest(name, method_names())} `mqvae methods` lists "
-            "them; a path to a YAML file would do too."
+            f"there is no method '{name}'.{did_you_mean(name, method_names())} `mqvae methods` "
+            "lists them; a path to a YAML file would do too."
         )
     base = settings.pop("base", None)
     if base is None:
@@ -192,8 +191,8 @@ def _chain(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         led = f"{above[-1]}: " if above else ""
         known = [*preset_names(), RECOMMENDED, *(f"methods/{each}" for each in method_names())]
         raise MqvaeError(
-            f"{led}there is no preset '{name}'.{nearest(name, known)} {presets_in_words()} A path "
-            "to a YAML file or to images would do too."
+            f"{led}there is no preset '{name}'.{did_you_mean(name, known)} {presets_in_words()} A "
+            "path to a YAML file or to images would do too."
         )
     base = settings.pop("base", None)
     if base is None:
@@ -235,7 +234,7 @@ def contents(path: Any) -> dict[str, Any]:
     if settings is None:
         settings = {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise MqvaeError(f"{path} must hold settings as 'name: value', got {brief(settings)}.")
+        raise MqvaeError(f"{path} must hold settings as 'name: value', got {shortened(settings)}.")
     return settings
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from mqvae.config.merging import put
 from mqvae.config.options import FLAGS, GROUPS, SLOTS, settings_parser
 from mqvae.config.sources import source_of
-from mqvae.errors import MqvaeError
-from mqvae.plain import parsed_yaml
-from mqvae.spelling import nearest
+from mqvae.errors import MqvaeError, did_you_mean
+from mqvae.files import parsed_yaml
 
 SHORT = {
     "--data": "data.name",
@@ -50,7 +49,7 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
         name = SHORT.get(option, option[2:])
         if option not in known and not any(option.startswith(f"--{slot}.") for slot in SLOTS):
             raise MqvaeError(
-                f"there is no option {option}.{nearest(option, known)} --help lists them."
+                f"there is no option {option}.{did_you_mean(option, known)} --help lists them."
             )
         if name in GROUPS:
             raise MqvaeError(

@@ -19,9 +19,8 @@ from mqvae.data.imagenet import load_imagenet
 from mqvae.data.images import Images, InMemory, check_options, conform
 from mqvae.data.photos import load_photos
 from mqvae.data.places import Absent, search
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.optional import require
-from mqvae.spelling import nearest
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -99,7 +98,7 @@ def load(
     raise MqvaeError(
         f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
         f"of images or shards, got {'a file' if folder.is_file() else 'neither'}."
-        f"{nearest(name.lower(), DATASETS)}"
+        f"{did_you_mean(name.lower(), DATASETS)}"
     )
 
 

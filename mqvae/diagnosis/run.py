@@ -92,7 +92,7 @@ def diagnose(
         training = resume(run, trainer=trainer, accept_changed_data=accept_changed_data)
         quantizer = quantizer_of(training.parts.network)
         if searched is None:
-            searched = SEARCHED_DEAR if training.parts.players else SEARCHED
+            searched = SEARCHED_DEAR if training.parts.auxiliary else SEARCHED
         measured = _measured(training, images, searched, steps)
     finally:
         random.restore()
@@ -116,27 +116,27 @@ def _measured(training: Training, images: int, searched: int, steps: int) -> Mea
     choice = best_of_nearest(network, task, splits.test, device=device, count=searched)
     quantizer = quantizer_of(network)
     # What a GAN is trained for, as far as a mean over images says it; else the task's first.
-    figures = {name: each for name, each in task.figures.items() if name in bound}
-    lower = [name for name, each in figures.items() if each.better == "lower"]
-    figure = "perceptual_loss" if "perceptual_loss" in figures else next(iter([*lower, *figures]))
+    metrics = {name: each for name, each in task.metrics.items() if name in bound}
+    lower = [name for name, each in metrics.items() if each.better == "lower"]
+    first = "perceptual_loss" if "perceptual_loss" in metrics else next(iter([*lower, *metrics]))
     return Measured(
-        figure=figure,
-        titles={name: each.title for name, each in figures.items()},
-        scales={name: each.scale for name, each in figures.items()},
-        units={name: each.unit for name, each in figures.items()},
-        now={name: refit.before.figures[name] for name in figures},
+        figure=first,
+        titles={name: each.title for name, each in metrics.items()},
+        scales={name: each.scale for name, each in metrics.items()},
+        units={name: each.unit for name, each in metrics.items()},
+        now={name: refit.before.metrics[name] for name in metrics},
         unquantized=bound,
-        refitted={name: refit.after.figures[name] for name in figures},
+        refitted={name: refit.after.metrics[name] for name in metrics},
         nearest=choice.before,
         chosen=choice.after,
         changed=choice.changed,
         candidates=choice.candidates,
         codewords=len(quantizer.table()),
         dead=refit.restarted,
-        perplexity=refit.before.figures["perplexity"],
-        usage=refit.before.figures["usage"],
+        perplexity=refit.before.metrics["perplexity"],
+        usage=refit.before.metrics["usage"],
         codes=quantizer.num_codes,
-        perplexity_refitted=refit.after.figures["perplexity"],
+        perplexity_refitted=refit.after.metrics["perplexity"],
         error=refit.error_before,
         error_refitted=refit.error_after,
         converged=refit.converged,

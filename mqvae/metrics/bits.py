@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,32 +10,56 @@ from torch import Tensor
 from mqvae.core.distributed import from_all_processes
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.usage import CodeCounts
-from mqvae.tasks import Figure
+from mqvae.tasks import Metric
 
 # Of a position on the grid of codes: with groups or residual stages the sum over its codes. Neither
 # end is good: fewer bits with the same error are better.
 BITS = {
-    "nominal_bits": Figure(
+    "nominal_bits": Metric(
         "Nominal bits",
         None,
         "log2 of the number of codes, sum over a position's codes",
         unit="bits",
     ),
-    "entropy": Figure(
+    "entropy": Metric(
         "Entropy",
         None,
         "-sum p log2 p of code frequencies over the split, sum over a position's codes",
         unit="bits",
     ),
-    "position_entropy": Figure(
+    "position_entropy": Metric(
         "Entropy by position",
         None,
         "entropy with frequencies of each position's own, mean over positions; with Miller's "
         "correction, and still too low where images are fewer than codes",
         unit="bits",
     ),
-    "bits_per_pixel": Figure(
+    "bits_per_pixel": Metric(
         "Bits per pixel", None, "entropy × positions / pixels of the images", unit="bits"
+    ),
+    "prior_bits": Metric(
+        "Bits under the prior",
+        None,
+        "-log2 p of codes under {prior}, sum over a position's codes",
+        unit="bits",
+    ),
+}
+
+# Of the codes of test images under a prior, as its own summary has them.
+PRIOR = {
+    "bits_per_code": Metric(
+        "Bits per code", "lower", "mean −log₂ p of a code given those before it, test images"
+    ),
+    "bits_per_dimension": Metric(
+        "Bits per dimension",
+        "lower",
+        "bits of all codes of an image over its numbers; what decoding loses is not in it",
+    ),
+    "independent_bits_per_code": Metric(
+        "Bits per code, independent",
+        None,
+        "the same if each position had its own frequencies, the training images', and no "
+        "neighbours; a half added to every count",
     ),
 }
 
@@ -98,8 +122,8 @@ class CodeBits:
 
     def compute(
         self, counts: CodeCounts, total: Callable[[Tensor], Tensor], *, together: bool
-    ) -> tuple[dict[str, float], dict[str, Figure]]:
-        """The figures, and what they are.
+    ) -> tuple[dict[str, float], dict[str, Metric]]:
+        """The metrics, and what they are.
 
         Args:
             counts: Of all codes of the split.
@@ -109,24 +133,21 @@ class CodeBits:
         groups = self.quantizer.groups
         positions, pixels, bits, images = total(self.sums).tolist()
         entropy = counts.entropy()
-        figures = {
+        found = {
             "nominal_bits": groups * math.log2(self.quantizer.num_codes),
             "entropy": entropy,
         }
         if by_position := self._of_all_processes() if together else self._own():
             mean = by_position.entropy(corrected=True) * groups / by_position.groups
-            figures["position_entropy"] = mean
-        figures["bits_per_pixel"] = entropy * positions / pixels
-        described = {name: BITS[name] for name in figures}
+            found["position_entropy"] = mean
+        found["bits_per_pixel"] = entropy * positions / pixels
+        described = {name: BITS[name] for name in found}
         if self.prior is not None and images:
-            figures["prior_bits"] = groups * bits / images
-            described["prior_bits"] = Figure(
-                "Bits under the prior",
-                None,
-                f"-log2 p of codes under {self.prior.described}, sum over a position's codes",
-                unit="bits",
-            )
-        return figures, described
+            found["prior_bits"] = groups * bits / images
+            row = BITS["prior_bits"]
+            words = row.protocol.format(prior=self.prior.described)
+            described["prior_bits"] = replace(row, protocol=words)
+        return found, described
 
     def _own(self) -> CodeCounts | None:
         return None if self.shape == (-1,) else self.by_position

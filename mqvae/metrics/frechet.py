@@ -8,9 +8,8 @@ from torch import Tensor
 
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
-from mqvae.metrics.image_figure import ImageFigure, at_least, in_parts, resized
+from mqvae.metrics.image_metric import ImageMetric, at_least, in_parts, resized
 from mqvae.metrics.inception import inception, to_bytes
-from mqvae.tasks import Figure
 from mqvae.weights import NETWORKS, Weights, read
 
 _SMALLEST, _SIDE = 32, 32  # VGG16 halves an image four times before these features
@@ -74,12 +73,11 @@ class Moments:
         return mean, (sums[:-1, :-1] - count * mean.outer(mean)) / (count - 1)
 
 
-class Frechet(ImageFigure):
+class Frechet(ImageMetric):
     """The distance between the features of outputs and those of the images themselves.
 
     Args:
         size: Number of features.
-        title: Of the figure.
         words: Which features.
         images: What is measured on, and against.
 
@@ -91,11 +89,10 @@ class Frechet(ImageFigure):
 
     known = False
 
-    def __init__(self, size: int, title: str, words: str, images: Images) -> None:
+    def __init__(self, size: int, words: str, images: Images) -> None:
         self.size, self.words = size, words
         self.outputs, self.targets = Moments(size), Moments(size)
-        protocol = f"{words}, outputs against the {len(images):,} images they are made of"
-        self.figure = Figure(title, "lower", protocol)
+        self.protocol = f"{words}, outputs against the {len(images):,} images they are made of"
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -139,7 +136,6 @@ class Fid(Frechet):
         weights = read("inception")
         super().__init__(
             2048,
-            "FID",
             f"Inception ({weights}), 2048 features, 8-bit images resized to 299 × 299 as by "
             "TensorFlow 1",
             images,
@@ -165,7 +161,6 @@ class FrechetVgg16(Frechet):
         weights = read("vgg16")
         super().__init__(
             512,
-            "Fréchet distance on VGG16 (not FID)",
             "not comparable to FID: "
             f"VGG16 ({weights}), mean of relu5_3 over positions, 512 features, images in [0, 1] "
             f"normalized as for ImageNet{resized(images.shape, _SMALLEST, _SIDE)}",

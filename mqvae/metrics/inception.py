@@ -8,15 +8,14 @@ from torch import Tensor
 
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
-from mqvae.metrics.score import ScoreFigure
+from mqvae.metrics.score import ScoreMetric
 from mqvae.optional import require
-from mqvae.tasks import Figure
 from mqvae.weights import Weights, read
 
 _CLASSES = 1008
 
 
-class InceptionScore(ScoreFigure):
+class InceptionScore(ScoreMetric):
     """The score with torch-fidelity's Inception network.
 
     Args:
@@ -34,11 +33,9 @@ class InceptionScore(ScoreFigure):
         super().__init__(_CLASSES, images)
         weights = read("inception")
         self.network = inception(weights, "logits_unbiased").to(device)
-        self.figure = Figure(
-            "Inception score",
-            "higher",
+        self.protocol = (
             f"Inception ({weights}), 8-bit images resized to 299 × 299 as by TensorFlow 1, mean "
-            f"over {self.splits} equal parts of {len(images):,} images",
+            f"over {self.splits} equal parts of {len(images):,} images"
         )
 
     def logits(self, images: Tensor) -> Tensor:

@@ -1,83 +1,126 @@
-"""Which further figures there are, by name."""
+"""All metrics, a row each, and those that are asked for made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from importlib import import_module
+from typing import Any
 
 import torch
 
 from mqvae.data import Images
-from mqvae.errors import MqvaeError
-from mqvae.metrics.frechet import Fid, FrechetVgg16
-from mqvae.metrics.image_figure import ImageFigure
-from mqvae.metrics.inception import InceptionScore
-from mqvae.metrics.score import ClassScore
-from mqvae.metrics.similarity import Lpips, Ssim
+from mqvae.errors import MqvaeError, did_you_mean
+from mqvae.metrics.bits import BITS, PRIOR
+from mqvae.metrics.evaluation import CODES
+from mqvae.metrics.image_metric import ImageMetric, Row
+from mqvae.metrics.score import Classifier
 from mqvae.optional import ExtraMissing
-from mqvae.spelling import nearest
-from mqvae.tasks import Task
+from mqvae.tasks import Adversarial, Classification, Metric, Task
 from mqvae.weights import WeightsNotFound
 
-Maker = Callable[[Images, torch.device | str], ImageFigure]
-
-IMAGE_FIGURES: Mapping[str, Maker] = {
-    "ssim": Ssim,
-    "lpips": Lpips,
-    "fid": Fid,
-    "inception_score": InceptionScore,
-    "frechet_vgg16": FrechetVgg16,
-    "class_score": ClassScore,
+_HERE = "mqvae.metrics"
+FURTHER: Mapping[str, Row] = {
+    "ssim": Row("SSIM", "higher", path=f"{_HERE}.similarity.Ssim"),
+    "lpips": Row("LPIPS", "lower", scale=0.1, path=f"{_HERE}.similarity.Lpips", needs="weights"),
+    "fid": Row("FID", "lower", path=f"{_HERE}.frechet.Fid", needs="weights"),
+    "inception_score": Row(
+        "Inception score", "higher", path=f"{_HERE}.inception.InceptionScore", needs="weights"
+    ),
+    "frechet_vgg16": Row(
+        "Fréchet distance on VGG16 (not FID)",
+        "lower",
+        path=f"{_HERE}.frechet.FrechetVgg16",
+        needs="weights",
+    ),
+    "class_score": Row(
+        "Class score (not IS)", "higher", path=f"{_HERE}.score.ClassScore", needs="classes"
+    ),
 }
-"""Figures of any task that gives images. The class score is there for those who give `makers` one
-with a classifier; by itself it says what it lacks."""
+"""Metrics of any task that gives images, measured on request."""
+FRECHET = tuple(name for name, row in FURTHER.items() if ".frechet." in row.path)
+"""Those that compare sets of images, which a prior's samples are measured by as well."""
+
+METRICS: Mapping[str, Metric] = {
+    **Adversarial.metrics,
+    **Classification.metrics,
+    **CODES,
+    **BITS,
+    **PRIOR,
+    **FURTHER,
+}
+"""Every metric of ours: what its task measures, what its codes say, and the further ones."""
 
 ALL = "all"
 
 
-def further_figures(
+def further_metrics(
     names: Sequence[str],
     own: Sequence[str],
     task: Task,
     images: Images,
     *,
     device: torch.device | str = "cpu",
-    makers: Mapping[str, Maker] = MappingProxyType({}),
+    classifier: Classifier | None = None,
     left_out: Callable[[str], object] = print,
-) -> dict[str, ImageFigure]:
-    """The figures that are asked for beside those that are always measured.
+) -> dict[str, ImageMetric]:
+    """The metrics that are asked for beside those that are always measured.
 
     Args:
-        names: Of figures; "all" takes every one that can be had here.
+        names: Of metrics, or paths of classes as in "my_module.MyMetric"; "all" takes every one of
+            ours that can be had here.
         own: The names of those that are always measured.
         task: What the network was trained for.
         images: What is measured on.
         device: Where it is measured.
-        makers: Of figures, in place of those in `IMAGE_FIGURES`.
+        classifier: For the metrics that need classes.
         left_out: Told, in a sentence, what "all" could not have.
 
     Raises:
-        ValueError: if there is no such figure, or it cannot be had of these images.
+        ValueError: if there is no such metric, or it cannot be had of these images.
         ExtraMissing: if it needs a package that is not installed.
         WeightsNotFound: if it needs weights that are not on this machine.
     """
-    makes_images = type(task).images is not Task.images
-    makers = {**IMAGE_FIGURES, **makers}
-    known = [*own, *(makers if makes_images else ())]
+    gives_images = type(task).images is not Task.images
+    known = [*own, *(FURTHER if gives_images else ())]
     for name in names:
-        if name not in (*known, ALL):
-            what = "" if makes_images else f", whose task, {type(task).__name__}, gives no images"
+        if name not in (*known, ALL) and not ("." in name and gives_images):
+            what = "" if gives_images else f", whose task, {type(task).__name__}, gives no images"
             raise MqvaeError(
-                f"there is no figure '{name}' of this run{what}.{nearest(name, known)} Figures: "
-                f"{', '.join(known)}, {ALL}."
+                f"there is no metric '{name}' of this run{what}.{did_you_mean(name, known)} "
+                f"Metrics: {', '.join(known)}, {ALL}, or a class as in my_module.MyMetric."
             )
-    wanted = known if ALL in names else names
-    figures: dict[str, ImageFigure] = {}
-    for name in wanted:
+    wanted = [*(known if ALL in names else ()), *(n for n in names if n != ALL)]
+    found: dict[str, ImageMetric] = {}
+    for name in dict.fromkeys(wanted):
         if name in own:
             continue
         try:
-            figures[name] = makers[name](images, device)
+            key, make, row = maker_of(name)
+            given = {"classifier": classifier} if row.needs == "classes" else {}
+            found[key] = make(images, device, **given)
+            found[key].row = row
         except (ValueError, ExtraMissing, WeightsNotFound) as error:
             if name in names:
                 raise
             left_out(f"{name} is left out: {error}")
-    return figures
+    return found
+
+
+def maker_of(name: str) -> tuple[str, Callable[..., Any], Row]:
+    """Key, class and row of a metric.
+
+    Args:
+        name: Of the metric, or the path of its class, whose module is imported.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    row = FURTHER.get(name)
+    module, _, title = (row.path if row else name).rpartition(".")
+    try:
+        kind = getattr(import_module(module), title)
+    except (ImportError, AttributeError) as error:
+        raise MqvaeError(f"there is no metric '{name}': {error}.") from error
+    if not (isinstance(kind, type) and issubclass(kind, ImageMetric)):
+        raise MqvaeError(
+            f"{name} is no metric: it must derive from mqvae.metrics.image_metric.ImageMetric."
+        )
+    return (name, kind, row) if row else (title, kind, getattr(kind, "row", Row(title, None)))

@@ -10,13 +10,12 @@ from torch import Tensor
 from mqvae.data import Images
 from mqvae.data.order import order_of
 from mqvae.errors import MqvaeError
-from mqvae.metrics.image_figure import PART, ImageFigure
-from mqvae.tasks import Figure
+from mqvae.metrics.image_metric import PART, ImageMetric
 
 _SPLITS = 10
 
 
-class ScoreFigure(ImageFigure):
+class ScoreMetric(ImageMetric):
     """exp E KL(p(class | image) ‖ p(class)), of outputs alone, the mean over equal parts.
 
     Args:
@@ -57,7 +56,7 @@ class ScoreFigure(ImageFigure):
 
 
 def score(sums: Tensor) -> float:
-    """The mean score of the splits, by what `ScoreFigure` keeps of them."""
+    """The mean score of the splits, by what `ScoreMetric` keeps of them."""
     sums = sums[sums[:, -1] > 0]
     p = sums[:, :-2] / sums[:, -1:]
     divergence = sums[:, -2] / sums[:, -1] - torch.special.xlogy(p, p).sum(1)
@@ -79,7 +78,7 @@ class Classifier:
     words: str
 
 
-class ClassScore(ScoreFigure):
+class ClassScore(ScoreMetric):
     """The score with a classifier of the same data set: where Inception cannot be had, and not IS.
 
     It lies between 1 and the number of classes.
@@ -107,11 +106,9 @@ class ClassScore(ScoreFigure):
             )
         super().__init__(classifier.classes, images)
         self.classifier = classifier
-        self.figure = Figure(
-            "Class score (not IS)",
-            "higher",
+        self.protocol = (
             f"not comparable to IS: {classifier.words}; from 1 to {classifier.classes}, mean over "
-            f"{self.splits} equal parts of {len(images):,} images",
+            f"{self.splits} equal parts of {len(images):,} images"
         )
 
     def logits(self, images: Tensor) -> Tensor:

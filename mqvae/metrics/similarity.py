@@ -8,8 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
-from mqvae.metrics.image_figure import MeanFigure, at_least, resized
-from mqvae.tasks import Figure
+from mqvae.metrics.image_metric import MeanMetric, at_least, resized
 from mqvae.weights import Weights, read
 
 # AlexNet has nothing left of images under 31 pixels; 64 is what LPIPS was made on.
@@ -17,7 +16,7 @@ _SMALLEST, _SIDE = 32, 64
 _WINDOW = 11  # pixels a side of SSIM's Gaussian window
 
 
-class Ssim(MeanFigure):
+class Ssim(MeanMetric):
     """Structural similarity, over the positions at which the whole window lies in the image.
 
     Args:
@@ -38,12 +37,10 @@ class Ssim(MeanFigure):
                 f"ssim needs images of {_WINDOW} × {_WINDOW} pixels or more, the size of its "
                 f"window, got {images.shape[-2]} × {images.shape[-1]}: leave ssim out."
             )
-        self.figure = Figure(
-            "SSIM",
-            "higher",
+        self.protocol = (
             f"Gaussian window of {_WINDOW} × {_WINDOW}, σ 1.5, at positions where it lies in the "
             "image (no padding), K 0.01 and 0.03, images in [0, 1], outputs clamped, mean over "
-            f"{_of_channels(images)}{len(images):,} images",
+            f"{_of_channels(images)}{len(images):,} images"
         )
 
     def of_each(self, output: Tensor, target: Tensor) -> Tensor:
@@ -62,7 +59,7 @@ def _of_channels(images: Images) -> str:
     return "" if images.shape[0] == 1 else "channels and "
 
 
-class Lpips(MeanFigure):
+class Lpips(MeanMetric):
     """Learned perceptual image patch similarity, on AlexNet.
 
     Args:
@@ -87,12 +84,9 @@ class Lpips(MeanFigure):
         super().__init__()
         weights = weights or read("alexnet")
         self.network = _network(weights).to(device)
-        self.figure = Figure(
-            "LPIPS",
-            "lower",
+        self.protocol = (
             f"AlexNet ({weights}), heads of torchmetrics, images in [0, 1] brought to [−1, 1]"
-            f"{resized(images.shape, _SMALLEST, _SIDE)}, mean over {len(images):,} images",
-            scale=0.1,
+            f"{resized(images.shape, _SMALLEST, _SIDE)}, mean over {len(images):,} images"
         )
 
     def of_each(self, output: Tensor, target: Tensor) -> Tensor:

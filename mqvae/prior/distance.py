@@ -12,21 +12,21 @@ from mqvae.core.distributed import alone
 from mqvae.data.order import order_of
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluating
-from mqvae.metrics.frechet import Fid, Frechet, FrechetVgg16, Moments, frechet_distance
+from mqvae.metrics.frechet import Frechet, Moments, frechet_distance
+from mqvae.metrics.registry import maker_of
 from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit
 from mqvae.prior.sampling import images_of, sample_images
 from mqvae.prior.settings import PriorSettings
 from mqvae.progress import watched_batches
 from mqvae.runs import write_whole
-from mqvae.tasks import Figure
+from mqvae.tasks import Metric
 from mqvae.tokenizer import Tokenizer
 from mqvae.training.images import Splits
 from mqvae.weights import find
 
 BATCH_SIZE = 256
 FILE = "samples.csv"
-_KINDS: dict[str, type[Fid] | type[FrechetVgg16]] = {"fid": Fid, "frechet_vgg16": FrechetVgg16}
 
 
 def usual_distance() -> str:
@@ -52,7 +52,8 @@ class SampleDistance:
     def __init__(self, settings: PriorSettings, tokenizer: Tokenizer, images: Splits) -> None:
         self.settings, self.tokenizer, self.images = settings, tokenizer, images
         self.name = settings.distance or usual_distance()
-        self.frechet: Frechet = _KINDS[self.name](images.test, tokenizer.device)
+        _, make, self.row = maker_of(self.name)
+        self.frechet: Frechet = make(images.test, tokenizer.device)
         self.points: dict[int, float] = {}
         self._seconds: dict[int, float] = {}
 
@@ -117,25 +118,27 @@ class SampleDistance:
             },
         }
 
-    def figures(self) -> dict[str, Figure]:
-        """What the figures of `summary` are."""
+    def metrics(self) -> dict[str, Metric]:
+        """What the metrics of `summary` are."""
         test, some = len(self.images.test), min(self.settings.samples, len(self.images.train))
-        title, words = self.frechet.figure.title, self.frechet.words
+        row, words = self.row, self.frechet.words
         against = f"against the {test:,} test images"
         return {
-            self.name: Figure(
-                f"{title}, samples",
-                "lower",
+            self.name: Metric(
+                f"{row.title}, samples",
+                row.better,
                 f"{words}, {self.settings.samples:,} samples of the last step {against}",
             ),
-            f"{self.name}_reconstructions": Figure(
-                f"{title}, training images reconstructed",
+            f"{self.name}_reconstructions": Metric(
+                f"{row.title}, training images reconstructed",
                 None,
                 f"{words}, {some:,} training images as their codes decode {against}: what samples "
                 "of a perfect prior would have",
             ),
-            f"{self.name}_training_images": Figure(
-                f"{title}, training images", None, f"{words}, the same {some:,} images {against}"
+            f"{self.name}_training_images": Metric(
+                f"{row.title}, training images",
+                None,
+                f"{words}, the same {some:,} images {against}",
             ),
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mqvae.core.quantizers import NoQuantizer
 from mqvae.errors import MqvaeError, refused
+from mqvae.metrics.registry import FRECHET
 from mqvae.networks.code_prior import CodePrior
 from mqvae.networks.pixelcnn import PixelCNN
 from mqvae.networks.transformer import CodeTransformer
@@ -15,7 +16,6 @@ from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
 
 FOLDER = "prior"
-DISTANCES = ("fid", "frechet_vgg16")
 ARCHITECTURES = ("pixelcnn", "transformer")
 LARGE = 256  # codes of an image from which a transformer is the usual choice
 
@@ -71,8 +71,8 @@ class PriorSettings:
                 raise MqvaeError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if self.samples < 2:
             raise MqvaeError(f"samples must be 2 or more, got {self.samples}.")
-        if self.distance not in (None, *DISTANCES):
-            raise MqvaeError(f"distance must be {' or '.join(DISTANCES)}, got {self.distance!r}.")
+        if self.distance not in (None, *FRECHET):
+            raise MqvaeError(f"distance must be {' or '.join(FRECHET)}, got {self.distance!r}.")
         if self.architecture not in (None, *ARCHITECTURES):
             raise MqvaeError(
                 f"architecture must be {' or '.join(ARCHITECTURES)}, got {self.architecture!r}."

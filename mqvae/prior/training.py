@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from mqvae.errors import MqvaeError
+from mqvae.metrics.bits import PRIOR
 from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
 from mqvae.prior.distance import SampleDistance, usual_distance
@@ -19,7 +20,6 @@ from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.progress import Progress
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer, write_json
-from mqvae.tasks import Figure
 from mqvae.tokenizer import Tokenizer
 from mqvae.training import Interrupted, NotFinite, device_name, versions, warmup_cosine
 from mqvae.training.checkpoints import not_finite
@@ -28,23 +28,6 @@ from mqvae.training.known import Changes, Known, check
 from mqvae.training.stopping import KEPT, Signals
 
 COLUMNS = ("step", "seconds", "loss", "validation")
-
-FIGURES = {
-    "bits_per_code": Figure(
-        "Bits per code", "lower", "mean −log₂ p of a code given those before it, test images"
-    ),
-    "bits_per_dimension": Figure(
-        "Bits per dimension",
-        "lower",
-        "bits of all codes of an image over its numbers; what decoding loses is not in it",
-    ),
-    "independent_bits_per_code": Figure(
-        "Bits per code, independent",
-        None,
-        "the same if each position had its own frequencies, the training images', and no "
-        "neighbours; a half added to every count",
-    ),
-}
 
 
 def begin_prior(
@@ -299,7 +282,7 @@ class PriorTraining:
         data = self.tokenizer.settings.data
         numbers = (data.channels or 1) * (data.side or 1) ** 2
         distance = self.distance
-        figures = {**FIGURES, **({} if distance is None else distance.figures())}
+        metrics = {**PRIOR, **({} if distance is None else distance.metrics())}
         content = {
             "bits_per_code": measured,
             "bits_per_dimension": measured * math.prod(self.config.shape) / numbers,
@@ -316,7 +299,7 @@ class PriorTraining:
             "device": device_name(self.device),
             "tokenizer": {"checkpoint": self.config.checkpoint, "model": self.config.model},
             "protocol": {"split": "test", "images": len(self.test), "precision": "float32"},
-            "figures": {key: dataclasses.asdict(figure) for key, figure in figures.items()},
+            "figures": {key: dataclasses.asdict(metric) for key, metric in metrics.items()},
             "versions": versions(),
             "accepted_changes": self.accepted,
         }

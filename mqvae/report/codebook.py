@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mqvae.errors import MqvaeError
+from mqvae.files import writing
 from mqvae.report.files import Counts
 from mqvae.report.run import Run
 from mqvae.report.strips import Strip, read_strip
@@ -255,11 +256,5 @@ def _keep(file: Path, made_of: str, found: Decoded) -> None:
     arrays |= {name: each for name in ARRAYS if (each := getattr(found, name)) is not None}
     if found.codes is not None:
         arrays["codes"] = found.codes.tiles
-    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp.npz")
-    try:
-        np.savez_compressed(partial, **arrays)
-        os.replace(partial, file)
-    except OSError:
-        pass
-    finally:
-        partial.unlink(missing_ok=True)
+    with suppress(OSError), writing(file) as opened:
+        np.savez_compressed(opened, **arrays)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from mqvae.errors import MqvaeError
-from mqvae.finite import restored
-from mqvae.plain import parsed_yaml
+from mqvae.files import parsed_yaml, restored
 
 REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (

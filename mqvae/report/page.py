@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mqvae.errors import MqvaeError
+from mqvae.files import write_whole
 from mqvae.report.charts import COLOURS, mark
 from mqvae.report.codebook import decoded
 from mqvae.report.curves import codes, dynamics, training
@@ -68,12 +69,7 @@ def write_report(
     read = read_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = render(read, title=title, folder=out.parent, reload=reload)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, page.encode(errors="replace"))
     return out
 
 

@@ -1,16 +1,28 @@
-"""What a network is trained for: targets, losses, figures, pictures, players of its own."""
+"""What a network is trained for: targets, losses, metrics, pictures, auxiliary networks."""
 
 from mqvae.tasks.adversarial import Adversarial
 from mqvae.tasks.classification import Classification
 from mqvae.tasks.reconstruction import Reconstruction
-from mqvae.tasks.task import Figure, Matrix, Measurement, Picture, Player, Strip, Task
+from mqvae.tasks.task import (
+    AuxiliaryOptimizer,
+    Figure,
+    Matrix,
+    Measurement,
+    Metric,
+    Picture,
+    Player,
+    Strip,
+    Task,
+)
 
 __all__ = [
     "Adversarial",
+    "AuxiliaryOptimizer",
     "Classification",
     "Figure",
     "Matrix",
     "Measurement",
+    "Metric",
     "Picture",
     "Player",
     "Reconstruction",

@@ -17,7 +17,7 @@ from mqvae.networks.discriminator import PatchDiscriminator
 from mqvae.tasks.last_layer import LastLayer, without_graph
 from mqvae.tasks.perceptual import SMALLEST, PerceptualDistance
 from mqvae.tasks.reconstruction import Reconstruction
-from mqvae.tasks.task import Figure, Measurement, Picture, Player, Task
+from mqvae.tasks.task import AuxiliaryOptimizer, Measurement, Metric, Picture, Task
 
 HIGHEST = 1e4  # that the adaptive weight can be
 PART = 64  # images that the perceptual network is measured on at once
@@ -54,9 +54,9 @@ class Adversarial(Task):
         Esser et al. 2021, "Taming transformers for high-resolution image synthesis".
     """
 
-    figures: ClassVar[Mapping[str, Figure]] = {
-        **Reconstruction.figures,
-        "perceptual_loss": Figure(
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        **Reconstruction.metrics,
+        "perceptual_loss": Metric(
             "Perceptual loss",
             "lower",
             "LPIPS on VGG16, heads of torchmetrics, images in [0, 1] brought to [−1, 1], outputs "
@@ -219,17 +219,18 @@ class Adversarial(Task):
 
     # -- the discriminator -----------------------------------------------------------------------
 
-    def players(self, steps: int) -> Mapping[str, Player]:
+    def auxiliary_optimizers(self, steps: int) -> Mapping[str, AuxiliaryOptimizer]:
         optimizer = AdamW(
             self.discriminator.parameters(),
             lr=self.discriminator_lr,
             betas=(0.5, 0.9),
             weight_decay=0.0,
         )
-        return {"discriminator": Player(optimizer, CosineAnnealingLR(optimizer, max(1, steps)))}
+        schedule = CosineAnnealingLR(optimizer, max(1, steps))
+        return {"discriminator": AuxiliaryOptimizer(optimizer, schedule)}
 
     def step(
-        self, players: Mapping[str, Player], x: Tensor, y: Tensor, output: Tensor
+        self, auxiliary: Mapping[str, AuxiliaryOptimizer], x: Tensor, y: Tensor, output: Tensor
     ) -> Mapping[str, Tensor]:
         """Train the discriminator: mean max(0, 1 − D(x)) / 2 + mean max(0, 1 + D(output)) / 2."""
         logged, self._terms = self._terms, {}
@@ -247,7 +248,7 @@ class Adversarial(Task):
                 "logits_generated": generated.detach().mean(),
             }
         # Without gradients it changes nothing; the schedule counts these updates too.
-        apply(players["discriminator"].optimizer, parameters, found)
+        apply(auxiliary["discriminator"].optimizer, parameters, found)
         self.updates += 1
         return logged
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
-from mqvae.tasks.task import Figure, Matrix, Measurement, Task
+from mqvae.tasks.task import Matrix, Measurement, Metric, Task
 
 
 class Classification(Task):
@@ -21,18 +21,18 @@ class Classification(Task):
         ValueError: if `label_smoothing` is not from 0 to 1.
     """
 
-    figures: ClassVar[Mapping[str, Figure]] = {
-        "accuracy": Figure(
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "accuracy": Metric(
             "Accuracy", "higher", "share of images whose label scores highest", "%", 0.01
         ),
-        "f1": Figure(
+        "f1": Metric(
             "F1",
             "higher",
             "of every class, mean over the classes that occur among labels or predictions",
             "%",
             0.01,
         ),
-        "cross_entropy": Figure(
+        "cross_entropy": Metric(
             "CE", "lower", "mean over images, in nats, labels as they are (not smoothed)"
         ),
     }

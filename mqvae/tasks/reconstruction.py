@@ -6,20 +6,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mqvae.tasks.task import Figure, Measurement, Picture, Strip, Task
+from mqvae.tasks.task import Measurement, Metric, Picture, Strip, Task
 
 
 class Reconstruction(Task):
     """Mean squared error between the output and the input itself."""
 
-    figures: ClassVar[Mapping[str, Figure]] = {
-        "mse": Figure(
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "mse": Metric(
             "MSE",
             "lower",
             "mean over all numbers, images in [0, 1], outputs as they come",
             scale=1e-3,
         ),
-        "psnr": Figure("PSNR", "higher", "mean over images, outputs clamped to [0, 1]", unit="dB"),
+        "psnr": Metric("PSNR", "higher", "mean over images, outputs clamped to [0, 1]", unit="dB"),
     }
 
     def target(self, x: Tensor, y: Tensor) -> Tensor:

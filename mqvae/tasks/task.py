@@ -15,8 +15,8 @@ from mqvae.errors import MqvaeError
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What one figure of a run is, in words.
+class Metric:
+    """What a metric of a run is, in words.
 
     Attributes:
         title: Its name in tables.
@@ -29,9 +29,12 @@ class Figure:
 
     title: str
     better: Literal["lower", "higher"] | None
-    protocol: str
+    protocol: str = ""
     unit: str = ""
     scale: float = 1.0
+
+
+Figure = Metric  # its former name
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ Picture = Strip | Matrix
 
 
 class Measurement(ABC):
-    """The figures of one network over a split, batch by batch, and what of it can be shown."""
+    """The metrics of one network over a split, batch by batch, and what of it can be shown."""
 
     @abstractmethod
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -82,7 +85,7 @@ class Measurement(ABC):
 
     @abstractmethod
     def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The figures over all batches, by their keys in `Task.figures`.
+        """The metrics over all batches, by their keys in `Task.metrics`.
 
         Args:
             total: The sum of a tensor over the processes that share the split; the tensor itself
@@ -100,16 +103,19 @@ class Measurement(ABC):
 
 
 @dataclass
-class Player:
-    """What trains a network of the task's own.
+class AuxiliaryOptimizer:
+    """Trains an auxiliary network, one of the task's own.
 
     Attributes:
         optimizer: Of its parameters.
-        schedule: Of the optimizer's rate, stepped once an update.
+        schedule: Of its learning rate, stepped once a training step.
     """
 
     optimizer: Optimizer
     schedule: LRScheduler | None = None
+
+
+Player = AuxiliaryOptimizer  # its former name
 
 
 class Task(LossModule, ABC):
@@ -118,16 +124,23 @@ class Task(LossModule, ABC):
     As a function it is L_task(output, target) → scalar, a mean over the batch, written so that
     forward mode can differentiate it.
 
-    It may own networks: as a module, its parameters and buffers are theirs. No look-ahead leaves a
-    trace in them. Those that `players` names are trained by `step`, after the update rule, and are
-    part of every checkpoint; frozen parameters are not, the task brings them along.
+    It may own auxiliary networks: as a module, its parameters and buffers are theirs. No look-ahead
+    leaves a trace in them. Those with `auxiliary_optimizers` are trained by `step`, after the
+    update rule, and are part of every checkpoint; frozen parameters are not, the task brings them
+    along.
     """
 
-    figures: ClassVar[Mapping[str, Figure]]
+    metrics: ClassVar[Mapping[str, Metric]]
     """What it can measure, in the order of tables."""
 
     logs: ClassVar[Sequence[str]] = ()
     """Names of what `step` returns, columns of metrics.csv; it may leave some out."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        for former, name in (("figures", "metrics"), ("players", "auxiliary_optimizers")):
+            if former in vars(cls):
+                setattr(cls, name, vars(cls)[former])
 
     @abstractmethod
     def target(self, x: Tensor, y: Tensor) -> Tensor:
@@ -139,7 +152,7 @@ class Task(LossModule, ABC):
 
     @abstractmethod
     def measurement(self) -> Measurement:
-        """A new count of the figures."""
+        """A new measurement."""
 
     def images(self, output: Tensor) -> Tensor:
         """What the network gives as images, (B, C, H, W) in [0, 1].
@@ -160,20 +173,20 @@ class Task(LossModule, ABC):
             ValueError: if it cannot train such a network on such images; says what would do.
         """
 
-    def players(self, steps: int) -> Mapping[str, Player]:
-        """The players by name, with optimizers for a run of so many updates; none by default."""
+    def auxiliary_optimizers(self, steps: int) -> Mapping[str, AuxiliaryOptimizer]:
+        """Optimizers of auxiliary networks, by name, for so many steps; none by default."""
         return {}
 
     def step(
-        self, players: Mapping[str, Player], x: Tensor, y: Tensor, output: Tensor
+        self, auxiliary: Mapping[str, AuxiliaryOptimizer], x: Tensor, y: Tensor, output: Tensor
     ) -> Mapping[str, Tensor]:
-        """Train the players by one batch; returns scalars to log, by the names in `logs`.
+        """Train auxiliary networks by one batch; returns scalars to log, by the names in `logs`.
 
         Several processes pass their own shares of the batch: `mean_across_processes` makes the
         gradients those of the whole.
 
         Args:
-            players: What `players` made.
+            auxiliary: What `auxiliary_optimizers` made.
             x: Images.
             y: Labels.
             output: What the network gave for them before the update, detached.

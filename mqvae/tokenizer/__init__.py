@@ -4,8 +4,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mqvae.tokenizer.codec import BATCH_SIZE
 from mqvae.tokenizer.codes import Codes, SizedCodes
-from mqvae.tokenizer.tokenizer import BATCH_SIZE, Tokenizer
+from mqvae.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["BATCH_SIZE", "Codes", "SizedCodes", "Tokenizer"]
 

@@ -2,17 +2,15 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from PIL import Image
 
 from mqvae.errors import MqvaeError
 from mqvae.runs import read_json
+from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.places import names_only
-
-if TYPE_CHECKING:
-    from mqvae.tokenizer.tokenizer import Tokenizer
 
 CARD, GRID = "README.md", "reconstructions.png"
 GAP = 2  # pixels between originals and reconstructions, as there are between images
@@ -24,7 +22,7 @@ HEAD = {
 }
 
 
-def card_of(tokenizer: "Tokenizer") -> dict[str, bytes]:
+def card_of(tokenizer: Codec) -> dict[str, bytes]:
     """The files of the card: README.md, and reconstructions.png if the run has pictures."""
     measured = _measured(tokenizer)
     grid = _grid(tokenizer.run.folder, measured)
@@ -59,7 +57,7 @@ images = tokenizer.decode(codes)  # (B, C, H, W), at the images' own size
 """
 
 
-def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
+def _measured(tokenizer: Codec) -> dict[str, Any]:
     """What was measured of the tokenizer's weights on the test images; empty if nothing was."""
     folder = tokenizer.run.folder
     for path in [*sorted(folder.glob("evaluations/test-*.json")), folder / "summary.json"]:
@@ -77,7 +75,7 @@ def _measured(tokenizer: "Tokenizer") -> dict[str, Any]:
     return {}
 
 
-def _summary(tokenizer: "Tokenizer") -> str:
+def _summary(tokenizer: Codec) -> str:
     data, quantizer = tokenizer.settings.data, tokenizer.network.quantizer
     shape = " × ".join(map(str, tokenizer.code_shape))
     parameters = sum(p.numel() for p in tokenizer.network.parameters())
@@ -88,11 +86,11 @@ def _summary(tokenizer: "Tokenizer") -> str:
     )
 
 
-def _figures(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
+def _figures(tokenizer: Codec, measured: dict[str, Any]) -> str:
     described: dict[str, Any] = measured.get("figures", {})
     if not described:
-        return f"## Figures\n\nNone were taken at step {tokenizer.step:,}.\n"
-    rows = ["## Figures\n", "| Figure | Value | Better | How it is taken |", "| - | - | - | - |"]
+        return f"## Metrics\n\nNone were measured at step {tokenizer.step:,}.\n"
+    rows = ["## Metrics\n", "| Metric | Value | Better | How it is taken |", "| - | - | - | - |"]
     for key, figure in described.items():
         value = f"{measured[key]:.5g}"
         if figure["unit"]:
@@ -105,7 +103,7 @@ def _figures(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _data(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
+def _data(tokenizer: Codec, measured: dict[str, Any]) -> str:
     data = tokenizer.settings.data
     source = f", from {measured['source']}" if "source" in measured else ""
     return (
@@ -115,7 +113,7 @@ def _data(tokenizer: "Tokenizer", measured: dict[str, Any]) -> str:
     )
 
 
-def _settings(tokenizer: "Tokenizer") -> str:
+def _settings(tokenizer: Codec) -> str:
     settings = tokenizer.settings
     optimizer = settings.optimizer
     rows = {

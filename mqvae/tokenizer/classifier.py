@@ -10,7 +10,7 @@ from mqvae.errors import MqvaeError
 from mqvae.metrics.score import Classifier
 from mqvae.runs import read_json
 from mqvae.tasks import Classification
-from mqvae.tokenizer import Tokenizer
+from mqvae.tokenizer.tokenizer import Tokenizer
 
 
 def classifier_of(

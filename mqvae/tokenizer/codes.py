@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mqvae.errors import MqvaeError
+from mqvae.files import writing
 from mqvae.tokenizer.sizes import Size
 
 MOST_BYTES = 4 * 2**30  # in a file; as many as images in memory may have
@@ -116,31 +117,33 @@ class Codes:
                 "encode into a folder (--out DIR)."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)  # of a killed process, or a link that leads elsewhere
-        try:
-            with partial.open("xb") as file:
-                np.savez_compressed(
-                    file,
-                    codes=codes,
-                    num_codes=self.num_codes,
-                    side=self.side,
-                    channels=self.channels,
-                    names=names,
-                    model=self.model,
-                    skipped=skipped,
-                    images=self.images,
-                    refined=self.refined,
-                    digest=self._digest(),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno and error.filename is None:
-                error.filename = str(path)  # a full disk does not say whose
-            raise
+        with writing(path) as file:
+            np.savez_compressed(
+                file,
+                codes=codes,
+                num_codes=self.num_codes,
+                side=self.side,
+                channels=self.channels,
+                names=names,
+                model=self.model,
+                skipped=skipped,
+                images=self.images,
+                refined=self.refined,
+                digest=self._digest(),
+            )
+
+    def without(self, names: Iterable[str]) -> "Codes":
+        """The codes without those of images that could not be read, in whose place others were."""
+        skipped = set(names)
+        kept = [i for i, name in enumerate(self.names) if name not in skipped]
+        if len(kept) == len(self.names):
+            return self
+        return replace(
+            self,
+            codes=self.codes[kept],
+            names=tuple(self.names[i] for i in kept),
+            skipped=tuple(name for name in self.names if name in skipped),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Codes":
@@ -152,7 +155,7 @@ class Codes:
         if Path(path).is_dir():
             raise MqvaeError(
                 f"{path} is a folder of codes, which are read piece by piece: "
-                "`mqvae.tokenizer.shards.pieces_of`. `mqvae encode --out FILE.npz` writes one file."
+                "`mqvae.tokenizer.shards.shards_of`. `mqvae encode --out FILE.npz` writes one file."
             )
         if not Path(path).is_file():
             raise MqvaeError(f"there is no file {path}.")

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,18 +16,17 @@ from mqvae.core.quantizers import CodebookQuantizer
 from mqvae.data.folder import image_files
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
+from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.codes import Codes, SizedCodes, numbered
-from mqvae.tokenizer.files import check_codes, png_names, write_pictures
+from mqvae.tokenizer.files import check_codes, find_images, png_names, write_pictures
+from mqvae.tokenizer.shards import INDEX, shards_of
 from mqvae.tokenizer.sizes import Size, together
-
-if TYPE_CHECKING:
-    from mqvae.tokenizer.tokenizer import Tokenizer
 
 AT_ONCE = 64  # files that are encoded together, images that are decoded together
 
 
 def compressed(
-    tokenizer: "Tokenizer", codes: Tensor | SizedCodes, names: tuple[str, ...] = ()
+    tokenizer: Codec, codes: Tensor | SizedCodes, names: tuple[str, ...] = ()
 ) -> Compressed:
     """Codes as a compressed file has them; arguments as of `Tokenizer.compress`."""
     array = codes.codes if isinstance(codes, SizedCodes) else codes
@@ -58,14 +56,14 @@ def compressed(
     )
 
 
-def _whole(tokenizer: "Tokenizer", shape: tuple[int, ...]) -> Size:
+def _whole(tokenizer: Codec, shape: tuple[int, ...]) -> Size:
     """Size of the images that the decoder makes of codes (n, h, w, G)."""
     if tuple(shape[1:3]) == tokenizer.code_shape[:2]:
         return (tokenizer.settings.data.side or 1,) * 2
     return shape[1] * tokenizer.stride, shape[2] * tokenizer.stride
 
 
-def codewords_of(tokenizer: "Tokenizer") -> np.ndarray | None:
+def codewords_of(tokenizer: Codec) -> np.ndarray | None:
     """(books, K, d) codewords, one book for all groups or one for each; None without a codebook."""
     quantizer = tokenizer.network.quantizer
     if isinstance(quantizer, CodebookQuantizer):
@@ -77,7 +75,7 @@ def codewords_of(tokenizer: "Tokenizer") -> np.ndarray | None:
     return table.detach().double().cpu().numpy().reshape(-1, quantizer.num_codes, table.shape[1])
 
 
-def codes_of(tokenizer: "Tokenizer", found: Compressed) -> Tensor | SizedCodes:
+def codes_of(tokenizer: Codec, found: Compressed) -> Tensor | SizedCodes:
     """The codes of a compressed file: what `compressed` got."""
     _check(tokenizer, found)
     one = found.runs[0].codes.shape[3] == 1
@@ -89,7 +87,7 @@ def codes_of(tokenizer: "Tokenizer", found: Compressed) -> Tensor | SizedCodes:
     return SizedCodes(together([each for array in arrays for each in array], fill=-1), sizes)
 
 
-def _check(tokenizer: "Tokenizer", found: Compressed) -> None:
+def _check(tokenizer: Codec, found: Compressed) -> None:
     if found.model != tokenizer.model:
         raise MqvaeError(
             f"the codes were made with other weights ({found.model[:8]}) than those of "
@@ -107,7 +105,7 @@ def _check(tokenizer: "Tokenizer", found: Compressed) -> None:
 
 
 def of_images(
-    tokenizer: "Tokenizer", what: str, *, fit: bool = False, accept_changed_data: bool = False
+    tokenizer: Codec, what: str, *, fit: bool = False, accept_changed_data: bool = False
 ) -> Compressed:
     """Codes of images, or of a file or folder that `mqvae encode` wrote, to be compressed.
 
@@ -121,19 +119,17 @@ def of_images(
     Raises:
         ValueError: if it is none of these, or images or codes do not fit the run.
     """
-    from mqvae.tokenizer.shards import INDEX, pieces_of
-
     path = Path(what)
     if path.suffix == ".npz" and not path.is_dir():
         return _of_codes(tokenizer, [Codes.load(path)])
     if (path / INDEX).is_file():
-        return _of_codes(tokenizer, pieces_of(path))
+        return _of_codes(tokenizer, shards_of(path))
     paths: list[Path] = []
     if path.exists() and not fit and path.suffix != ".tar":
         with suppress(FileNotFoundError):  # a folder of shards
             paths = image_files(path)
     if not paths:
-        images = tokenizer.find_images(what, fit=fit, accept_changed_data=accept_changed_data)
+        images = find_images(tokenizer, what, fit=fit, accept_changed_data=accept_changed_data)
         return _of_codes(tokenizer, [tokenizer.encode_images(images)])
     parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
     found = [
@@ -143,7 +139,7 @@ def of_images(
     return _joined(found, tuple(each.relative_to(root).as_posix() for each in paths))
 
 
-def _of_codes(tokenizer: "Tokenizer", parts: Iterable[Codes]) -> Compressed:
+def _of_codes(tokenizer: Codec, parts: Iterable[Codes]) -> Compressed:
     found: list[Compressed] = []
     names: list[str] = []
     for codes in parts:
@@ -168,7 +164,7 @@ def _of(run: SameSize) -> tuple[Size, tuple[int, ...]]:
     return run.size, run.codes.shape[1:]
 
 
-def to_files(tokenizer: "Tokenizer", found: Compressed, folder: Path) -> int:
+def to_files(tokenizer: Codec, found: Compressed, folder: Path) -> int:
     """Write the images of a compressed file as PNG files; returns how many.
 
     Raises:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +13,20 @@ from torch import Tensor
 from mqvae.data import Images, Reading, load_all
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
+from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.codes import Codes
 from mqvae.training.images import SPLITS, load_run_split
-
-if TYPE_CHECKING:
-    from mqvae.tokenizer.tokenizer import Tokenizer
 
 BATCH_SIZE = 256  # images that are held to be written
 
 
 def find_images(
-    tokenizer: "Tokenizer", what: str, *, fit: bool, on_error: str, accept_changed_data: bool
+    tokenizer: Codec,
+    what: str,
+    *,
+    fit: bool = False,
+    on_error: str = "stop",
+    accept_changed_data: bool = False,
 ) -> Images:
     """`Tokenizer.find_images`."""
     data, path = tokenizer.settings.data, Path(what)
@@ -68,7 +71,7 @@ def find_images(
     return images
 
 
-def check_codes(tokenizer: "Tokenizer", codes: Codes) -> None:
+def check_codes(tokenizer: Codec, codes: Codes) -> None:
     """`Tokenizer.check_codes`."""
     quantizer = tokenizer.network.quantizer
     array = codes.codes
@@ -113,7 +116,7 @@ def check_codes(tokenizer: "Tokenizer", codes: Codes) -> None:
 
 
 def decode_to_files(
-    tokenizer: "Tokenizer", codes: Codes, folder: Path, paths: Sequence[Path] | None
+    tokenizer: Codec, codes: Codes, folder: Path, paths: Sequence[Path] | None = None
 ) -> int:
     """`Tokenizer.decode_to_files`."""
     check_codes(tokenizer, codes)

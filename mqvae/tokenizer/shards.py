@@ -1,4 +1,4 @@
-"""Codes of any number of images: a folder of pieces, written in constant memory."""
+"""Codes of any number of images: a folder of shards, written in constant memory."""
 
 import hashlib
 import re
@@ -18,19 +18,19 @@ from mqvae.data.identity import identity_of
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
 from mqvae.runs import read_json, write_json
-from mqvae.tokenizer import BATCH_SIZE, Codes, Tokenizer
-from mqvae.tokenizer.files import is_inside
-from mqvae.tokenizer.tokenizer import at_once
+from mqvae.tokenizer.codec import BATCH_SIZE, Codec, at_once
+from mqvae.tokenizer.codes import Codes
+from mqvae.tokenizer.files import decode_to_files, is_inside
 
-PIECE = 10_000  # images of 64 × 64; fewer of larger ones
+SHARD = 10_000  # images of 64 × 64; fewer of larger ones
 INDEX = "index.json"
 
 
-class Pieces:
-    """A folder of codes that is written piece by piece, and resumed after a kill.
+class Shards:
+    """A folder of codes that is written shard by shard, and resumed after a kill.
 
-    A piece is a file as `Codes.save` writes it, of images in their order; `index.json` names the
-    pieces in theirs, and says whether all of them are there. A piece that is there is kept while
+    A shard is a file as `Codes.save` writes it, of images in their order; `index.json` names the
+    shards in theirs, and says whether all of them are there. A shard that is there is kept while
     its images have the names, sizes and times of change they had, and those it skipped still
     cannot be read; else it is written anew.
 
@@ -38,8 +38,8 @@ class Pieces:
         folder: The folder.
         tokenizer: What encodes.
         images: What is encoded.
-        size: Images in a piece (default: `PIECE` of 64 × 64, or as many as have the pixels; fewer
-            of those that are refined, so that a piece takes about as long).
+        size: Images in a shard (default: `SHARD` of 64 × 64, or as many as have the pixels; fewer
+            of those that are refined, so that a shard takes about as long).
         refine: How codes are refined; None for the nearest.
 
     Raises:
@@ -49,7 +49,7 @@ class Pieces:
     def __init__(
         self,
         folder: str | Path,
-        tokenizer: Tokenizer,
+        tokenizer: Codec,
         images: Images,
         *,
         size: int | None = None,
@@ -60,7 +60,7 @@ class Pieces:
         self.images = images
         self.refine = refine
         self._refined = "" if refine is None else str(refine)
-        most = PIECE if refine is None else max(PIECE // refine.passes, BATCH_SIZE)
+        most = SHARD if refine is None else max(SHARD // refine.passes, BATCH_SIZE)
         self.size = size = size or fitting(most, images.shape)
         channels, side, _ = images.shape
         count = -(-len(images) // size)
@@ -84,7 +84,7 @@ class Pieces:
         self._fingerprints = _fingerprints(images, size)
 
     def check(self, *, overwrite: bool) -> bool:
-        """Whether there are pieces of the same codes to go on with.
+        """Whether there are shards of the same codes to go on with.
 
         Raises:
             ValueError: if the folder holds something else that must or should not be replaced.
@@ -99,13 +99,11 @@ class Pieces:
                 f"{self.folder} is a folder that holds other files than codes: choose another "
                 "--out, a new folder or a FILE.npz."
             )
-        # Of codes that were written before any were refined nothing is said.
-        then = {"refined": "", **there}
-        same = all(then.get(key) == value for key, value in self._fixed.items())
+        same = all(there.get(key) == value for key, value in self._fixed.items())
         if not same and not overwrite:
             raise MqvaeError(
-                f"{self.folder} holds codes {_differing(then, self._fixed)}: choose another --out, "
-                "or add --overwrite."
+                f"{self.folder} holds codes {_differing(there, self._fixed)}: choose another "
+                "--out, or add --overwrite."
             )
         return same and not overwrite
 
@@ -121,13 +119,13 @@ class Pieces:
         self._write_index(complete=False)
 
     def encode(self, *, rank: int = 0, world_size: int = 1) -> int:
-        """Write the pieces that are not there yet or are of other images.
+        """Write the shards that are not there yet or are of other images.
 
         Returns:
-            How many images these pieces are of.
+            How many images these shards are of.
 
         Args:
-            rank: This process; they take whole pieces by turns.
+            rank: This process; they take whole shards by turns.
             world_size: How many processes there are.
         """
         mine = range(rank, len(self.index["pieces"]), world_size)
@@ -136,7 +134,7 @@ class Pieces:
         total = sum(-(-len(self._range(number)) // self._batch_size) for number in missing)
         parts: list[np.ndarray] = []
         writing: Future[None] | None = None
-        # Compressed beside the encoding of the next piece.
+        # Compressed beside the encoding of the next shard.
         with ThreadPoolExecutor(1) as writer:
             for number, x in watched(batches, total, "encoding"):
                 parts.append(self.tokenizer.encode_batch(x, refine=self.refine).cpu().numpy())
@@ -150,7 +148,7 @@ class Pieces:
         return sum(len(self._range(number)) for number in missing)
 
     def finish(self) -> int:
-        """Say that all pieces are there. One process does.
+        """Say that all shards are there. One process does.
 
         Returns:
             How many images have codes: those that could not be read have none.
@@ -168,7 +166,7 @@ class Pieces:
         return range(number * self.size, min((number + 1) * self.size, len(self.images)))
 
     def _batches(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
-        # One after another without a pause between pieces; none has images of two.
+        # One after another without a pause between shards; none has images of two.
         parts = [
             (number, part)
             for number in numbers
@@ -203,7 +201,7 @@ class Pieces:
         channels, side, _ = self.images.shape
         made = self.tokenizer.as_file(codes, side, channels, names=names)
         made = replace(
-            without(made, self.images),
+            made.without(self.images.skipped),
             images=self._fingerprints[number],
             refined=self._refined,
         )
@@ -214,22 +212,8 @@ class Pieces:
         write_json(self.folder / INDEX, content, indent=1)
 
 
-def without(codes: Codes, images: Images) -> Codes:
-    """The codes without those of images that could not be read, in whose place others were."""
-    skipped = set(images.skipped)
-    kept = [i for i, name in enumerate(codes.names) if name not in skipped]
-    if len(kept) == len(codes.names):
-        return codes
-    return replace(
-        codes,
-        codes=codes.codes[kept],
-        names=tuple(codes.names[i] for i in kept),
-        skipped=tuple(name for name in codes.names if name in skipped),
-    )
-
-
-def pieces_of(folder: str | Path) -> Iterator[Codes]:
-    """The codes in a folder, piece by piece.
+def shards_of(folder: str | Path) -> Iterator[Codes]:
+    """The codes in a folder, shard by shard.
 
     Raises:
         ValueError: if it holds no codes, or not all of them yet.
@@ -249,20 +233,20 @@ def pieces_of(folder: str | Path) -> Iterator[Codes]:
     return (Codes.load(folder / name) for name in index["pieces"])
 
 
-def decode_pieces(tokenizer: Tokenizer, codes: str | Path, folder: str | Path) -> int:
+def decode_shards(tokenizer: Codec, codes: str | Path, folder: str | Path) -> int:
     """Write the images of a folder of codes as PNG files; returns how many.
 
     A file is called as its image, with `.png` after the whole name if it does not end so already:
-    nothing has to be known of the other pieces.
+    nothing has to be known of the other shards.
 
     Raises:
         ValueError: for what `Tokenizer.check_codes` refuses.
     """
     done = 0
-    for piece in pieces_of(codes):
-        if piece.names:
-            paths = [_png(name, done + i) for i, name in enumerate(piece.names)]
-            done += tokenizer.decode_to_files(piece, folder, paths=paths)
+    for shard in shards_of(codes):
+        if shard.names:
+            paths = [_png(name, done + i) for i, name in enumerate(shard.names)]
+            done += decode_to_files(tokenizer, shard, Path(folder), paths)
     return done
 
 
@@ -287,8 +271,8 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
 
 def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """How codes differ: which images or what refinement is there and which is wanted."""
-    if there["refined"] != wanted["refined"]:
-        then, now = (of["refined"] or "the nearest ones" for of in (there, wanted))
+    if there.get("refined") != wanted["refined"]:
+        then, now = (of.get("refined") or "the nearest ones" for of in (there, wanted))
         return f"that were refined otherwise ({then}; wanted: {now})"
     then, now = (f"{of.get('of')} ({of.get('split')})" for of in (there, wanted))
     images = f" (those of {then}, not of {now})" if then != now else ""
@@ -296,7 +280,7 @@ def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _fingerprints(images: Images, size: int) -> list[str]:
-    """Of the images of each piece, without looking into files: their names, sizes and times."""
+    """Of the images of each shard, without looking into files: their names, sizes and times."""
     if images.files is None:
         columns = [np.arange(len(images))]
         start = identity_of(images).digest

@@ -6,20 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mqvae.config import Settings
 from mqvae.config.classes import find
 from mqvae.errors import MqvaeError
+from mqvae.files import packed, unpacked
 from mqvae.optional import require
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
-from mqvae.tensors import packed, unpacked
 from mqvae.tokenizer.card import CARD, GRID, card_of
+from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.places import without_places
-
-if TYPE_CHECKING:
-    from mqvae.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = (CONFIG, WEIGHTS, CARD, GRID)
@@ -27,7 +25,7 @@ FILES = (CONFIG, WEIGHTS, CARD, GRID)
 CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
 
 
-def write(tokenizer: "Tokenizer", folder: Path) -> None:
+def write(tokenizer: Codec, folder: Path) -> None:
     """Write weights, config.json and the card."""
     card = _copied(tokenizer.folder) if _is_shared(tokenizer.folder) else card_of(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +110,7 @@ def downloaded(
 
 
 def uploaded(
-    tokenizer: "Tokenizer",
+    tokenizer: Codec,
     repo_id: str,
     *,
     commit_message: str,

@@ -17,7 +17,7 @@ from mqvae.core.rules import Rule, Step, Unquantized, Update
 from mqvae.data import Batches, Images, fitting, these
 from mqvae.errors import MqvaeError, refused
 from mqvae.metrics import evaluating
-from mqvae.tasks import Player, Task
+from mqvae.tasks import AuxiliaryOptimizer, Task
 from mqvae.training.images import Splits, inputs_of
 from mqvae.training.processes import Processes
 from mqvae.training.schedule import learning_rate
@@ -42,7 +42,7 @@ class Parts:
         above: Those that the codebook is judged on; None where they are the same.
         before: What trains before quantization sets in.
         levels: The optimizers of the rule, "lower" and "upper".
-        players: What trains the task's own networks.
+        auxiliary: Optimizers of the task's own networks.
         schedules: Of all learning rates, by the optimizer's name.
         average: The exponential average of the weights; None where there is none.
     """
@@ -52,7 +52,7 @@ class Parts:
     update: Update
     batches: Batches
     levels: Mapping[str, Optimizer]
-    players: Mapping[str, Player]
+    auxiliary: Mapping[str, AuxiliaryOptimizer]
     schedules: Mapping[str, LRScheduler]
     average: AveragedModel | None
     before: Update
@@ -61,8 +61,8 @@ class Parts:
     @property
     def optimizers(self) -> dict[str, Optimizer]:
         """All of them, by the names they have in a checkpoint."""
-        players = {f"player-{name}": player.optimizer for name, player in self.players.items()}
-        return {**self.levels, **players}
+        auxiliary = {f"player-{name}": each.optimizer for name, each in self.auxiliary.items()}
+        return {**self.levels, **auxiliary}
 
     @property
     def measured(self) -> VQNetwork:
@@ -89,7 +89,7 @@ class Parts:
         in_parts: int = 1,
         quantized: bool = True,
     ) -> tuple[Step, Mapping[str, Tensor]]:
-        """All that a batch changes: by the update rule, by the players, and the average.
+        """All that a batch changes: by the update rule, the auxiliary networks, and the EMA.
 
         Args:
             x: Images.
@@ -99,7 +99,7 @@ class Parts:
             quantized: Whether quantization has set in.
 
         Returns:
-            What the rule found, and what the players log.
+            What the rule found, and what the task logs.
         """
         target = self.task.target(x, y)
         if not quantized:
@@ -110,7 +110,7 @@ class Parts:
         else:
             judged = None if above is None else (above[0], self.task.target(*above))
             result = self.update.step(x, target, parts=in_parts, above=judged)
-        logged = self.task.step(self.players, x, y, result.output) if self.players else {}
+        logged = self.task.step(self.auxiliary, x, y, result.output) if self.auxiliary else {}
         if self.average is not None:
             self.average.update_parameters(self.network)
         return result, logged
@@ -171,12 +171,12 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
         for name, optimizer in levels.items()
         if _trains(optimizer)
     }
-    players = task.players(settings.steps)
+    auxiliary = task.auxiliary_optimizers(settings.steps)
     if options.accumulate_grad_batches > 1:
-        _require_gathers(rule, task, has_networks=bool(players))
-    for name, player in players.items():
-        if player.schedule is not None:
-            schedules[f"player-{name}"] = player.schedule
+        _require_gathers(rule, task, has_networks=bool(auxiliary))
+    for name, each in auxiliary.items():
+        if each.schedule is not None:
+            schedules[f"player-{name}"] = each.schedule
     share, rest = divmod(settings.data.batch_size, processes.count)
     if rest:
         raise MqvaeError(
@@ -190,7 +190,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     task.attend(network, x)  # after the average, a copy, is made
     before = Update(network, task, Unquantized(), **frame)
     parts = Parts(
-        network, task, update, batches, levels, players, schedules, average, before, above
+        network, task, update, batches, levels, auxiliary, schedules, average, before, above
     )
     return parts, settings.resolved(network, rule)
 

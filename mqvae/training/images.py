@@ -25,10 +25,9 @@ from mqvae.data import (
 from mqvae.data.images import nothing_to_cut
 from mqvae.data.own_size import BySize
 from mqvae.data.validation import MOST
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.networks.architecture import Inputs
 from mqvae.runs import Run
-from mqvae.spelling import nearest
 from mqvae.training.known import Changes, Known, check
 
 FAST_IMAGES = 64  # of trainer.fast_dev_run
@@ -186,7 +185,7 @@ def other_images(
         if not path.exists() and path.suffix != ".tar":
             raise MqvaeError(
                 f"there is no '{name}': --data is a folder of images, shards, or one of "
-                f"{', '.join(DATASETS)}.{nearest(name.lower(), DATASETS)}"
+                f"{', '.join(DATASETS)}.{did_you_mean(name.lower(), DATASETS)}"
             )
         how = (options.memory, options.workers, options.on_error)
         resize = options.crop != "pixels"

@@ -14,9 +14,9 @@ PROJECT = "mqvae"
 
 
 class Logger(Protocol):
-    """Takes the figures of a step."""
+    """Takes the metrics of a step."""
 
-    def log(self, figures: Mapping[str, float], step: int) -> None: ...
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -52,8 +52,8 @@ class _TensorBoard:
 
         self._writer: Any = SummaryWriter(str(run.folder / TENSORBOARD), purge_step=step + 1)
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        for name, number in figures.items():
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, number in metrics.items():
             self._writer.add_scalar(name, number, step)
 
     def close(self) -> None:
@@ -77,8 +77,8 @@ class _Service:
             project=PROJECT, name=called, config=run.config, resume="allow", **more
         )
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(figures), step=step)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -111,14 +111,14 @@ class Log:
             waited: What of it was spent waiting for data.
             losses: The loss terms of the last step.
             result: What the last step gave.
-            logged: What the players log.
+            logged: What the task logs.
             validation: The validation loss, if there is a new one.
         """
         [waited] = (t.item() for t in mean_across_processes([torch.tensor(waited)]))
         counts = self.counts.of_all_processes()
         quantized = counts.used > 0  # before quantization sets in there are no codes
         means = mean_across_processes([logged[name].detach().float() for name in logged])
-        players = {name: value.item() for name, value in zip(logged, means, strict=True)}
+        of_task = {name: value.item() for name, value in zip(logged, means, strict=True)}
         levels = self._parts.levels
         row: dict[str, float | int | None] = {
             "step": step,
@@ -132,7 +132,7 @@ class Log:
                 if level in levels
             },
             **losses,
-            **players,
+            **of_task,
             "validation": validation,
             **({"skipped_steps": self.skipped_steps} if self._skips else {}),
         }
@@ -148,7 +148,7 @@ class Log:
                 logger.log(figures, step)
         if quantized:
             self._look_for_collapse(counts, step)
-        self._look_for_troubles(players, step)
+        self._look_for_troubles(of_task, step)
         self._look_for_waiting(took, waited, step)
         self.counts = self._nothing()
 
@@ -169,8 +169,8 @@ class Log:
             )
         self.collapsed_steps = collapsed
 
-    def _look_for_troubles(self, players: Mapping[str, float], step: int) -> None:
-        found, before = self._parts.task.troubles(players), self.troubled_rows
+    def _look_for_troubles(self, of_task: Mapping[str, float], step: int) -> None:
+        found, before = self._parts.task.troubles(of_task), self.troubled_rows
         self.troubled_rows = {k: n for k, n in before.items() if k in found or n >= TROUBLED_ROWS}
         for kind, message in found.items():
             self.troubled_rows[kind] = rows = before.get(kind, 0) + 1

@@ -552,7 +552,7 @@ class Training:
             **self.known.summary(),
         }
         if not self.processes.first:
-            return {**result.figures, **further}
+            return {**result.metrics, **further}
         path = write_evaluation(
             self.run,
             result,
@@ -565,10 +565,10 @@ class Training:
         )
         evaluation = read_json(path)
         content = {
-            **result.figures,
+            **result.metrics,
             **further,
             "evaluation": path.relative_to(self.run.folder).as_posix(),
-            "figures": {key: evaluation["figures"][key] for key in result.figures},
+            "figures": {key: evaluation["figures"][key] for key in result.metrics},
             **{key: evaluation[key] for key in ("protocol", "codes", "pictures", "versions")},
         }
         write_json(self.run.folder / "summary.json", content)

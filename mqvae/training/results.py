@@ -70,9 +70,9 @@ def write_evaluation(
     identity = images.to_json()
     same = {key: result.protocol[key] for key in SAME}
     before = _of_the_same(path, weights, identity, refined, same)
-    described = {key: dataclasses.asdict(figure) for key, figure in result.described.items()}
+    described = {key: dataclasses.asdict(metric) for key, metric in result.described.items()}
     all_described = {**before.get("figures", {}), **described}
-    names = list(result.figures)
+    names = list(result.metrics)
     now = {"figures": names, "device": device, "versions": versions()}
     content = {
         **({"data": data} if data else {}),
@@ -85,7 +85,7 @@ def write_evaluation(
         **({"refined": refined} if refined else {}),
         **({"accepted_changes": dict(changes)} if changes else {}),
         **{key: before[key] for key in before.get("figures", {})},
-        **result.figures,
+        **result.metrics,
         "protocol": result.protocol,
         "figures": all_described,
         "codes": _write_counts(run, name, result),
@@ -129,7 +129,7 @@ def not_finite(result: Evaluation) -> list[str]:
     where = f"the {result.protocol['images']:,} {result.protocol['split']} images"
     return [
         f"{name} is {value} on {where}."
-        for name, value in result.figures.items()
+        for name, value in result.metrics.items()
         if not math.isfinite(value)
     ]
 
@@ -170,7 +170,7 @@ def _write_picture(run: Run, name: str, picture: Picture) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What a figure was computed with."""
+    """What a metric was computed with."""
     running = code()
     return {
         "mqvae": running.version,

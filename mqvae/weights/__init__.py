@@ -1,4 +1,4 @@
-"""Trained networks that figures are taken with: where their weights are, and where from."""
+"""Trained networks that metrics take: where their weights are, and where from."""
 
 from mqvae.weights.files import Weights, WeightsNotFound, fetch, find, read, take
 from mqvae.weights.networks import NETWORKS, Pretrained

@@ -262,7 +262,7 @@ def _keep(name: str, weights: Weights) -> Path:
     """Write into the cache whole or not at all."""
     from safetensors.torch import save
 
-    from mqvae.runs import write_whole
+    from mqvae.files import write_whole
 
     path = _cached(name)
     path.parent.mkdir(parents=True, exist_ok=True)

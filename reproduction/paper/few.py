@@ -48,8 +48,8 @@ def measured(few: Few, task: str, folder: Path, device: Any) -> dict[str, Any]:
     for before, count in ((few.held_out, few.images), (both, both)):
         images, _ = hold_out(whole, before, seed=seed, limit=count)
         result = evaluate(tokenizer.network, tokenizer.task, images, device=tokenizer.device)
-        found.append(result.figures[key])
-    words = asdict(tokenizer.task.figures[key])
+        found.append(result.metrics[key])
+    words = asdict(tokenizer.task.metrics[key])
     words["protocol"] = "the same of the images that encoder and decoder are trained on, as trained"
     return {
         "figures": {f"training_{key}": found[0]},

@@ -200,13 +200,13 @@ class Diagnosis(OfRun):
         nearest = best_of_nearest(
             network, task, test, device=tokenizer.device, count=scale.candidates_on
         )
-        first = next(iter(task.figures))
+        first = next(iter(task.metrics))
         return {
             "figure": first,
             "refit": {
-                "before": refit.before.figures[first],
-                "after": refit.after.figures[first],
-                "perplexity_after": refit.after.figures["perplexity"],
+                "before": refit.before.metrics[first],
+                "after": refit.after.metrics[first],
+                "perplexity_after": refit.after.metrics["perplexity"],
                 "error_before": refit.error_before,
                 "error_after": refit.error_after,
                 "images": refit.images,

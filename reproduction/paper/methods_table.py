@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mqvae.metrics import METRICS
 from reproduction.paper.comparison import Comparison
 from reproduction.paper.methods import paper_value
 from reproduction.paper.rows import by_protocol, lacking, of_runs, table, title_of
@@ -128,7 +129,7 @@ class MethodsTable(Experiment):
             for key in OF_PAPER:
                 ours, theirs = (paper_value(self.number or 0, dataset, name, key) for name in pair)
                 if ours is not None and theirs is not None:
-                    higher = key in ("inception_score", "perplexity", "accuracy", "f1")
+                    higher = METRICS[key].better == "higher"
                     yield ours > theirs if higher else ours < theirs
 
     def more(self, study: Study, tables: Sequence[Table]) -> Iterator[str]:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from mqvae.data import Images
-    from mqvae.metrics.image_figure import ImageFigure
+    from mqvae.metrics.image_metric import ImageMetric
 
 SOME = 256  # images by which a data set is known again
 NORMS = ("direct_norm", "indirect_norm", "cosine")
@@ -39,8 +38,7 @@ def further_metrics(
     """
     from mqvae.data import first
     from mqvae.metrics import CODES, evaluate
-    from mqvae.metrics.registry import Maker, further_figures
-    from mqvae.metrics.score import ClassScore
+    from mqvae.metrics.registry import further_metrics as asked_for
     from mqvae.tokenizer import Tokenizer
     from mqvae.training import load_split
 
@@ -49,20 +47,19 @@ def further_metrics(
     tokenizer = Tokenizer.from_run(folder, device=device)
     options = tokenizer.settings.data
     images = first(load_split(options, "test"), count)
-    makers: dict[str, Maker] = {}
+    network = None
     if classifier is not None and (classifier / "summary.json").is_file():
         from mqvae.tokenizer.classifier import classifier_of
 
         network = classifier_of(classifier, options, device=device)
-        makers["class_score"] = partial(ClassScore, classifier=network)
     left_out: list[str] = []
-    further = further_figures(
+    further = asked_for(
         ["all"],
-        [*tokenizer.task.figures, *CODES, *known],
+        [*tokenizer.task.metrics, *CODES, *known],
         tokenizer.task,
         images,
         device=device,
-        makers=makers,
+        classifier=network,
         left_out=left_out.append,
     )
     if further:
@@ -72,7 +69,7 @@ def further_metrics(
             )
         for name in further:
             about = asdict(result.described[name])
-            known[name] = {"value": result.figures[name], "described": about}
+            known[name] = {"value": result.metrics[name], "described": about}
         write_json(kept, known, indent=1)
     return (
         {name: each["value"] for name, each in known.items()},
@@ -87,12 +84,12 @@ def further_metrics(
 
 @contextmanager
 def known_originals(
-    further: "Mapping[str, ImageFigure]", images: "Images", folder: Path
+    further: "Mapping[str, ImageMetric]", images: "Images", folder: Path
 ) -> Iterator[None]:
     """Inside, the features of images that were measured before are not measured again.
 
     Args:
-        further: Figures, before they are measured.
+        further: Metrics, before they are measured.
         images: What they are measured on.
         folder: Where the moments of the images' features are kept.
     """
@@ -102,18 +99,18 @@ def known_originals(
 
     some, _ = images.take(range(0, len(images), -(-len(images) // SOME)))
     files: dict[Path, Frechet] = {}
-    for name, figure in further.items():
-        if isinstance(figure, Frechet):
+    for name, metric in further.items():
+        if isinstance(metric, Frechet):
             # The protocol says which weights, and how many images.
-            told = hashlib.sha256(figure.figure.protocol.encode() + some.numpy().tobytes())
+            told = hashlib.sha256(metric.protocol.encode() + some.numpy().tobytes())
             file = folder / f"originals-{name}-{told.hexdigest()[:6]}.safetensors"
             if file.is_file():
-                figure.know(load(file.read_bytes())["sums"])
+                metric.know(load(file.read_bytes())["sums"])
             else:
-                files[file] = figure
+                files[file] = metric
     yield
-    for file, figure in files.items():
-        write_whole(file, save({"sums": figure.targets.sums}))
+    for file, metric in files.items():
+        write_whole(file, save({"sums": metric.targets.sums}))
 
 
 def strips_of(folder: Path, summary: Mapping[str, Any], *, originals: bool) -> dict[str, str]:

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mqvae.errors import MqvaeError
-from mqvae.spelling import nearest
+from mqvae.errors import MqvaeError, did_you_mean
 from reproduction.paper.bits import ErrorByBits
 from reproduction.paper.bounds import Bounds, Settled
 from reproduction.paper.codebooks import Rules
@@ -69,7 +68,7 @@ def experiments(names: Sequence[str]) -> list[Experiment]:
     for name in names:
         if name not in known:
             raise MqvaeError(
-                f"there is no '{name}'.{nearest(name, known)} There are: {', '.join(known)}."
+                f"there is no '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
             )
     return [
         each

@@ -1,10 +1,12 @@
 """Results become rows."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from mqvae.metrics import METRICS
 from reproduction.paper.comparison import Comparison
 from reproduction.paper.methods import METHODS, paper_value
 from reproduction.paper.results import Results
@@ -34,24 +36,24 @@ KEYS = {
     "adversarial": ADVERSARIAL,
 }
 SUBSTITUTES = {"frechet_vgg16": "fid", "class_score": "inception_score"}
-TITLES = {
-    "mse": ("MSE (e-3)", 1e-3),
-    "training_mse": ("MSE in training (e-3)", 1e-3),
-    "lpips": ("LPIPS (e-1)", 1e-1),
-    "fid": ("FID", 1.0),
-    "frechet_vgg16": ("Fréchet, VGG16", 1.0),
-    "inception_score": ("IS", 1.0),
-    "class_score": ("Class score", 1.0),
-    "ssim": ("SSIM", 1.0),
-    "perplexity": ("Perplexity", 1.0),
-    "usage": ("Usage (%)", 1e-2),
-    "gradient_gap": ("Gap (e-5)", 1e-5),
-    "perceptual_loss": ("Perceptual loss", 1.0),
-    "accuracy": ("Accuracy (%)", 1e-2),
-    "f1": ("F1 (%)", 1e-2),
-    "cross_entropy": ("CE", 1.0),
-    "training_cross_entropy": ("CE in training", 1.0),
+SHORT = {
+    "inception_score": "IS",
+    "class_score": "Class score",
+    "frechet_vgg16": "Fréchet, VGG16",
+    "gradient_gap": "Gap",
 }
+
+
+def _title(key: str) -> tuple[str, float]:
+    """A metric's title with its unit, and its scale."""
+    of_training = key.startswith("training_")
+    row = METRICS[key.removeprefix("training_")]
+    title = SHORT.get(key, row.title) + " in training" * of_training
+    unit = row.unit or f"e{math.log10(row.scale):.0f}"
+    return (title, 1.0) if row.scale == 1 else (f"{title} ({unit})", row.scale)
+
+
+TITLES = {key: _title(key) for keys in KEYS.values() for key in keys}
 
 
 IN_WORDS: Mapping[Protocol, str] = {

@@ -1,25 +1,45 @@
-"""A figure of images beside the images that they should be."""
+"""A metric of images beside the images that they should be."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mqvae.tasks import Figure
+from mqvae.tasks import Metric
 
 PART = 64  # images that go through a large network at once
 
 
-class ImageFigure(ABC):
-    """One figure over a split, batch by batch.
+@dataclass(frozen=True)
+class Row(Metric):
+    """A metric that is measured on request.
 
     Attributes:
-        figure: What it is, in words.
+        path: Of its class, an `ImageMetric`.
+        needs: "weights" of a trained network, "classes" that a classifier tells apart, or nothing.
     """
 
-    figure: Figure
+    path: str = ""
+    needs: Literal["", "weights", "classes"] = ""
+
+
+class ImageMetric(ABC):
+    """One metric over a split, batch by batch.
+
+    Classes take the images and the device that they are measured on, `MyMetric(images, device)`;
+    those that need classes a `classifier=` as well.
+
+    Attributes:
+        row: What it is; ours have theirs in `mqvae.metrics.registry`.
+        protocol: How it is computed, in words.
+    """
+
+    row: Row
+    protocol: str = ""
 
     @abstractmethod
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -27,23 +47,28 @@ class ImageFigure(ABC):
 
     @abstractmethod
     def compute(self, total: Callable[[Tensor], Tensor]) -> float:
-        """The figure over all batches.
+        """The metric over all batches.
 
         Args:
             total: The sum of a tensor over the processes that share the split; the tensor itself
                 where one measures alone.
         """
 
+    def described(self) -> Metric:
+        """What it is, with its protocol."""
+        row = self.row
+        return Metric(row.title, row.better, self.protocol, row.unit, row.scale)
 
-class MeanFigure(ImageFigure):
-    """A figure of each pair of images, averaged over the pairs."""
+
+class MeanMetric(ImageMetric):
+    """A metric of each pair of images, averaged over the pairs."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64)  # of the figure, of the images
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of the metric, of the images
 
     @abstractmethod
     def of_each(self, output: Tensor, target: Tensor) -> Tensor:
-        """The figure of each pair, (B,)."""
+        """The metric of each pair, (B,)."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         for part in zip(output.split(PART), target.split(PART), strict=True):
@@ -51,8 +76,8 @@ class MeanFigure(ImageFigure):
             self.sums += torch.stack([of_each.sum(), of_each.new_tensor(len(of_each))])
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> float:
-        figure, images = total(self.sums).tolist()
-        return figure / images
+        found, images = total(self.sums).tolist()
+        return found / images
 
 
 def in_parts(images: Tensor) -> Iterator[Tensor]:
