@@ -5,7 +5,6 @@ them by the chain rule, and no rule needs to know.
 """
 
 import argparse
-from dataclasses import dataclass
 
 import torch
 from plain_loop import build
@@ -14,33 +13,29 @@ from torch.nn.functional import mse_loss
 from torch.optim import AdamW
 
 import mqvae
-from mqvae.core.codebook import Codebook
 from mqvae.data import load
 
 
-@dataclass(frozen=True)
-class FromGrid(mqvae.CodebookMap):
-    """Codewords as a function of places on a grid: those of neighbours move alike.
+class FromGrid(mqvae.Codebook):
+    """C = base + network(grid): codewords of places that are neighbours move alike.
+
+    `base` is what the codebook was initialized to.
 
     Args:
         width: Hidden units of the network.
     """
 
-    width: int = 64
-
-    def build(self, rows: int, dim: int) -> Codebook:
-        return GridCodebook(rows, dim, self.width)
-
-
-class GridCodebook(Codebook):
-    """C = base + network(grid); `base` is what the codebook was initialized to."""
-
-    def __init__(self, rows: int, dim: int, width: int) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
+        self.width = width
+
+    def build(self, rows: int, dim: int) -> None:
         places = torch.linspace(-1, 1, rows)[:, None] * torch.arange(1, 5) * torch.pi  # (K, 4)
         self.register_buffer("grid", torch.cat([places.sin(), places.cos()], 1))
         self.register_buffer("base", torch.randn(rows, dim) / dim**0.5)
-        self.network = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, dim))
+        self.network = nn.Sequential(
+            nn.Linear(8, self.width), nn.Tanh(), nn.Linear(self.width, dim)
+        )
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 

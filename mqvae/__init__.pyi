@@ -15,7 +15,7 @@ from . import tokenizer as tokenizer
 from . import training as training
 from . import weights as weights
 from .core.codebook import Affine as Affine
-from .core.codebook import CodebookMap as CodebookMap
+from .core.codebook import Codebook as Codebook
 from .core.codebook import HyperNetwork as HyperNetwork
 from .core.codebook import LinearMap as LinearMap
 from .core.codebook import MovingAverage as MovingAverage

@@ -226,11 +226,11 @@ def table_of(problem: Problem, parameters: Named) -> Tensor:
     tables = []
     for prefix, stage in stages:
         p = {k.removeprefix(prefix + "codebook."): v for k, v in parameters.items() if prefix in k}
-        if isinstance(stage.codebook_map, Affine):
+        if isinstance(stage.codebook, Affine):
             rows = [p["mean"] + p["scale"] * row for row in p["weight"]]
-        elif isinstance(stage.codebook_map, LinearMap):
+        elif isinstance(stage.codebook, LinearMap):
             rows = [p["weight"].T @ row for row in stage.codebook.table]
-        elif isinstance(stage.codebook_map, HyperNetwork):
+        elif isinstance(stage.codebook, HyperNetwork):
             hidden = [torch.tanh(p["hidden.weight"] @ e + p["hidden.bias"]) for e in p["embedding"]]
             rows = [
                 base + p["out.weight"] @ h + p["out.bias"]

@@ -1,7 +1,6 @@
 """mqvae.diagnosis against Lloyd's fixed points, brute force and loops."""
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from problems import QUANTIZERS
 from torch import nn
 
 from mqvae import Cosine, Euclidean, RateAware, VectorQuantizer, VQNetwork
-from mqvae.core.codebook import CodebookMap, TableCodebook
+from mqvae.core.codebook import Table
 from mqvae.core.nearest import nearest
 from mqvae.data import InMemory
 from mqvae.diagnosis import best_of_nearest, refitted
@@ -198,15 +197,9 @@ def test_the_refit_is_of_a_sample_drawn_by_the_seed():
     assert not torch.equal(first.codebook, other.codebook)
 
 
-@dataclass(frozen=True)
-class Deaf(CodebookMap):
+class Deaf(Table):
     """Codewords that cannot be set."""
 
-    def build(self, rows, dim):
-        return DeafCodebook(rows, dim)
-
-
-class DeafCodebook(TableCodebook):
     def assign(self, codewords):
         pass
 

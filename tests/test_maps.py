@@ -209,7 +209,7 @@ def test_cosine_of_nothing_is_finite():
 
 @pytest.mark.parametrize("codebook", [Table(), Affine(), LinearMap(), HyperNetwork(3, 4)])
 def test_assigned_codewords_are_the_codebook(codebook):
-    built = codebook.build(7, 4)
+    built = codebook.built(7, 4)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter += torch.randn_like(parameter)
@@ -309,7 +309,7 @@ def permute(quantizer: Quantizer) -> list[Tensor]:
         books = 1 if quantizer.shared_codebook else quantizer.groups
         orders = [torch.randperm(k) for _ in range(books)]
         rows = torch.cat([b * k + order for b, order in enumerate(orders)])
-        by_row = BY_ROW[type(quantizer.codebook_map)]
+        by_row = BY_ROW[type(quantizer.codebook)]
         tensors = [(getattr(quantizer.codebook, name), rows) for name in by_row]
     with torch.no_grad():
         for tensor, rows in tensors:

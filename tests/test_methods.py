@@ -16,7 +16,7 @@ from torch.optim import SGD, AdamW, RMSprop
 from mqvae import (
     Alternated,
     Amortized,
-    CodebookMap,
+    Codebook,
     Cosine,
     DirectOnly,
     Ema,
@@ -400,7 +400,7 @@ def test_a_rule_knows_what_the_field_calls_it():
 # -- what does not go together ---------------------------------------------------------------------
 
 
-def put_together(rule: type[Rule], kind: str | CodebookMap, **options) -> Update:
+def put_together(rule: type[Rule], kind: str | Codebook, **options) -> Update:
     """Nothing but construction."""
     problem = make_with("linear", QUANTIZERS[kind])
     return update_of(problem, rule, frozenset(LOSSES), **options)

@@ -1,12 +1,9 @@
-"""What the codebook C is a function of.
-
-A map is a small description; `build` makes the module that holds the parameters, which are what
-the upper level trains. Its `forward` gives the codewords, (rows, dim), its `assign` sets them.
-"""
+"""What the codewords are a function of."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from copy import deepcopy
 from itertools import chain
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +13,21 @@ from mqvae.errors import MqvaeError, at_least
 
 
 class Codebook(nn.Module, ABC):
-    """A module that gives codewords, (rows, dim)."""
+    """Codewords as a function of parameters, which the upper level trains.
+
+    What a quantizer is given, such as `Affine()`, holds options alone; the quantizer builds a copy.
+    Called, the built one gives the codewords, (rows, d).
+    """
+
+    def built(self, rows: int, dim: int) -> Self:
+        """A copy with parameters of its own, for `rows` codewords of `dim` dimensions."""
+        copy = deepcopy(self)
+        copy.build(rows, dim)
+        return copy
+
+    @abstractmethod
+    def build(self, rows: int, dim: int) -> None:
+        """Make parameters and buffers."""
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -69,23 +80,26 @@ class Codebook(nn.Module, ABC):
         )
 
 
-class CodebookMap(ABC):
-    """What the codebook is a function of."""
-
-    @abstractmethod
-    def build(self, rows: int, dim: int) -> Codebook:
-        """A codebook of `rows` codewords of `dim` dimensions."""
-
-
-@dataclass(frozen=True)
-class Table(CodebookMap):
+class Table(Codebook):
     """C is the parameter itself: one row per codeword."""
 
-    def build(self, rows: int, dim: int) -> Codebook:
-        return TableCodebook(rows, dim)
+    weight: Tensor
+
+    def build(self, rows: int, dim: int) -> None:
+        self.weight = nn.Parameter(_spread(rows, dim))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+    @torch.no_grad()
+    def assign(self, codewords: Tensor) -> None:
+        self.weight.copy_(codewords)
+
+    @torch.no_grad()
+    def translate(self, by: Tensor) -> None:
+        self.weight.add_(by)
 
 
-@dataclass(frozen=True)
 class MovingAverage(Table):
     """C is a moving average (EMA) of the embeddings that choose each codeword (Eq. 17).
 
@@ -108,18 +122,23 @@ class MovingAverage(Table):
     Source: van den Oord et al. 2017, Appendix A.1.
     """
 
-    decay: float = 0.99
-    epsilon: float = 1e-5
+    learns = True
 
-    def __post_init__(self) -> None:
-        check_decay(self.decay, self.epsilon)
+    def __init__(self, decay: float = 0.99, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        check_decay(decay, epsilon)
+        self.decay = decay
+        self.epsilon = epsilon
 
-    def build(self, rows: int, dim: int) -> Codebook:
-        return AverageCodebook(rows, dim, self.decay, self.epsilon)
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}, epsilon={self.epsilon}"
+
+    def build(self, rows: int, dim: int) -> None:
+        self.register_buffer("weight", _spread(rows, dim))
+        self.averages = Averages(self.weight, self.decay, self.epsilon)
 
 
-@dataclass(frozen=True)
-class Affine(CodebookMap):
+class Affine(Codebook):
     """C = mean + scale ⊙ table: scale and mean, of one dimension each, move all codewords.
 
     So codewords that nothing selects follow the others.
@@ -127,81 +146,7 @@ class Affine(CodebookMap):
     Source: Huh et al. 2023, "Straightening out the straight-through estimator", Section 4.1.
     """
 
-    def build(self, rows: int, dim: int) -> Codebook:
-        return AffineCodebook(rows, dim)
-
-
-@dataclass(frozen=True)
-class LinearMap(CodebookMap):
-    """C = table · W: the table stays as it was initialized, W (dim × dim) is trained.
-
-    Source: Zhu et al. 2024, "Addressing representation collapse in vector quantized models with
-    one linear layer" (SimVQ).
-    """
-
-    def build(self, rows: int, dim: int) -> Codebook:
-        return LinearCodebook(rows, dim)
-
-
-@dataclass(frozen=True)
-class HyperNetwork(CodebookMap):
-    """C = base + MLP(embedding), with tanh: the network's parameters and embedding are trained.
-
-    `base` is what the codebook was initialized to; the last layer starts at zero.
-
-    Args:
-        embedding_dim: Dimensions of the embedding of a code.
-        width: Hidden units.
-    """
-
-    embedding_dim: int = 32
-    width: int = 128
-
-    def __post_init__(self) -> None:
-        at_least(1, embedding_dim=self.embedding_dim, width=self.width)
-
-    def build(self, rows: int, dim: int) -> Codebook:
-        return HyperNetworkCodebook(rows, dim, self.embedding_dim, self.width)
-
-
-def _spread(rows: int, dim: int) -> Tensor:
-    # Of the norm of a freshly initialized layer's output; `assign` replaces it.
-    return torch.randn(rows, dim) / dim**0.5
-
-
-class TableCodebook(Codebook):
-    weight: Tensor
-
-    def __init__(self, rows: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(_spread(rows, dim))
-
-    def forward(self) -> Tensor:
-        return self.weight
-
-    @torch.no_grad()
-    def assign(self, codewords: Tensor) -> None:
-        self.weight.copy_(codewords)
-
-    @torch.no_grad()
-    def translate(self, by: Tensor) -> None:
-        self.weight.add_(by)
-
-
-class AverageCodebook(TableCodebook):
-    learns = True
-
-    def __init__(self, rows: int, dim: int, decay: float, epsilon: float) -> None:
-        super().__init__(rows, dim)
-        codewords = self.weight.detach()
-        del self.weight
-        self.register_buffer("weight", codewords)
-        self.averages = Averages(codewords, decay, epsilon)
-
-
-class AffineCodebook(Codebook):
-    def __init__(self, rows: int, dim: int) -> None:
-        super().__init__()
+    def build(self, rows: int, dim: int) -> None:
         self.weight = nn.Parameter(_spread(rows, dim))
         self.scale = nn.Parameter(torch.ones(dim))
         self.mean = nn.Parameter(torch.zeros(dim))
@@ -216,11 +161,16 @@ class AffineCodebook(Codebook):
         self.mean.zero_()
 
 
-class LinearCodebook(Codebook):
+class LinearMap(Codebook):
+    """C = table · W: the table stays as it was initialized, W (dim × dim) is trained.
+
+    Source: Zhu et al. 2024, "Addressing representation collapse in vector quantized models with
+    one linear layer" (SimVQ).
+    """
+
     table: Tensor
 
-    def __init__(self, rows: int, dim: int) -> None:
-        super().__init__()
+    def build(self, rows: int, dim: int) -> None:
         self.register_buffer("table", _spread(rows, dim))
         self.weight = nn.Parameter(torch.eye(dim))
 
@@ -233,15 +183,35 @@ class LinearCodebook(Codebook):
         self.weight.copy_(torch.eye(len(self.weight)))
 
 
-class HyperNetworkCodebook(Codebook):
+class HyperNetwork(Codebook):
+    """C = base + MLP(embedding), with tanh: the network's parameters and embedding are trained.
+
+    `base` is what the codebook was initialized to; the last layer starts at zero.
+
+    Args:
+        embedding_dim: Dimensions of the embedding of a code.
+        width: Hidden units.
+    """
+
     base: Tensor
 
-    def __init__(self, rows: int, dim: int, embedding_dim: int, width: int) -> None:
+    def __init__(self, embedding_dim: int = 32, width: int = 128) -> None:
         super().__init__()
+        at_least(1, embedding_dim=embedding_dim, width=width)
+        self.embedding_dim = embedding_dim
+        self.width = width
+
+    def extra_repr(self) -> str:
+        return f"embedding_dim={self.embedding_dim}, width={self.width}"
+
+    def build(self, rows: int, dim: int) -> None:
         self.register_buffer("base", _spread(rows, dim))
-        self.embedding = nn.Parameter(torch.randn(rows, embedding_dim))
-        self.hidden = nn.Linear(embedding_dim, width)
-        self.out = nn.Linear(width, dim)
+        self.embedding = nn.Parameter(torch.randn(rows, self.embedding_dim))
+        self.hidden = nn.Linear(self.embedding_dim, self.width)
+        self.out = nn.Linear(self.width, dim)
+        self._start()
+
+    def _start(self) -> None:
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -251,9 +221,13 @@ class HyperNetworkCodebook(Codebook):
     @torch.no_grad()
     def assign(self, codewords: Tensor) -> None:
         self.base.copy_(codewords)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self._start()
 
     @torch.no_grad()
     def translate(self, by: Tensor) -> None:
         self.base.add_(by)
+
+
+def _spread(rows: int, dim: int) -> Tensor:
+    # Of the norm of a freshly initialized layer's output; `assign` replaces it.
+    return torch.randn(rows, dim) / dim**0.5

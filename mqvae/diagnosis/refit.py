@@ -162,7 +162,7 @@ def set_codebook(quantizer: VectorQuantizer, codewords: Tensor) -> None:
     table = quantizer.table()
     if not torch.allclose(table, codewords.to(table.dtype), rtol=1e-3, atol=1e-5):
         raise MqvaeError(
-            f"the codewords of a {type(quantizer.codebook_map).__name__} cannot be set freely: "
+            f"the codewords of a {type(quantizer.codebook).__name__} cannot be set freely: "
             "its codebook is not what was assigned to it, so that it cannot be refitted. Diagnose "
             "a run whose codebook is a Table()."
         )

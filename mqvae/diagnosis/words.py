@@ -172,14 +172,14 @@ class Tried:
 
     def alive(self) -> tuple[str, ...]:
         """What keeps codewords alive that is not on yet."""
-        free = isinstance(self.quantizer.codebook_map, Table)
+        free = isinstance(self.quantizer.codebook, Table)
         if self.quantizer.replacement is not None or not free:
             return ()
         return (self.command("replace", *REPLACED),)
 
     def averaged(self) -> tuple[str, ...]:
         """Codewords as averages over few steps, which follow without a rate, and are kept alive."""
-        free = isinstance(self.quantizer.codebook_map, Table)
+        free = isinstance(self.quantizer.codebook, Table)
         if not free or not isinstance(self.quantizer.distance, Euclidean):
             return ()
         alive = [] if self.quantizer.replacement else [*REPLACED]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mqvae.core.codebook import AverageCodebook
+from mqvae.core.codebook import MovingAverage
 from mqvae.core.distributed import process_rank
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.errors import MqvaeError, NotFiniteEmbeddings
@@ -94,7 +94,7 @@ class Quantizer(nn.Module, ABC):
         """As of any module; codewords by EMA, which are no parameters, are held still as well."""
         super().requires_grad_(requires_grad)
         for part in self.modules():
-            if isinstance(part, AverageCodebook):
+            if isinstance(part, MovingAverage):
                 part.learns = requires_grad
         return self
 

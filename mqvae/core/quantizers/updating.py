@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mqvae.core.averages import Averages
-from mqvae.core.codebook import AverageCodebook, Codebook, TableCodebook
+from mqvae.core.codebook import Codebook, MovingAverage, Table
 from mqvae.core.distance import Distance
 from mqvae.core.distributed import process_rank, sums_across_processes, world_size
 from mqvae.core.optimizer import forget_rows
@@ -36,7 +36,7 @@ class UpdatedQuantizer(BeginningQuantizer):
     @property
     def averages(self) -> Averages | None:
         """What makes the codebook a moving average (EMA); None where an optimizer trains it."""
-        own = self.codebook.averages if isinstance(self.codebook, AverageCodebook) else None
+        own = self.codebook.averages if isinstance(self.codebook, MovingAverage) else None
         return own if self._lent is None else self._lent
 
     @contextmanager
@@ -150,7 +150,7 @@ class UpdatedQuantizer(BeginningQuantizer):
         last: LastPass,
         optimizer: Optimizer | None,
     ) -> None:
-        assert self.replacement is not None and isinstance(self.codebook, TableCodebook)
+        assert self.replacement is not None and isinstance(self.codebook, Table)
         weight = self.codebook.weight
         unused = self.get_buffer("unused_steps")
         chosen = counts > 0

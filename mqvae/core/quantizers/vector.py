@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.codebook import CodebookMap, Table
+from mqvae.core.codebook import Codebook, Table
 from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
@@ -78,7 +78,7 @@ class VectorQuantizer(UpdatedQuantizer):
         channel_axis: int | None = None,
         groups: int = 1,
         shared_codebook: bool = False,
-        codebook: CodebookMap | None = None,
+        codebook: Codebook | None = None,
         distance: Distance | None = None,
         estimator: Estimator | None = None,
         replacement: Replacement | None = None,
@@ -104,17 +104,16 @@ class VectorQuantizer(UpdatedQuantizer):
         self.groups = groups
         self.channel_axis = channel_axis
         self.shared_codebook = shared_codebook
-        self.codebook_map = Table() if codebook is None else codebook
         self.distance = Euclidean() if distance is None else distance
         self.estimator = StraightThrough() if estimator is None else estimator
         self.replacement = replacement
         # Codebooks of several groups lie below each other: code k of group g is row g·K + k.
         rows = num_codes * (1 if shared_codebook else groups)
-        self.codebook = self.codebook_map.build(rows, dim // groups)
+        self.codebook = (codebook or Table()).built(rows, dim // groups)
         if replacement is not None:
-            if not isinstance(self.codebook_map, Table):
+            if not isinstance(self.codebook, Table):
                 raise MqvaeError(
-                    f"codewords of a {type(self.codebook_map).__name__} cannot be replaced one by "
+                    f"codewords of a {type(self.codebook).__name__} cannot be replaced one by "
                     "one, they share parameters: leave out the replacement, or use Table()."
                 )
             self.register_buffer("unused_steps", torch.zeros(rows, dtype=torch.int64))

@@ -126,13 +126,13 @@ def plain_table(network: torch.nn.Module, rule: str) -> VectorQuantizer:
         ValueError: if they are not.
     """
     quantizer = selecting(network)
-    kind = getattr(quantizer, "codebook_map", None)
-    if isinstance(kind, MovingAverage):
+    codebook = quantizer.codebook if isinstance(quantizer, VectorQuantizer) else None
+    if isinstance(codebook, MovingAverage):
         raise MqvaeError(
-            f"the codebook is a {kind} already, which every rule takes along: use Joint with "
-            f"upper=None in place of {rule}, or Table()."
+            "the codebook is a MovingAverage() already, which every rule takes along: use Joint "
+            f"with upper=None in place of {rule}, or Table()."
         )
-    if not (isinstance(quantizer, VectorQuantizer) and isinstance(kind, Table)):
+    if not (isinstance(quantizer, VectorQuantizer) and isinstance(codebook, Table)):
         raise MqvaeError(
             f"{rule} sets codewords one by one: it needs a VectorQuantizer whose codebook is a "
             f"plain Table(), got {quantizer}."
