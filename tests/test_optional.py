@@ -14,7 +14,8 @@ from mqvae import optional as extras
 from mqvae.cli import main
 from mqvae.config import Settings, load_preset
 from mqvae.metrics.inception import inception
-from mqvae.metrics.registry import further_figures
+from mqvae.metrics.registry import FURTHER, further_metrics
+from mqvae.metrics.similarity import Ssim
 from mqvae.report.charts import drawing
 from mqvae.tasks import Reconstruction
 from mqvae.training import begin
@@ -86,22 +87,22 @@ def test_a_command_says_it_in_a_line(hidden, capsys, tmp_path):
     )
 
 
-def test_all_figures_are_those_that_can_be_had(hidden, monkeypatch):
+def test_all_metrics_are_those_that_can_be_had(hidden, monkeypatch):
     hidden("torch_fidelity")
     images = data.load("digits", "test", side=32)
 
-    def missing(images, device):
-        return extras.require("torch_fidelity")
+    class Missing(Ssim):
+        def __init__(self, images, device):
+            extras.require("torch_fidelity")
 
     said = []
-    makers = dict.fromkeys(("lpips", "fid", "inception_score", "frechet_vgg16"), missing)
-    found = further_figures(
-        ["all"], ["mse"], Reconstruction(), images, makers=makers, left_out=said.append
-    )
+    for name in ("lpips", "fid", "inception_score", "frechet_vgg16"):
+        monkeypatch.setattr(FURTHER[name].path, Missing)
+    found = further_metrics(["all"], ["mse"], Reconstruction(), images, left_out=said.append)
     assert set(found) == {"ssim"}
     assert sum("pip install 'mqvae[fid]'" in line for line in said) == 4
     with pytest.raises(extras.ExtraMissing):
-        further_figures(["fid"], ["mse"], Reconstruction(), images, makers=makers)
+        further_metrics(["fid"], ["mse"], Reconstruction(), images)
 
 
 # ---- what is imported when ----

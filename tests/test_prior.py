@@ -31,7 +31,7 @@ from mqvae.prior import (
     sample_images,
 )
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
-from mqvae.prior.distance import _KINDS, SampleDistance
+from mqvae.prior.distance import SampleDistance
 from mqvae.prior.settings import PriorConfig
 from mqvae.runs import Run
 from mqvae.tokenizer import Codes, Tokenizer
@@ -386,7 +386,7 @@ class Pooled(Frechet):
     """Features that need no weights."""
 
     def __init__(self, images, device):
-        super().__init__(16, "Pooled", "means of parts", images)
+        super().__init__(16, "means of parts", images)
 
     def features(self, images):
         return adaptive_avg_pool2d(images[:, :1], 4).flatten(1)
@@ -400,7 +400,7 @@ POINTS = [4, 6]
 def pooled(monkeypatch, tmp_path):
     monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setitem(_KINDS, "frechet_vgg16", Pooled)
+    monkeypatch.setattr("mqvae.metrics.frechet.FrechetVgg16", Pooled)
 
 
 def samples_of(run):
@@ -659,8 +659,7 @@ def test_a_prior_says_what_its_samples_are_like(pooled, run, capsys, monkeypatch
     assert "frechet_vgg16_reconstructions" in out
     assert f"distance of samples by steps: {run / 'prior' / 'samples.csv'}" in out
     assert [step for step, _ in samples_of(run)] == [2, 4]
-    monkeypatch.delitem(_KINDS, "frechet_vgg16")
-    monkeypatch.setitem(_KINDS, "frechet_vgg16", FrechetVgg16)
+    monkeypatch.setattr("mqvae.metrics.frechet.FrechetVgg16", FrechetVgg16)
     shutil.rmtree(run / "prior")
     assert "`mqvae weights vgg16` fetches them" in refused(["prior", run, *given], capsys)
     said = refused(["prior", run, *given, "--distance", "fid"], capsys)
