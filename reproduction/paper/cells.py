@@ -68,7 +68,8 @@ def shown(table: Table) -> list[list[Shown]]:
 def protocols(page: Page) -> list[Protocol]:
     """Those that occur."""
     used = {row.protocol for section in page.sections for t in section.tables for row in t.rows}
-    used |= {protocol for claim in page.claims for protocol in claim.here}
+    claims = [*page.claims, *(claim for section in page.sections for claim in section.judged)]
+    used |= {protocol for claim in claims for protocol in claim.here}
     return [protocol for protocol in SHORT if protocol in used and PROTOCOLS[protocol]]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from mqvae.errors import MqvaeError
 from mqvae.optional import require
 from mqvae.training import Interrupted, TrainingFailed
+from reproduction.paper.estimate import estimate
 from reproduction.paper.page import write_page
 from reproduction.paper.reproduce import (
     ALL,
@@ -21,6 +22,7 @@ from reproduction.paper.reproduce import (
     pages,
     present,
     published,
+    wants,
 )
 from reproduction.paper.results import Results
 from reproduction.paper.runner import WorkFailed
@@ -81,6 +83,11 @@ def reproduce(arguments: list[str], studies: Mapping[str, str]) -> int:
         action="store_true",
         help="show the committed results; trains nothing",
     )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="say how long what is missing takes on this device; trains nothing",
+    )
     options = parser.parse_args(arguments)
     for name in ("seeds", "jobs"):
         value = getattr(options, name)
@@ -112,8 +119,12 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
         there = frozenset(name for name, reason in found.items() if not reason)
         results = Path(options.results or out / "results.jsonl")
         study = Study(scale, seeds, Results(results), there)
+        place = Place(out / "runs", results, options.root, options.accelerator)
+        if options.estimate:
+            for line in estimate(wants(chosen, study), study.results, scale, place):
+                print(line)
+            return 0
         try:
-            place = Place(out / "runs", results, options.root, options.accelerator)
             carry_out_all(chosen, study, place, jobs=options.jobs)
         except (Interrupted, KeyboardInterrupt):
             print(f"stopped; the same command resumes:\n  {command}", file=sys.stderr)
@@ -126,7 +137,8 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
     for made in pages(chosen, study, options.names):
         for section in made.sections:
             print(f"\n{section.title}")
-            for sentence in (*section.verdict, *section.missing):
+            judged = [f"{c.claim}: {c.verdict}." for c in section.judged]
+            for sentence in (*judged, *section.verdict, *section.missing):
                 print(f"  {sentence}")
             for each in section.tables:
                 print(f"\n{text(each)}")

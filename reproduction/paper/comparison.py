@@ -158,13 +158,12 @@ class Comparison:
         classifier = self.run(self.methods[0], None, 0).classifier()
         if classifier is not None:
             yield classifier
-            if results.get(classifier) is None:
-                return  # the figures of all others take it
         if "paper" in self.protocols:
             rows = [self.runs("paper", method, results, costs) for method in self.methods]
             for seed in range(self.seeds):
                 yield from (row[seed] for row in rows)
-        yield from self.choices(results)
+        if not {"matched", "time"}.isdisjoint(self.protocols):
+            yield from self.choices(results)
         for protocol in self.protocols:
             for method in self.rows(protocol):
                 try:

@@ -2,15 +2,18 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from reproduction.paper.comparison import Comparison
 from reproduction.paper.figures import CHEAP, FASHION
 from reproduction.paper.further import PriorCurve
 from reproduction.paper.rows import IN_WORDS
 from reproduction.paper.runner import Work
 from reproduction.paper.sections import Claim, Line, Plot, Protocol, Section
 from reproduction.paper.study import Experiment, Study, placed
-from reproduction.paper.verdicts import PAPERS, in_both
+from reproduction.paper.verdicts import FEW, PAPERS, direction, in_both
 
 
 class QualityByTime(Experiment):
@@ -155,63 +158,74 @@ class SamplesOfPriors(Experiment):
     datasets = ("fashion-mnist", "svhn")
     methods = ("VQ-VAE", "MQ-VAE")
 
-    def _curves(self, study: Study, dataset: str) -> Iterator[tuple[Protocol, str, PriorCurve]]:
-        comparison = study.comparison("reconstruction", dataset, self.methods)
-        for protocol, method, run in comparison.first_runs(study.results):
-            yield protocol, method, PriorCurve(run)
+    def _comparison(self, study: Study, dataset: str) -> Comparison:
+        made = study.comparison("reconstruction", dataset, self.methods)
+        return replace(made, protocols=(*PAPERS, "matched"))
+
+    def _priors(self, study: Study, dataset: str) -> Iterator[tuple[Protocol, str, PriorCurve]]:
+        """Of every method in every protocol, the first seeds first."""
+        comparison = self._comparison(study, dataset)
+        for seed in range(study.seeds):
+            for protocol in comparison.protocols:
+                for method in self.methods:
+                    with suppress(LookupError):  # its learning rate cannot be told yet
+                        run = comparison.runs(protocol, method, study.results, {})[seed]
+                        yield protocol, method, PriorCurve(replace(run, final=False))
 
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(self.datasets):
-            yield from study.comparison("reconstruction", dataset, self.methods).choices(
-                study.results
-            )
-            for _, _, curve in self._curves(study, dataset):
-                yield from (curve.run, curve)
+            yield from self._comparison(study, dataset).choices(study.results)
+            for _, _, prior in self._priors(study, dataset):
+                yield from (prior.run, prior)
+
+    def _found(self, study: Study, dataset: str) -> dict[Protocol, dict[str, "_Samples"]]:
+        """What there is, by protocol, method and seed."""
+        found: dict[Protocol, dict[str, _Samples]] = {}
+        for protocol, method, prior in self._priors(study, dataset):
+            content = study.results.get(prior)
+            if content is not None and "points" in content:
+                of_method = found.setdefault(protocol, {}).setdefault(method, {})
+                of_method[prior.run.seed] = content
+        return found
 
     def section(self, study: Study) -> Section:
         plots, verdicts, said, missing, ran = [], [], [], [], []
         for dataset in study.datasets(self.datasets):
-            distance = "distance"
-            found: dict[Protocol, dict[str, Sequence[float]]] = {}
-            runs: dict[str, tuple[str, list[str], Mapping[str, Any]]] = {}
-            for protocol, method, curve in self._curves(study, dataset):
-                content = study.results.get(curve)
-                if content is None or "points" not in content:
-                    continue
-                distance = content["distance"]
-                found.setdefault(protocol, {})[method] = [value for _, value in content["points"]]
-                # One run may be a method's in both protocols: MQ-VAE's, if its rate is the best.
-                made = runs.setdefault(study.results.name(curve), (method, [], content))
-                made[1].append(IN_WORDS[protocol].lower())
-            lines: list[Line] = []
-            for method, protocols, measured in runs.values():
-                label = f"{method}, {' and '.join(protocols)}"
-                steps, values = zip(*measured["points"], strict=True)
-                lines.append(Line(label, steps, values))
-                said.append(
-                    f"{dataset}, {label}: {values[-1]:.1f} after {steps[-1]:,} updates, where "
-                    f"reconstructions are at {measured['reconstructions']:.1f}; "
-                    f"{measured['bits_per_code']:.2f} bits per code, "
-                    f"{measured['independent_bits_per_code']:.2f} if positions were independent."
-                )
-            for protocol, curves in found.items():
-                if set(curves) == set(self.methods):
-                    of_methods = (curves[method] for method in self.methods)
-                    where = f"{dataset}, {IN_WORDS[protocol].lower()}"
-                    verdicts.append(f"{where}: {_throughout(*of_methods)}")
+            lines: dict[str, tuple[list[str], str, _Samples]] = {}
+            found = self._found(study, dataset)
+            for protocol, methods in found.items():
+                words = IN_WORDS[protocol].lower()
+                for method, samples in methods.items():
+                    # One run may be a method's in several protocols.
+                    run = self._comparison(study, dataset).runs(protocol, method, study.results, {})
+                    key = study.results.name(PriorCurve(replace(run[0], final=False)))
+                    lines.setdefault(key, ([], method, samples))[0].append(words)
+                if set(methods) == set(self.methods):
+                    theirs, ours = (methods[method] for method in self.methods)
+                    verdicts.append(f"{dataset}, {words}: {_throughout(theirs, ours)}")
+                for method in self.methods:
+                    seeds = [s for s in range(study.seeds) if s not in methods.get(method, {})]
+                    if seeds:
+                        which = ", ".join(map(str, seeds))
+                        missing.append(f"{dataset}, {words}: {method}, seeds {which}.")
             if not lines:
                 missing.append(f"{dataset}: {', '.join(self.methods)}, in every protocol.")
                 continue
             ran.append(dataset)
-            missing.append(f"{dataset}: seeds 1 and 2.")
+            drawn = []
+            for protocols, method, samples in lines.values():
+                label = f"{method}, {' and '.join(protocols)}"
+                drawn.append(_drawn(label, samples))
+                said.append(f"{dataset}, {label}: {_ends(samples)}")
             name = {"fid": "FID", "frechet_vgg16": "Fréchet distance, VGG16 (not FID)"}
+            distance = str(next(iter(samples.values()))["distance"])
             plots.append(
                 Plot(
                     f"figure-3-{dataset}",
-                    f"{dataset}: samples against test images, seed 0",
+                    f"{dataset}: samples against test images",
                     "updates of the prior",
                     name.get(distance, distance),
-                    lines,
+                    drawn,
                 )
             )
         title = placed(self.title, ran, self.datasets)
@@ -219,29 +233,91 @@ class SamplesOfPriors(Experiment):
 
     def claims(self, study: Study) -> Iterator[Claim]:
         for dataset in study.datasets(self.datasets):
-            ends: dict[Protocol, dict[str, Sequence[float]]] = {}
-            for protocol, method, curve in self._curves(study, dataset):
-                content = study.results.get(curve) or {}
-                if "points" in content:
-                    values = [value for _, value in content["points"]]
-                    ends.setdefault(protocol, {})[method] = values
             here: dict[Protocol, str] = {}
-            for protocol, found in ends.items():
-                if set(found) == set(self.methods):
-                    theirs, ours = (found[method] for method in self.methods)
-                    here[protocol] = f"{ours[-1] / theirs[-1]:.2f}, one seed"
+            verdict: dict[Protocol, str] = {}
+            for protocol, methods in self._found(study, dataset).items():
+                if set(methods) == set(self.methods):
+                    ratios = _ratios(*(methods[method] for method in self.methods))
+                    here[protocol] = _spread(ratios)
+                    verdict[protocol] = _judged(ratios)
             if here:
                 words = "distance of a PixelCNN's samples over MQ-VAE's codes to VQ-VAE's (FID)"
-                verdict = {p: "one seed, no verdict" if p in here else "missing" for p in PAPERS}
-                yield Claim(self.name, words, "below 1", here, in_both(verdict))
+                both = {protocol: verdict.get(protocol, "missing") for protocol in PAPERS}
+                yield Claim(self.name, words, "below 1", here, in_both(both))
                 return
 
 
-def _throughout(theirs: Sequence[float], ours: Sequence[float]) -> str:
-    """Whether samples over MQ-VAE's codes are the nearer ones, as the paper has it."""
-    nearer = sum(our < their for their, our in zip(theirs, ours, strict=True))
+_Samples = dict[int, Mapping[str, Any]]
+"""What was measured of the samples of a prior, by seed."""
+
+
+def _values(content: Mapping[str, Any]) -> list[float]:
+    return [value for _, value in content["points"]]
+
+
+def _drawn(label: str, samples: _Samples) -> Line:
+    """Mean and range over seeds."""
+    contents = list(samples.values())
+    columns = list(zip(*map(_values, contents), strict=True))
+    several = len(contents) > 1
+    return Line(
+        label,
+        [step for step, _ in contents[0]["points"]],
+        [statistics.fmean(column) for column in columns],
+        [min(column) for column in columns] if several else None,
+        [max(column) for column in columns] if several else None,
+    )
+
+
+def _ends(samples: _Samples) -> str:
+    """Means over seeds of what a prior ends with."""
+    contents = list(samples.values())
+
+    def mean(key: str) -> float:
+        return statistics.fmean(content[key] for content in contents)
+
+    seeds = f"{len(contents)} seeds" if len(contents) > 1 else "one seed"
     return (
-        f"samples over MQ-VAE's codes are nearer to test images at {nearer} of {len(ours)} points, "
-        f"and their distance is {ours[-1] / theirs[-1]:.2f} times that over VQ-VAE's in the end; "
-        "one seed, no verdict."
+        f"{statistics.fmean(_values(content)[-1] for content in contents):.1f} after "
+        f"{contents[0]['points'][-1][0]:,} updates ({seeds}), where reconstructions are at "
+        f"{mean('reconstructions'):.1f}; {mean('bits_per_code'):.2f} bits per code, "
+        f"{mean('independent_bits_per_code'):.2f} if positions were independent."
+    )
+
+
+def _ratios(theirs: _Samples, ours: _Samples) -> list[float]:
+    """The last distance over MQ-VAE's codes to that over VQ-VAE's, of the seeds that both have."""
+    both = [seed for seed in theirs if seed in ours]
+    return [_values(ours[seed])[-1] / _values(theirs[seed])[-1] for seed in both]
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(ratios):.2f}"
+    if len(ratios) == 1:
+        return f"{mean}, one seed"
+    return f"{mean} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _judged(ratios: Sequence[float]) -> str:
+    """The paper's curve lies below throughout, without a number."""
+    if len(ratios) < FEW:
+        return "too few seeds for a verdict"
+    told = direction(ratios, lower=True)
+    return "holds" if told.startswith("better") else f"does not hold, {told}"
+
+
+def _throughout(theirs: _Samples, ours: _Samples) -> str:
+    """Whether samples over MQ-VAE's codes are the nearer ones, as the paper has it."""
+    pairs = [
+        pair
+        for seed in theirs
+        if seed in ours
+        for pair in zip(_values(theirs[seed]), _values(ours[seed]), strict=True)
+    ]
+    nearer = sum(our < their for their, our in pairs)
+    ratios = _ratios(theirs, ours)
+    return (
+        f"samples over MQ-VAE's codes are nearer to test images at {nearer} of {len(pairs)} "
+        f"points, and their distance is {_spread(ratios)} times that over VQ-VAE's in the end: "
+        f"{_judged(ratios)}."
     )

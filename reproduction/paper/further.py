@@ -1,7 +1,8 @@
 """Work beside whole runs: costs of a step, beginnings, diagnoses, a prior's curve."""
 
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,54 @@ class PriorCurve(OfRun):
             return resume_prior(folder, device=place.device).fit()
         settings = PriorSettings(**self.settings())
         return begin_prior(folder, settings, device=place.device).fit()
+
+
+class Updated(OfRun):
+    """How many of the codewords a step updates, some way into a run."""
+
+    steps = 50  # that are looked at
+
+    @property
+    def title(self) -> str:
+        return f"updated-{self.run.title}"
+
+    @property
+    def words(self) -> str:
+        return f"codewords that a step updates, {self.run.words}"
+
+    @property
+    def amount(self) -> float:
+        return float(self._after)
+
+    @property
+    def _after(self) -> int:
+        return load_scale(self.run.scale).judged_after[self.run.task]
+
+    def asks(self) -> dict[str, Any]:
+        """The run, and which of its steps."""
+        steps = {"after": self._after, "steps": self.steps}
+        return {"kind": "updated", "run": self.run.asks(), **steps}
+
+    def make(self, place: Place) -> dict[str, Any]:
+        """Train so far, then count what further steps select, and what has a gradient in them."""
+        from mqvae.runs import Run as Folder
+        from mqvae.training import resume
+
+        folder = self.run.train(replace(place, runs=place.runs / "beginnings"), self._after)
+        parts = resume(Folder(folder)).parts
+        upper = parts.update.upper
+        assert upper is not None
+        updated: list[float] = []
+        selected: list[float] = []
+
+        def count(optimizer: Any, *_: Any) -> None:
+            (codebook,) = (p for group in optimizer.param_groups for p in group["params"])
+            updated.append(codebook.grad.ne(0).any(-1).float().mean().item())
+
+        upper.register_step_pre_hook(count)
+        for _ in range(self.steps):
+            x, y = parts.batches.next()
+            step, _ = parts.train(x, y, None, in_parts=1, quantized=True)
+            selected.append(step.codes.unique().numel() / parts.network.quantizer.num_codes)
+        means = {"selected": statistics.fmean(selected), "updated": statistics.fmean(updated)}
+        return {name: round(mean, 4) for name, mean in means.items()}

@@ -30,7 +30,17 @@ from reproduction.paper.cells import (
     updates,
 )
 from reproduction.paper.plots import Drawn, draw
-from reproduction.paper.sections import PROTOCOLS, Column, Image, Page, Row, Section, Table
+from reproduction.paper.sections import (
+    PROTOCOLS,
+    Claim,
+    Column,
+    Image,
+    Page,
+    Protocol,
+    Row,
+    Section,
+    Table,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def html(page: Page) -> str:
         legend=LEGEND,
         protocols=[(SHORT[each], _definition(PROTOCOLS[each])) for each in protocols(page)],
         short=SHORT,
-        shown_protocols=[p for p in SHORT if any(p in claim.here for claim in page.claims)],
+        shown_protocols=_shown,
         sections=[_section(section) for section in page.sections],
     )
 
@@ -111,6 +121,11 @@ def prose(text: str) -> Markup:
     Markup('a &lt; b, see <code>mqvae price</code>')
     """
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _shown(claims: Sequence[Claim]) -> list[Protocol]:
+    """The protocols that claims have values in."""
+    return [p for p in SHORT if any(p in claim.here for claim in claims)]
 
 
 def _definition(text: str) -> str:

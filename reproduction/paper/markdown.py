@@ -21,7 +21,7 @@ from reproduction.paper.cells import (
     updates,
 )
 from reproduction.paper.plots import draw, standalone
-from reproduction.paper.sections import PROTOCOLS, Page, Row, Section, Table
+from reproduction.paper.sections import PROTOCOLS, Claim, Page, Row, Section, Table
 
 
 def markdown(page: Page) -> str:
@@ -29,7 +29,7 @@ def markdown(page: Page) -> str:
     lines = [f"# {page.title}: scale `{page.scale}`", ""]
     if page.scale == "debug":
         lines += [f"> {DEBUG}", ""]
-    lines += _claims(page)
+    lines += _claims(page.claims)
     if page.headline:
         lines += [f"**{prose(page.headline[0])}**", ""]
         lines += [f"{prose(sentence)}\n" for sentence in page.headline[1:]] if page.claims else []
@@ -48,15 +48,16 @@ def markdown(page: Page) -> str:
     return "\n".join(lines)
 
 
-def _claims(page: Page) -> list[str]:
-    """What comes first: each claim, the paper's value, ours, and a verdict."""
-    if not page.claims:
+def _claims(claims: Sequence[Claim]) -> list[str]:
+    """Each claim, the paper's value, ours, and a verdict."""
+    if not claims:
         return []
-    shown = [p for p in SHORT if any(p in claim.here for claim in page.claims)]
+    shown = [p for p in SHORT if any(p in claim.here for claim in claims)]
     heads = ["Claim", "Paper", *(f"Here, {SHORT[p]}" for p in shown), "Verdict"]
     lines = [_line(heads), "|:--|:--|" + ":--|" * (len(shown) + 1)]
-    for claim in page.claims:
-        name = f"{prose(claim.claim, cell=True)} ({claim.section.replace('-', ' ')})"
+    for claim in claims:
+        name = prose(claim.claim, cell=True)
+        name += f" ({claim.section.replace('-', ' ')})" if claim.section else ""
         here = [claim.here.get(p, "-") for p in shown]
         cells = [claim.paper, *here, claim.verdict]
         lines.append(_line([name, *(prose(cell, cell=True) for cell in cells)]))
@@ -116,6 +117,7 @@ def _section(section: Section, folder: str) -> list[str]:
     lines = [f"## {prose(section.title)}", ""]
     if section.claim:
         lines += [f"The paper: {prose(section.claim)}", ""]
+    lines += _claims(section.judged)
     if len(section.verdict) == 1:
         lines += [f"**Here:** {prose(section.verdict[0])}", ""]
     elif section.verdict:

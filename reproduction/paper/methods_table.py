@@ -9,6 +9,7 @@ from reproduction.paper.comparison import Comparison
 from reproduction.paper.methods import paper_value
 from reproduction.paper.rows import by_protocol, lacking, of_runs, table, title_of
 from reproduction.paper.runner import Work
+from reproduction.paper.scales import load_scale
 from reproduction.paper.sections import Claim, Image, Line, Plot, Protocol, Section, Table
 from reproduction.paper.study import Experiment, Study, placed
 from reproduction.paper.verdicts import OF_PAPER, best_by_every, claim, every, verdicts
@@ -66,7 +67,7 @@ class MethodsTable(Experiment):
             yield from study.costing(self.task, self.methods).values()
 
     def section(self, study: Study) -> Section:
-        tables, sentences = [], []
+        tables, sentences, judged = [], [], []
         missing: list[str] = []
         costs = study.costs(self.task, self.methods)
         ran = []
@@ -79,10 +80,10 @@ class MethodsTable(Experiment):
             ran.append(dataset)
             keys = [key for key in self.judged if any(key in row.cells for row in made.rows)]
             tables += [*(by_protocol(made, key) for key in keys), made]
-            told = [said for key in keys for said in verdicts(made, key, self.pairs)]
-            if self.best:
-                told += filter(None, (every(made, *pair) for pair in self.pairs[: self.best]))
-            sentences += [(dataset, said) for said in told]
+            rows = [row for key in keys for row in verdicts(made, key, self.pairs)]
+            judged += [(dataset, row) for row in rows]
+            told = [every(made, *pair) for pair in self.pairs[: self.best]]
+            sentences += [(dataset, said) for said in told if said]
             shown = {column.key for column in made.columns}
             if self.number and "frechet_vgg16" in shown and "fid" not in shown:
                 missing.append(WITHOUT_INCEPTION)
@@ -104,6 +105,10 @@ class MethodsTable(Experiment):
             list(self.plots(study)),
             list(self.images(study)),
             missing,
+            [
+                replace(row, claim=f"{dataset}. {row.claim}") if several else row
+                for dataset, row in judged
+            ],
         )
 
     def claims(self, study: Study) -> Iterator[Claim]:
@@ -147,6 +152,22 @@ class MethodsTable(Experiment):
     def images(self, study: Study) -> Iterator[Image]:
         """Strips of images."""
         yield from ()
+
+
+@dataclass(frozen=True)
+class AtSizes(MethodsTable):
+    """A table at the sizes of another scale, on the page of the scale `cpu`.
+
+    Attributes:
+        at: Name of that scale.
+    """
+
+    at: str = ""
+
+    def comparison(self, study: Study, dataset: str) -> Comparison:
+        if study.scale.name == "cpu":
+            study = replace(study, scale=load_scale(self.at))
+        return super().comparison(study, dataset)
 
 
 def single(study: Study, comparison: Comparison, method: str) -> Run | None:

@@ -15,7 +15,7 @@ from reproduction.paper.levels import Levels
 from reproduction.paper.methods import paper_value
 from reproduction.paper.results import Results
 from reproduction.paper.rows import table
-from reproduction.paper.runner import Work, carry_out
+from reproduction.paper.runner import Wants, Work, carry_out
 from reproduction.paper.scales import SCALES
 from reproduction.paper.sections import Page, Section
 from reproduction.paper.study import Experiment, Study
@@ -28,7 +28,7 @@ from reproduction.rows import FOLDER
 ORDER = (
     *("table-1", "bits", "table-2", "table-3", "table-4", "table-5", "table-6", "table-7"),
     *("table-8", "figure-3", "figure-4", "figure-5", "figure-6", "appendix-f", "algorithm-1"),
-    *("bounds", "scale", "codebooks", "levels"),
+    *("appendix-i", "appendix-i-classifier", "bounds", "scale", "codebooks", "levels"),
 )
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
@@ -96,11 +96,16 @@ def present(chosen: Sequence[Experiment], root: str | None) -> dict[str, str]:
 
 def carry_out_all(chosen: Sequence[Experiment], study: Study, place: Place, *, jobs: int) -> None:
     """Do all that is missing for these tables and figures, and what follows from it."""
+    carry_out(wants(chosen, study), study.results, place, jobs=jobs)
 
-    def wants(results: Results) -> list[Work]:
+
+def wants(chosen: Sequence[Experiment], study: Study) -> Wants:
+    """The work that these tables and figures take, as far as the study's results tell."""
+
+    def wanted(results: Results) -> list[Work]:
         return [work for each in chosen for work in each.wants(study)]
 
-    carry_out(wants, study.results, place, jobs=jobs)
+    return wanted
 
 
 def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> Iterator[Page]:

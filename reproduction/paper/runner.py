@@ -56,32 +56,42 @@ def carry_out(wants: Wants, results: Results, place: Place, *, jobs: int = 1) ->
         WorkFailed: if a piece fails; names the file that says why.
     """
     clock = _Clock()
-    while missing := _missing(wants, results):
-        clock.expect(missing)
-        together = [work for work in missing if jobs > 1 and not work.alone]
+    while lacking := missing(wants, results):
+        clock.expect(lacking)
+        together = [work for work in lacking if jobs > 1 and not work.alone]
         if together:
             _in_processes(together, results, place, jobs, clock)
-        for work in missing:
+        for work in lacking:
             if work not in together:
                 clock.begin(work)
                 results.put(work, work.make(place))
                 clock.end(work)
 
 
-def _missing(wants: Wants, results: Results) -> list[Work]:
-    """What has no result; of two wishes for one, that which wants more.
+def missing(wants: Wants, results: Results) -> list[Work]:
+    """What is wanted, has no result, and can be done now.
 
     No two of it train the same run: what is made of one waits for it, or for what comes before.
     """
+    found = unfinished(wants, results)
+    for name, work in list(found.items()):
+        needs = getattr(work, "needs", None)
+        if needs is not None and results.get(needs) is None:
+            del found[name]
+    trains = {name: work for name, work in found.items() if _trained(work) == name}
+    for work in found.values():
+        trains.setdefault(_trained(work), work)
+    return [work for work in found.values() if trains[_trained(work)] is work]
+
+
+def unfinished(wants: Wants, results: Results) -> dict[str, Work]:
+    """What is wanted and has no result, by name; of two wishes for one, that which wants more."""
     found: dict[str, Work] = {}
     for work in wants(results):
         name = file_name(work)
         if not results.complete(work) and (name not in found or getattr(work, "final", False)):
             found[name] = work
-    trains = {name: work for name, work in found.items() if _trained(work) == name}
-    for work in found.values():
-        trains.setdefault(_trained(work), work)
-    return [work for work in found.values() if trains[_trained(work)] is work]
+    return found
 
 
 def _trained(work: Work) -> str:

@@ -1,7 +1,7 @@
 """The sizes at which the paper is run again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,6 +13,7 @@ from mqvae.errors import MqvaeError
 SCALES = {
     "debug": "seconds; that every table and figure works",
     "cpu": "two cores; sizes at which quantization limits the networks",
+    "appendix-i": "the paper's networks and codes, few updates of small batches; two cores",
     "paper": "the paper's sizes (Appendix I); one GPU",
 }
 
@@ -44,6 +45,7 @@ class Scale:
         dataset: Taken in place of every other one; None for the paper's own.
         steps_of: Updates of some data sets, where they are not the task's.
         side_of: Side of the images of some data sets, where the task gives none; else their own.
+        classifier: Scale of the classifier that class scores are taken with; None for this one.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Scale:
     dataset: str | None = None
     steps_of: Mapping[str, int] = field(default_factory=dict)
     side_of: Mapping[str, int] = field(default_factory=dict)
+    classifier: str | None = None
 
     def steps(self, task: str, dataset: str = "") -> int:
         """Updates of a run."""
@@ -86,5 +89,7 @@ def load_scale(name: str) -> Scale:
         raise MqvaeError(f"there is no scale '{name}': {', '.join(SCALES)}.")
     file = resources.files("reproduction.paper") / "scales" / f"{name}.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if base := content.pop("base", None):
+        return replace(load_scale(base), name=name, **content)
     content["sizes"] = [(codes, dim) for codes, dim in content["sizes"]]
     return Scale(name=name, **content)

@@ -168,6 +168,25 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What the paper claims, and what became of it here.
+
+    Attributes:
+        section: The section that it is from; empty on that section itself.
+        claim: A few words.
+        paper: The paper's value.
+        here: Ours, by protocol.
+        verdict: A few words.
+    """
+
+    section: str
+    claim: str
+    paper: str
+    here: Mapping[Protocol, str]
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One table or figure of the paper.
 
@@ -180,6 +199,7 @@ class Section:
         plots: Curves.
         images: Strips of images, each as wide as the others.
         missing: What could not be had here, and what would bring it, a sentence each.
+        judged: What holds of it here and what does not, a row each; before the sentences.
     """
 
     name: str
@@ -190,25 +210,7 @@ class Section:
     plots: Sequence[Plot] = ()
     images: Sequence[Image] = ()
     missing: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper claims, and what became of it here.
-
-    Attributes:
-        section: The section that it is from.
-        claim: A few words.
-        paper: The paper's value.
-        here: Ours, by protocol.
-        verdict: A few words.
-    """
-
-    section: str
-    claim: str
-    paper: str
-    here: Mapping[Protocol, str]
-    verdict: str
+    judged: Sequence[Claim] = ()
 
 
 @dataclass(frozen=True)

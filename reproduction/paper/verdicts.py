@@ -130,8 +130,8 @@ def said(made: Table, method: str, base: str, key: str) -> str:
     return f"{ours - theirs:+.1f} points" if key in POINTS else f"{ours / theirs:.2f}"
 
 
-def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """A sentence for each pair: a metric in every protocol, and whether the paper's claim holds.
+def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterator[Claim]:
+    """A row for each pair: a metric in every protocol, and whether the paper's claim holds.
 
     Args:
         made: The table.
@@ -139,18 +139,23 @@ def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterato
         pairs: A method, and the one that it is compared with.
     """
     column = next((column for column in made.columns if column.key == key), None)
-    if column is None:
-        return
-    name = _name(column)
-    for method, base in pairs:
-        found = {p: each for p in IN_WORDS if (each := beside(made, p, method, base, key))}
-        if not found:
-            continue
-        published = said(made, method, base, key)
+    if column is not None:
         unit = "points of " if key in POINTS else ""
-        told = f"the paper {published}" if published else "the paper has no value"
-        parts = [f"{IN_WORDS[p].lower()} {each}, {each.judged()}" for p, each in found.items()]
-        yield f"{method} against {base}, {unit}{name} ({told}): {'; '.join(parts)}."
+        for method, base in pairs:
+            words = f"{method} against {base}, {unit}{_name(column)}"
+            found = claim("", words, made, (method, base), key, tuple(IN_WORDS))
+            if found is not None:
+                yield replace(found, here=dict(_with_orders(found, made, method, base, key)))
+
+
+def _with_orders(
+    claim: Claim, made: Table, method: str, base: str, key: str
+) -> Iterator[tuple[Protocol, str]]:
+    """What the paper has no protocol for has no value to hold: its cells say which is better."""
+    for protocol, words in claim.here.items():
+        each = beside(made, protocol, method, base, key)
+        told = protocol not in PAPERS and each is not None and len(each.pairs) >= FEW
+        yield protocol, f"{words}, {each.judged()}" if told and each else words
 
 
 def _name(column: Column) -> str:
@@ -174,15 +179,21 @@ def every(made: Table, method: str, base: str) -> str:
     return f"{method} against {base}, by every metric: {'; '.join(parts)}." if parts else ""
 
 
-def claim(section: str, words: str, made: Table, pair: tuple[str, str], key: str) -> Claim | None:
-    """A row of what comes first on the page; None if nothing has been run of it."""
-    shown: Sequence[Protocol] = (*PAPERS, "matched")
-    found = {p: each for p in shown if (each := beside(made, p, *pair, key))}
+def claim(
+    section: str,
+    words: str,
+    made: Table,
+    pair: tuple[str, str],
+    key: str,
+    protocols: Sequence[Protocol] = (*PAPERS, "matched"),
+) -> Claim | None:
+    """A claim in some protocols, judged in the paper's; None if nothing has been run of it."""
+    found = {p: each for p in protocols if (each := beside(made, p, *pair, key))}
     if not found:
         return None
     unit = " points" if key in POINTS else ""
-    verdict = {p: found[p].judged() if p in found else "missing" for p in PAPERS}
     here = {p: f"{each}{unit}" for p, each in found.items()}
+    verdict = {p: found[p].judged() if p in found else "missing" for p in PAPERS}
     return Claim(section, words, said(made, *pair, key) or "better", here, in_both(verdict))
 
 

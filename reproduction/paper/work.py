@@ -181,10 +181,14 @@ class Run:
         """What the class score is taken with: the same images classified without quantization."""
         if self.task != "reconstruction" or self.dataset in WITHOUT_CLASSES:
             return None
-        steps = load_scale(self.scale).steps("classification")
-        return Run(
-            self.scale, "classification", self.dataset, "No quantization", None, steps, 0, True
-        )
+        scale = load_scale(self.scale).classifier or self.scale
+        steps = load_scale(scale).steps("classification")
+        return Run(scale, "classification", self.dataset, "No quantization", None, steps, 0, True)
+
+    @property
+    def needs(self) -> "Run | None":
+        """What must be there before it is measured."""
+        return self.classifier() if self.final and self.few is None else None
 
     def make(self, place: Place) -> dict[str, Any]:
         """Train what is missing of it, and measure it."""

@@ -152,6 +152,9 @@ def page() -> Page:
                 missing=(
                     "CIFAR-100 was not trained: `python -m reproduction table-1 --scale paper`.",
                 ),
+                judged=(
+                    Claim("", "MQ-VAE against VQ-VAE", "0.5", {"time": "0.8, worse"}, "no value"),
+                ),
             ),
             Section(
                 "figure-4",
@@ -278,7 +281,7 @@ def test_every_sentence_is_on_both_pages(page: Page, reader: Reader) -> None:
     assert "our reading: a reading of the paper's protocol" in words
     assert "baselines have one AdamW" in reader.text
     assert reader.text.index(page.headline[0]) < reader.text.index("Sizes")
-    for claim in page.claims:
+    for claim in (*page.claims, *page.sections[0].judged):
         for said in (claim.claim, claim.paper, *claim.here.values(), claim.verdict):
             assert said in words and said in reader.text
     for name, value in page.taken.items():
@@ -323,8 +326,8 @@ def test_hostile_text_stays_text(source: str, reader: Reader, page: Page) -> Non
 
 def test_markdown_tables_have_equally_many_cells(page: Page) -> None:
     blocks = re.findall(r"(?:^\|.*\|\n)+", markdown(page), re.M)
-    # The claims, eight columns in two halves for each of two protocols, and the odd table.
-    assert len(blocks) == 7
+    # Claims twice, eight columns in two halves for each of two protocols, and the odd table.
+    assert len(blocks) == 8
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
