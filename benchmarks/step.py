@@ -15,7 +15,6 @@ from benchmarks.timing import in_turns
 from mqvae.core.codebook import Affine, HyperNetwork, LinearMap
 from mqvae.core.distance import Cosine
 from mqvae.core.estimator import Rotation
-from mqvae.core.gumbel import GumbelQuantizer
 from mqvae.core.hypergradients import (
     Amortized,
     DirectOnly,
@@ -27,6 +26,7 @@ from mqvae.core.hypergradients import (
 )
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import NoQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
+from mqvae.core.quantizers.gumbel import GumbelQuantizer
 from mqvae.core.replacement import ReplaceUnused
 from mqvae.core.rules import (
     Alternated,

@@ -26,7 +26,6 @@ from .core.distance import Euclidean as Euclidean
 from .core.estimator import Estimator as Estimator
 from .core.estimator import Rotation as Rotation
 from .core.estimator import StraightThrough as StraightThrough
-from .core.gumbel import GumbelQuantizer as GumbelQuantizer
 from .core.hypergradients import Ahead as Ahead
 from .core.hypergradients import Amortized as Amortized
 from .core.hypergradients import Central as Central
@@ -52,8 +51,8 @@ from .core.quantizers import Quantized as Quantized
 from .core.quantizers import Quantizer as Quantizer
 from .core.quantizers import ResidualQuantizer as ResidualQuantizer
 from .core.quantizers import VectorQuantizer as VectorQuantizer
+from .core.quantizers.gumbel import GumbelQuantizer as GumbelQuantizer
 from .core.rate import RateAware as RateAware
-from .core.refinement import Refinement as Refinement
 from .core.replacement import LeastRecentlyUsed as LeastRecentlyUsed
 from .core.replacement import Replacement as Replacement
 from .core.replacement import ReplaceUnused as ReplaceUnused
@@ -86,6 +85,7 @@ from .networks.transformer import CodeTransformer as CodeTransformer
 from .networks.vqgan import VQGAN as VQGAN
 from .networks.vqvae import VQVAE as VQVAE
 from .networks.vqvae import vqvae as vqvae
+from .refine.refinement import Refinement as Refinement
 from .tasks import Adversarial as Adversarial
 from .tasks import Classification as Classification
 from .tasks import Reconstruction as Reconstruction

@@ -10,8 +10,8 @@ import torch
 
 from mqvae.cli import main
 from mqvae.config import Settings, load_preset
-from mqvae.core import gumbel
 from mqvae.core.nearest import _at_once, nearest
+from mqvae.core.quantizers import gumbel
 from mqvae.optional import ExtraMissing
 from mqvae.tokenizer import Tokenizer
 from mqvae.tokenizer.export import export

@@ -11,8 +11,8 @@ from torch.distributions import Categorical, kl_divergence
 from torch.optim import SGD
 
 from mqvae import GumbelQuantizer, Joint, VQNetwork
-from mqvae.core import gumbel
-from mqvae.core.gumbel import gumbel_noise
+from mqvae.core.quantizers import gumbel
+from mqvae.core.quantizers.gumbel import gumbel_noise
 
 CODES, DIM = 7, 6
 

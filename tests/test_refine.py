@@ -11,12 +11,12 @@ from torch import nn
 
 import mqvae
 from mqvae.cli import main
-from mqvae.core.choices import choices_of
-from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
-from mqvae.core.refine import refined
-from mqvae.core.search import Passed, Search
 from mqvae.errors import MqvaeError
+from mqvae.refine.choices import choices_of
+from mqvae.refine.curvature import Curvature, curvature_of
+from mqvae.refine.refined import refined
+from mqvae.refine.search import Passed, Search
 from mqvae.tasks import Reconstruction
 from mqvae.tokenizer import Codes, Tokenizer
 from mqvae.tokenizer.shards import Shards
@@ -170,7 +170,7 @@ def test_another_loss_of_images_is_lowered():
 
 
 def test_noise_follows_from_the_seed(monkeypatch):
-    monkeypatch.setattr("mqvae.core.search.STEPS", 0)  # which may end at the same codes
+    monkeypatch.setattr("mqvae.refine.search.STEPS", 0)  # which may end at the same codes
     network = VQNetwork(nn.Conv2d(1, DIM, 2, 2), QUANTIZERS["vector"](), Normed()).eval()
     x = images()
     codes = [found_by(network, x, mqvae.Refinement(12, seed=seed)) for seed in (0, 0, 1)]

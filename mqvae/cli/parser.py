@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mqvae.errors import MqvaeError, did_you_mean
 
 if TYPE_CHECKING:
-    from mqvae.core.refinement import Refinement
+    from mqvae.refine.refinement import Refinement
     from mqvae.tokenizer import Tokenizer
     from mqvae.training import Processes
 
@@ -114,7 +114,7 @@ def refinement_of(options: argparse.Namespace) -> "Refinement | None":
         if options.bits_weight is not None:
             raise MqvaeError("--bits-weight is of refined codes: add --refine 10.")
         return None
-    from mqvae.core.refinement import Refinement
+    from mqvae.refine.refinement import Refinement
 
     return Refinement(options.refine, bits_weight=options.bits_weight or 0.0)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mqvae.core.distributed import ProcessGroup, agree, from_all_processes, within
 from mqvae.core.passes import RandomState, call
 from mqvae.core.quantizers import Quantized, Quantizer
-from mqvae.core.shown import Shown
 from mqvae.errors import MqvaeError
+from mqvae.shown import Shown
 
 
 @dataclass(frozen=True, repr=False)

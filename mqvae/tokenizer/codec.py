@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mqvae.config import Settings
-from mqvae.core.curvature import Curvature, curvature_of
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import NoQuantizer
-from mqvae.core.refine import refined
-from mqvae.core.refinement import Refinement
 from mqvae.data import Images, fitting
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched_batches
+from mqvae.refine.curvature import Curvature, curvature_of
+from mqvae.refine.refined import refined
+from mqvae.refine.refinement import Refinement
 from mqvae.runs import Run
 from mqvae.tasks import Task
 from mqvae.tokenizer.codes import Codes, SizedCodes, numbered

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mqvae.coding import Compressed, SameSize
-from mqvae.core.gumbel import GumbelQuantizer
 from mqvae.core.quantizers import CodebookQuantizer
+from mqvae.core.quantizers.gumbel import GumbelQuantizer
 from mqvae.data.folder import image_files
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mqvae.core.refinement import Refinement
 from mqvae.data import Images, fitting, these
 from mqvae.data.identity import identity_of
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
+from mqvae.refine.refinement import Refinement
 from mqvae.runs import read_json, write_json
 from mqvae.tokenizer.codec import BATCH_SIZE, Codec, at_once
 from mqvae.tokenizer.codes import Codes

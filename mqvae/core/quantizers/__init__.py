@@ -2,6 +2,7 @@
 
 from mqvae.core.quantizers.base import USE, Quantizer, unrecorded
 from mqvae.core.quantizers.finite_scalar import FiniteScalarQuantizer
+from mqvae.core.quantizers.gumbel import GumbelQuantizer
 from mqvae.core.quantizers.lookup_free import LookupFreeQuantizer
 from mqvae.core.quantizers.none import NoQuantizer
 from mqvae.core.quantizers.quantized import Quantized
@@ -13,6 +14,7 @@ __all__ = [
     "USE",
     "CodebookQuantizer",
     "FiniteScalarQuantizer",
+    "GumbelQuantizer",
     "LookupFreeQuantizer",
     "NoQuantizer",
     "Quantized",

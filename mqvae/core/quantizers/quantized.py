@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.shown import Shown
 from mqvae.errors import MqvaeError
+from mqvae.shown import Shown
 
 
 @dataclass(frozen=True, repr=False)

@@ -24,8 +24,8 @@ from mqvae.core.optimizer import Gradients, apply, check_holds, only_finite
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.quantizers import unrecorded
 from mqvae.core.rules.update import require_gradients
-from mqvae.core.shown import Shown
 from mqvae.errors import MqvaeError, at_least
+from mqvae.shown import Shown
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from mqvae.core.bilevel import Batch
 from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizers import Quantized
-from mqvae.core.shown import Shown
+from mqvae.shown import Shown
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from mqvae.core.bilevel import Loss
-from mqvae.core.choices import choices_of
-from mqvae.core.curvature import Curvature
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import full
-from mqvae.core.refinement import Refinement
-from mqvae.core.search import Search
 from mqvae.errors import MqvaeError
+from mqvae.refine.choices import choices_of
+from mqvae.refine.curvature import Curvature
+from mqvae.refine.refinement import Refinement
+from mqvae.refine.search import Search
 
 
 def refined(

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from mqvae.core.bilevel import Loss
-from mqvae.core.choices import Choices
-from mqvae.core.curvature import Curvature, decoded
 from mqvae.core.nearest import nearest as nearest_codes
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import full
-from mqvae.core.refinement import Prior, Refinement
+from mqvae.refine.choices import Choices
+from mqvae.refine.curvature import Curvature, decoded
+from mqvae.refine.refinement import Prior, Refinement
 
 DAMPING = 1.0  # of curvature at first
 FEW, CAREFUL = 5, 1.5  # with so few passes there is no time to err

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mqvae.core.choices import choices_of
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import full
+from mqvae.refine.choices import choices_of
 
 PROBES = 32  # numbers of probes for each of the curvature's rows
 

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.passes import without_autocast
-from mqvae.core.quantizers import Quantized, Quantizer
+from mqvae.core.quantizers.base import Quantizer
+from mqvae.core.quantizers.quantized import Quantized
 from mqvae.errors import above_zero, at_least
 
 

@@ -3,9 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from mqvae.core.usage import perplexity
 
 
 class Shown:
@@ -43,6 +42,7 @@ def _use(codes: Tensor) -> str:
     try:
         chosen = codes.detach()
         _, counts = chosen[chosen >= 0].unique(return_counts=True)
-        return f", {len(counts)} in use, perplexity {perplexity(counts[None]):.1f}"
+        perplexity = torch.special.entr(counts.double() / counts.sum().clamp(min=1)).sum().exp()
+        return f", {len(counts)} in use, perplexity {perplexity:.1f}"
     except RuntimeError:
         return ""

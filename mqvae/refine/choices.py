@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqvae.core.gumbel import GumbelQuantizer
 from mqvae.core.passes import full
 from mqvae.core.quantizers import (
     FiniteScalarQuantizer,
@@ -15,6 +14,7 @@ from mqvae.core.quantizers import (
     ResidualQuantizer,
     VectorQuantizer,
 )
+from mqvae.core.quantizers.gumbel import GumbelQuantizer
 from mqvae.errors import MqvaeError
 
 

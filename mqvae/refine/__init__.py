@@ -1,0 +1,1 @@
+"""Codes that decode to a lower loss than the nearest ones do."""
