@@ -429,7 +429,7 @@ def test_the_card_says_what_the_run_does(runs, tmp_path):
         f"| Usage | {100 * summary['usage']:.4g} % | higher |",
         "split test, images 297",
         f"on {summary['device']}, with mqvae {mqvae.__version__}, torch {torch.__version__}",
-        "| Network | VQVAE(width=8, residual_blocks=1) |",
+        "| Network | VQVAE(width=8, residual_blocks=1, stride=4) |",
         "| Update rule | Joint(",
         "| Updates | 3 of 3 |",
         "(reconstructions.png)",

@@ -25,6 +25,7 @@ COMMANDS = {
     "decompress": "such a file back to images",
     "export": "encoder and decoder as programs: torch.export and ONNX",
     "import": "a tokenizer of taming-transformers or LlamaGen to a run",
+    "pretrained": "tokenizers to use today, and runs of them",
     "data": "real photographs, cut to train on",
     "weights": "the trained networks that some metrics take",
     "prior": "train a prior over the codes of a run: a PixelCNN or a transformer",

@@ -4,12 +4,26 @@ from pathlib import Path
 
 from mqvae.config.presets import RECOMMENDED, is_known
 from mqvae.data import DATASETS, look
+from mqvae.data.look import Look
+from mqvae.weights.packaged import CONFIG, packaged
 
 CHOICES = {12: "digits-tiny", 40: "fashion-mnist-demo"}
 """Presets by the longest side of images that they are chosen for."""
 LARGER = "images-64"
 BATCH = 64
 """Images in a batch of these presets."""
+TUNED_STEPS, TUNED_LR, TUNED_BATCH = 200, 3e-4, 16
+"""Of a training that starts from weights that are there."""
+OF_OTHER_IMAGES = {
+    "--data.root": "null",
+    "--data.classes": "null",
+    "--data.validation": "null",
+    "--data.limit": "null",
+    "--freeze": "[]",
+    "--warm_start.unquantized": 0,
+    "--warm_start.gradual": 0,
+}
+"""Settings of the training that made those weights which are none of this one."""
 WITHOUT = ("-h", "--help", "--help-all", "--resume")
 """Options of commands that take no preset."""
 
@@ -36,6 +50,9 @@ def completed(arguments: list[str]) -> tuple[list[str], str]:
     if not data:
         return arguments, ""
     seen = look(data, _said(rest, "--root", "--data.root") or None)
+    start = _said(rest, "--from", "--from.run")
+    if start and not _said(rest, "--method") and (config := _config_of(start)):
+        return _fine_tuning(start, config, data, seen, rest)
     size = _said(rest, "--size", "--data.side")
     longest = int(size) if size.isdecimal() else seen.most
     preset = next((name for most, name in CHOICES.items() if longest <= most), LARGER)
@@ -49,6 +66,31 @@ def completed(arguments: list[str]) -> tuple[list[str], str]:
     why = (
         f"{data}: {seen}. Preset {preset}, method {method}{f', batches of {chosen[-1]}' * few}.\n"
         "`mqvae presets` and `mqvae methods` list others; --size N trains on N × N pixels."
+    )
+    return [*chosen, *rest], why
+
+
+def _config_of(start: str) -> Path | None:
+    """The settings of a run or of a tokenizer of the package; None if it is neither."""
+    if folder := packaged(start):
+        return folder / CONFIG
+    config = Path(start).expanduser() / "config.yaml"
+    return config if config.is_file() else None
+
+
+def _fine_tuning(
+    start: str, config: Path, data: str, seen: Look, rest: list[str]
+) -> tuple[list[str], str]:
+    """Settings of what is fine-tuned, with other images and few steps, and what they are."""
+    batch = max(1, min(TUNED_BATCH, seen.count // 2))
+    tuned = {"--steps": TUNED_STEPS, "--lr": TUNED_LR, "--batch-size": batch}
+    chosen = [str(config), "--data", data]
+    for option, value in (tuned | OF_OTHER_IMAGES).items():
+        chosen += [option, str(value)]
+    why = (
+        f"{data}: {seen}. Fine-tunes {start}, with its network and its method: {TUNED_STEPS} steps "
+        f"of {batch} images, learning rate {TUNED_LR}.\n"
+        "--steps, --lr and --batch-size change that; --size N trains on N × N pixels."
     )
     return [*chosen, *rest], why
 

@@ -59,7 +59,8 @@ class Start:
     """Weights that are there already.
 
     Args:
-        run: Folder of the run that they are taken from (default: none).
+        run: Folder of the run that they are taken from, or a tokenizer of `mqvae pretrained`
+            (default: none).
         parts: Which of them: encoder, codebook, decoder.
     """
 

@@ -233,6 +233,8 @@ def contents(path: Any) -> dict[str, Any]:
         raise MqvaeError(f"there is no file {path}. {presets_in_words()}") from None
     if settings is None:
         settings = {}
+    if isinstance(settings, dict) and {"mqvae", "settings"} <= settings.keys():
+        settings = settings["settings"]  # config.json of `Tokenizer.save_pretrained`
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise MqvaeError(f"{path} must hold settings as 'name: value', got {shortened(settings)}.")
     return settings

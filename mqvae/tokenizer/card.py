@@ -57,6 +57,15 @@ images = tokenizer.decode(codes)  # (B, C, H, W), at the images' own size
 """
 
 
+def metrics_of(tokenizer: Codec) -> dict[str, float]:
+    """The metrics of the tokenizer's weights on the test images; empty if nothing was measured."""
+    try:
+        measured = _measured(tokenizer)
+    except MqvaeError:  # not made from a run
+        return {}
+    return {key: measured[key] for key in measured.get("figures", {})}
+
+
 def _measured(tokenizer: Codec) -> dict[str, Any]:
     """What was measured of the tokenizer's weights on the test images; empty if nothing was."""
     folder = tokenizer.run.folder

@@ -119,6 +119,23 @@ def import_run(
         ValueError: if the file is not such a tokenizer, or `out` is in use.
     """
     Run.require_free(out, overwrite=overwrite)
+    settings, checkpoint, found = converted(
+        file, data=data, root=root, side=side, distance=distance
+    )
+    run = Run.create(out, settings.config(), overwrite=overwrite)
+    run.save("last", checkpoint)
+    return run, found
+
+
+def converted(
+    file: str | Path,
+    *,
+    data: str = "imagenet",
+    root: str | None = None,
+    side: int = 256,
+    distance: Literal["euclidean", "cosine"] | None = None,
+) -> tuple[Settings, Checkpoint, Imported]:
+    """Settings and weights of a tokenizer of taming-transformers or LlamaGen; see `import_run`."""
     try:
         found = imported(read_tensors(file), side=side)
     except ValueError as error:
@@ -134,9 +151,7 @@ def import_run(
     )
     if bad := not_finite(checkpoint):
         raise MqvaeError(f"{file}: {bad} holds a number that is not finite.")
-    run = Run.create(out, settings.config(), overwrite=overwrite)
-    run.save("last", checkpoint)
-    return run, found
+    return settings, checkpoint, found
 
 
 def _delta(found: Imported, near: type[Distance], *, data: str, root: str | None) -> dict[str, Any]:

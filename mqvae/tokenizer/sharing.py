@@ -2,48 +2,65 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
+
 from mqvae.config import Settings
 from mqvae.config.classes import find
+from mqvae.core.quantizers import NoQuantizer
 from mqvae.errors import MqvaeError
 from mqvae.files import packed, unpacked
 from mqvae.optional import require
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
-from mqvae.tokenizer.card import CARD, GRID, card_of
+from mqvae.tokenizer.card import CARD, GRID, card_of, metrics_of
 from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.places import without_places
+from mqvae.weights.packaged import CONFIG, WEIGHTS
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = (CONFIG, WEIGHTS, CARD, GRID)
 # Whose errors say that the Hub cannot be asked, or does not do what it is asked.
 CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
 
 
-def write(tokenizer: Codec, folder: Path) -> None:
+def write(tokenizer: Codec, folder: Path, *, half: bool = False) -> None:
     """Write weights, config.json and the card."""
     card = _copied(tokenizer.folder) if _is_shared(tokenizer.folder) else card_of(tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    # As a checkpoint writes them, so that their fingerprint is the run's.
-    weights = packed(tokenizer.network.state_dict())
-    config = {
-        "mqvae": code().version,
-        "step": tokenizer.step,
-        "settings": _shared(tokenizer.settings.config()),
-        "sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    write_json(folder / CONFIG, config)
-    write_whole(folder / WEIGHTS, weights)
+    weights = tokenizer.network.state_dict()
+    if half:
+        weights = {k: t.half() if t.is_floating_point() else t for k, t in weights.items()}
+    told = {}
+    if not isinstance(tokenizer.network.quantizer, NoQuantizer):
+        told = {"codes": list(tokenizer.code_shape), "metrics": metrics_of(tokenizer)}
+    store(folder, tokenizer.settings, weights, step=tokenizer.step, **told)
     for name in (CARD, GRID):
         if name in card:
             write_whole(folder / name, card[name])
         else:  # of another tokenizer
             (folder / name).unlink(missing_ok=True)
+
+
+def store(
+    folder: Path, settings: Settings, tensors: Mapping[str, Tensor], *, step: int, **more: Any
+) -> None:
+    """Write weights and config.json, with more in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # As a checkpoint writes them, so that their fingerprint is the run's.
+    weights = packed(tensors)
+    config = {
+        "mqvae": code().version,
+        "step": step,
+        "settings": _shared(settings.config()),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        **more,
+    }
+    write_whole(folder / WEIGHTS, weights)
+    write_json(folder / CONFIG, config)
 
 
 def read(folder: Path) -> tuple[Settings, Checkpoint]:
@@ -107,6 +124,22 @@ def downloaded(
             allow_patterns=list(FILES),
         )
     return Path(folder)
+
+
+def from_hub(repository: str, file: str, **asking: Any) -> Path:
+    """A file of a repository, downloaded if it is not there yet.
+
+    Raises:
+        ValueError: if it cannot be had.
+        ExtraMissing: if huggingface_hub is not installed.
+    """
+    hub = _hub()
+    with _asking(
+        f"{file} of {repository} could not be had from the Hugging Face Hub",
+        "check the name and the network; what was downloaded before is found by "
+        "local_files_only=True",
+    ):
+        return Path(hub.hf_hub_download(repository, file, **asking))
 
 
 def uploaded(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from mqvae.runs import Checkpoint, Run
 from mqvae.tokenizer import files
 from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.codes import Codes, SizedCodes
+from mqvae.tokenizer.pretrained import located
 from mqvae.tokenizer.sharing import downloaded, read, uploaded, write
 from mqvae.training import inputs_of
 
@@ -70,10 +72,12 @@ class Tokenizer(Codec):
         local_files_only: bool = False,
         device: torch.device | str | None = None,
     ) -> "Tokenizer":
-        """Load what `save_pretrained` or `push_to_hub` wrote.
+        """Load a tokenizer of the package, or what `save_pretrained` or `push_to_hub` wrote.
 
         Args:
-            name: A folder, or a repository on the Hugging Face Hub as in "somebody/tokenizer".
+            name: One of `mqvae pretrained`, as "photos-f4"; a folder; a repository on the Hugging
+                Face Hub, as "somebody/tokenizer"; or a file there of taming-transformers or
+                LlamaGen, as "FoundationVision/LlamaGen/vq_ds16_c2i.pt", which is converted.
             revision: Branch, tag or commit of the repository.
             token: Access token for the Hub (default: the one that `hf auth login` kept).
             cache_dir: Where what is downloaded is kept.
@@ -85,13 +89,13 @@ class Tokenizer(Codec):
         """
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            folder = downloaded(
-                str(name),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
+            asking: Any = {
+                "revision": revision,
+                "token": token,
+                "cache_dir": cache_dir,
+                "local_files_only": local_files_only,
+            }
+            folder = located(str(name), **asking) or downloaded(str(name), **asking)
         return cls._of(folder, *read(folder), device)
 
     @classmethod
@@ -140,7 +144,7 @@ class Tokenizer(Codec):
 
     # -- sharing -----------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write what `from_pretrained` reads: weights, config.json, and a model card of the run.
 
         The card, README.md, has what was measured of these weights on the test images, by training
@@ -149,8 +153,9 @@ class Tokenizer(Codec):
 
         Args:
             folder: Where the files go, over those of these names.
+            half: Write float16, half the bytes; the fingerprint of the weights is another then.
         """
-        write(self, Path(folder))
+        write(self, Path(folder), half=half)
 
     def push_to_hub(
         self,

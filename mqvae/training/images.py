@@ -29,6 +29,7 @@ from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.networks.architecture import Inputs
 from mqvae.runs import Run
 from mqvae.training.known import Changes, Known, check
+from mqvae.weights.packaged import packaged
 
 FAST_IMAGES = 64  # of trainer.fast_dev_run
 SPLITS = ("train", "validation", "test")
@@ -85,7 +86,7 @@ def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits,
         known: What the run knows of its images, which keeps each of them in its split.
     """
     data, start = settings.data.absolute(), settings.start
-    if start is not None:
+    if start is not None and packaged(start.run) is None:
         start = replace(start, run=str(Path(start.run).expanduser().absolute()))
     train = load_split(data, "train")
     if data.random_crop and isinstance(train, InMemory):

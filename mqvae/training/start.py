@@ -9,6 +9,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import USE
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run, beginning_with
+from mqvae.weights.packaged import packaged, weights_of
 
 
 def parts_of(network: VQNetwork) -> dict[str, nn.Module]:
@@ -21,12 +22,17 @@ def parts_of(network: VQNetwork) -> dict[str, nn.Module]:
 
 
 def start_from(start: Start, network: VQNetwork) -> None:
-    """Give parts of a network the weights that a run ended with.
+    """Give parts of a network the weights that a run, or a tokenizer of the package, ended with.
 
     Raises:
         ValueError: if the run has none, or its parts are of other shapes: it names each.
     """
-    weights = Run(start.run).load("last", training=False).weights
+    folder = packaged(start.run)
+    weights = (
+        Run(start.run).load("last", training=False).weights
+        if folder is None
+        else weights_of(folder)
+    )
     there: dict[str, dict[str, Tensor]] = {}
     unfit: dict[str, list[str]] = {}
     for name in start.parts:
