@@ -13,6 +13,7 @@ import torch
 from conftest import SMALL
 
 import mqvae.report.codebook as module
+from mqvae.cli import main
 from mqvae.report import write_report
 from mqvae.report.codebook import FAINT, KEPT, Decoded, decoded
 from mqvae.report.pictures import codebooks, samples
@@ -100,6 +101,26 @@ def test_equal_codes_have_equal_colours_and_near_ones_near_colours(runs):
     for code in np.unique(codes):
         assert len(np.unique(colours[codes == code], axis=0)) == 1
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 2
+
+
+def test_the_worst_images_are_shown_with_what_became_of_them(runs):
+    run = read_run(runs("plain"))
+    worst, became = list(decoded(run).further.values())[:2]
+    assert "The 5 worst of 297 test images" in decoded(run).further
+    errors = np.square(worst.tiles / 255 - became.tiles / 255).mean((1, 2, 3))
+    # By bytes: images of nearly the same error may change places.
+    assert (np.diff(errors) < 1e-3).all()
+    everything = run.number("mse")
+    assert len(errors) == 5 and errors.min() > everything
+
+
+def test_samples_of_a_prior_are_shown(runs, tmp_path):
+    shutil.copytree(runs("plain"), tmp_path / "run")
+    assert "Samples of the prior" not in decoded(read_run(tmp_path / "run")).further
+    small = ["--steps", "1", "--width", "8", "--layers", "1", "--batch-size", "8"]
+    assert main(["prior", str(tmp_path / "run"), *small]) == 0
+    strip = decoded(read_run(tmp_path / "run")).further["Samples of the prior"]
+    assert strip.tiles.shape == (8, 8, 8, 1)
 
 
 @pytest.mark.parametrize(

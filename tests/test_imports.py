@@ -19,7 +19,7 @@ ROOT = Path(mqvae.__file__).parent
 
 # Imports point one way: a part imports itself, parts of its own row, and rows above.
 ORDER = [
-    {"errors", "notebook", "provenance", "shown"},
+    {"errors", "notebook", "places", "provenance", "shown"},
     {"core"},
     {"networks", "refine"},
     {

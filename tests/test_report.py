@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,6 +22,9 @@ from PIL import Image
 import mqvae
 from mqvae.report import write_report
 from mqvae.report.charts import envelope, plain, smooth, spans_decade, thin
+from mqvae.report.codebook import Decoded
+from mqvae.report.pictures import ERRORS, samples
+from mqvae.report.run import read_run
 from mqvae.report.strips import BUDGET, GAP, Strip, encode_strips, read_strip
 from mqvae.report.words import aligned
 
@@ -301,7 +306,7 @@ def test_page_stands_alone(page: Page) -> None:
     assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
     for tag, attributes in page.tags:
         assert attributes.get("src", "data:").startswith("data:"), tag
-        assert attributes.get("href", "#").startswith("#"), tag
+        assert attributes.get("href", "#").startswith(("#", "data:text/csv")), tag
     assert all(found.startswith("#") for found in re.findall(r"url\(([^)]*)\)", page.source))
     assert "@import" not in page.source
     assert len(page.source.encode()) < 1_000_000
@@ -320,7 +325,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(page: Page) -> None:
 
 def test_figures_take_colours_from_the_page_and_say_what_they_show(page: Page) -> None:
     charts = [attributes for tag, attributes in page.tags if attributes.get("class") == "chart"]
-    assert len(charts) == 4 + 6 + 3  # curves, gradient dynamics, code usage
+    assert len(charts) == 8 + 6 + 3  # curves, gradient dynamics, code usage
     assert all(chart["aria-label"] for chart in charts)
     body = page.source.partition("</style>")[2].partition("<script>")[0]
     assert not re.search(r"#[0-9a-f]{6}", body), "a fixed colour is unreadable in light or in dark"
@@ -328,7 +333,7 @@ def test_figures_take_colours_from_the_page_and_say_what_they_show(page: Page) -
         re.findall(r"var\([^)]*\)", body)
     )
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 4  # originals once, and three reconstructions
+    assert len(images) == 7  # originals once, three reconstructions, and their errors
     assert all(image["alt"] for image in images)
     assert "16 of 64 codes used over 10,000 test images, 48 not, perplexity 1" in page.text
 
@@ -412,7 +417,39 @@ def test_missing_samples_leave_a_labelled_gap(three: list[Path], tmp_path: Path)
         file.unlink()
     page = read([run, three[0]], tmp_path / "r.html")
     assert re.search(r"Originals.*Bare.*no samples yet.*VQ-VAE \(one", page.text, re.S)
-    assert sum(tag == "img" for tag, _ in page.tags) == 2
+    # Originals, what the other run made of them, and by how much.
+    assert sum(tag == "img" for tag, _ in page.tags) == 3
+
+
+def test_errors_are_shown_image_by_image(three: list[Path]) -> None:
+    rows = [row for row, _ in samples([read_run(three[0])], [""], [Decoded("")]).rows]
+    first, made, errors = (row.strip.tiles.astype(int) for row in rows)
+    assert rows[2].shows == ERRORS and errors.shape == first.shape
+    assert (errors == np.minimum(4 * np.abs(made - first), 255)).all()
+
+
+def test_sizes_and_speed_are_columns_and_the_table_goes_along(tmp_path: Path) -> None:
+    bits = {"entropy": 6.4, "bits_per_pixel": 0.4, "parameters": 412737}
+    runs = [make_run(tmp_path / "a", "A", summary=bits), make_run(tmp_path / "b", 'B, "2"')]
+    page = read(runs, tmp_path / "r.html")
+    first, second = page.table("Quality")
+    names = ("Tokens an image", "Compression", "Parameters", "Images/s")
+    # 0.4 bits a pixel of 28 × 28 are 49 codes of 6.4; of 8 bits a pixel they are a 20th.
+    assert [first[name] for name in names] == ["49", "20", "412,737", "1,600"]
+    assert [second[name] for name in names] == ["-", "-", "412,737", "1,600"]
+    [link] = [each["href"] for tag, each in page.tags if each.get("download")]
+    rows = list(csv.DictReader(StringIO(unquote(link.partition(",")[2]))))
+    assert [row["run"] for row in rows] == ["A", 'B, "2"']
+    assert (rows[0]["MSE"], rows[0]["Images/s"]) == ("0.008", "1600.0")
+    assert (rows[1]["device"], rows[1]["Compression"]) == ("cpu, 2 threads", "")
+
+
+def test_no_place_of_the_machine_is_named(tmp_path: Path) -> None:
+    source = {"source": "12 image files in /home/me/pictures"}
+    run = make_run(tmp_path / "a", data="/home/me/pictures", summary=source)
+    page = read([run], tmp_path / "r.html")
+    assert "12 image files in pictures" in page.text and "trained for" in page.text
+    assert "/home/me" not in page.source
 
 
 def test_runs_with_other_images_get_their_own_originals(three: list[Path], tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ import mqvae
 from mqvae.config import Settings, load_preset
 from mqvae.errors import MqvaeError
 from mqvae.optional import ExtraMissing
+from mqvae.places import names_only, without_places
 from mqvae.tokenizer import SizedCodes, Tokenizer
-from mqvae.tokenizer.places import names_only, without_places
 from mqvae.training import begin
 
 KINDS = {

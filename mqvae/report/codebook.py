@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from mqvae.tokenizer import Tokenizer
 
 KEPT = "codebook.npz"
-VERSION = "3"  # of what is drawn: another one is not taken from `KEPT`
+VERSION = "4"  # of what is drawn: another one is not taken from `KEPT`
 ARRAYS = ("codewords", "order", "chosen", "places")  # of what is drawn, kept by these names
 MOST = 1024  # codewords in a picture
 PIXELS = 2**24  # decoded for it at most: a network for large images shows fewer codewords
+SEEN = 2**21  # pixels of the images among which the worst are sought
+WORST, SAMPLES = 5, 8
+FURTHER = "further "  # what the arrays of those are called by, and their title
 BATCH = 2**20  # pixels decoded at once
 BESIDE, BETWEEN = 1, 8  # pixels between two codewords, and between the blocks of groups
 FAINT = 70  # of 255: how opaque a codeword is that was never chosen
@@ -51,6 +54,7 @@ class Decoded:
         chosen: How often the images measured on chose them (G, K); None where that was not counted.
         places: Of each position of the sample images (N, h, w, G) the codeword in the picture,
             group after group; -1 where it is not shown.
+        further: Worst images and samples of the prior, by what they are.
     """
 
     words: str
@@ -60,6 +64,7 @@ class Decoded:
     order: np.ndarray | None = None
     chosen: np.ndarray | None = None
     places: np.ndarray | None = None
+    further: Mapping[str, Strip] = field(default_factory=dict)
 
 
 def decoded(run: Run) -> Decoded:
@@ -74,7 +79,8 @@ def decoded(run: Run) -> Decoded:
     strips = [each for each in run.pictures or () if each.kind == "strip"]
     originals = next((each.file for each in strips if each.reference), None)
     try:
-        made_of = _fingerprint([checkpoint / "state.json", run.counted, originals])
+        prior = run.path / "prior" / "summary.json"
+        made_of = _fingerprint([checkpoint / "state.json", run.counted, originals, prior])
         found = _kept(run.path / KEPT, made_of)
         if found is None:
             found = _decode(run, originals)
@@ -104,13 +110,60 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
         different = (
             0 if codes is None else len(np.unique(codes.reshape(-1, codes.shape[-1]), axis=0))
         )
+        further = _worst(tokenizer) | _drawn(tokenizer)
         try:
             found = _codewords(tokenizer, run.counts, run.images)
         except ValueError as error:
-            return Decoded(f"cannot be shown: {error}", codes=coloured, different=different)
+            words = f"cannot be shown: {error}"
+            return Decoded(words, codes=coloured, different=different, further=further)
     assert found.order is not None
     places = None if codes is None else _places(codes, found.order)
-    return replace(found, codes=coloured, different=different, places=places)
+    return replace(found, codes=coloured, different=different, places=places, further=further)
+
+
+def _worst(tokenizer: Tokenizer) -> dict[str, Strip]:
+    """The test images of the largest squared errors, and what became of them."""
+    import torch
+
+    from mqvae.training.images import load_run_split
+
+    try:
+        images = load_run_split(tokenizer.run, tokenizer.settings, "test").images
+    except (OSError, ValueError):  # they are not here
+        return {}
+    number = min(len(images), max(SEEN // (images.shape[1] * images.shape[2]), 2 * WORST))
+    x = images.take(torch.linspace(0, len(images) - 1, number).long())[0] / 255
+    try:
+        y = tokenizer.task.images(tokenizer.decode(tokenizer.encode_batch(x)))
+    except ValueError:  # of another task
+        return {}
+    worst = (y.cpu() - x).square().flatten(1).mean(1).argsort(descending=True)[:WORST]
+    of = f"of {number:,} test images"
+    return {
+        f"The {len(worst)} worst {of}": _strip(x[worst]),
+        f"What became of the worst {of}": _strip(y[worst]),
+    }
+
+
+def _drawn(tokenizer: Tokenizer) -> dict[str, Strip]:
+    """Samples of the run's prior, where it has one."""
+    import torch
+
+    from mqvae.prior.sampling import images_of, load_prior, sample_codes
+
+    if math.prod(tokenizer.code_shape) > MOST:
+        return {}
+    try:
+        prior = load_prior(tokenizer)
+    except (OSError, ValueError):
+        return {}
+    codes = sample_codes(prior, SAMPLES, torch.Generator().manual_seed(0))
+    return {"Samples of the prior": _strip(images_of(tokenizer, codes))}
+
+
+def _strip(images: Tensor) -> Strip:
+    """Images (N, C, S, S) in [0, 1] as tiles."""
+    return Strip((255 * images.clamp(0, 1)).round().byte().movedim(1, -1).cpu().numpy())
 
 
 def _places(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -243,6 +296,7 @@ def _kept(file: Path, made_of: str) -> Decoded | None:
                 str(kept["words"]),
                 codes=codes,
                 different=int(kept["different"]),
+                further={k[len(FURTHER) :]: Strip(kept[k]) for k in kept if k.startswith(FURTHER)},
                 **{name: kept.get(name) for name in ARRAYS},
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -254,6 +308,7 @@ def _keep(file: Path, made_of: str, found: Decoded) -> None:
     arrays: dict[str, Any] = {"made_of": made_of, "words": found.words}
     arrays["different"] = found.different
     arrays |= {name: each for name in ARRAYS if (each := getattr(found, name)) is not None}
+    arrays |= {FURTHER + title: strip.tiles for title, strip in found.further.items()}
     if found.codes is not None:
         arrays["codes"] = found.codes.tiles
     with suppress(OSError), writing(file) as opened:

@@ -57,15 +57,16 @@ def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
     many = len(runs) > COLOURS
     drawn = {"task": "Task loss", "perplexity": "Perplexity of a batch"}
     drawn |= {"validation": "Validation loss"} if many and validated else {}
-    # Gumbel's divergence and LFQ's entropy are optimized as well; other quantizers have none.
-    own = [i for i in shown if np.isfinite(runs[i].column("auxiliary")).any()]
-    drawn |= {"auxiliary": "Quantizer's own loss"} if own else {}
+    # Not every quantizer has these, and older runs did not log learning rates.
+    some = {"auxiliary": "Quantizer's own loss", "commitment": "Commitment loss"}
+    some |= {"network_lr": "Learning rate"}
+    own = {key: [i for i in shown if np.nanmax(runs[i].column(key), initial=0) > 0] for key in some}
+    drawn |= {key: title for key, title in some.items() if own[key]}
     charts = []
     for key, quantity in drawn.items():
         for column, size, against, xlabel in _axes(runs, shown):
-            lines = [Line(runs[i].column(column) / size, runs[i].column(key), i) for i in shown]
-            if key == "auxiliary":
-                lines = [line for line in lines if line.run in own]
+            members = own.get(key, shown)
+            lines = [Line(runs[i].column(column) / size, runs[i].column(key), i) for i in members]
             if key == "validation":
                 lines = [
                     replace(_validation(runs[i], i, column, size), kind="first") for i in validated
@@ -78,7 +79,7 @@ def _training(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
                 name=f"{key}-{column}-{shown[0]}",
                 xlabel=xlabel,
                 alt=_describe(f"{title}.", runs, lines, "validation"),
-                log=False if key == "perplexity" else None,
+                log=False if key in ("perplexity", "network_lr") else None,
             )
             charts.append(Chart(title, svg, against=column))
     legend = [mark(runs[i].name, i) for i in shown]

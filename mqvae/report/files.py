@@ -20,6 +20,8 @@ METRICS = (
     *REQUIRED_METRICS,
     "validation",
     "auxiliary",
+    "commitment",
+    "network_lr",
     "perplexity",
     "direct_norm",
     "indirect_norm",

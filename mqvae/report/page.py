@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -22,6 +23,7 @@ from mqvae.report.pictures import codebooks, matrices, samples
 from mqvae.report.rates import rates
 from mqvae.report.run import Run, read_runs
 from mqvae.report.tables import (
+    as_csv,
     comparisons,
     details,
     figures,
@@ -99,7 +101,8 @@ def render(
             lead=_lead(runs, datasets),
             runs=runs,
             marks=[mark(run.name, i) for i, run in enumerate(runs)],
-            columns=[*swept(found), *results(runs)],
+            columns=(columns := [*swept(found), *results(runs)]),
+            csv=quote(as_csv(runs, columns)),
             rule=one_rule(runs),
             many=len(runs) > COLOURS,
             comparisons=comparisons(runs),
@@ -211,7 +214,6 @@ def _origins(runs: Sequence[Run]) -> dict[str, list[str]]:
     told: dict[str, list[object]] = {
         "Data": [run.summary.get("source") for run in runs],
         "Protocol": [run.protocol for run in runs],
-        "Parameters": [(n := run.number("parameters")) and f"{n:,.0f}" for run in runs],
         "Device": [run.summary.get("device") for run in runs],
         "Versions": [run.summary.get("versions") for run in runs],
     }

@@ -20,6 +20,8 @@ from mqvae.report.words import enumerate_words, inside
 WRITTEN = 20  # classes up to which a matrix is a table of numbers
 CODEBOOK = 400  # CSS pixels that a picture of codewords is wide at least
 CODES = "Codes"  # what a row shows that is in the colours of codes
+TIMES = 4  # errors are shown larger than they are
+ERRORS = f"Error maps, {TIMES} times the absolute error"
 SHADE = (76, 132, 204)  # seen on light and on dark pages
 
 
@@ -159,9 +161,13 @@ def samples(
                 detail = details[i] if len(own) == 1 else p.title
                 shows = p.title if strips[p.file] else "no samples yet"
                 rows.append(Row(runs[i].name, detail, shows, strips[p.file], i, group))
+                if found and (errors := _errors(found[0][1], strips[p.file])):
+                    rows.append(Row(runs[i].name, ERRORS, ERRORS, errors, i))
             if codes := decoded[i].codes:
                 detail = f"{decoded[i].different:,} different codes"
                 rows.append(Row(runs[i].name, detail, CODES, codes, i, group, decoded[i].places))
+            further = decoded[i].further.items()
+            rows += [Row(runs[i].name, title, ERRORS, strip, i) for title, strip in further]
             if not own and not (listed[i] or runs[i].pictures):  # else it has others, below
                 shows = "no samples yet" if runs[i].pictures is None else "nothing to show"
                 rows.append(Row(runs[i].name, details[i], shows, None, i))
@@ -171,13 +177,21 @@ def samples(
     # Areas of one colour: small as they are, and blurred by what makes photographs small.
     uris, exact = encode_strips([r.strip for r in rows if r.strip and r.shows != CODES])
     encoded = iter(uris)
-    first, *others = dict.fromkeys(row.shows for row in shown)
+    first, *others = dict.fromkeys(row.shows for row in shown if row.shows != ERRORS)
     return Samples(
         title=enumerate_words([first, *map(inside, others)]),
         rows=[(row, _uri(row, encoded)) for row in rows],
         aligned=any(each.reference and strips[each.file] for own in listed for each in own),
         exact=exact,
     )
+
+
+def _errors(original: Strip, made: Strip | None) -> Strip | None:
+    """Absolute differences of the same images, the mean of all channels, enlarged."""
+    if made is None or made.tiles.shape != original.tiles.shape:
+        return None
+    difference = np.abs(made.tiles.astype(float) - original.tiles).mean(-1, keepdims=True)
+    return Strip(np.minimum(TIMES * difference, 255).astype(np.uint8))
 
 
 def _uri(row: Row, encoded: Iterator[str]) -> str:

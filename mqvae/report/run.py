@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from mqvae.errors import MqvaeError
+from mqvae.places import names_only
 from mqvae.report.files import Counts, damaged, read_counts, read_json, read_metrics, read_yaml
 from mqvae.report.words import dataset_title
 
@@ -129,10 +130,15 @@ class Run:
         return checkpoint_of(self.summary)
 
     @property
+    def data(self) -> dict[str, Any]:
+        """Arguments of the data."""
+        data = _mapping(self.config.get("data"))
+        return _mapping(data.get("init_args", data))
+
+    @property
     def dataset(self) -> str:
         """The dataset in words, as the page's title says it."""
-        data = _mapping(self.config.get("data"))
-        name = _mapping(data.get("init_args", data)).get("name")
+        name = names_only(str(self.data.get("name") or ""))
         return dataset_title(name or self.summary.get("dataset"))
 
     @property
@@ -178,6 +184,29 @@ class Run:
         if total is None and len(self.column("seconds")):
             total = float(self.column("seconds")[-1])
         return total
+
+    @property
+    def tokens(self) -> float | None:
+        """Codes of an image: what the bits of a pixel are, of those of a code."""
+        side, bits = self.data.get("side"), self.number("bits_per_pixel")
+        entropy = self.number("entropy")
+        if not (is_number(side) and bits and entropy):
+            return None
+        return round(bits * side**2 / entropy)
+
+    @property
+    def compression(self) -> float | None:
+        """Bits of the pixels over bits of the codes by their entropy."""
+        channels, bits = self.data.get("channels"), "bits_per_pixel"
+        return (
+            8 * channels / found if is_number(channels) and (found := self.number(bits)) else None
+        )
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images of a training step over its time."""
+        batch, seconds = self.data.get("batch_size"), "seconds_per_step"
+        return batch / found if is_number(batch) and (found := self.number(seconds)) else None
 
     @cached_property
     def has_dynamics(self) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from typing import Any
 
+from mqvae.places import names_only
 from mqvae.report.run import Figure, Run, is_number
 from mqvae.report.words import aligned, duration, scientific
 
@@ -90,6 +93,7 @@ def results(runs: Sequence[Run]) -> list[Column]:
         "" if s is None or not seconds[0] or len(runs) == 1 else f"{s / seconds[0]:.2f}×"
         for s in seconds
     ]
+    rates = [run.images_per_second for run in runs]
     return [
         *columns,
         Column(
@@ -101,7 +105,28 @@ def results(runs: Sequence[Run]) -> list[Column]:
         ),
         Column("Training time", [duration(s) for s in times], values=times),
         Column("Updates", [_updates(run) for run in runs], values=[run.steps for run in runs]),
+        *(
+            Column(title, [f"{v:{form}}" if v else "-" for v in values], values=values)
+            for title, form, values in (
+                ("Tokens an image", ",.0f", [run.tokens for run in runs]),
+                ("Compression", ",.0f", [run.compression for run in runs]),
+                ("Parameters", ",.0f", [run.number("parameters") for run in runs]),
+                ("Images/s", ",.0f", rates),
+            )
+            if any(values)
+        ),
     ]
+
+
+def as_csv(runs: Sequence[Run], columns: Sequence[Column]) -> str:
+    """The results as the text of a CSV file, unrounded."""
+    text = StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["run", "device", *(column.title.replace("\xa0", " ") for column in columns)])
+    for i, run in enumerate(runs):
+        values = [column.order[i] if column.values else column.cells[i] for column in columns]
+        rows.writerow([run.name, run.summary.get("device", ""), *values])
+    return text.getvalue()
 
 
 @dataclass(frozen=True)
@@ -304,4 +329,4 @@ def written(value: Any) -> str:
         return ", ".join(map(written, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} = {written(each)}" for key, each in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else names_only(str(value))

@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 
 from mqvae.errors import MqvaeError
+from mqvae.places import names_only
 from mqvae.runs import read_json
 from mqvae.tokenizer.codec import Codec
-from mqvae.tokenizer.places import names_only
 
 CARD, GRID = "README.md", "reconstructions.png"
 GAP = 2  # pixels between originals and reconstructions, as there are between images

@@ -11,8 +11,8 @@ from mqvae.data import cache_folder
 from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.runs import Checkpoint, Run
 from mqvae.tokenizer.convert import converted
-from mqvae.tokenizer.sharing import CONFIG, WEIGHTS, from_hub, read, store
-from mqvae.weights.packaged import config_of, packaged, packaged_names
+from mqvae.tokenizer.sharing import from_hub, read, store
+from mqvae.weights.packaged import CONFIG, WEIGHTS, config_of, packaged, packaged_names
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".safetensors")
 
@@ -102,8 +102,10 @@ def run_of(
     config = settings.config()
     if data is not None:
         place = Path(data).expanduser()
-        config["data"] |= {"name": str(place.absolute()) if place.is_dir() else data, "root": None}
-        config["data"] |= {"validation": None, "limit": None, "classes": None}
+        config["data"]["init_args"] |= {
+            "name": str(place.absolute()) if place.is_dir() else data,
+            **dict.fromkeys(("root", "validation", "limit", "classes")),
+        }
     weights = {k: t.float() if t.is_floating_point() else t for k, t in saved.model.items()}
     run = Run.create(out, config, overwrite=overwrite)
     run.save("last", Checkpoint(weights, {}, {"step": saved.state["step"], "imported": name}))
@@ -116,7 +118,7 @@ def listed() -> Iterator[str]:
         folder = packaged(name)
         assert folder is not None
         config = config_of(folder)
-        data, quantizer = config["settings"]["data"], config["settings"]["quantizer"]["init_args"]
+        data, quantizer = (config["settings"][part]["init_args"] for part in ("data", "quantizer"))
         colours = "grey" if data["channels"] == 1 else "colour"
         height = config["codes"][0]
         stride, size = data["side"] // height, (folder / WEIGHTS).stat().st_size / 1e6

@@ -16,11 +16,11 @@ from mqvae.core.quantizers import NoQuantizer
 from mqvae.errors import MqvaeError
 from mqvae.files import packed, unpacked
 from mqvae.optional import require
+from mqvae.places import without_places
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, read_json, write_json, write_whole
 from mqvae.tokenizer.card import CARD, GRID, card_of, metrics_of
 from mqvae.tokenizer.codec import Codec
-from mqvae.tokenizer.places import without_places
 from mqvae.weights.packaged import CONFIG, WEIGHTS
 
 FILES = (CONFIG, WEIGHTS, CARD, GRID)

@@ -36,7 +36,7 @@
   against.forEach((each) => each.addEventListener("change", choose));
 
   // Under what a run made of the images lie the images, and what lies above is cut off.
-  for (const image of all(".samples img[data-run]")) {
+  for (const image of all(".samples img[data-over]")) {
     const pair = document.createElement("div");
     pair.className = "pair";
     pair.dataset.run = image.dataset.run;
