@@ -61,7 +61,7 @@ def test_what_is_in_the_package_encodes_and_decodes(name):
     assert tokenizer.decode(codes).shape == (2, data.channels, data.side, data.side)
     assert {t.dtype for t in tokenizer.network.parameters()} == {torch.float32}
     card = (FOLDER / name / "README.md").read_text()
-    assert all(f"## {part}\n" in card for part in ("Figures", "Data", "Licences", "Recipe"))
+    assert all(f"## {part}\n" in card for part in ("Metrics", "Data", "Licences", "Recipe"))
     assert f'from_pretrained("{name}")' in card
 
 
@@ -179,7 +179,7 @@ def test_another_file_than_the_known_one_is_refused(hub, tmp_path, monkeypatch):
 
 def test_a_run_of_a_file_of_the_hub(hub, capsys):
     assert main(["pretrained", "llamagen-f16", "--out", "run", "--data", "digits"]) == 0
-    assert Run("run").config["data"]["name"] == "digits"
+    assert Run("run").config["data"]["init_args"]["name"] == "digits"
     assert "11 codes" in capsys.readouterr().out
 
 
