@@ -323,7 +323,7 @@ class Halves(Frechet):
     """Features that need no weights; how many images were looked at."""
 
     def __init__(self, images, words):
-        super().__init__(2, "Halves", words, images)
+        super().__init__(2, words, images)
         self.looked = 0
 
     def features(self, images):
