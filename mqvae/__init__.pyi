@@ -73,12 +73,16 @@ from .core.rules import Undone as Undone
 from .core.rules import Unquantized as Unquantized
 from .core.rules import Update as Update
 from .core.transport import Transport as Transport
+from .data.arrays import ArrayData as ArrayData
+from .data.datasets import HubData as HubData
+from .data.datasets import TorchData as TorchData
 from .data.source import Data as Data
 from .data.source import ImageData as ImageData
 from .errors import MqvaeError as MqvaeError
 from .networks.architecture import Architecture as Architecture
 from .networks.code_prior import CodePrior as CodePrior
 from .networks.discriminator import PatchDiscriminator as PatchDiscriminator
+from .networks.mlp import MLP as MLP
 from .networks.pixelcnn import PixelCNN as PixelCNN
 from .networks.resnet import ResNet18 as ResNet18
 from .networks.transformer import CodeTransformer as CodeTransformer
@@ -90,6 +94,7 @@ from .tasks import Adversarial as Adversarial
 from .tasks import Classification as Classification
 from .tasks import Reconstruction as Reconstruction
 from .tasks import Task as Task
+from .tasks import VectorReconstruction as VectorReconstruction
 from .tokenizer import Tokenizer as Tokenizer
 
 __all__: list[str]

@@ -29,6 +29,7 @@ class Extra:
 
 EXTRAS: Mapping[str, Extra] = {
     "compress": Extra(("constriction",), "mqvae compress and mqvae decompress"),
+    "datasets": Extra(("datasets",), "datasets of the Hugging Face Hub, --data hf:OWNER/NAME"),
     "fid": Extra(("torch_fidelity",), "FID and the inception score"),
     "hub": Extra(("huggingface_hub",), "tokenizers on the Hugging Face Hub"),
     "onnx": Extra(

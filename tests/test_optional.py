@@ -24,7 +24,7 @@ from mqvae.weights import Weights
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
-SERVICES = {"trackio", "wandb"}  # not in [all]
+SERVICES = {"datasets", "trackio", "wandb"}  # not in [all]
 
 
 def modules_of(requirements):

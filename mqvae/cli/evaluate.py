@@ -202,7 +202,8 @@ def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
                 f"the run has no {options.split} images (data.validation 0): take another --split."
             )
         return _Images(found.images, found.identity, found.changes)
-    if options.split is None and type(tokenizer.task).images is Task.images:
+    has_labels = type(tokenizer.task).images is Task.images and not settings.data.are_vectors
+    if options.split is None and has_labels:
         raise MqvaeError(
             f"{type(tokenizer.task).__name__} is measured with labels: add --split test or train, "
             "for a dataset or a folder with class folders."
@@ -211,7 +212,7 @@ def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
         settings.data, options.data, options.split, root=options.root, own_size=options.own_size
     )
     classes = settings.data.classes or 1
-    if type(tokenizer.task).images is Task.images and int(images.labels.max()) >= classes:
+    if has_labels and int(images.labels.max()) >= classes:
         raise MqvaeError(
             f"{options.data} has labels up to {int(images.labels.max())}, the run knows {classes} "
             "classes: measure it on images of these."

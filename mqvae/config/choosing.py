@@ -1,8 +1,12 @@
 """A preset for images, where none is named."""
 
 from pathlib import Path
+from typing import Any
 
+from mqvae.config.classes import find
+from mqvae.config.options import Spec
 from mqvae.config.presets import RECOMMENDED, is_known
+from mqvae.config.sources import source_of
 from mqvae.data import DATASETS, look
 from mqvae.data.look import Look
 from mqvae.weights.packaged import CONFIG, packaged
@@ -10,6 +14,8 @@ from mqvae.weights.packaged import CONFIG, packaged
 CHOICES = {12: "digits-tiny", 40: "fashion-mnist-demo"}
 """Presets by the longest side of images that they are chosen for."""
 LARGER = "images-64"
+VECTORS, RESIDUAL = "vectors", "residual-ema"
+"""Preset and method of vectors."""
 BATCH = 64
 """Images in a batch of these presets."""
 TUNED_STEPS, TUNED_LR, TUNED_BATCH = 200, 3e-4, 16
@@ -49,6 +55,9 @@ def completed(arguments: list[str]) -> tuple[list[str], str]:
     data = place or _said(rest, "--data", "--data.name")
     if not data:
         return arguments, ""
+    source = source_of(data)
+    if source["class_path"] != "mqvae.ImageData":
+        return _for_another(data, source, rest)
     seen = look(data, _said(rest, "--root", "--data.root") or None)
     start = _said(rest, "--from", "--from.run")
     if start and not _said(rest, "--method") and (config := _config_of(start)):
@@ -95,12 +104,29 @@ def _fine_tuning(
     return [*chosen, *rest], why
 
 
+def _for_another(data: str, source: Spec, rest: list[str]) -> tuple[list[str], str]:
+    """The same for another source than images in files."""
+    kind: Any = find(source["class_path"])
+    shape = kind(**source.get("init_args", {})).load("train").shape
+    if len(shape) == 1:
+        preset, what, usual = VECTORS, f"vectors of {shape[0]:,} numbers", RESIDUAL
+    else:
+        usual = RECOMMENDED
+        preset = next((name for most, name in CHOICES.items() if shape[-1] <= most), LARGER)
+        what = f"images of {shape[-1]} × {shape[-1]} pixels"
+    method = _said(rest, "--method") or usual
+    why = f"{data}: {what}. Preset {preset}, method {method}.\n`mqvae methods` lists others."
+    return [preset, "--method", method, "--data", data, *rest], why
+
+
 def _are_images(name: str) -> bool:
-    """Whether a name in the place of a preset is a data set, a folder of images, or shards."""
+    """Whether a name in the place of a preset is data: a data set, a folder, shards, an array."""
     path = Path(name).expanduser()
     if is_known(name) or path.suffix in (".yaml", ".yml"):
         return False
     is_run = (path / "config.yaml").is_file()
+    if source_of(name)["class_path"] != "mqvae.ImageData":
+        return True
     return name in DATASETS or path.suffix == ".tar" or (path.is_dir() and not is_run)
 
 

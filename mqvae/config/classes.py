@@ -10,6 +10,7 @@ from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
+import torch.utils.data
 from jsonargparse import set_parsing_settings
 from jsonargparse._common import parsing_settings
 
@@ -18,7 +19,7 @@ import mqvae
 OURS = ("mqvae", "torch.optim", "torch.nn")
 """What may be imported because a file of settings names it."""
 RUNS = "mqvae.__main__"  # importing it is running the program
-PARENTS = re.compile(r"(mqvae|torch\.(optim|nn\.modules\.loss))\b")
+PARENTS = re.compile(r"(mqvae|torch\.(optim|nn\.modules\.loss|utils\.data))\b")
 """Where a class must descend from."""
 UNFIT = {
     "SparseAdam": "takes sparse gradients alone, which no network here has",
@@ -162,7 +163,8 @@ def public() -> Mapping[str, type]:
 
 
 def _is_a_base(kind: type) -> bool:
-    return kind.__module__.startswith("mqvae.") or kind is torch.nn.modules.loss._Loss
+    others = (torch.nn.modules.loss._Loss, torch.utils.data.Dataset)
+    return kind.__module__.startswith("mqvae.") or kind in others
 
 
 def _is_open(kind: type) -> bool:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer as TorchOptimizer
 import mqvae
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.rules import Rule
-from mqvae.data.source import Data, ImageData
+from mqvae.data import ArrayData, Data, ImageData, TorchData
 from mqvae.errors import MqvaeError
 from mqvae.networks.architecture import Architecture
 from mqvae.ranges import Decay, Norm, Number, Rate, Seed, Share
@@ -139,9 +139,14 @@ GROUPS: Mapping[str, type[Any]] = {
 }
 LISTED: Mapping[str, type[Any]] = {"data": ImageData, **GROUPS}
 """What --help-all lists with all that can be set in it."""
+BOOLEANS: tuple[tuple[str, type[Any]], ...] = (
+    *LISTED.items(),
+    ("data", ArrayData),
+    ("data", TorchData),
+)
 FLAGS = {
     f"--{name}.{each.name}"
-    for name, group in LISTED.items()
+    for name, group in BOOLEANS
     for each in fields(group)
     if each.type is bool
 }

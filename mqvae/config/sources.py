@@ -1,8 +1,10 @@
 """What `--data VALUE` and `data: VALUE` mean."""
 
+from torch.utils.data import Dataset
+
 from mqvae.config.classes import canonical, find
 from mqvae.config.options import Spec
-from mqvae.data.source import Data, ImageData
+from mqvae.data import ArrayData, Data, HubData, ImageData, TorchData
 
 
 def source_of(value: str) -> Spec:
@@ -14,9 +16,11 @@ def source_of(value: str) -> Spec:
     kind = find(value)
     if kind is not None and issubclass(kind, Data):
         return {"class_path": canonical(value)}
+    if kind is not None and issubclass(kind, Dataset):
+        return {"class_path": "mqvae.TorchData", "init_args": {"train": {"class_path": value}}}
     taken = next((each for each in SOURCES if each.takes(value)), ImageData)
     return {"class_path": f"mqvae.{taken.__name__}", "init_args": {"name": value}}
 
 
-SOURCES: tuple[type[Data], ...] = (ImageData,)
+SOURCES: tuple[type[Data], ...] = (ArrayData, HubData, TorchData)
 """Sources that are told by their names, the first that takes one; images are the rest."""

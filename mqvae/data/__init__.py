@@ -1,6 +1,8 @@
 """A name, a folder or shards -> batches."""
 
+from mqvae.data.arrays import ArrayData
 from mqvae.data.batches import Batches, fitting, in_order, these
+from mqvae.data.datasets import HubData, OfDataset, TorchData
 from mqvae.data.files import Reading
 from mqvae.data.folder import has_validation, image_files, load_all, load_files
 from mqvae.data.identity import Difference, Identity, identity_of
@@ -16,19 +18,23 @@ from mqvae.data.validation import Bounds, bounds_of, draw, hold_out, usual_count
 __all__ = [
     "DATASETS",
     "EXTENSIONS",
+    "ArrayData",
     "Batches",
     "Bounds",
     "Data",
     "DataNotFound",
     "Difference",
+    "HubData",
     "Identity",
     "ImageData",
     "Images",
     "InMemory",
     "Look",
+    "OfDataset",
     "Part",
     "Reading",
     "Stored",
+    "TorchData",
     "bounds_of",
     "cache_folder",
     "draw",

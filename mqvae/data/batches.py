@@ -1,5 +1,6 @@
 """Batches from images: shuffled and endless to train, in order to evaluate."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -98,7 +99,7 @@ class Batches:
         return len(self.images) // (self.batch_size * self.world_size)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch: x (B, C, H, W) float32 in [0, 1] and y (B,) int64, on the device."""
+        """The next batch: x (B, C, H, W) or (B, D) float32 and y (B,) int64, on the device."""
         if self._coming is None:
             places = self._places((self._epoch, self._position))
             self._coming = ahead(self._gather, places, self.images.ahead)
@@ -195,11 +196,10 @@ def fitting(most: int, shape: Sequence[int], *, side: int = 64) -> int:
 
     Args:
         most: At most so many.
-        shape: Of an image, (C, H, W).
+        shape: Of an image, (C, H, W), or of a vector, (D,).
         side: The smaller, the less memory it takes.
     """
-    _, height, width = shape
-    return max(1, min(most, most * side * side // (height * width)))
+    return max(1, min(most, most * side * side // math.prod(shape[1:])))
 
 
 def in_order(
@@ -243,13 +243,15 @@ def _gather(
     # PyTorch's pinned-memory cache keeps a buffer until the copy from it is done. The device is
     # said because a thread that takes ahead begins with the first one.
     with torch.cuda.device(device) if device.index is not None else nullcontext():
-        out = torch.empty((len(indices), *images.shape), dtype=torch.uint8, pin_memory=True)
+        out = torch.empty((len(indices), *images.shape), dtype=images.dtype, pin_memory=True)
         x, y = images.take(indices, offsets=offsets, out=out)
         return x, y.pin_memory()
 
 
 def _deliver(x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Move bytes, and make floats of them on the device."""
+    """Move bytes, and make floats of them on the device; floats stay what they are."""
     x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    if x.is_floating_point():
+        return x, y
     # Divided, not multiplied by 1/255: then bytes come back exactly from round(255 x).
     return x.to(torch.float32).div_(255), y

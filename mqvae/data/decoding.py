@@ -91,18 +91,24 @@ def decode(
         with open(file, "rb", buffering=0) as there:
             file = BytesIO(there.read())
     with open_image(file) as opened:
-        image = upright(opened, channels)
-        width, height = image.size
-        if (width, height) != (side, side):
-            # Resizing the square is resizing the shorter side, then cropping, but never
-            # makes the long strip that an image of 10 × 100,000 pixels would become.
-            short = min(width, height)
-            left, top = (width - short) * offset, (height - short) * offset
-            if not resize and short >= side:  # whole pixels: nothing is interpolated
-                short, left, top = side, (width - side) // 2, (height - side) // 2
-            box = (left, top, left + short, top + short)
-            image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        return numbers(image)
+        return numbers(squared(upright(opened, channels), side, offset=offset, resize=resize))
+
+
+def squared(
+    image: Image.Image, side: int, *, offset: float = 0.5, resize: bool = True
+) -> Image.Image:
+    """A square of an image with `side` pixels a side; arguments as of `decode`."""
+    width, height = image.size
+    if (width, height) == (side, side):
+        return image
+    # Resizing the square is resizing the shorter side, then cropping, but never
+    # makes the long strip that an image of 10 × 100,000 pixels would become.
+    short = min(width, height)
+    left, top = (width - short) * offset, (height - short) * offset
+    if not resize and short >= side:  # whole pixels: nothing is interpolated
+        short, left, top = side, (width - side) // 2, (height - side) // 2
+    box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:

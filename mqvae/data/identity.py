@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mqvae.data.images import Images, InMemory, Part
+from mqvae.data.images import Images
 
 _SHOWN = 3  # names in a message
 
@@ -118,7 +118,7 @@ def identity_of(images: Images) -> Identity:
     if files is not None:
         names, sizes = files.name_hashes, files.sizes()
         return Identity(len(images), _digest(names, sizes), names, sizes, images.names)
-    return Identity(len(images), _digest_of_pixels(images))
+    return Identity(len(images), images.digest)
 
 
 def _digest(names: np.ndarray, sizes: np.ndarray) -> str:
@@ -126,14 +126,3 @@ def _digest(names: np.ndarray, sizes: np.ndarray) -> str:
     for values, kind in ((names, "<u8"), (sizes, "<i8")):
         digest.update(values.astype(kind).tobytes())
     return digest.hexdigest()
-
-
-def _digest_of_pixels(images: Images) -> str:
-    if isinstance(images, InMemory):
-        return images.digest
-    if isinstance(images, Part):
-        whole = _digest_of_pixels(images.whole)
-        digest = hashlib.blake2b(whole.encode(), digest_size=16)
-        digest.update(images.indices.cpu().numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
-    raise TypeError(f"{type(images).__name__} has neither files nor pixels in memory")

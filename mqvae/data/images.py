@@ -19,7 +19,7 @@ _CHUNK_BYTES = 32 * 2**20
 
 
 class Images(ABC):
-    """Images of one shape with labels, wherever they are.
+    """Images of one shape with labels, wherever they are; or vectors.
 
     Attributes:
         name: Data set, or the folder's path.
@@ -47,12 +47,26 @@ class Images(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image, (D,) of a vector."""
 
     @property
     @abstractmethod
     def skipped(self) -> Sequence[str]: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what `take` gives: uint8 of images, float32 of vectors."""
+        return torch.uint8
+
+    @property
+    def digest(self) -> str:
+        """What tells these images from others, where they are in no files; 32 hexadecimal digits.
+
+        Raises:
+            TypeError: if it is the files that tell.
+        """
+        raise TypeError(f"{type(self).__name__} has neither files nor pixels in memory")
 
     @abstractmethod
     def take(
@@ -63,6 +77,8 @@ class Images(ABC):
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images and labels at `indices` (n,): (n, C, H, W) uint8 and (n,) int64.
+
+        Of vectors (n, D) float32.
 
         Args:
             indices: Which ones, 0 to N − 1.
@@ -77,10 +93,10 @@ class Images(ABC):
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Images):
-    """Images held in memory as bytes.
+    """Images held in memory as bytes, or vectors as floats.
 
     Attributes:
-        pixels: (N, C, H, W) uint8.
+        pixels: (N, C, H, W) uint8, or (N, D) float32.
         original: `digest` of the images that these were resized or converted from.
 
     Raises:
@@ -99,7 +115,7 @@ class InMemory(Images):
     remarks: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+        if (self.pixels.dtype, self.pixels.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
             raise MqvaeError(
                 f"pixels do not fit: expected (N, C, H, W) uint8, got {tuple(self.pixels.shape)} "
                 f"{self.pixels.dtype}; scale values to 0..255 and convert with .to(torch.uint8)"
@@ -118,6 +134,10 @@ class InMemory(Images):
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pixels.dtype
+
     @cached_property
     def digest(self) -> str:
         """BLAKE2b of pixels and labels as they came, before any resizing; 32 hexadecimal digits."""
@@ -129,9 +149,8 @@ class InMemory(Images):
         return digest.hexdigest()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        _, channels, height, width = self.pixels.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.pixels.shape[1:])
 
     def take(
         self,
@@ -176,8 +195,18 @@ class Part(Images):
         return len(self.indices)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         return self.whole.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
+    @property
+    def digest(self) -> str:
+        digest = hashlib.blake2b(self.whole.digest.encode(), digest_size=16)
+        digest.update(self.indices.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def skipped(self) -> Sequence[str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from torch import Tensor
+
 from mqvae.data.folder import has_validation
 from mqvae.data.images import Images
 from mqvae.data.named import DATASETS, load
@@ -60,9 +62,26 @@ class Data(ABC):
     def shape(self) -> tuple[int, ...] | None:
         """(C, H, W) of images, (D,) of vectors; None where they must be looked at first."""
 
+    def everything(self) -> Images:
+        """All of it, split "files".
+
+        Raises:
+            ValueError: if it is always split.
+        """
+        raise MqvaeError(f"{type(self).__name__} is taken by its splits: add --split test.")
+
+    def prepared(self, rows: Tensor) -> Tensor:
+        """Vectors (N, D) as the network takes them."""
+        return rows
+
     @abstractmethod
     def seen(self, images: Images) -> Self:
         """The same with the shape that was found."""
+
+    @property
+    def are_vectors(self) -> bool:
+        """Whether it is vectors (D,), as far as is known."""
+        return self.shape is not None and len(self.shape) == 1
 
     @property
     def title(self) -> str:
@@ -78,6 +97,12 @@ class Data(ABC):
     def side(self) -> int | None:
         """Pixels a side; None of vectors and where it is not known."""
         return self.shape[-1] if self.shape and len(self.shape) == 3 else None
+
+    def in_words(self) -> str:
+        """What a network for it takes."""
+        if self.are_vectors and self.shape:
+            return f"vectors of {self.shape[0]:,} numbers"
+        return f"{self.channels} × {self.side} × {self.side} pixels"
 
     @property
     def random_crop(self) -> bool:

@@ -14,11 +14,12 @@ from mqvae.core.gap import gradient_gap
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import NoQuantizer
 from mqvae.core.usage import CodeCounts
-from mqvae.data import Images, fitting, in_order
+from mqvae.data import Images, first, fitting, in_order
 from mqvae.data.own_size import BySize
 from mqvae.errors import MqvaeError
 from mqvae.metrics.bits import CodeBits, Prior
 from mqvae.metrics.image_metric import ImageMetric
+from mqvae.metrics.sharing import SHARED, shared
 from mqvae.progress import watched
 from mqvae.tasks import Metric, Picture, Task
 
@@ -121,6 +122,7 @@ def evaluate(
     parts = images.parts if isinstance(images, BySize) else [images]
     sizes = [fitting(BATCH_SIZE, part.shape) for part in parts]
     counts = CodeCounts(quantizer.num_codes, quantizer.groups, device=device)
+    are_vectors, found_codes = len(images.shape) == 1, list[Tensor]()
     bits = None if isinstance(quantizer, NoQuantizer) else CodeBits(quantizer, prior, device)
     gaps = torch.zeros(2, dtype=torch.float64)  # their sum, their number
 
@@ -147,6 +149,8 @@ def evaluate(
             filled = fill(x)
             output, codes = passed(x, filled)
             counts.add(codes)
+            if are_vectors:
+                found_codes.append(codes)
             if bits is not None:
                 bits.add(codes, y, x[:, 0].numel())
             measured.update(output, target)
@@ -158,14 +162,17 @@ def evaluate(
                 of_filled = target if filled is x else task.target(filled, y)
                 gap = _gradient_gap(network, task, filled, of_filled)
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
-        pixels, _ = parts[0].take(torch.arange(min(SAMPLES, len(parts[0]))))
-        x = pixels.to(device) / 255
+        x, _ = next(in_order(first(parts[0], SAMPLES), SAMPLES, device=device))
         total = sum_across_processes if together else alone
         found = measured.compute(total)
         pictures = measured.show(x, passed(x, fill(x))[0])
     counts = counts.of_all_processes() if together else counts
     gap, measured_batches = total(gaps).tolist()
     costs, costs_described = bits.compute(counts, total, together=together) if bits else ({}, {})
+    if are_vectors and bits is not None:
+        del costs["bits_per_pixel"], costs_described["bits_per_pixel"]
+        costs |= shared(found_codes, quantizer.groups, device=device, together=together)
+        costs_described |= SHARED
     return Evaluation(
         metrics={
             **found,

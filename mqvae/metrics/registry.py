@@ -12,6 +12,7 @@ from mqvae.metrics.bits import BITS, PRIOR
 from mqvae.metrics.evaluation import CODES
 from mqvae.metrics.image_metric import ImageMetric, Row
 from mqvae.metrics.score import Classifier
+from mqvae.metrics.sharing import SHARED
 from mqvae.optional import ExtraMissing
 from mqvae.tasks import Adversarial, Classification, Metric, Task
 from mqvae.weights import WeightsNotFound
@@ -43,6 +44,7 @@ METRICS: Mapping[str, Metric] = {
     **Classification.metrics,
     **CODES,
     **BITS,
+    **SHARED,
     **PRIOR,
     **FURTHER,
 }

@@ -14,11 +14,11 @@ MOST_LAYERS = 1000  # or blocks; more are a slip, and would be built one by one 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network is built for: square images, and the classes they are of.
+    """What a network is built for: square images or vectors, and the classes they are of.
 
     Attributes:
-        channels: 1 for grey, 3 for colour.
-        side: Pixels a side.
+        channels: 1 for grey, 3 for colour; of vectors the number of their dimensions.
+        side: Pixels a side; 0 of vectors.
         classes: Number of classes.
     """
 
@@ -37,6 +37,9 @@ class Architecture(ABC):
     channel_axis: int = 1
     """Axis of the D dimensions in the encoder's output: 1 for convolutions, -1 for transformers."""
 
+    takes_vectors: bool = False
+    """Whether its inputs are vectors (B, D), and not images (B, C, H, W)."""
+
     def check(self, inputs: Inputs) -> None:  # noqa: B027
         """Refuse what it does not take; by default it takes everything.
 
@@ -54,6 +57,12 @@ class Architecture(ABC):
         Raises:
             ValueError: as `check`.
         """
+        if self.takes_vectors != (inputs.side == 0):
+            taken, other = ("vectors", "images") if self.takes_vectors else ("images", "vectors")
+            raise MqvaeError(
+                f"{type(self).__name__} is a network for {taken}, and the data are {other}: take "
+                f"a preset for {other}, or --network {'VQVAE' if self.takes_vectors else 'MLP'}."
+            )
         self.check(inputs)
         encoder, decoder = self.cut(inputs, quantizer.dim)
         return VQNetwork(encoder, quantizer, decoder, channel_axis=self.channel_axis)

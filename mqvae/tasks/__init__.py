@@ -2,7 +2,7 @@
 
 from mqvae.tasks.adversarial import Adversarial
 from mqvae.tasks.classification import Classification
-from mqvae.tasks.reconstruction import Reconstruction
+from mqvae.tasks.reconstruction import Reconstruction, VectorReconstruction
 from mqvae.tasks.task import (
     AuxiliaryOptimizer,
     Figure,
@@ -28,4 +28,5 @@ __all__ = [
     "Reconstruction",
     "Strip",
     "Task",
+    "VectorReconstruction",
 ]

@@ -39,6 +39,36 @@ class Reconstruction(Task):
         return output.float().clamp(0, 1)
 
 
+class VectorReconstruction(Reconstruction):
+    """Mean squared error between the output and the input vector."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "mse": Metric(
+            "MSE", "lower", "mean over all numbers of the vectors, as the network gets them"
+        ),
+    }
+
+    images = Task.images
+
+    def measurement(self) -> Measurement:
+        return _VectorErrors()
+
+
+class _VectorErrors(Measurement):
+    """Sum of squared errors, in float64."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)  # squared errors, their number
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        squared = (output.cpu().double() - target.cpu()).square()
+        self.sums += torch.stack([squared.sum(), squared.new_tensor(squared.numel())])
+
+    def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        squared, numbers = total(self.sums).tolist()
+        return {"mse": squared / numbers}
+
+
 class _Errors(Measurement):
     """Sums of squared errors and of decibels, in float64."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from mqvae.refine.refined import refined
 from mqvae.refine.refinement import Refinement
 from mqvae.runs import Run
 from mqvae.tasks import Task
-from mqvae.tokenizer.codes import Codes, SizedCodes, numbered
+from mqvae.tokenizer.codes import Codes, SizedCodes, form_of, numbered
 from mqvae.tokenizer.inputs import Pictures, tensors_of
 from mqvae.tokenizer.sizes import Size, by_size, cut, together
 
@@ -79,9 +80,16 @@ class Codec:
     @cached_property
     @torch.no_grad()
     def code_shape(self) -> tuple[int, ...]:
-        """Of the codes of an image of the run: (h, w), or (h, w, G) with more than one group."""
-        side = self.settings.data.side or 1
-        return tuple(self._one(self.settings.data.channels or 1, side, side).shape[1:])
+        """Of the codes of an image of the run: (h, w), or (h, w, G) with more than one group.
+
+        Of the codes of a vector () or (G,).
+        """
+        return tuple(self._one(*self._shape).shape[1:])
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of one input of the run."""
+        return self.settings.data.shape or (1, 1, 1)
 
     @property
     def stride(self) -> int:
@@ -114,19 +122,23 @@ class Codec:
         Args:
             images: A PIL image, the path of an image file, an array (H, W), (H, W, C) or
                 (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of images, which may
-                have several sizes. Arrays and tensors are bytes, or floats in [0, 1].
+                have several sizes. Arrays and tensors are bytes, or floats in [0, 1]. Of a run on
+                vectors an array or a tensor (B, D) of floats.
             refine: Passes through the decoder that look for better codes than the nearest, or all
                 about that search; None for the nearest.
 
         Returns:
             (B, h, w) int64, or (B, h, w, G) with more than one group. Where images have several
-            sizes, or were filled up, a record of these codes and the sizes.
+            sizes, or were filled up, a record of these codes and the sizes. Of vectors (B,) or
+            (B, G).
 
         Raises:
             ValueError: says what is expected if it gets something else, the network refuses the
                 images, it does not quantize, or its codes cannot be refined.
         """
         self._check_quantized()
+        if self.settings.data.are_vectors:
+            return self.encode_batch(self._vectors(images), refine=refine)
         given = tensors_of(images, self.settings.data.channels or 1)
         sizes: list[Size] = [(image.shape[-2], image.shape[-1]) for image in given]
         if isinstance(given, Tensor):
@@ -140,6 +152,17 @@ class Codec:
         whole = isinstance(given, Tensor) and not any(self._missing(*sizes[0]))
         return codes if whole else SizedCodes(codes, tuple(sizes))
 
+    def _vectors(self, given: Any) -> Tensor:
+        """Vectors (B, D), or one (D,), as the network takes them."""
+        expected = f"vectors (B, {self._shape[0]}) of floats"
+        if not isinstance(given, Tensor | np.ndarray):
+            raise MqvaeError(f"{expected} are an array or a tensor, got {type(given).__name__}.")
+        rows = torch.as_tensor(given)
+        rows = rows[None] if rows.ndim == 1 else rows
+        if rows.ndim != 2 or not rows.is_floating_point():
+            raise MqvaeError(f"expected {expected}, got {tuple(rows.shape)} {rows.dtype}.")
+        return self.settings.data.prepared(rows)
+
     def _missing(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns that an image lacks to be a whole number of codes."""
         if (height, width) == (self.settings.data.side,) * 2:
@@ -148,6 +171,8 @@ class Codec:
 
     def filled(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) with sides filled up as `encode` does; `x` itself where none is."""
+        if x.ndim != 4:
+            return x
         below, right = self._missing(x.shape[2], x.shape[3])
         return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
@@ -171,7 +196,7 @@ class Codec:
         dtype = next(self.network.parameters()).dtype
         codes = []
         with self._evaluating():
-            for part in x.split(at_once((x.shape[1], x.shape[2], x.shape[3]), how)):
+            for part in x.split(at_once(x.shape[1:], how)):
                 x = part.to(self.device, dtype)
                 codes.append(
                     self.network.encode(self.filled(x)) if how is None else self._refined(x, how)
@@ -192,8 +217,7 @@ class Codec:
     @cached_property
     def _curvature(self) -> Curvature:
         """Of the decoder as it is when codes are refined first; in eval mode."""
-        data = self.settings.data
-        shape = data.channels or 1, data.side or 1, data.side or 1
+        shape = self._shape
         return curvature_of(self.network, shape, at_once=at_once(shape, Refinement()))
 
     @torch.no_grad()
@@ -236,11 +260,10 @@ class Codec:
 
     def _decode(self, codes: Tensor) -> Tensor:
         """What the decoder makes of codes of one size, of so many at once as memory holds."""
-        data = self.settings.data
-        height = width = data.side or 1
+        shape = self._shape
         if self.stride > 1 and codes.ndim > 2:
-            height, width = (self.stride * codes.shape[axis] for axis in (1, 2))
-        parts = codes.split(fitting(BATCH_SIZE, (data.channels or 1, height, width)))
+            shape = (shape[0], *(self.stride * codes.shape[axis] for axis in (1, 2)))
+        parts = codes.split(fitting(BATCH_SIZE, shape))
         with self._evaluating():
             return torch.cat([self.network.decode(part) for part in parts])
 
@@ -270,8 +293,8 @@ class Codec:
         size = BATCH_SIZE if how is None else at_once(images.shape, how)
         batches = watched_batches(images, size, "encoding", device=self.device)
         parts = [self.encode_batch(x, refine=how).cpu().numpy() for x, _ in batches]
-        channels, side, _ = images.shape
-        made = self.as_file(np.concatenate(parts), side, channels, names=tuple(images.names))
+        codes, names = np.concatenate(parts), tuple(images.names)
+        made = self.as_file(codes, *form_of(images.shape), names=names)
         return made if how is None else replace(made, refined=str(how))
 
     def as_file(
@@ -280,13 +303,13 @@ class Codec:
         """Codes of this tokenizer with what is needed to decode them.
 
         Args:
-            codes: (n, h, w), or (n, h, w, G) with more than one group.
-            side: Side of their images in pixels.
-            channels: Channels of their images.
+            codes: (n, h, w), or (n, h, w, G) with more than one group; (n, G) of vectors.
+            side: Side of their images in pixels; 0 of vectors.
+            channels: Channels of their images; dimensions of their vectors.
             names: A name for each (default: numbers).
         """
         return Codes(
-            codes=codes,
+            codes=codes[:, None] if codes.ndim == 1 else codes,
             num_codes=self.network.quantizer.num_codes,
             side=side,
             channels=channels,

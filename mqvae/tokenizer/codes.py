@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,10 @@ class Codes:
     """Codes of images, with what is needed to decode them.
 
     Attributes:
-        codes: (n, h, w), or (n, h, w, G) with more than one group.
+        codes: (n, h, w), or (n, h, w, G) with more than one group; of vectors (n, G).
         num_codes: K of the codebook they index.
-        side: Side of the images in pixels.
-        channels: Channels of the images.
+        side: Side of the images in pixels; 0 of vectors.
+        channels: Channels of the images, or dimensions of the vectors.
         names: A name for every image.
         model: Fingerprint of the weights that made them.
         skipped: Names of images that could not be read and have no codes.
@@ -206,6 +206,11 @@ class Codes:
         digest = hashlib.sha256(json.dumps([*told, self.skipped, self.images, shape]).encode())
         digest.update(self.codes.astype(_type_for(self.num_codes)).tobytes())
         return digest.hexdigest()
+
+
+def form_of(shape: Sequence[int]) -> tuple[int, int]:
+    """Side and channels that a file has of images (C, H, W); 0 and D of vectors (D,)."""
+    return (shape[-1] if len(shape) > 1 else 0), shape[0]
 
 
 def numbered(count: int) -> tuple[str, ...]:

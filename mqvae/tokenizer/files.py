@@ -45,6 +45,8 @@ def find_images(
             f"there is no '{what}': IMAGES is an image file, a folder of images, or one of "
             f"{', '.join(SPLITS)} for that split of the run's dataset."
         )
+    if data.are_vectors:
+        return replace(data, name=str(path)).everything()
     reading = Reading(memory=False, workers=getattr(data, "workers", None), on_error=on_error)
     if fit:
         return load_all(path, replace(reading, side=data.side, channels=data.channels))
@@ -75,19 +77,21 @@ def check_codes(tokenizer: Codec, codes: Codes) -> None:
     """`Tokenizer.check_codes`."""
     quantizer = tokenizer.network.quantizer
     array = codes.codes
-    ndim = 3 if quantizer.groups == 1 else 4
+    of_vectors = tokenizer.settings.data.are_vectors
+    ndim = 2 if of_vectors else 3 if quantizer.groups == 1 else 4
     if codes.num_codes != quantizer.num_codes:
         raise MqvaeError(
             f"the codes index {codes.num_codes} codewords, the run has "
             f"{quantizer.num_codes}: they belong to another run."
         )
-    if array.ndim != ndim or (ndim == 4 and array.shape[-1] != quantizer.groups):
-        shape = "(n, h, w)" if ndim == 3 else f"(n, h, w, {quantizer.groups})"
+    if array.ndim != ndim or (ndim != 3 and array.shape[-1] != quantizer.groups):
+        grid = "" if of_vectors else ", h, w"
+        shape = f"(n{grid})" if ndim == 3 else f"(n{grid}, {quantizer.groups})"
         raise MqvaeError(f"the run decodes codes {shape}, got {tuple(array.shape)}.")
-    if codes.channels != tokenizer.settings.data.channels:
+    channels = (tokenizer.settings.data.shape or (None,))[0]
+    if codes.channels != channels:
         raise MqvaeError(
-            f"the codes are of images with {codes.channels} channels, the run has "
-            f"{tokenizer.settings.data.channels}."
+            f"the codes are of inputs with {codes.channels} channels, the run has {channels}."
         )
     if len(codes.names) != len(array):
         raise MqvaeError(f"{len(array)} rows of codes, but {len(codes.names)} names.")
@@ -100,6 +104,9 @@ def check_codes(tokenizer: Codec, codes: Codes) -> None:
             f"codes must lie in 0 … {quantizer.num_codes - 1}, got {int(array.min())} … "
             f"{int(array.max())}."
         )
+    if of_vectors:
+        _check_model(tokenizer, codes)
+        return
     # Asked of the decoder, whose work the codes that are there bound; `side` may say anything.
     output = tokenizer.decode(torch.from_numpy(array[:1].astype(np.int64)))
     image = tokenizer.task.images(output)[0]  # (C, H, W)
@@ -108,6 +115,10 @@ def check_codes(tokenizer: Codec, codes: Codes) -> None:
             f"{array.shape[1]} × {array.shape[2]} codes decode to images of "
             f"{image.shape[1]} × {image.shape[2]}, the file says {codes.side} × {codes.side}."
         )
+    _check_model(tokenizer, codes)
+
+
+def _check_model(tokenizer: Codec, codes: Codes) -> None:
     if codes.model != tokenizer.model:
         raise MqvaeError(
             "these codes were made with other weights: decode them with the run and the "
@@ -120,6 +131,8 @@ def decode_to_files(
 ) -> int:
     """`Tokenizer.decode_to_files`."""
     check_codes(tokenizer, codes)
+    if tokenizer.settings.data.are_vectors:
+        return _vectors_to_file(tokenizer, codes, folder)
     names = png_names(codes.names) if paths is None else paths
     array = torch.from_numpy(codes.codes.astype(np.int64))
     done = 0
@@ -127,6 +140,14 @@ def decode_to_files(
     for part in watched(parts, len(parts), "decoding"):
         done += write_pictures(tokenizer.task.images(tokenizer.decode(part)), folder, names[done:])
     return done
+
+
+def _vectors_to_file(tokenizer: Codec, codes: Codes, folder: Path) -> int:
+    """Write the vectors of codes as `vectors.npy` in a folder; returns how many."""
+    rows = codes.codes[:, 0] if tokenizer.network.quantizer.groups == 1 else codes.codes
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "vectors.npy", tokenizer.decode(rows).float().cpu().numpy())
+    return len(rows)
 
 
 def write_pictures(images: Tensor, folder: Path, names: Sequence[Path]) -> int:

@@ -19,7 +19,7 @@ from mqvae.progress import watched
 from mqvae.refine.refinement import Refinement
 from mqvae.runs import read_json, write_json
 from mqvae.tokenizer.codec import BATCH_SIZE, Codec, at_once
-from mqvae.tokenizer.codes import Codes
+from mqvae.tokenizer.codes import Codes, form_of
 from mqvae.tokenizer.files import decode_to_files, is_inside
 
 SHARD = 10_000  # images of 64 × 64; fewer of larger ones
@@ -62,7 +62,7 @@ class Shards:
         self._refined = "" if refine is None else str(refine)
         most = SHARD if refine is None else max(SHARD // refine.passes, BATCH_SIZE)
         self.size = size = size or fitting(most, images.shape)
-        channels, side, _ = images.shape
+        side, channels = form_of(images.shape)
         count = -(-len(images) // size)
         # What does not change when images are added, removed or replaced.
         self._fixed = {
@@ -198,8 +198,7 @@ class Shards:
         names = tuple(
             self.images.names[i] if self.images.names else f"{i:0{digits}d}" for i in mine
         )
-        channels, side, _ = self.images.shape
-        made = self.tokenizer.as_file(codes, side, channels, names=names)
+        made = self.tokenizer.as_file(codes, *form_of(self.images.shape), names=names)
         made = replace(
             made.without(self.images.skipped),
             images=self._fingerprints[number],
@@ -242,6 +241,12 @@ def decode_shards(tokenizer: Codec, codes: str | Path, folder: str | Path) -> in
     Raises:
         ValueError: for what `Tokenizer.check_codes` refuses.
     """
+    if tokenizer.settings.data.are_vectors:
+        found = list(shards_of(codes))
+        names = tuple(name for shard in found for name in shard.names)
+        rows = np.concatenate([shard.codes for shard in found])
+        whole = replace(found[0], codes=rows, names=names)
+        return decode_to_files(tokenizer, whole, Path(folder), None)
     done = 0
     for shard in shards_of(codes):
         if shard.names:

@@ -124,7 +124,7 @@ class Tokenizer(Codec):
     def __repr__(self) -> str:
         data, quantizer = self.settings.data, self.network.quantizer
         return (
-            f"Tokenizer({str(self.folder)!r}: {data.channels} × {data.side} × {data.side} pixels, "
+            f"Tokenizer({str(self.folder)!r}: {data.in_words()}, "
             f"{type(quantizer).__name__}({quantizer.extra_repr()}), step {self.step:,})"
         )
 
@@ -132,7 +132,7 @@ class Tokenizer(Codec):
         data, quantizer = self.settings.data, self.network.quantizer
         items = {
             "from": str(self.folder),
-            "images": f"{data.channels} × {data.side} × {data.side} pixels",
+            "inputs": data.in_words(),
             "quantizer": f"{type(quantizer).__name__}({quantizer.extra_repr()})",
             "parameters": f"{sum(p.numel() for p in self.network.parameters()):,}",
             "step": f"{self.step:,}",

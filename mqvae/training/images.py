@@ -176,6 +176,9 @@ def other_images(
     Raises:
         ValueError: if there are none, one cannot be read or they have no sizes of their own.
     """
+    if data.are_vectors:
+        other = replace(data, name=name)
+        return other.everything() if split is None else other.load(split)
     options = data if isinstance(data, ImageData) else ImageData(side=data.side)
     options = replace(options, name=name, root=root)
     options = options.unheld() if own_size else options
@@ -223,6 +226,7 @@ def inputs_of(data: Data) -> Inputs:
     Raises:
         ValueError: if they have not been looked at yet.
     """
-    if data.channels is None or data.side is None:
+    if data.shape is None:
         raise MqvaeError("data.channels and data.side must be known to build a network.")
-    return Inputs(data.channels, data.side, data.classes or 1)
+    size, *sides = data.shape
+    return Inputs(size, sides[-1] if sides else 0, data.classes or 1)
