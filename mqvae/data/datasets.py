@@ -286,5 +286,5 @@ def _made(spec: Any) -> Any:
     """The object of a {class_path, init_args}, whose class was looked at as settings were read."""
     if isinstance(spec, Mapping) and "class_path" in spec:
         kind: Any = locate(spec["class_path"])
-        return kind(**{name: _made(value) for name, value in (spec["init_args"] or {}).items()})
+        return kind(**{name: _made(value) for name, value in (spec.get("init_args") or {}).items()})
     return [_made(each) for each in spec] if isinstance(spec, list) else spec
