@@ -15,8 +15,8 @@ from mqvae.config import Settings, from_arguments, load_preset
 from mqvae.core.codebook import Table
 from mqvae.data import InMemory
 from mqvae.diagnosis import diagnose, motion, refitted, without_quantization
+from mqvae.diagnosis.findings import findings
 from mqvae.diagnosis.motion import coherence
-from mqvae.diagnosis.words import findings
 from mqvae.networks.architecture import Architecture
 from mqvae.report import write_report
 from mqvae.runs import Run

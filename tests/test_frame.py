@@ -32,7 +32,7 @@ from mqvae import (
 )
 from mqvae.config import Settings, load_preset
 from mqvae.core.look_ahead import preview
-from mqvae.training import begin, loop
+from mqvae.training import begin, runs
 
 RULES = [Alternated, Ema, Joint, Meta, MetaBoth, MetaNetwork, Synchronous, Unquantized]
 KINDS = {
@@ -256,10 +256,10 @@ def test_nothing_is_looked_at_in_a_step(monkeypatch):
 def test_a_run_begins_with_what_the_first_process_has(tmp_path, monkeypatch):
     """Network, task and EMA of the weights, before k-means and the first checkpoint."""
     order: list[Any] = []
-    monkeypatch.setattr(loop, "agree", order.append)
-    initialize = loop.initialize_codebook
+    monkeypatch.setattr(runs, "agree", order.append)
+    initialize = runs.initialize_codebook
     monkeypatch.setattr(
-        loop, "initialize_codebook", lambda *given: order.append("k-means") or initialize(*given)
+        runs, "initialize_codebook", lambda *given: order.append("k-means") or initialize(*given)
     )
     settings = Settings.of(
         load_preset("digits-tiny", {"steps": 1, "trainer": {"accelerator": "cpu"}})

@@ -408,7 +408,7 @@ def test_what_was_shared_is_shared_again_with_its_card(tokenizer, runs, tmp_path
     (bare / "summary.json").unlink()
     shutil.rmtree(bare / "evaluations")
     Tokenizer.from_run(bare).save_pretrained(tmp_path / "a")
-    assert "None were taken at step 3" in (tmp_path / "a" / "README.md").read_text()
+    assert "None were measured at step 3" in (tmp_path / "a" / "README.md").read_text()
     assert not (tmp_path / "a" / "reconstructions.png").exists()
 
 
@@ -431,7 +431,7 @@ def test_the_card_says_what_the_run_does(runs, tmp_path):
         f"on {summary['device']}, with mqvae {mqvae.__version__}, torch {torch.__version__}",
         "| Network | VQVAE(width=8, residual_blocks=1, stride=4) |",
         "| Update rule | Joint(",
-        "| Updates | 3 of 3 |",
+        "| Training steps | 3 of 3 |",
         "(reconstructions.png)",
     ):
         assert text in card.content, text

@@ -133,7 +133,7 @@ def test_a_sweep_that_is_stopped_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Training, "fit", lambda self: fit(self, after_step=stop))
     command = [*TINY, "--sweep", "seed=0,1", "--out", str(out)]
     assert main(command) == 130
-    assert "the same command goes on with the sweep" in capsys.readouterr().err
+    assert "the same command resumes the sweep" in capsys.readouterr().err
     assert not (out / "seed=1").exists()
     # As a kill between two renamings leaves it: the run is resumed, not replaced.
     last = out / "seed=0" / "checkpoints" / "last"

@@ -32,8 +32,9 @@ from mqvae.training import (
     Training,
     assembly,
     begin,
+    ema,
     logs,
-    loop,
+    runs,
     warmup_cosine,
 )
 from mqvae.training import resume as go_on
@@ -102,7 +103,7 @@ def finished(tmp_path_factory):
 def test_the_weights_average_has_the_decay_that_help_and_page_say():
     """After n steps min(decay, (1 + n) / (10 + n)): no plain mean, which is 21% off after 30."""
     weight = torch.nn.Linear(1, 1, bias=False)
-    average = torch.optim.swa_utils.AveragedModel(weight, multi_avg_fn=assembly._towards(0.99))
+    average = torch.optim.swa_utils.AveragedModel(weight, multi_avg_fn=ema.towards(0.99))
     values = torch.rand(30, dtype=torch.float64).tolist()
     expected = values[0]
     for n, value in enumerate(values):
@@ -674,7 +675,7 @@ def test_the_codebook_is_initialized_from_batches_without_graphs(tmp_path, monke
 
 
 def test_an_initialization_that_does_not_fit_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "initialize_codebook", lambda *_: no_cuda_memory())
+    monkeypatch.setattr(runs, "initialize_codebook", lambda *_: no_cuda_memory())
     with pytest.raises(OutOfMemory, match="before the first step"):
         begin(settings(), tmp_path / "run")
 
@@ -811,7 +812,7 @@ def test_when_a_collapse_is_one(tmp_path, monkeypatch, num_codes, used, warnings
         "quantizer": {"init_args": {"num_codes": num_codes}},
         "trainer": {"log_every": 10},
     }
-    monkeypatch.setattr(loop, "initialize_codebook", lambda *_: None)
+    monkeypatch.setattr(runs, "initialize_codebook", lambda *_: None)
     training = begin(settings(delta), tmp_path / "run")
     log_rows(training, used)
     assert len(training.log.warnings) == warnings
@@ -819,7 +820,7 @@ def test_when_a_collapse_is_one(tmp_path, monkeypatch, num_codes, used, warnings
 
 def test_few_codes_are_no_collapse_where_they_were_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "COLLAPSE_STEPS", 40)
-    monkeypatch.setattr(loop, "initialize_codebook", lambda *_: None)
+    monkeypatch.setattr(runs, "initialize_codebook", lambda *_: None)
     rate = {"class_path": "mqvae.RateAware", "init_args": {"bits": 2.0}}
     delta = {"quantizer": {"init_args": {"num_codes": 500, "rate": rate}}}
     for used, warnings in ((4, 0), (1, 1)):

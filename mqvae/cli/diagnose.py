@@ -7,8 +7,8 @@ from mqvae.cli.parser import add_accept, add_machine, parser_of
 from mqvae.cli.terminal import quiet
 
 if TYPE_CHECKING:
+    from mqvae.diagnosis.measured import Measured
     from mqvae.diagnosis.run import Diagnosis
-    from mqvae.diagnosis.words import Measured
 
 
 def diagnose(arguments: list[str]) -> int:
@@ -67,7 +67,7 @@ def _text(diagnosis: "Diagnosis") -> str:
 
 
 def _table(measured: "Measured") -> list[str]:
-    """The task's figures in every case, a line each."""
+    """The task's metrics in every case, a line each."""
     nearest = f"on {measured.searched_images:,} images"
     cases = {
         "as it is": measured.now,

@@ -73,7 +73,7 @@ def sweep(arguments: list[str], train: Callable[[list[str]], int]) -> int:
             continue
         if code in STOPPED:
             command = shlex.join(["mqvae", "train", *arguments])
-            print(f"the same command goes on with the sweep\n  {command}", file=sys.stderr)
+            print(f"the same command resumes the sweep\n  {command}", file=sys.stderr)
             return code
     _conclude(asked.out, list(runs))
     return int(failed)

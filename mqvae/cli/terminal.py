@@ -28,7 +28,7 @@ def to_the_end(
     Args:
         fit: The training.
         steps: How many there are.
-        go_on: The command that goes on with it.
+        go_on: The command that resumes it.
         speaks: Whether to say that it stopped.
     """
     from mqvae.training import Interrupted
@@ -36,10 +36,10 @@ def to_the_end(
     try:
         return fit(), 0
     except Interrupted as stop:
-        said = f"stopped after step {stop.step:,} of {steps:,}; go on with\n  {go_on}"
+        said = f"stopped after step {stop.step:,} of {steps:,}; resume with\n  {go_on}"
         code = 128 + stop.signal_number
     except KeyboardInterrupt:
-        said, code = f"stopped at once; go on from the last checkpoint with\n  {go_on}", 130
+        said, code = f"stopped at once; resume from the last checkpoint with\n  {go_on}", 130
     if speaks:
         print(said, file=sys.stderr)
     return None, code

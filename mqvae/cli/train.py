@@ -70,7 +70,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _training(arguments: list[str]) -> "Training":
-    """What the arguments ask for: a new run, or one to go on with."""
+    """What the arguments ask for: a new run, or one to resume."""
     helping = any(a in ("-h", "--help", "--help-all") for a in arguments)
     if any(a.partition("=")[0] == "--resume" for a in arguments) and not helping:
         return _resumed(arguments)
@@ -91,7 +91,7 @@ def _training(arguments: list[str]) -> "Training":
 
 
 def _resumed(arguments: list[str]) -> "Training":
-    parser = parser_of("train", "Go on with a run where it stopped.")
+    parser = parser_of("train", "Resume a run where it stopped.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="the run's folder")
     parser.add_argument(
         "--steps",
@@ -107,7 +107,7 @@ def _resumed(arguments: list[str]) -> "Training":
     options, others = parser.parse_known_args(arguments)
     if others:
         raise MqvaeError(
-            f"--resume goes on with the run's own settings: leave out {' '.join(others)}. Only "
+            f"--resume takes the run's own settings: leave out {' '.join(others)}. Only "
             "--steps, --devices and --accelerator may change."
         )
     from mqvae.config import Settings

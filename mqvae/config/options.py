@@ -85,7 +85,7 @@ class WarmStart:
     def __post_init__(self) -> None:
         if self.unquantized + self.gradual > 1:
             raise MqvaeError(
-                "warm_start.unquantized and warm_start.gradual are shares of the same updates, 1 "
+                "warm_start.unquantized and warm_start.gradual are shares of the same steps, 1 "
                 f"at most together; got {self.unquantized} and {self.gradual}."
             )
 

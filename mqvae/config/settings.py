@@ -1,9 +1,7 @@
 """Settings of a run: read, written, and made into objects."""
 
 import json
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import lru_cache, partial, reduce
@@ -13,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from torch.optim import Optimizer as TorchOptimizer
 
 from mqvae.config.choosing import completed
-from mqvae.config.classes import UNFIT, find, is_ours, only_ours, path_of
+from mqvae.config.classes import find, only_ours, path_of
 from mqvae.config.help import show_help
 from mqvae.config.merging import merged
-from mqvae.config.messages import choices, explained
 from mqvae.config.options import (
     GROUPS,
     LEVELS,
@@ -35,6 +31,7 @@ from mqvae.config.options import (
     settings_parser,
     with_arguments,
 )
+from mqvae.config.parsing import component, namespace, parsed, plain, with_defaults
 from mqvae.config.presets import delta_of, layers, presets_in_words
 from mqvae.config.retired import without_retired
 from mqvae.config.typed import as_typed, typed
@@ -98,12 +95,12 @@ class Settings:
 
     @classmethod
     def _read(cls, config: Mapping[str, Any]) -> "Settings":
-        given = _given(config)
-        return cls._of(given, _complete(given))
+        given = parsed(config)
+        return cls._of(given, with_defaults(given))
 
     @classmethod
     def _of(cls, given: Namespace, complete: Namespace) -> "Settings":
-        values = _plain(complete)
+        values = plain(complete)
         for level in LEVELS:  # that of both holds where a level names none
             if f"optimizer.{level}.init_args.weight_decay" not in given:
                 values["optimizer"][level]["init_args"].pop("weight_decay", None)
@@ -151,10 +148,10 @@ class Settings:
 
     def _made(self, *slots: str) -> Namespace:
         """The objects of these slots; partial ones where there is more to be handed over."""
-        config = json.loads(json.dumps(self.config()), object_hook=_component)
+        config = json.loads(json.dumps(self.config()), object_hook=component)
         wanted = Namespace()
         for slot in slots:
-            wanted[slot] = _namespace(reduce(getitem, slot.split("."), config))
+            wanted[slot] = namespace(reduce(getitem, slot.split("."), config))
         later = [(_later, TorchOptimizer, True)]
         parser = settings_parser()
         with refused(", ".join(slots)), only_ours(config):
@@ -192,7 +189,7 @@ def load_preset(name: str, *deltas: Mapping[str, Any], method: str | None = None
         ValueError: says what is wrong with a setting, or that there is no such preset, method or
             file.
     """
-    return _plain(_given(_layered([*layers(name, method), *deltas])))
+    return plain(parsed(_layered([*layers(name, method), *deltas])))
 
 
 def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
@@ -220,11 +217,11 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
         raise MqvaeError(f"{(files or names)[-1]}: {error}") from error
     config = _layered([below, options])
     try:
-        given = _given(config, "--")
-        complete = _complete(given, "--")
+        given = parsed(config, "--")
+        complete = with_defaults(given, "--")
     except MqvaeError as error:
         try:
-            _complete(_given(below))
+            with_defaults(parsed(below))
         except MqvaeError as own:  # the file's own mistake is told as such
             if str(own).replace("--", "") == str(error).replace("--", ""):
                 raise MqvaeError(f"{(files or names)[-1]}: {own}") from error
@@ -236,82 +233,6 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
 def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Settings, each over those before."""
     return reduce(merged, map(without_retired, configs), {})
-
-
-def _given(config: Mapping[str, Any], dashes: str = "") -> Namespace:
-    """What settings say.
-
-    Args:
-        config: From files and options together.
-        dashes: What the writer put before a name.
-
-    Raises:
-        ValueError: in plain words.
-    """
-    parser = settings_parser()
-    with _in_plain_words(dashes), only_ours(config):
-        text = yaml.safe_dump(dict(config), allow_unicode=True)
-        given = parser.parse_args([f"--config={text}"], defaults=False)
-    for action in parser._actions:
-        if action.default is not None and given.get(action.dest, action.default) is None:
-            raise MqvaeError(f"{dashes}{action.dest} expects a value, got none.")
-    for slot in (f"optimizer.{level}" for level in LEVELS):
-        name = str(given.get(f"{slot}.class_path")).rpartition(".")[2]
-        if name in UNFIT:
-            raise MqvaeError(
-                f"{dashes}{slot} cannot be {name}, which {UNFIT[name]}. Choices: "
-                f"{', '.join(choices(TorchOptimizer))}."
-            )
-    return given
-
-
-def _complete(given: Namespace, dashes: str = "") -> Namespace:
-    """The same with what it leaves open.
-
-    Raises:
-        ValueError: in plain words.
-    """
-    # Another class than a slot's usual one would take that one's defaults where both have them.
-    emptied = Namespace({slot: None for slot in SLOTS if slot in given})
-    with _in_plain_words(dashes), only_ours(given.as_dict()):
-        return settings_parser().parse_object(given.clone(), namespace=emptied)
-
-
-@contextmanager
-def _in_plain_words(dashes: str) -> Iterator[None]:
-    try:
-        yield
-    except ArgumentError as error:
-        known = [o for action in settings_parser()._actions for o in action.option_strings]
-        raise MqvaeError(explained(str(error), known, dashes)) from error
-
-
-def _plain(found: Namespace) -> dict[str, Any]:
-    """The same in plain types, its components looked at."""
-    with only_ours(found.as_dict()):
-        text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
-    return json.loads(text, object_hook=_component)
-
-
-def _component(value: dict[str, Any]) -> dict[str, Any]:
-    """A component in full: of mqvae's, torch's optimizers or losses, or a class derived from one.
-
-    Nothing else is ever called, whatever a config.yaml from elsewhere says.
-    """
-    if "class_path" not in value:
-        return value
-    path = str(value["class_path"])
-    if not is_ours(find(path)):
-        raise MqvaeError(f"class_path '{path}' is no part of mqvae, nor derived from one.")
-    return {"class_path": path, "init_args": value.get("init_args") or {}}
-
-
-def _namespace(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_namespace(item) for item in value]
-    if isinstance(value, dict):
-        return Namespace(**{key: _namespace(item) for key, item in value.items()})
-    return value
 
 
 def _data(spec: Spec) -> Data:

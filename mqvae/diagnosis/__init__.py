@@ -2,10 +2,10 @@
 
 from mqvae.diagnosis.bound import without_quantization
 from mqvae.diagnosis.choice import BestOfNearest, best_of_nearest
+from mqvae.diagnosis.measured import Finding, Measured
 from mqvae.diagnosis.motion import Motion, motion
 from mqvae.diagnosis.refit import Refit, refitted
 from mqvae.diagnosis.run import Diagnosis, diagnose, write_diagnosis
-from mqvae.diagnosis.words import Finding, Measured
 
 __all__ = [
     "BestOfNearest",

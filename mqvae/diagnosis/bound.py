@@ -17,7 +17,7 @@ BATCH_SIZE = 512
 def without_quantization(
     network: VQNetwork, task: Task, images: Images, *, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """The task's figures when the decoder is given the embeddings themselves, z_e for z_q.
+    """The task's metrics when the decoder is given the embeddings themselves, z_e for z_q.
 
     A bound of what another codebook, or another choice of codes, could reach through this encoder
     and decoder. The decoder was not trained on z_e: trained on it, it would do better.

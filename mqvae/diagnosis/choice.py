@@ -26,8 +26,8 @@ class BestOfNearest:
     Attributes:
         loss_before: The task's loss with the nearest code everywhere, mean over images.
         loss_after: The same with the codes chosen by it.
-        before: The task's figures with the nearest codes.
-        after: The task's figures with the codes chosen.
+        before: The task's metrics with the nearest codes.
+        after: The task's metrics with the codes chosen.
         changed: Share of codes that are others than the nearest, 0 to 1.
         candidates: m.
         images: How many.

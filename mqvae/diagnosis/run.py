@@ -12,10 +12,11 @@ from mqvae.config import Settings
 from mqvae.core.passes import RandomState
 from mqvae.diagnosis.bound import without_quantization
 from mqvae.diagnosis.choice import best_of_nearest
+from mqvae.diagnosis.findings import findings
+from mqvae.diagnosis.measured import Finding, Measured
 from mqvae.diagnosis.motion import Motion, motion
 from mqvae.diagnosis.refit import refitted
 from mqvae.diagnosis.subject import quantizer_of
-from mqvae.diagnosis.words import Finding, Measured, findings
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run, write_json
 from mqvae.training import Training, learning_rate, resume
@@ -34,7 +35,7 @@ class Diagnosis:
     Attributes:
         measured: The measurements.
         findings: What they say, the weightiest first.
-        step: Updates that the run has had.
+        step: Training steps that the run has had.
         changes: What is different from the images that the run had, by split, and was accepted.
     """
 

@@ -27,7 +27,7 @@ class PriorSettings:
     """How a prior is trained.
 
     Args:
-        steps: Updates.
+        steps: Number of training steps.
         seed: Of the first weights and the order of batches.
         architecture: pixelcnn or transformer (default: transformer where an image has 256 codes or
             more).

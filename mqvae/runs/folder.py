@@ -15,7 +15,7 @@ from mqvae.core.distributed import process_rank
 from mqvae.errors import MqvaeError
 from mqvae.files import read_json, read_yaml, write_whole
 from mqvae.notebook import html_table
-from mqvae.runs.checkpoint import Checkpoint, name_before, newest_whole, write_checkpoint
+from mqvae.runs.checkpoint import Checkpoint, load_checkpoint, name_before, write_checkpoint
 from mqvae.runs.lock import LOCK, Lock, lock
 
 COLUMNS = (
@@ -268,48 +268,16 @@ class Run:
             ValueError: if there is none, or files of it and of the one before are damaged.
         """
         folder = self.folder / "checkpoints" / name
-        while True:
-            there = _identity(folder)
-            found, damage = newest_whole(folder, training=training, weights=weights)
-            # One that is replaced while it is read looks damaged, or is not there.
-            if _identity(folder) == there or (found is not None and damage is None):
-                break
-        if found is not None:
-            if damage is not None and name not in self._damaged:
-                self._damaged.add(name)
-                if process_rank() == 0:
-                    print(
-                        f"mqvae: warning: the checkpoint {folder} is damaged ({_reason(damage)}): "
-                        f"the one before it is taken, of step {found.state.get('step')}.",
-                        file=sys.stderr,
-                    )
-            return found
-        if damage is None:
-            raise MqvaeError(
-                f"{self.folder} has no checkpoint '{name}' (yet): train it, or train it again with "
-                "--overwrite."
-                + " The best is chosen on validation images: it needs data.validation above 0."
-                * (name == "best")
-            )
-        other = "best" if name == "last" else "last"
-        raise MqvaeError(
-            f"the checkpoint {folder} is damaged ({_reason(damage)}), and no whole one is before "
-            "it. Train the run again with --overwrite"
-            + (
-                f"; to use it as it is, the other one may be whole: --checkpoint {other}."
-                if folder.with_name(other).is_dir()
-                else "."
-            )
-        ) from damage
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that takes its place; None where there is none."""
-    try:
-        found = folder.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        found, damage = load_checkpoint(folder, training=training, weights=weights)
+        if damage and name not in self._damaged:
+            self._damaged.add(name)
+            if process_rank() == 0:
+                print(
+                    f"mqvae: warning: the checkpoint {folder} is damaged ({damage}): the one "
+                    f"before it is taken, of step {found.state.get('step')}.",
+                    file=sys.stderr,
+                )
+        return found
 
 
 def _holds_nothing(folder: Path) -> bool:
@@ -329,9 +297,3 @@ def _remove(path: Path) -> None:
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     write_whole(folder / "config.yaml", text)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{Path(error.filename).name} is missing"
-    return str(error) or type(error).__name__

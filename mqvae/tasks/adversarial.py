@@ -1,6 +1,6 @@
 """The image itself is what the network should give, as a critic and a trained eye see it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -12,15 +12,14 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.network import VQNetwork
 from mqvae.core.optimizer import apply
 from mqvae.core.passes import fresh_casts, full
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.networks.discriminator import PatchDiscriminator
 from mqvae.tasks.last_layer import LastLayer, without_graph
-from mqvae.tasks.perceptual import SMALLEST, PerceptualDistance
+from mqvae.tasks.perceptual import SMALLEST, PerceptualDistance, PixelAndPerceptualErrors
 from mqvae.tasks.reconstruction import Reconstruction
-from mqvae.tasks.task import AuxiliaryOptimizer, Measurement, Metric, Picture, Task
+from mqvae.tasks.task import AuxiliaryOptimizer, Measurement, Metric, Task
 
 HIGHEST = 1e4  # that the adaptive weight can be
-PART = 64  # images that the perceptual network is measured on at once
 
 
 class Adversarial(Task):
@@ -42,7 +41,7 @@ class Adversarial(Task):
             were 2.
         perceptual_weight: Weight of LPIPS on VGG16; with 0 it needs no trained network.
         adversarial_weight: Weight of the discriminator's term beside λ; with 0 there is none.
-        start: Updates before the discriminator is trained and heard.
+        start: Training steps before the discriminator is trained and heard.
         discriminator_lr: Its learning rate, which falls as a cosine to 0.
         discriminator_layers: Its convolutions of stride 2; 3 need images of 24 pixels or more.
         discriminator_width: Channels of the first of them.
@@ -87,15 +86,14 @@ class Adversarial(Task):
         discriminator_width: int = 64,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("l1_weight", l1_weight),
-            ("perceptual_weight", perceptual_weight),
-            ("adversarial_weight", adversarial_weight),
-            ("start", start),
-            ("discriminator_lr", discriminator_lr),
-        ):
-            if not value >= 0:
-                raise MqvaeError(f"{name} must be 0 or more, got {value}.")
+        at_least(
+            0,
+            l1_weight=l1_weight,
+            perceptual_weight=perceptual_weight,
+            adversarial_weight=adversarial_weight,
+            start=start,
+            discriminator_lr=discriminator_lr,
+        )
         self.l1_weight = l1_weight
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight
@@ -118,7 +116,7 @@ class Adversarial(Task):
 
     def measurement(self) -> Measurement:
         device = self.updates.device
-        return _Figures(self._distance(device) if self.perceptual_weight else None)
+        return PixelAndPerceptualErrors(self._distance(device) if self.perceptual_weight else None)
 
     def attend(self, network: VQNetwork, x: Tensor) -> None:
         """Watch the decoder's last layer.
@@ -247,7 +245,7 @@ class Adversarial(Task):
                 "logits_real": real.detach().mean(),
                 "logits_generated": generated.detach().mean(),
             }
-        # Without gradients it changes nothing; the schedule counts these updates too.
+        # Without gradients it changes nothing; the schedule counts these steps too.
         apply(auxiliary["discriminator"].optimizer, parameters, found)
         self.updates += 1
         return logged
@@ -271,34 +269,6 @@ class Adversarial(Task):
                 "task.discriminator_lr, a later task.start, or a lower task.adversarial_weight."
             )
         return found
-
-
-class _Figures(Measurement):
-    """Errors of pixels, and the mean perceptual distance where there is a network for it."""
-
-    def __init__(self, distance: PerceptualDistance | None) -> None:
-        self.errors = Reconstruction().measurement()
-        self.distance = distance
-        self.sums = torch.zeros(2, dtype=torch.float64)  # of distances, of images
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        self.errors.update(output, target)
-        if self.distance is None:
-            return
-        for pair in zip(output.split(PART), target.split(PART), strict=True):
-            with torch.no_grad():
-                distances = self.distance(*map(full, pair)).cpu().double()
-            self.sums += torch.stack([distances.sum(), distances.new_tensor(len(distances))])
-
-    def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        found = self.errors.compute(total)
-        if self.distance is not None:
-            distances, images = total(self.sums).tolist()
-            found["perceptual_loss"] = distances / images
-        return found
-
-    def show(self, x: Tensor, output: Tensor) -> list[Picture]:
-        return list(self.errors.show(x, output))
 
 
 def _refuse_second_derivatives(gradient: Tensor) -> None:

@@ -1,13 +1,17 @@
 """How far apart two images look: LPIPS on VGG16, as a loss."""
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from mqvae.core.passes import full
+from mqvae.tasks.reconstruction import Reconstruction
+from mqvae.tasks.task import Measurement, Picture
 from mqvae.weights import NETWORKS, Weights, WeightsNotFound, lpips_heads, read
 
+PART = 64  # images that the network is measured on at once
 SMALLEST = 16  # pixels a side of which VGG16 has something left
 
 # Mean and deviation of ImageNet, for images in [−1, 1].
@@ -71,3 +75,31 @@ class PerceptualDistance(nn.Module):
 def _unit(features: Tensor) -> Tensor:
     features = full(features)
     return features / (features.square().sum(1, keepdim=True) + 1e-8).sqrt()
+
+
+class PixelAndPerceptualErrors(Measurement):
+    """Errors of pixels, and the mean perceptual distance where there is a network for it."""
+
+    def __init__(self, distance: PerceptualDistance | None) -> None:
+        self.errors = Reconstruction().measurement()
+        self.distance = distance
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of distances, of images
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self.errors.update(output, target)
+        if self.distance is None:
+            return
+        for pair in zip(output.split(PART), target.split(PART), strict=True):
+            with torch.no_grad():
+                distances = self.distance(*map(full, pair)).cpu().double()
+            self.sums += torch.stack([distances.sum(), distances.new_tensor(len(distances))])
+
+    def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        found = self.errors.compute(total)
+        if self.distance is not None:
+            distances, images = total(self.sums).tolist()
+            found["perceptual_loss"] = distances / images
+        return found
+
+    def show(self, x: Tensor, output: Tensor) -> Sequence[Picture]:
+        return self.errors.show(x, output)

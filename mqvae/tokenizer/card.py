@@ -131,7 +131,7 @@ def _settings(tokenizer: Codec) -> str:
         "Task": spelled(settings.task),
         "Update rule": spelled(settings.update),
         "Learning rates": f"{optimizer.network_lr:g}, of the codebook {optimizer.codebook_lr:g}",
-        "Updates": f"{tokenizer.step:,} of {settings.steps:,}",
+        "Training steps": f"{tokenizer.step:,} of {settings.steps:,}",
         "Seed": str(settings.seed),
     }
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -44,7 +44,7 @@ def classifier_of(
         summary = read_json(tokenizer.run.folder / "summary.json")
     except FileNotFoundError:
         raise MqvaeError(
-            f"the classifier {folder} is not finished: `mqvae train --resume {folder}` goes on."
+            f"the classifier {folder} is not finished: `mqvae train --resume {folder}` finishes it."
         ) from None
 
     def logits(images: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Training: settings in, a run folder out."""
 
 from mqvae.training.images import inputs_of, load_run_split, load_split
-from mqvae.training.loop import Training, begin, resume
+from mqvae.training.loop import Training
 from mqvae.training.processes import Processes, restarted
 from mqvae.training.results import device_name, not_finite, versions, write_evaluation
+from mqvae.training.runs import begin, resume
 from mqvae.training.schedule import learning_rate, warmup_cosine
 from mqvae.training.stopping import (
     Interrupted,

@@ -1,7 +1,7 @@
 """The parts of a run, put together."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,11 @@ from mqvae.data import Batches, Images, fitting, these
 from mqvae.errors import MqvaeError, refused
 from mqvae.metrics import evaluating
 from mqvae.tasks import AuxiliaryOptimizer, Task
+from mqvae.training.ema import averaged, towards
 from mqvae.training.images import Splits, inputs_of
 from mqvae.training.processes import Processes
 from mqvae.training.schedule import learning_rate
 from mqvae.training.start import freeze
-
-Weights = tuple[Tensor, ...] | list[Tensor]
 
 INITIALIZATION_SAMPLES = 16  # embeddings per codeword that k-means starts from
 INITIALIZATION_BATCH = 512  # images that are embedded at once
@@ -186,7 +185,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     batches = _batches(splits.train, share, settings, processes)
     above = _above(update, splits, share, settings, processes)
     decay = settings.trainer.average
-    average = AveragedModel(network, multi_avg_fn=_towards(decay)) if decay else None
+    average = AveragedModel(network, multi_avg_fn=towards(decay)) if decay else None
     task.attend(network, x)  # after the average, a copy, is made
     before = Update(network, task, Unquantized(), **frame)
     parts = Parts(
@@ -292,25 +291,3 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
 
 def _trains(optimizer: Optimizer) -> bool:
     return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
-
-
-def averaged(average: AveragedModel) -> VQNetwork:
-    """The network whose weights are the average."""
-    assert isinstance(average.module, VQNetwork)
-    return average.module
-
-
-def _towards(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
-    """One step of an EMA whose decay after n steps is min(decay, (1 + n) / (10 + n)).
-
-    So TensorFlow's `ExponentialMovingAverage` with `num_updates`: the first weights, which know
-    nothing, weigh little from the first steps on.
-    """
-
-    @torch.no_grad()
-    def step(average: Weights, now: Weights, done: Tensor | int) -> None:
-        done = int(done)
-        kept = min(decay, (1 + done) / (10 + done))
-        torch._foreach_lerp_(average, now, 1 - kept)
-
-    return step

@@ -1,4 +1,4 @@
-"""The state of a run, to be gone on with bit for bit."""
+"""The state of a run, from which it resumes bit for bit."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from mqvae.core.passes import RandomState
 from mqvae.errors import MqvaeError
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run, beginning_with, optimizer_state, restore_optimizer
-from mqvae.training.assembly import Parts, averaged
+from mqvae.training.assembly import Parts
+from mqvae.training.ema import averaged
 from mqvae.training.logs import Log
 from mqvae.training.processes import Processes
 
@@ -160,14 +161,14 @@ def _take_over(
     if task.keys() != own.keys():
         raise KeyError(f"the task has {sorted(own)}, the checkpoint {sorted(task)}")
     _give(own, task)
-    of_players = state.get("schedules", {})
+    of_task = state.get("schedules", {})
     rates: dict[str, list[float]] = {}
     for name, schedule in parts.schedules.items():
-        of_player = of_players.get(name)
+        saved = of_task.get(name)
         if stretched:
-            rates[name] = _advanced(schedule, (of_player or {"last_epoch": state["step"]}))
-        elif of_player is not None:
-            schedule.load_state_dict(of_player)
+            rates[name] = _advanced(schedule, (saved or {"last_epoch": state["step"]}))
+        elif saved is not None:
+            schedule.load_state_dict(saved)
         else:
             # They count on from here; the rates themselves come with the optimizers' groups.
             schedule.last_epoch = state["step"]

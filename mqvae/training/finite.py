@@ -11,6 +11,7 @@ from mqvae.core.rules import Step
 from mqvae.training.assembly import Parts
 from mqvae.training.processes import Processes
 from mqvae.training.start import parts_of
+from mqvae.training.stopping import NotFinite
 
 NEVER = 2**62  # no run has as many steps
 TERMS = {
@@ -31,10 +32,11 @@ class Finite:
     Args:
         parts: What is trained.
         processes: The processes that train together.
+        kept: A sentence on what is kept where a number is not finite.
     """
 
-    def __init__(self, parts: Parts, processes: Processes) -> None:
-        self._processes = processes
+    def __init__(self, parts: Parts, processes: Processes, kept: str) -> None:
+        self._processes, self._kept = processes, kept
         self._logs = list(parts.task.logs)
         weights: dict[str, list[Tensor]] = {
             f"the {name}": list(m.parameters()) for name, m in parts_of(parts.network).items()
@@ -88,3 +90,19 @@ class Finite:
         value = self._values[which].item()
         said = "not finite in another process" if math.isfinite(value) else str(value)
         return f"{self._named[which]} is {said}", step
+
+    def require(self) -> None:
+        """Refuse what is not finite. All processes take part.
+
+        Raises:
+            NotFinite: if something is.
+        """
+        if found := self.found():
+            raise self.error(*found)
+
+    def error(self, what: str, step: int) -> NotFinite:
+        """What to raise about a number that is not finite at a step."""
+        return NotFinite(
+            f"{what} at step {step}. {self._kept} Try a lower optimizer.network_lr or "
+            "optimizer.codebook_lr, or a smaller update.xi."
+        )

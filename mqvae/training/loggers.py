@@ -37,7 +37,7 @@ def chosen(options: Trainer) -> Sequence[str]:
 
 
 def opened(names: Sequence[str], run: Run, step: int) -> list[Logger]:
-    """Loggers of a run that begins, or goes on after a step."""
+    """Loggers of a run that begins, or resumes after a step."""
     return [
         _TensorBoard(run, step) if name == TENSORBOARD else _Service(name, run, step)
         for name in names
@@ -63,7 +63,7 @@ class _TensorBoard:
 class _Service:
     """Curves that a service keeps: wandb's and trackio's functions have the same names.
 
-    A run that goes on is found by the name it has there, which its folder holds.
+    A run that resumes is found by the name it has there, which its folder holds.
     """
 
     def __init__(self, name: str, run: Run, step: int) -> None:

@@ -105,7 +105,7 @@ class Log:
         """Write a row, and warn of what goes wrong. All processes take part.
 
         Args:
-            step: Updates made.
+            step: Training steps made.
             seconds: Time they took.
             took: Time since the last row.
             waited: What of it was spent waiting for data.

@@ -1,16 +1,21 @@
-"""A run that does not fit in memory, and what would."""
+"""A run that does not fit in memory, or on the disk, and what would."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mqvae.config import Settings
 from mqvae.config.classes import find
+from mqvae.errors import MqvaeError
 from mqvae.training.stopping import OutOfMemory
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What allocators say; only CUDA's has a class of its own.
 _SAID = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -67,4 +72,24 @@ def noticing_shortage(
             f"out of memory {where()} Lower what a step takes, in this order: "
             f"{what_to_lower(settings, processes)}. They are settings of a new run, which "
             "--from RUN gives the weights of this one."
+        ) from error
+
+
+@contextmanager
+def noticing_full_disks(folder: Path, where: Callable[[], str]) -> Iterator[None]:
+    """What the system says of a run's folder is said with what is kept, and what to do.
+
+    Args:
+        folder: The run's.
+        where: As of `noticing_shortage`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        after, _, kept = where().partition(". ")
+        raise MqvaeError(
+            f"{folder} cannot be written to {after}: {os.strerror(error.errno)}. {kept} When there "
+            f"is room, and leave to write, resume by `mqvae train --resume {folder}`."
         ) from error

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from mqvae.config import Trainer
 from mqvae.errors import MqvaeError
-from mqvae.training.stopping import ProcessLost
+from mqvae.training.stopping import ProcessLost, Signals
 
+AGREE_EVERY = 1.0  # seconds between two looks of all processes at whether they are asked to stop
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -118,6 +120,33 @@ class Processes:
             raise ProcessLost(
                 f"another of the {self.count} processes has ended, so process {self.rank} ends too."
             ) from error
+
+
+class Agreement:
+    """Whether all processes stop, since one of them is asked to; they agree every second or two.
+
+    Args:
+        processes: The processes.
+        most: Steps between two agreements, at most.
+    """
+
+    def __init__(self, processes: Processes, most: int) -> None:
+        self._processes, self._most = processes, most
+        self._last = (0, 0.0)  # the step and the time of the last one
+        self._next = 1  # step
+
+    def stops(self, step: int, asked: Signals) -> bool:
+        """Whether they stop after this step. All of them call it."""
+        if step < self._next:
+            return False
+        if self._processes.count > 1:
+            now, (then, began) = time.monotonic(), self._last
+            per_step = (now - began) / (step - then) if then else AGREE_EVERY
+            milliseconds = self._processes.largest(1 + int(1000 * per_step))
+            self._last = step, now
+            steps = int(1000 * AGREE_EVERY) // milliseconds
+            self._next = step + max(1, min(self._most, steps))
+        return self._processes.largest(asked.number or 0) > 0
 
 
 def _device(accelerator: str) -> torch.device:

@@ -98,6 +98,41 @@ def write_evaluation(
     return path
 
 
+def write_summary(
+    run: Run, result: Evaluation, images: Identity, source: str, step: int, further: dict[str, Any]
+) -> dict[str, Any]:
+    """Write what a run's last checkpoint was measured with, and summary.json; returns the latter.
+
+    Args:
+        run: The run.
+        result: What was measured on the test images.
+        images: Which images these are.
+        source: Where they came from, in words.
+        step: Training steps made.
+        further: What else the summary says.
+    """
+    path = write_evaluation(
+        run,
+        result,
+        images,
+        source,
+        checkpoint="last",
+        step=step,
+        weights=run.load("last", training=False, weights=False).digest,
+        device=further["device"],
+    )
+    evaluation = read_json(path)
+    content = {
+        **result.metrics,
+        **further,
+        "evaluation": path.relative_to(run.folder).as_posix(),
+        "figures": {key: evaluation["figures"][key] for key in result.metrics},
+        **{key: evaluation[key] for key in ("protocol", "codes", "pictures", "versions")},
+    }
+    write_json(run.folder / "summary.json", content)
+    return content
+
+
 def _of_the_same(
     path: Path,
     weights: str,

@@ -36,8 +36,8 @@ class Onset:
     """When quantization sets in.
 
     Attributes:
-        first: Updates without any.
-        whole: Updates until all samples are quantized.
+        first: Training steps without any.
+        whole: Training steps until all samples are quantized.
     """
 
     first: int
@@ -45,12 +45,12 @@ class Onset:
 
     @classmethod
     def of(cls, steps: int, unquantized: float, gradual: float) -> "Onset":
-        """From shares of the updates."""
+        """From shares of the training steps."""
         first = round(steps * unquantized)
         return cls(first, first + round(steps * gradual))
 
     def unquantized(self, i: int) -> float:
-        """Share of the samples that are not quantized, after i updates."""
+        """Share of the samples that are not quantized, after i steps."""
         if i < self.first:
             return 1.0
         return max(0.0, (self.whole - i) / max(1, self.whole - self.first))
