@@ -111,7 +111,45 @@ def _read(folder: Path, *, training: bool, weights: bool) -> Checkpoint:
     return Checkpoint(model, further, state, average, digests[used])
 
 
-def newest_whole(
+def load_checkpoint(folder: Path, *, training: bool, weights: bool) -> tuple[Checkpoint, str]:
+    """A checkpoint, or the one before it if it is damaged; and the damage, empty without any.
+
+    Args:
+        folder: The checkpoint's.
+        training: Read what only resuming needs, too.
+        weights: Read the weights; without them the state is all there is.
+
+    Raises:
+        ValueError: if there is none, or files of it and of the one before are damaged.
+    """
+    while True:
+        there = _identity(folder)
+        found, damage = _newest_whole(folder, training=training, weights=weights)
+        # One that is replaced while it is read looks damaged, or is not there.
+        if _identity(folder) == there or (found is not None and damage is None):
+            break
+    if found is not None:
+        return found, "" if damage is None else _reason(damage)
+    if damage is None:
+        raise MqvaeError(
+            f"{folder.parent.parent} has no checkpoint '{folder.name}' (yet): train it, or train "
+            "it again with --overwrite."
+            + " The best is chosen on validation images: it needs data.validation above 0."
+            * (folder.name == "best")
+        )
+    other = "best" if folder.name == "last" else "last"
+    raise MqvaeError(
+        f"the checkpoint {folder} is damaged ({_reason(damage)}), and no whole one is before it. "
+        "Train the run again with --overwrite"
+        + (
+            f"; to use it as it is, the other one may be whole: --checkpoint {other}."
+            if folder.with_name(other).is_dir()
+            else "."
+        )
+    ) from damage
+
+
+def _newest_whole(
     folder: Path, *, training: bool, weights: bool
 ) -> tuple[Checkpoint | None, Exception | None]:
     """A checkpoint, or the one before it if it is damaged or missing; and what damage was met."""
@@ -126,6 +164,21 @@ def newest_whole(
         except Exception as error:
             damage = damage or error
     return None, damage
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that takes its place; None where there is none."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(error.filename).name} is missing"
+    return str(error) or type(error).__name__
 
 
 def _as_text(state: Mapping[str, Any]) -> str:
