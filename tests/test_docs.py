@@ -1,5 +1,6 @@
 """What the documentation shows runs, what it names exists, and the site is built of it."""
 
+import json
 import os
 import re
 import shlex
@@ -87,6 +88,31 @@ def test_the_tutorial_leads_from_images_to_samples(tmp_path, monkeypatch):
     for block in blocks("docs/tutorial.md"):
         exec(compile(block, "docs/tutorial.md", "exec"), names)
     assert names["codes"].shape == (2, 8, 12) and names["images"].shape == (2, 3, 32, 48)
+
+
+def test_fine_tuning_leads_from_images_to_a_report(tmp_path, monkeypatch):
+    """All its commands, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        colours = torch.randint(256, (70, 64, 3), dtype=torch.uint8)
+        Image.fromarray(colours.numpy()).save(tmp_path / "photos" / f"{i}.png")
+    for command in commands("docs/fine-tuning.md"):
+        few = ["--steps", "2"] if " train " in command else []
+        assert main([*shlex.split(command)[1:], *few]) == 0, command
+    psnr = [
+        json.loads(Path("runs", run, "evaluations/test-last.json").read_text())["psnr"]
+        for run in ("before", "tuned")
+    ]
+    assert psnr[0] == pytest.approx(psnr[1], abs=3) and psnr[0] != psnr[1]
+    assert "photos-f8" in Path("report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "words", ["DDP", "torchrun", "mixed precision", "gradient accumulation", "pretrained", "mask"]
+)
+def test_a_search_finds_the_guide(words):
+    assert words.lower() in (ROOT / "docs" / "guides.md").read_text().lower()
 
 
 def test_the_library_examples_are_short():

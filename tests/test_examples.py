@@ -130,3 +130,13 @@ def test_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "in 2 processes" in done.stderr
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_photographs(shown, tmp_path):
+    from PIL import Image
+
+    for name, size in (("a.png", (90, 70)), ("b.png", (64, 40))):
+        Image.effect_noise(size, 50).save(tmp_path / name)
+    said = shown("photographs.py", "a.png", "b.png", "--tokenizers", "photos-f8", "--size", "64")
+    assert re.search(r"^photos-f8: 8 × 8 codes an image, PSNR \d", said, re.MULTILINE)
+    assert Image.open("photographs.jpg").size == (3 * 68 + 4, 2 * 68 + 4)
