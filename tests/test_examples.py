@@ -139,4 +139,5 @@ def test_photographs(shown, tmp_path):
         Image.effect_noise(size, 50).save(tmp_path / name)
     said = shown("photographs.py", "a.png", "b.png", "--tokenizers", "photos-f8", "--size", "64")
     assert re.search(r"^photos-f8: 8 × 8 codes an image, PSNR \d", said, re.MULTILINE)
-    assert Image.open("photographs.jpg").size == (3 * 68 + 4, 2 * 68 + 4)
+    with Image.open("photographs.jpg") as picture:
+        assert picture.size == (3 * 68 + 4, 2 * 68 + 4)
