@@ -43,7 +43,7 @@ from mqvae import (
     VectorQuantizer,
 )
 from mqvae.core.quantizers import CodebookQuantizer
-from mqvae.core.rules.update import OnePass
+from mqvae.core.rules.rule import OnePass
 
 LOSSES = ("task", "commitment", "codebook", "prior")
 NOTHING = 1e-30  # of ξ: no indirect term that float64 tells from none, and a look-ahead

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 
 from mqvae.core.codebook import MovingAverage
 from mqvae.core.distributed import process_rank
+from mqvae.core.passes import full
 from mqvae.core.quantizers.quantized import Quantized
-from mqvae.errors import MqvaeError, NotFiniteEmbeddings
+from mqvae.errors import MqvaeError, NotFiniteEmbeddings, at_least
 
 USE = {"unused_steps", "prices"}
 """Buffers that count how codes are used: no weights, and forgotten by `forget_use`."""
@@ -21,33 +23,43 @@ USE = {"unused_steps", "prices"}
 class Quantizer(nn.Module, ABC):
     """Embeddings (..., D) to what the decoder gets.
 
-    Attributes:
+    Args:
         num_codes: Number K of values that one code can take.
         dim: Dimensions D of an embedding where it is quantized.
         groups: Number G of codes of one embedding.
         channel_axis: The axis of the channels, 1 for feature maps (B, D, H, W); None for the last,
             and to refuse embeddings whose axis 1 could be them.
+
+    Attributes:
         project_in: Learned projection of embeddings to fewer dimensions; None for none.
         project_out: Learned projection back.
         least_code: The least code that `decode` takes: −1 where stages may be left out.
         recording: Whether passes in training leave statistics for `update`; see `unrecorded`.
         unquantized: Share of a batch's samples whose embeddings the decoder gets as they are, in
-            training; who trains sets it, as a rate is set. Their commitment loss is zero, for they
-            stand for nothing. The codebook learns from them as from all others.
+            training; who trains sets it, as a rate is set. Their commitment loss is zero. The
+            codebook learns from them as from all others.
     """
 
-    num_codes: int
-    dim: int
-    groups: int
-    unquantized: float = 0.0
-    channel_axis: int | None = None
     project_in: nn.Linear | None
     project_out: nn.Linear | None
     least_code: int = 0
     recording: bool = True
+    unquantized: float = 0.0
 
-    def __init__(self) -> None:
+    def __init__(
+        self, num_codes: int, dim: int, *, groups: int = 1, channel_axis: int | None = None
+    ) -> None:
         super().__init__()
+        at_least(1, num_codes=num_codes, dim=dim, groups=groups)
+        if num_codes > 2**63:
+            raise MqvaeError(
+                f"2^{num_codes.bit_length() - 1} codes are more than an int64 tells apart, 2^63: "
+                "take fewer dimensions, or fewer levels of each."
+            )
+        self.num_codes = num_codes
+        self.dim = dim
+        self.groups = groups
+        self.channel_axis = channel_axis
         self.project_in = self.project_out = None
 
     def forward(self, z_e: Tensor, mask: Tensor | None = None) -> Quantized:
@@ -79,15 +91,12 @@ class Quantizer(nn.Module, ABC):
         if mask is not None:
             z_q = torch.where(mask[..., None], z_q, came)
             codes = self._masked(codes, mask)
-        return Quantized(
-            self.channels_back(z_q),
-            codes,
-            found.commitment_loss,
-            found.codebook_loss,
-            found.auxiliary_loss,
-            found.auxiliary_weight,
-            self.num_codes,
-            self.groups,
+        return replace(
+            found,
+            z_q=self.channels_back(z_q),
+            codes=codes,
+            num_codes=self.num_codes,
+            groups=self.groups,
         )
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -131,10 +140,6 @@ class Quantizer(nn.Module, ABC):
     def _projected(self, z: Tensor) -> Tensor:
         return z if self.project_out is None else self.project_out(z)
 
-    def outside(self, z: Tensor) -> Tensor:
-        """Vectors that are quantized, (..., d), in the layout and width of embeddings."""
-        return self.channels_back(self._projected(z))
-
     def channels_back(self, z: Tensor) -> Tensor:
         """(..., D) in the layout of embeddings."""
         axis = self.channel_axis
@@ -173,13 +178,26 @@ class Quantizer(nn.Module, ABC):
     def _encode(self, z_e: Tensor) -> Tensor:
         """Codes of embeddings that are placed already."""
 
-    @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes back to vectors, (..., D)."""
+        """Codes back to vectors.
+
+        Args:
+            codes: (...) or (..., G) integers, as `Quantized.codes`.
+
+        Returns:
+            Vectors in the layout and width of embeddings, (..., D).
+
+        Raises:
+            ValueError: if the codes are not integers in [0, num_codes), or the groups do not fit.
+        """
+        return self.channels_back(self._projected(self._decode(self._check_codes(codes))))
 
     @abstractmethod
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Vectors of codes that are codes, (..., D)."""
+
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Start from real embeddings, (..., D)."""
+        """Start from real embeddings, (..., D), where there is a codebook to initialize."""
 
     def place(self, z_e: Tensor) -> Tensor:
         """Embeddings as the encoder gives them to where they are compared with codewords."""
@@ -197,7 +215,6 @@ class Quantizer(nn.Module, ABC):
     def discard(self) -> None:
         """Drop what training passes left, as if they had not been."""
 
-    @torch.no_grad()
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Apply what the training passes since the last call left: EMA, replacement, prices,
         the temperature of `GumbelQuantizer`.
@@ -208,10 +225,6 @@ class Quantizer(nn.Module, ABC):
         Args:
             optimizer: The codebook's; it forgets its moments of codewords that are replaced.
         """
-        self._update(optimizer)
-
-    def _update(self, optimizer: Optimizer | None) -> None:
-        """What `update` does; nothing, unless a quantizer says so."""
 
     def forget_use(self) -> None:
         """Forget how long codes have gone unused; what loads other codewords calls it."""
@@ -257,13 +270,7 @@ class Quantizer(nn.Module, ABC):
             )
 
     def _check_finite(self, z_e: Tensor) -> None:
-        """Refuse embeddings that no code stands for.
-
-        Looking at a value waits for the device, so steps of training do not: the losses tell.
-
-        Raises:
-            ValueError: if one is not finite.
-        """
+        """Refuse embeddings that no code stands for; looking at them waits for the device."""
         if torch.compiler.is_compiling() or z_e.is_meta:  # there is nothing to look at
             return
         finite = torch.isfinite(z_e)
@@ -320,14 +327,6 @@ def graph_task() -> int:
     return torch._C._current_graph_task_id()
 
 
-def check_number(num_codes: int) -> None:
-    """Refuse more codes than an int64 tells apart.
-
-    Raises:
-        ValueError: if there are more than 2^63 of them.
-    """
-    if num_codes > 2**63:
-        raise MqvaeError(
-            f"2^{num_codes.bit_length() - 1} codes are more than an int64 tells apart, 2^63: take "
-            "fewer dimensions, or fewer levels of each."
-        )
+def no_loss(z_e: Tensor) -> Tensor:
+    """Zero, in float32 at least."""
+    return full(z_e.new_zeros(()))

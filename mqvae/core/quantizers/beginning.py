@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mqvae.core.distributed import agree, from_all_processes, sum_across_processes
+from mqvae.core.distributed import agree, from_all_processes, sums_across_processes
 from mqvae.core.quantizers.selecting import CodebookQuantizer
 from mqvae.errors import MqvaeError
 
@@ -48,31 +48,32 @@ class BeginningQuantizer(CodebookQuantizer):
         if self.awaits:
             self._heard = z_e, mask
 
-    @torch.no_grad()
-    def begin(self) -> None:
-        """Take the last pass's embeddings, and begin if there are enough.
+    def discard(self) -> None:
+        self._heard = None
 
-        All processes do so at once. Counting waits for a GPU, which happens in the first steps
-        alone.
+    @torch.no_grad()
+    def update(self, optimizer: Optimizer | None = None) -> None:
+        if self.awaits:
+            self._begin()
+            self.discard()
+        else:
+            self._learn(optimizer)
+
+    def _begin(self) -> None:
+        """Take the last pass's embeddings, and begin if there are enough, in all processes at once.
+
+        Counting waits for a GPU, which happens in the first steps alone.
         """
         if self._heard is not None:
             z_e, mask = self._heard
             self._seen.append(z_e.flatten(0, -2) if mask is None else z_e[mask])
-            self._heard = None
         found = torch.cat(self._seen) if self._seen else self.table().new_zeros(0, self.dim)
         self._updates += 1
-        number = int(sum_across_processes(torch.tensor(len(found), device=found.device)))
-        enough = number >= WANTED * self.num_codes or self._updates >= LONGEST
-        if number and enough:
+        (total,) = sums_across_processes([torch.tensor(len(found), device=found.device)])
+        enough = int(total) >= WANTED * self.num_codes or self._updates >= LONGEST
+        if int(total) and enough:
             self.initialize(from_all_processes(found))
             agree([self])
-
-    def _update(self, optimizer: Optimizer | None) -> None:
-        if self.awaits:
-            self.begin()
-            self.discard()
-        else:
-            self._learn(optimizer)
 
     @abstractmethod
     def _learn(self, optimizer: Optimizer | None) -> None:
@@ -93,9 +94,9 @@ class BeginningQuantizer(CodebookQuantizer):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        if hasattr(self, "initialized"):
-            # What was saved without it has a codebook all the same.
+        begins = hasattr(self, "initialized")
+        if begins:  # what was saved without it has a codebook all the same
             state_dict.setdefault(f"{prefix}initialized", torch.ones((), dtype=torch.bool))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if hasattr(self, "initialized"):
+        if begins:
             self.awaits = not bool(self.initialized)

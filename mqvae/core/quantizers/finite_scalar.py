@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mqvae.core.estimator import StraightThrough
-from mqvae.core.passes import without_autocast
-from mqvae.core.quantizers.base import Quantizer, check_number
+from mqvae.core.passes import full, without_autocast
+from mqvae.core.quantizers.base import Quantizer, no_loss
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.errors import MqvaeError
 
@@ -50,17 +50,12 @@ class FiniteScalarQuantizer(Quantizer):
     def __init__(
         self, levels: Sequence[int] = (8, 5, 5, 5), *, channel_axis: int | None = None
     ) -> None:
-        super().__init__()
         if not levels or min(levels) < 2:
             raise MqvaeError(
                 "levels must be whole numbers of 2 or more, one for each dimension, got "
                 f"{list(levels)}."
             )
-        check_number(math.prod(levels))
-        self.num_codes = math.prod(levels)
-        self.dim = len(levels)
-        self.groups = 1
-        self.channel_axis = channel_axis
+        super().__init__(math.prod(levels), len(levels), channel_axis=channel_axis)
         places = [math.prod(levels[:d]) for d in range(len(levels))]
         # They follow the module to its device; there is nothing in them to be saved.
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -73,7 +68,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def place(self, z_e: Tensor) -> Tensor:
         with without_autocast(z_e.device):
-            wide = _wide(z_e)
+            wide = full(z_e)
             half = (1 + MARGIN) * (self.levels.to(wide.dtype) - 1) / 2
             offset = (1 - self.levels % 2) / 2
             bounded = (wide + (offset / half).atanh()).tanh() * half - offset
@@ -82,7 +77,7 @@ class FiniteScalarQuantizer(Quantizer):
     def _digits(self, z_e: Tensor) -> Tensor:
         """The level of each number of placed embeddings, from 0 on, (..., D)."""
         middle = self.levels // 2
-        steps = (_wide(z_e) * middle).round().long()
+        steps = (full(z_e) * middle).round().long()
         return (steps + middle).clamp(min=0).minimum(self.levels - 1)
 
     def _vectors(self, digits: Tensor) -> Tensor:
@@ -93,24 +88,11 @@ class FiniteScalarQuantizer(Quantizer):
         digits = self._digits(z_e)
         z_q = StraightThrough()(z_e, self._vectors(digits).to(z_e.dtype))
         z_q = self.passed_on(z_e, z_q)
-        zero = z_e.new_zeros((), dtype=torch.promote_types(z_e.dtype, torch.float32))
+        zero = no_loss(z_e)
         return Quantized(z_q, (digits * self.places).sum(-1), zero, zero)
 
     def _encode(self, z_e: Tensor) -> Tensor:
         return (self._digits(z_e) * self.places).sum(-1)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes back to vectors, (..., D).
-
-        Raises:
-            ValueError: if the codes are not integers in [0, num_codes).
-        """
-        digits = self._check_codes(codes)[..., None] // self.places % self.levels
-        return self.outside(self._vectors(digits))
-
-    def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """There is nothing to initialize."""
-
-
-def _wide(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self._vectors(codes[..., None] // self.places % self.levels)

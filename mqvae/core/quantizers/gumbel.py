@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
-from mqvae.core.passes import without_autocast
+from mqvae.core.passes import full, without_autocast
 from mqvae.core.quantizers.base import Quantizer
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.errors import above_zero, at_least
@@ -105,9 +105,8 @@ def _written_out(
 
 
 def _logits(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    logits = nn.functional.linear(z, weight, bias)
     # A softmax over many codes in half precision loses the rare ones.
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return full(nn.functional.linear(z, weight, bias))
 
 
 def _divergence(logits: Tensor) -> Tensor:
@@ -165,14 +164,10 @@ class GumbelQuantizer(Quantizer):
         anneal_steps: int = 150_000,
         channel_axis: int | None = None,
     ) -> None:
-        super().__init__()
-        at_least(1, num_codes=num_codes, dim=dim, anneal_steps=anneal_steps)
+        super().__init__(num_codes, dim, channel_axis=channel_axis)
+        at_least(1, anneal_steps=anneal_steps)
         above_zero(temperature=temperature, final_temperature=final_temperature)
         at_least(0, kl_weight=kl_weight)
-        self.num_codes = num_codes
-        self.dim = dim
-        self.groups = 1
-        self.channel_axis = channel_axis
         self.kl_weight = kl_weight
         self.first_temperature = temperature
         self.final_temperature = final_temperature
@@ -226,13 +221,8 @@ class GumbelQuantizer(Quantizer):
                 logits = _logits(z[part], self.head.weight, self.head.bias)
             yield logits
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes back to codewords, (..., D).
-
-        Raises:
-            ValueError: if the codes are not integers in [0, num_codes).
-        """
-        return self.outside(nn.functional.embedding(self._check_codes(codes), self.codebook))
+    def _decode(self, codes: Tensor) -> Tensor:
+        return nn.functional.embedding(codes, self.codebook)
 
     @torch.no_grad()
     def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
@@ -250,6 +240,7 @@ class GumbelQuantizer(Quantizer):
         self.head.weight.copy_(2 * scale * centres)
         self.head.bias.copy_(-scale * centres.square().sum(1))
 
-    def _update(self, optimizer: Optimizer | None) -> None:
+    @torch.no_grad()
+    def update(self, optimizer: Optimizer | None = None) -> None:
         if self.training:
             self.steps.add_(1)

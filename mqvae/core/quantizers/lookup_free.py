@@ -7,8 +7,8 @@ from torch.nn.functional import softplus
 from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.distributed import mean_with_graph
 from mqvae.core.estimator import StraightThrough
-from mqvae.core.passes import without_autocast
-from mqvae.core.quantizers.base import Quantizer, check_number, mean_square
+from mqvae.core.passes import full, without_autocast
+from mqvae.core.quantizers.base import Quantizer, mean_square
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.errors import MqvaeError, above_zero, at_least
 
@@ -68,20 +68,15 @@ class LookupFreeQuantizer(Quantizer):
         temperature: float = 1.0,
         channel_axis: int | None = None,
     ) -> None:
-        super().__init__()
         if num_codes < 2 or num_codes & (num_codes - 1):
             larger = 2 ** max(2, num_codes.bit_length())
             raise MqvaeError(
                 f"num_codes must be a power of two, one bit for each dimension, got {num_codes}: "
                 f"{larger // 2} or {larger} would do."
             )
-        check_number(num_codes)
+        super().__init__(num_codes, num_codes.bit_length() - 1, channel_axis=channel_axis)
         at_least(0, entropy_weight=entropy_weight, diversity=diversity)
         above_zero(temperature=temperature)
-        self.num_codes = num_codes
-        self.dim = num_codes.bit_length() - 1
-        self.groups = 1
-        self.channel_axis = channel_axis
         self.distance = Euclidean() if distance is None else distance
         self.entropy_weight = entropy_weight
         self.diversity = diversity
@@ -98,7 +93,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def quantize(self, z_e: Tensor, *, mask: Tensor | None = None) -> Quantized:
         self.check_width(z_e)
-        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        wide = full(z_e)
         with without_autocast(z_e.device):
             corner = self.corner.to(wide.dtype)
             z_q = torch.where(wide > 0, corner, -corner)
@@ -140,17 +135,9 @@ class LookupFreeQuantizer(Quantizer):
     def _encode(self, z_e: Tensor) -> Tensor:
         return ((z_e > 0) * self.places).sum(-1)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes back to corners, (..., D).
-
-        Raises:
-            ValueError: if the codes are not integers in [0, num_codes).
-        """
-        ones = self._check_codes(codes)[..., None] // self.places % 2 == 1
-        return self.outside(torch.where(ones, self.corner, -self.corner))
-
-    def initialize(self, z_e: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """There is nothing to initialize."""
+    def _decode(self, codes: Tensor) -> Tensor:
+        ones = codes[..., None] // self.places % 2 == 1
+        return torch.where(ones, self.corner, -self.corner)
 
 
 def _product(bits: Tensor) -> Tensor:

@@ -60,7 +60,6 @@ class ResidualQuantizer(BeginningQuantizer):
         channel_axis: int | None = None,
         initialize: str | None = None,
     ) -> None:
-        super().__init__()
         if not stages:
             raise MqvaeError("a residual quantizer needs one stage or more, got none.")
         if not 0 <= dropout <= 1:
@@ -68,10 +67,9 @@ class ResidualQuantizer(BeginningQuantizer):
         for stage in stages:
             _check_fits(stage, stages[0])
         _check_sharing(stages, shared_codebook)
-        self.num_codes = stages[0].num_codes
-        self.dim = stages[0].dim
-        self.groups = len(stages)
-        self.channel_axis = channel_axis
+        super().__init__(
+            stages[0].num_codes, stages[0].dim, groups=len(stages), channel_axis=channel_axis
+        )
         self.shared_codebook = shared_codebook
         self.dropout = dropout
         self.least_code = -1 if dropout else 0
@@ -97,7 +95,7 @@ class ResidualQuantizer(BeginningQuantizer):
     @torch.no_grad()
     def nearest_codes(self, z_e: Tensor, table: Tensor) -> Tensor:
         self.check_width(z_e)
-        left = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        left = full(z_e)
         codes = []
         for stage, book in zip(self._stages(), self._books(table), strict=True):
             codes.append(stage.nearest_codes(left, book))
@@ -193,7 +191,7 @@ class ResidualQuantizer(BeginningQuantizer):
             stage.forget_use()
 
     def discard(self) -> None:
-        self._heard = None
+        super().discard()
         for stage in self._own():
             stage.discard()
 

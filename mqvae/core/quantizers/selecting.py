@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mqvae.core.estimator import Estimator
-from mqvae.core.passes import without_autocast
+from mqvae.core.passes import full, without_autocast
 from mqvae.core.quantizers.base import Quantizer, mean_square
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.core.transport import Transport
@@ -99,7 +99,7 @@ class CodebookQuantizer(Quantizer):
         quantized = self.at_codes(z_e, self.choose(z_e, table), table, mask)
         if self._unquantized(z_e) is None:
             return quantized
-        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        wide = full(z_e)
         with without_autocast(z_e.device):
             away = self.of_quantized(wide - self.lookup(quantized.codes, table).detach())
             return replace(
@@ -112,7 +112,7 @@ class CodebookQuantizer(Quantizer):
         self, z_e: Tensor, codes: Tensor, table: Tensor, mask: Tensor | None = None
     ) -> Quantized:
         """`quantize` with the codes given."""
-        wide = z_e.to(torch.promote_types(z_e.dtype, torch.float32))
+        wide = full(z_e)
         with without_autocast(z_e.device):
             z_q = self.lookup(codes, table)  # (..., D)
             return Quantized(
@@ -125,16 +125,5 @@ class CodebookQuantizer(Quantizer):
     def _encode(self, z_e: Tensor) -> Tensor:
         return self.nearest_codes(z_e, self.table())
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes back to vectors.
-
-        Args:
-            codes: (...) or (..., G) integers, as `Quantized.codes`.
-
-        Returns:
-            Codewords, (..., D).
-
-        Raises:
-            ValueError: if the codes are not integers in [0, num_codes), or the groups do not fit.
-        """
-        return self.outside(self.lookup(self._check_codes(codes), self.table()))
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.lookup(codes, self.table())

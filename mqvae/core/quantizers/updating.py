@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,11 +16,43 @@ from mqvae.core.distributed import process_rank, sums_across_processes, world_si
 from mqvae.core.optimizer import forget_rows
 from mqvae.core.passes import full
 from mqvae.core.quantizers.beginning import BeginningQuantizer
-from mqvae.core.quantizers.pending import LastPass, Pending
 from mqvae.core.rate import Rate
 from mqvae.core.replacement import Pool, Replacement, readable
 
 FORGOTTEN = 100  # passes in training without an update, after which a warning says so
+
+
+class Pending:
+    """Statistics of the training passes since the last update, of this process.
+
+    No buffers: what holds a module's buffers alike in all processes, as DistributedDataParallel
+    does before a pass, would put one process's in place of all.
+
+    Attributes:
+        counts: How often each row of the table was chosen, (rows,) int64.
+        sums: Sum of the embeddings that chose it, (rows, d) in float32 at least; or None.
+        squares: Sum of ‖z − c‖² for each codebook, (books,).
+        last: Embeddings of the last pass that each of G codebooks chooses for, (N, G, d), and
+            which of them count, (N, G) bool or None; None if there was no pass.
+        passes: How many there were, as far as they were counted.
+    """
+
+    last: tuple[Tensor, Tensor | None] | None = None
+    passes = 0
+
+    def __init__(self, table: Tensor, books: int, averaged: bool) -> None:
+        wide = full(table)
+        self.counts = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        self.sums = torch.zeros_like(wide) if averaged else None
+        self.squares = wide.new_zeros(books)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        for tensor in (self.counts, self.squares, self.sums):
+            if tensor is not None:
+                tensor.zero_()
+        self.last = None
+        self.passes = 0
 
 
 class UpdatedQuantizer(BeginningQuantizer):
@@ -56,7 +89,7 @@ class UpdatedQuantizer(BeginningQuantizer):
             return codes + torch.arange(self.groups, device=codes.device) * self.num_codes
         return codes
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UpdatedQuantizer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self._pending = self._nothing()
         return self
@@ -96,7 +129,7 @@ class UpdatedQuantizer(BeginningQuantizer):
             away = full(self.lookup(codes, self.table()).reshape(shape)) - full(parts)
             away = away if mask is None else away.masked_fill(~mask[..., None], 0)
             pending.squares.add_(away.square().sum((0, 2)))
-        pending.last = LastPass(parts, mask)
+        pending.last = parts, mask
         if not torch.compiler.is_compiling():
             pending.passes += 1
             if pending.passes == FORGOTTEN:
@@ -108,7 +141,7 @@ class UpdatedQuantizer(BeginningQuantizer):
                 )
 
     def discard(self) -> None:
-        self._heard = None
+        super().discard()
         if self._pending.last is not None:
             self._pending.clear()
 
@@ -118,21 +151,24 @@ class UpdatedQuantizer(BeginningQuantizer):
         return -1, 1 if self.shared_codebook else self.groups, self.dim // self.groups
 
     def _learn(self, optimizer: Optimizer | None) -> None:
-        pending, last = self._pending, self._pending.last
-        if not self.updates or (last is None and world_size() == 1):
+        pending, averages = self._pending, self.averages
+        if not self.updates or (pending.last is None and world_size() == 1):
             return
-        if last is None:  # other processes may have had a pass
-            none = self.codebook().new_zeros(0, *self._parts_shape[1:])
-            last = LastPass(none, None)
-        averages, table = self.averages, self.table()
-        sizes = squares = None
+        table = self.table()
+        # Without a pass here, other processes may have had one.
+        parts, mask = pending.last or (table.new_zeros(0, *self._parts_shape[1:]), None)
+        sizes = None
         if self.replacement is not None:
             sizes = pending.counts.new_zeros(world_size())
-            sizes[process_rank()] = len(last.parts)
-        if self.prices is not None:
-            squares = pending.squares
-        sums = None if averages is None else pending.sums
-        counts, sizes, sums, squares = sums_across_processes([pending.counts, sizes, sums, squares])
+            sizes[process_rank()] = len(parts)
+        counts, sizes, sums, squares = sums_across_processes(
+            [
+                pending.counts,
+                sizes,
+                None if averages is None else pending.sums,
+                None if self.prices is None else pending.squares,
+            ]
+        )
         assert counts is not None
         if averages is not None and sums is not None:
             averages.follow(self.codebook(), table)
@@ -140,23 +176,16 @@ class UpdatedQuantizer(BeginningQuantizer):
         if self.prices is not None and squares is not None:
             self.prices.update(counts.view(-1, self.num_codes), squares)
         if sizes is not None:
-            self._replace(counts, sizes, last, optimizer)
+            self._replace(counts, Pool(parts, sizes, len(table), mask), optimizer)
         pending.clear()
 
-    def _replace(
-        self,
-        counts: Tensor,
-        sizes: Tensor,
-        last: LastPass,
-        optimizer: Optimizer | None,
-    ) -> None:
+    def _replace(self, counts: Tensor, pool: Pool, optimizer: Optimizer | None) -> None:
         assert self.replacement is not None and isinstance(self.codebook, Table)
         weight = self.codebook.weight
         unused = self.get_buffer("unused_steps")
         chosen = counts > 0
         # Where nothing was chosen at all, a mask was over everything.
         unused.add_(chosen.any()).masked_fill_(chosen, 0)
-        pool = Pool(last.parts, sizes, len(weight), last.mask)
         rows, codewords = self.replacement(unused, pool)
         if readable(rows) and not len(rows):
             return

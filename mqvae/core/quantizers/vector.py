@@ -1,7 +1,5 @@
 """The nearest codeword for every embedding."""
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +8,7 @@ from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
-from mqvae.core.passes import without_autocast
+from mqvae.core.passes import full, without_autocast
 from mqvae.core.quantizers.base import mean_square
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.core.quantizers.updating import UpdatedQuantizer
@@ -85,24 +83,18 @@ class VectorQuantizer(UpdatedQuantizer):
         rate: RateAware | None = None,
         initialize: str | None = None,
     ) -> None:
-        super().__init__()
-        at_least(1, num_codes=num_codes, dim=dim, groups=groups, codebook_dim=codebook_dim or 1)
+        width, dim = dim, dim if codebook_dim is None else codebook_dim
+        at_least(1, dim=width, codebook_dim=dim)
+        super().__init__(num_codes, dim, groups=groups, channel_axis=channel_axis)
         if codebook_dim is not None:
-            self.project_in, self.project_out = (
-                nn.Linear(dim, codebook_dim),
-                nn.Linear(codebook_dim, dim),
-            )
-            dim = codebook_dim
+            self.project_in = nn.Linear(width, codebook_dim)
+            self.project_out = nn.Linear(codebook_dim, width)
         if dim % groups:
             divisors = [g for g in range(1, min(dim, 64) + 1) if dim % g == 0]
             raise MqvaeError(
                 f"groups must divide dim: got groups={groups}, dim={dim}. "
                 f"Groups that would do: {divisors}."
             )
-        self.num_codes = num_codes
-        self.dim = dim
-        self.groups = groups
-        self.channel_axis = channel_axis
         self.shared_codebook = shared_codebook
         self.distance = Euclidean() if distance is None else distance
         self.estimator = StraightThrough() if estimator is None else estimator
@@ -178,7 +170,7 @@ class VectorQuantizer(UpdatedQuantizer):
     def codebook_gradient(self, z_e: Tensor, codes: Tensor, table: Tensor, weight: float) -> Tensor:
         if not self.estimator.straight:
             return super().codebook_gradient(z_e, codes, table, weight)
-        wide = functools.reduce(torch.promote_types, [z_e.dtype, table.dtype], torch.float32)
+        wide = torch.promote_types(full(z_e).dtype, full(table).dtype)
         g = torch.full((), weight, dtype=wide, device=table.device)
         parts = z_e.reshape(-1, self.dim // self.groups)
         with without_autocast(table.device):
@@ -233,7 +225,7 @@ class VectorQuantizer(UpdatedQuantizer):
         Raises:
             ValueError: if an embedding or a centre is not finite.
         """
-        wide = z_e.detach().to(torch.promote_types(z_e.dtype, torch.float32))
+        wide = full(z_e.detach())
         self.check_width(wide)
         samples = self.by_codebook(self.place(wide))
         self.assign(torch.cat([kmeans(s, self.num_codes, generator=generator) for s in samples]))

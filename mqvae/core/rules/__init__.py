@@ -7,9 +7,10 @@ from mqvae.core.rules.generic import GenericMeta, GenericStep
 from mqvae.core.rules.joint import Joint, Synchronous
 from mqvae.core.rules.meta import Meta
 from mqvae.core.rules.meta_network import MetaBoth, MetaNetwork
+from mqvae.core.rules.rule import Rule
 from mqvae.core.rules.step import Step
 from mqvae.core.rules.unquantized import Unquantized
-from mqvae.core.rules.update import Rule, Update
+from mqvae.core.rules.update import Update
 
 __all__ = [
     "Alternated",

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from mqvae.core.bilevel import Batch
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradients.rule import codebook_gradient, require_all_select, scatter
+from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.module import ModuleBatch
-from mqvae.core.rules.step import Step, step_of
-from mqvae.core.rules.update import Rule, Update
+from mqvae.core.rules.rule import Rule
+from mqvae.core.rules.step import Step
 from mqvae.errors import at_least
 
 
@@ -41,10 +42,10 @@ class Alternated(Rule):
         super().__post_init__()
         at_least(0, nu=self.nu)
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Levels) -> None:
         require_all_select(update.network)
 
-    def step(self, update: Update, batch: Batch | ModuleBatch, above: object) -> Step:
+    def step(self, update: Levels, batch: Batch | ModuleBatch, above: object) -> Step:
         if isinstance(batch, ModuleBatch):
             return self._step_module(update, batch)
         z_e = batch.embed_for_real()
@@ -59,11 +60,9 @@ class Alternated(Rule):
         update.descend_codebook(g_c)
         here = batch.lower_pass(z_e, for_real=True).everywhere()
         update.descend_network([*here.g_phi, *here.g_theta])
-        update.record(z_e, here.quantized.codes)
-        update.learn()
-        return step_of(batch, here.task, here.quantized)
+        return update.finish(batch, here.task, here.quantized, z_e)
 
-    def _step_module(self, update: Update, batch: ModuleBatch) -> Step:
+    def _step_module(self, update: Levels, batch: ModuleBatch) -> Step:
         upper = update.upper_parameters
         before = batch.find([], upper, self.nu, trace=False)
         update.step_codebook(upper, mean_across_processes(before.upper))

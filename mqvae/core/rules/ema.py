@@ -13,8 +13,8 @@ from mqvae.core.look_ahead import Kept
 from mqvae.core.passes import finite_rows
 from mqvae.core.quantizers import VectorQuantizer
 from mqvae.core.rules.joint import Joint
-from mqvae.core.rules.step import Step, step_of
-from mqvae.core.rules.update import Update
+from mqvae.core.rules.levels import Levels
+from mqvae.core.rules.step import Step
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError
 
@@ -82,7 +82,7 @@ class Ema(Joint):
     def gathers(self) -> bool:
         return self.transport is None
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Levels) -> None:
         plain_table(update.network, "Ema")
         if self.transport is not None and update.scaler is not None:
             raise MqvaeError(
@@ -90,15 +90,15 @@ class Ema(Joint):
                 "made: leave out the transport, or train in bfloat16."
             )
 
-    def averages(self, update: Update) -> Averages:
+    def averages(self, update: Levels) -> Averages:
         codebook = plain_table(update.network, "Ema").codebook
         return Averages(codebook(), self.decay, self.epsilon)
 
-    def around(self, update: Update) -> AbstractContextManager[None]:
+    def around(self, update: Levels) -> AbstractContextManager[None]:
         assert update.averages is not None
         return plain_table(update.network, "Ema").averaged_by(update.averages)
 
-    def step(self, update: Update, batch: Batch, above: object) -> Step:
+    def step(self, update: Levels, batch: Batch, above: object) -> Step:
         quantizer = plain_table(update.network, "Ema")
         if self.transport is None or not quantizer.updates:
             return super().step(update, batch, above)
@@ -114,9 +114,7 @@ class Ema(Joint):
         shift = finite_rows(shift)
         quantizer.translate(shift)
         averages.carry(shift, quantizer.codebook())
-        update.record(z_ahead, codes)
-        update.learn()
-        return step_of(batch, here.task, here.quantized)
+        return update.finish(batch, here.task, here.quantized, z_ahead)
 
 
 def plain_table(network: torch.nn.Module, rule: str) -> VectorQuantizer:

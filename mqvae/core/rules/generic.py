@@ -23,7 +23,7 @@ from mqvae.core.look_ahead import LookAhead, Undone
 from mqvae.core.optimizer import Gradients, apply, check_holds, only_finite
 from mqvae.core.passes import Snapshot, fresh_casts
 from mqvae.core.quantizers import unrecorded
-from mqvae.core.rules.update import require_gradients
+from mqvae.core.rules.checks import refuse_wrapped, require_gradients
 from mqvae.errors import MqvaeError, at_least
 from mqvae.shown import Shown
 
@@ -113,11 +113,7 @@ class GenericMeta:
         derivative: Derivative | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise MqvaeError(
-                "GenericMeta averages gradients by itself: pass the module inside "
-                "DistributedDataParallel, module.module."
-            )
+        refuse_wrapped(module)
         at_least(0, xi=xi)
         if isinstance(derivative, ForwardMode):
             raise MqvaeError(

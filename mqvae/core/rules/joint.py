@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from mqvae.core.bilevel import Batch
 from mqvae.core.hypergradients.rule import codebook_gradient, require_all_select, scatter
+from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.module import ModuleBatch
+from mqvae.core.rules.rule import OnePass
 from mqvae.core.rules.step import Found, step_of
-from mqvae.core.rules.update import OnePass, Update
 from mqvae.errors import at_least
 
 
@@ -28,7 +29,7 @@ class Joint(OnePass):
     any_module = True
     scales = True
 
-    def gradients(self, update: Update, batch: Batch | ModuleBatch) -> Found:
+    def gradients(self, update: Levels, batch: Batch | ModuleBatch) -> Found:
         if isinstance(batch, ModuleBatch):
             return batch.find(update.lower_parameters, update.upper_parameters)
         z_e = batch.embed_for_real()
@@ -75,10 +76,10 @@ class Synchronous(OnePass):
         super().__post_init__()
         at_least(0, nu=self.nu)
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Levels) -> None:
         require_all_select(update.network)
 
-    def gradients(self, update: Update, batch: Batch | ModuleBatch) -> Found:
+    def gradients(self, update: Levels, batch: Batch | ModuleBatch) -> Found:
         if isinstance(batch, ModuleBatch):
             return batch.find(update.lower_parameters, update.upper_parameters, self.nu)
         # Of a frozen encoder z_e has no graph, without which there is no ∂L_task/∂ẑ.

@@ -10,8 +10,9 @@ from mqvae.core.distributed import mean_across_processes
 from mqvae.core.hypergradients import FiniteDifference, Hypergradient, HypergradientRule
 from mqvae.core.hypergradients.rule import selecting
 from mqvae.core.look_ahead import LookAhead, Undone
-from mqvae.core.rules.step import Step, step_of
-from mqvae.core.rules.update import Rule, Update
+from mqvae.core.rules.levels import Levels
+from mqvae.core.rules.rule import Rule
+from mqvae.core.rules.step import Step
 from mqvae.errors import MqvaeError, at_least
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Meta(LookingAhead):
                 "take FiniteDifference() or Exact()."
             )
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Levels) -> None:
         hypergradient, look_ahead = self.chosen
         hypergradient.check(selecting(update.network), look_ahead)
         look_ahead.check(update.lower, self.xi)
@@ -103,7 +104,7 @@ class Meta(LookingAhead):
     def loss_above(self) -> Loss | None:
         return self.upper_loss
 
-    def step(self, update: Update, batch: Batch, above: Batch) -> Step:
+    def step(self, update: Levels, batch: Batch, above: Batch) -> Step:
         hypergradient, look_ahead = self.chosen
         kept = look_ahead.kept
         # g_φ and g_θ at (φ, θ, C), of all processes together.
@@ -123,6 +124,4 @@ class Meta(LookingAhead):
             # φ has not moved: its pass serves again, under the new codebook.
             real = batch.lower_pass(z_e, for_real=True).everywhere()
             update.descend_network([*real.g_phi, *real.g_theta])
-        update.record(z_e, here.quantized.codes)
-        update.learn()
-        return step_of(batch, here.task, here.quantized, hyper.norms())
+        return update.finish(batch, here.task, here.quantized, z_e, hyper.norms())

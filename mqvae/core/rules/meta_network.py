@@ -12,9 +12,10 @@ from mqvae.core.hypergradients.rule import codebook_gradient, require_straight_t
 from mqvae.core.look_ahead import Undone
 from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizers import Quantized
+from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.meta import LookingAhead
-from mqvae.core.rules.step import Step, step_of
-from mqvae.core.rules.update import Rule, Update
+from mqvae.core.rules.rule import Rule
+from mqvae.core.rules.step import Step
 from mqvae.errors import MqvaeError, at_least
 
 
@@ -49,10 +50,10 @@ class MetaNetwork(Rule):
         super().__post_init__()
         at_least(0, xi=self.xi)
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Levels) -> None:
         require_straight_through(selecting(update.network), "MetaNetwork")
 
-    def step(self, update: Update, batch: Batch, above: object) -> Step:
+    def step(self, update: Levels, batch: Batch, above: object) -> Step:
         z_e = batch.embed_for_real()
         (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
         task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
@@ -62,9 +63,7 @@ class MetaNetwork(Rule):
             answered = batch.embed(list(batch.network.encoder_parameters()))
         (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])
         update.descend_codebook(g_c)
-        update.record(z_e, quantized.codes)
-        update.learn()
-        return step_of(batch, task, quantized)
+        return update.finish(batch, task, quantized, z_e)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +95,13 @@ class MetaBoth(LookingAhead):
                 "it look_ahead=Undone(…)."
             )
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Levels) -> None:
         hypergradient, look_ahead = self.chosen
         look_ahead.check(update.lower, self.xi)
         require_straight_through(selecting(update.network), "MetaBoth")
         hypergradient.check(selecting(update.network), look_ahead)
 
-    def step(self, update: Update, batch: Batch, above: object) -> Step:
+    def step(self, update: Levels, batch: Batch, above: object) -> Step:
         z_e = batch.embed_for_real()
         here = batch.lower_pass(z_e, for_real=False)
         g_c = codebook_gradient(batch, z_e.detach())
@@ -116,9 +115,7 @@ class MetaBoth(LookingAhead):
         hyper = Hypergradient(*terms)
         update.descend_codebook(hyper.total())
         update.descend_network([*g_phi, *g_theta])
-        update.record(z_e, here.quantized.codes)
-        update.learn()
-        return step_of(batch, here.task, here.quantized, hyper.norms())
+        return update.finish(batch, here.task, here.quantized, z_e, hyper.norms())
 
 
 def network_hypergradient(

@@ -1,6 +1,6 @@
 """What a pass finds, and what a step reports."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +66,18 @@ class Found:
     codes: Tensor | None = None
     of_table: bool = False
     learns: bool = True
+
+    def added_to(self, held: "Found | None") -> "Found":
+        """This pass with the gradients of the batches before it added."""
+        if held is None:
+            return self
+        lower, upper = _added(held.lower, self.lower), _added(held.upper, self.upper)
+        return replace(self, lower=lower, upper=upper)
+
+
+def _added(one: Gradients, two: Gradients) -> Gradients:
+    pairs = zip(one, two, strict=True)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
 def step_of(

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import torch
 
 from mqvae.core.bilevel import Batch
+from mqvae.core.rules.levels import Levels
+from mqvae.core.rules.rule import OnePass
 from mqvae.core.rules.step import Found, Step
-from mqvae.core.rules.update import OnePass, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Unquantized(OnePass):
     commitment_weight: float = field(default=0.0, init=False)
     codebook_weight: float = field(default=0.0, init=False)
 
-    def gradients(self, update: Update, batch: Batch) -> Found:
+    def gradients(self, update: Levels, batch: Batch) -> Found:
         task = batch.task_for_real(batch.embed_for_real())
         g = batch.gradient(task, update.lower_parameters)
         task = task.detach()
