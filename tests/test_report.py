@@ -325,7 +325,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(page: Page) -> None:
 
 def test_figures_take_colours_from_the_page_and_say_what_they_show(page: Page) -> None:
     charts = [attributes for tag, attributes in page.tags if attributes.get("class") == "chart"]
-    assert len(charts) == 8 + 6 + 3  # curves, gradient dynamics, code usage
+    assert len(charts) == 8 + 6 + 1  # curves, gradient dynamics, code usage
     assert all(chart["aria-label"] for chart in charts)
     body = page.source.partition("</style>")[2].partition("<script>")[0]
     assert not re.search(r"#[0-9a-f]{6}", body), "a fixed colour is unreadable in light or in dark"
@@ -603,7 +603,6 @@ def test_more_runs_than_colours(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(i), f"Run {i}", rows=3) for i in range(9)]
     page = read(runs, tmp_path / "r.html")
     assert len(page.table("Quality")) == 9
-    # One chart of code usage for all of them.
     alts = [attributes["aria-label"] for tag, attributes in page.tags if "aria-label" in attributes]
     assert sum("most frequent first. Codes used: Run 0" in alt for alt in alts) == 1
 

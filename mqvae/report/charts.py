@@ -124,58 +124,8 @@ def curves(
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         y_ticks(axes, logarithmic, percent=percent)
-        if not percent and not logarithmic:
-            axes.yaxis.set_major_formatter(even(axes.get_yticks().tolist()))
 
     return drawing(draw, name=name, alt=alt, width=width)
-
-
-def ranks(
-    shares: np.ndarray,
-    *,
-    run: int,
-    name: str,
-    alt: str,
-    of: int,
-    total: int,
-    lowest: float,
-    highest: float,
-) -> Markup:
-    """Shares of the codes, the most frequent first, over the rank; y is logarithmic.
-
-    Args:
-        shares: one share per code that was chosen, in any order.
-        run: position of the run, for its colour.
-        name: prefix of the ids, unique in the page.
-        alt: the chart in words.
-        of: how many codes there are, with those never chosen.
-        total: ranks on the axis.
-        lowest: the smallest share on the axis.
-        highest: the largest.
-    """
-
-    def draw(axes: Axes) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        ordered = np.sort(shares)[::-1]
-        picked = np.unique(np.linspace(0, max(len(ordered) - 1, 0), 600).round().astype(int))
-        colour = RUN.format(run % COLOURS)
-        axes.set_yscale("log")
-        if len(ordered):
-            # Edges at rank ± ½: a codebook of which one code is left still shows a bar.
-            edges = np.concatenate([[0.5], picked[:-1] + 1.5, [len(ordered) + 0.5]])
-            axes.stairs(
-                ordered[picked], edges, baseline=lowest / 10, fill=True, color=colour, alpha=0.25
-            )
-            axes.stairs(ordered[picked], edges, baseline=lowest / 10, color=colour, lw=1.5)
-            axes.axhline(1 / of, color=INK, lw=0.7, ls=(0, (4, 3)), alpha=0.7)
-        axes.set_xlim(0.5, total + 0.5)
-        axes.set_ylim(lowest / 1.5, highest * 1.6)
-        axes.set_xlabel("code, by rank")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        y_ticks(axes, True, percent=True)
-
-    return drawing(draw, name=name, alt=alt, width=NARROW)
 
 
 def spans_decade(values: np.ndarray) -> bool:
@@ -227,19 +177,6 @@ def plain(value: float, _position: object = None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.10g}"
     return scientific(value)
-
-
-def even(ticks: Sequence[float]) -> Callable[..., str]:
-    """How to write the ticks of an axis: with equally many decimals.
-
-    >>> list(map(even([0.0, 0.05, 0.1]), [0.0, 0.05, 0.1])), even([-1.0, 0.0])(-1.0)
-    (['0.00', '0.05', '0.10'], '\N{MINUS SIGN}1')
-    """
-    known = [plain(float(tick)) for tick in ticks]
-    if any("10" in each and "·" in each for each in known):
-        return plain
-    decimals = max((len(each.partition(".")[2]) for each in known), default=0)
-    return lambda value, _position=None: f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percentage(value: float, _position: object = None) -> str:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from markupsafe import Markup
 
-from mqvae.report.charts import COLOURS, DENSE, NARROW, Line, Mark, curves, mark, ranks
+from mqvae.report.charts import COLOURS, DENSE, NARROW, Line, Mark, curves, mark, thin
 from mqvae.report.run import Run
 from mqvae.report.words import enumerate_words
-
-RANKS = 64  # the axis of ranks is at most so many times as long as the longest curve
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,11 @@ class Chart:
     Attributes:
         title: The title.
         svg: The drawing.
-        mark: Of the run, where the chart is of one.
         against: What x is, where the page lets one choose: "step" or "seconds".
     """
 
     title: str
     svg: Markup
-    mark: Mark | None = None
     against: str = ""
 
 
@@ -133,61 +129,40 @@ def _dynamics(runs: Sequence[Run], shown: Sequence[int], kind: str) -> Charts:
     return Charts(charts, legend, title=kind)
 
 
-def codes(runs: Sequence[Run]) -> Charts | None:
-    """How often each code is chosen, same axes for comparable runs; None if none was counted.
-
-    One chart per run, or all of them in one where there are more than colours.
-    """
-    shares = {
-        i: np.concatenate([each.counts for each in run.counts])
-        / sum(each.counts.sum() for each in run.counts)
+def codes(runs: Sequence[Run]) -> list[Charts]:
+    """How often each code is chosen, the most frequent first, of comparable runs."""
+    counted = {
+        i: np.sort(np.concatenate([each.counts for each in run.counts]))[::-1]
         for i, run in enumerate(runs)
         # Without quantization there is one.
         if any(len(each.codes) and each.total > 1 for each in run.counts)
     }
-    if not shares:
-        return None
-    if len(runs) > COLOURS:
-        ordered = {i: np.sort(share)[::-1] for i, share in shares.items()}
-        lines = [Line(np.arange(1.0, len(y) + 1), y, i) for i, y in ordered.items()]
-        told = [f"{runs[i].name} {runs[i].codes_used[0]:,}" for i in shares]
+    found = []
+    for kind, members in comparable(runs, list(counted)):
+        shares = {i: counted[i] / counted[i].sum() for i in members}
+        lines = [Line(*thin(np.arange(1.0, len(y) + 1), y), i) for i, y in shares.items()]
+        told = [f"{runs[i].name} {runs[i].codes_used[0]:,}" for i in members]
+        title = "Share of a code, most frequent first"
         svg = curves(
             lines,
-            name="codes",
+            name=f"codes-{members[0]}",
             xlabel="code, by rank",
-            alt=f"Share of every code, most frequent first. Codes used: {enumerate_words(told)}.",
+            alt=f"{title}. Codes used: {enumerate_words(told)}.",
             log=True,
             averaged=False,
             percent=True,
         )
-        total = max(runs[i].codes_used[1] for i in shares)
-        title = f"Share of a code, of up to {total:,}"
-        return Charts([Chart(title, svg)], [mark(runs[i].name, i) for i in shares])
-    charts = []
-    for i, share in shares.items():
-        used, total = runs[i].codes_used
-        peers = [j for j in shares if runs[j].kind == runs[i].kind]
-        positive = np.concatenate([shares[j] for j in peers])
-        title = (
-            f"{used:,} of {total:,} codes used over {runs[i].images}, {total - used:,} not, "
-            f"perplexity {runs[i].perplexity:,.1f}"
-        )
-        svg = ranks(
-            share,
-            run=i,
-            name=f"codes-{i}",
-            alt=f"{runs[i].name}: share of every code, most frequent first; {title}.",
-            of=total,
-            # An axis of a billion ranks would show none of those there are.
-            total=min(
-                max(runs[j].codes_used[1] for j in peers),
-                RANKS * max(runs[j].codes_used[0] for j in peers),
-            ),
-            lowest=float(positive.min()),
-            highest=float(positive.max()),
-        )
-        charts.append(Chart(title, svg, mark(runs[i].name, i)))
-    return Charts(charts)
+        legend = [mark(_used(runs[i]), i) for i in members]
+        found.append(Charts([Chart(title, svg)], legend, title=kind))
+    return found
+
+
+def _used(run: Run) -> str:
+    used, total = run.codes_used
+    return (
+        f"{run.name}: {used:,} of {total:,} codes used over {run.images}, {total - used:,} not, "
+        f"perplexity {run.perplexity:,.1f}"
+    )
 
 
 def comparable(runs: Sequence[Run], shown: Sequence[int]) -> list[tuple[str, list[int]]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqvae.report.files import damaged
 from mqvae.report.run import Run
@@ -24,29 +23,19 @@ TITLES = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A sentence, and what to try."""
-
-    words: str
-    commands: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What was found of a run, by its number; what limits it is the first finding."""
 
     run: int
     cells: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: list[dict[str, Any]]  # their words, and commands to try
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """A row for each run that was diagnosed."""
 
     titles: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: list[Row]
 
 
 def limits(runs: Sequence[Run]) -> Limits | None:
@@ -56,15 +45,15 @@ def limits(runs: Sequence[Run]) -> Limits | None:
         ValueError: if a diagnosis.json is damaged.
     """
     rows = [_row(i, run) for i, run in enumerate(runs) if run.diagnosis]
-    return Limits(TITLES, tuple(rows)) if rows else None
+    return Limits(TITLES, rows) if rows else None
 
 
 def _row(number: int, run: Run) -> Row:
     found = run.diagnosis
     try:
-        findings = [Finding(f["words"], tuple(f["commands"])) for f in found["findings"]]
+        findings = [{key: f[key] for key in ("words", "commands")} for f in found["findings"]]
         _ = findings[0]
-        return Row(number, _cells(found), tuple(findings))
+        return Row(number, _cells(found), findings)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         file = run.path / "diagnosis.json"
         raise damaged(file, f"expected what `mqvae diagnose` writes ({error})") from error

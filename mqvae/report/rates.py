@@ -12,7 +12,6 @@ from mqvae.report.charts import (
     RUN,
     Mark,
     drawing,
-    even,
     mark,
     plain,
     spans_decade,
@@ -85,7 +84,5 @@ def scatter(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(plain)
         y_ticks(axes, logarithmic)
-        if not logarithmic:
-            axes.yaxis.set_major_formatter(even(axes.get_yticks().tolist()))
 
     return drawing(draw, name=name, alt=alt)

@@ -185,29 +185,6 @@ class Run:
             total = float(self.column("seconds")[-1])
         return total
 
-    @property
-    def tokens(self) -> float | None:
-        """Codes of an image: what the bits of a pixel are, of those of a code."""
-        side, bits = self.data.get("side"), self.number("bits_per_pixel")
-        entropy = self.number("entropy")
-        if not (is_number(side) and bits and entropy):
-            return None
-        return round(bits * side**2 / entropy)
-
-    @property
-    def compression(self) -> float | None:
-        """Bits of the pixels over bits of the codes by their entropy."""
-        channels, bits = self.data.get("channels"), "bits_per_pixel"
-        return (
-            8 * channels / found if is_number(channels) and (found := self.number(bits)) else None
-        )
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Images of a training step over its time."""
-        batch, seconds = self.data.get("batch_size"), "seconds_per_step"
-        return batch / found if is_number(batch) and (found := self.number(seconds)) else None
-
     @cached_property
     def has_dynamics(self) -> bool:
         """Whether any hypergradient was logged."""

@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqvae.places import names_only
 from mqvae.report.run import Figure, Run, is_number
 from mqvae.report.words import aligned, duration, scientific
 
+SIZES = ("Tokens an image", "Compression", "Parameters", "Images/s")
 FEW = 3  # settings up to which those that differ have columns of the results
 
 
@@ -93,7 +94,6 @@ def results(runs: Sequence[Run]) -> list[Column]:
         "" if s is None or not seconds[0] or len(runs) == 1 else f"{s / seconds[0]:.2f}×"
         for s in seconds
     ]
-    rates = [run.images_per_second for run in runs]
     return [
         *columns,
         Column(
@@ -106,16 +106,25 @@ def results(runs: Sequence[Run]) -> list[Column]:
         Column("Training time", [duration(s) for s in times], values=times),
         Column("Updates", [_updates(run) for run in runs], values=[run.steps for run in runs]),
         *(
-            Column(title, [f"{v:{form}}" if v else "-" for v in values], values=values)
-            for title, form, values in (
-                ("Tokens an image", ",.0f", [run.tokens for run in runs]),
-                ("Compression", ",.0f", [run.compression for run in runs]),
-                ("Parameters", ",.0f", [run.number("parameters") for run in runs]),
-                ("Images/s", ",.0f", rates),
-            )
-            if any(values)
+            Column(title, [f"{v:,.0f}" if v else "-" for v in values], values=values)
+            for title in SIZES
+            if any(values := [_sizes(run)[title] for run in runs])
         ),
     ]
+
+
+def _sizes(run: Run) -> dict[str, float | None]:
+    """How large a run is and how fast, where it says so."""
+    side, channels, batch = (run.data.get(key) for key in ("side", "channels", "batch_size"))
+    entropy, bits = run.number("entropy"), run.number("bits_per_pixel")
+    seconds = run.number("seconds_per_step")
+    found = (
+        bits * side**2 / entropy if side and bits and entropy else None,
+        8 * channels / bits if channels and bits else None,
+        run.number("parameters"),
+        batch / seconds if batch and seconds else None,
+    )
+    return dict(zip(SIZES, found, strict=True))
 
 
 def as_csv(runs: Sequence[Run], columns: Sequence[Column]) -> str:
@@ -129,26 +138,21 @@ def as_csv(runs: Sequence[Run], columns: Sequence[Column]) -> str:
     return text.getvalue()
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(NamedTuple):
     """A row of what was measured of a run besides: which run, on what, of which checkpoint."""
 
     run: int
     images: str
     checkpoint: str
-    cells: Sequence[str]
+    cells: list[str]
 
 
-@dataclass(frozen=True)
-class Others:
-    """What was measured of the runs besides: other splits, checkpoints and images.
+class Others(NamedTuple):
+    """What was measured besides; `figures` are those that the results lack."""
 
-    `columns` are without cells, which the rows have; `figures` are those that the results lack.
-    """
-
-    columns: Sequence[Column]
-    rows: Sequence[Other]
-    figures: Sequence[Figure] = ()
+    columns: list[Column]  # without cells, which the rows have
+    rows: list[Other]
+    figures: list[Figure]
 
 
 def others(runs: Sequence[Run]) -> Others | None:

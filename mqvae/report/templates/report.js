@@ -137,7 +137,7 @@
 
   // Pictures come in the order of the rows.
   document.addEventListener("sorted", ({ detail }) => {
-    const boxes = all("#codebooks .charts, #usage .charts");
+    const boxes = all("#codebooks .charts");
     // Images of several data sets stay under their own originals.
     if (all(".samples [data-original]").length < 2) boxes.push(...all(".samples"));
     for (const box of boxes) for (const row of detail)
