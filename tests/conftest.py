@@ -1,6 +1,8 @@
 """Shared fixtures."""
 
+import json
 import os
+import shutil
 import warnings
 from contextlib import nullcontext
 
@@ -44,18 +46,33 @@ def seeded(request):
         yield
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a finished run of digits-tiny under other settings; one for each name."""
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """The folder of a finished run of digits-tiny under other settings, trained once for all."""
     from mqvae.config import Settings, load_preset
     from mqvae.training import begin
 
     made = {}
 
+    def run(*deltas):
+        key = json.dumps(deltas, sort_keys=True)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("once") / "run"
+            begin(Settings.of(load_preset("digits-tiny", *deltas)), made[key]).fit()
+        return made[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(once, tmp_path_factory):
+    """A copy of such a run for the tests of a module; one for each name."""
+    made = {}
+
     def run(name, *deltas):
         if name not in made:
             made[name] = tmp_path_factory.mktemp("runs") / name
-            begin(Settings.of(load_preset("digits-tiny", *deltas)), made[name]).fit()
+            shutil.copytree(once(*deltas), made[name])
         return made[name]
 
     return run

@@ -25,7 +25,7 @@ from mqvae.config import (
     preset_names,
     presets_in_words,
 )
-from mqvae.config.typed import SHORT
+from mqvae.config.command_line import SHORT
 from mqvae.networks.architecture import Architecture, Inputs
 from mqvae.networks.vqvae import VQVAE
 from mqvae.runs import Run

@@ -10,9 +10,9 @@ from docstring_parser import parse
 from torch import Tensor
 
 from mqvae.config.classes import find, is_ours
+from mqvae.config.command_line import SHORT
 from mqvae.config.messages import choices
 from mqvae.config.options import HANDED_LATER, LEVELS, LISTED, SLOTS, Start
-from mqvae.config.typed import SHORT
 from mqvae.errors import MqvaeError, did_you_mean
 
 EVERYDAY = """\

@@ -16,6 +16,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from mqvae.config.choosing import completed
 from mqvae.config.classes import find, only_ours, path_of
+from mqvae.config.command_line import as_typed, typed
 from mqvae.config.help import show_help
 from mqvae.config.merging import merged
 from mqvae.config.options import (
@@ -34,7 +35,6 @@ from mqvae.config.options import (
 from mqvae.config.parsing import component, namespace, parsed, plain, with_defaults
 from mqvae.config.presets import delta_of, layers, presets_in_words
 from mqvae.config.retired import without_retired
-from mqvae.config.typed import as_typed, typed
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.rules import Rule

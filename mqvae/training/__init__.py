@@ -4,7 +4,7 @@ from mqvae.training.images import inputs_of, load_run_split, load_split
 from mqvae.training.loop import Training
 from mqvae.training.processes import Processes, restarted
 from mqvae.training.results import device_name, not_finite, versions, write_evaluation
-from mqvae.training.runs import begin, resume
+from mqvae.training.runs import begin, resume, tried
 from mqvae.training.schedule import learning_rate, warmup_cosine
 from mqvae.training.stopping import (
     Interrupted,
@@ -13,7 +13,6 @@ from mqvae.training.stopping import (
     ProcessLost,
     TrainingFailed,
 )
-from mqvae.training.trying import tried
 
 __all__ = [
     "Interrupted",

@@ -1,6 +1,7 @@
-"""Runs: begun, or resumed."""
+"""Runs: begun, resumed, or tried."""
 
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,3 +139,28 @@ def _compared(
     if processes.largest(int(refused is not None)):
         raise refused or MqvaeError("the images are not those that the run had.")
     return now, changes
+
+
+def tried(settings: Iterable[Settings]) -> Iterator[Settings]:
+    """Settings that `begin` takes, one after another: the parts are put together, nothing written.
+
+    Args:
+        settings: Of several runs; of those in succession with the same images they are read once.
+
+    Raises:
+        ValueError: if parts do not fit each other, the images or this machine.
+        ExtraMissing: if a logger that is asked for is not installed.
+    """
+    of, splits, data = None, None, None
+    for each in settings:
+        chosen(each.trainer)
+        processes = Processes(each.trainer)
+        images = (each.data, each.seed, each.trainer.fast_dev_run)
+        if splits is None or data is None or images != of:
+            splits, resolved = load_splits(each)
+            of, data = images, resolved.data
+        parts, _ = assemble(replace(each, data=data), splits, processes)
+        with closing(parts):
+            if each.start is not None:
+                start_from(each.start, parts.network)
+        yield each
