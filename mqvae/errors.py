@@ -72,7 +72,7 @@ def refused(what: str) -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """What an exception says, on one line and without torch's own frames."""
+    """An exception's message, on one line and without torch's own frames."""
     said = str(error).partition("Exception raised from ")[0]
     return " ".join(said.split())[:500] or type(error).__name__
 

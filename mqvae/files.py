@@ -23,7 +23,7 @@ TIED = "tied"  # in a file of tensors: the names whose tensor is stored under an
 
 
 def read_yaml(path: Any) -> Any:
-    """What a YAML file holds: mappings, lists, text, numbers, truth values and null.
+    """Read a YAML file: mappings, lists, text, numbers, truth values and null.
 
     Args:
         path: A `Path`, or what has its `open`.
@@ -43,7 +43,7 @@ def read_yaml(path: Any) -> Any:
 
 
 def parsed_yaml(text: str) -> Any:
-    """What YAML says, in plain values.
+    """Parse YAML to plain values.
 
     Raises:
         ValueError: if it is not YAML, or holds anything else or more than settings would.
@@ -59,7 +59,7 @@ def parsed_yaml(text: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; what `only_finite` has replaced is there again.
+    """Read a JSON file; numbers that `only_finite` replaced are restored.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -155,7 +155,7 @@ def only_finite(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored(content: Any) -> Any:
-    """What `only_finite` was given, from what it gave; anything else as it is.
+    """Undo `only_finite`; anything else comes back as it is.
 
     >>> restored({"mse": 0.5, "psnr": None, "not_finite": {"/psnr": "inf"}})
     {'mse': 0.5, 'psnr': inf}

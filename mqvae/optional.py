@@ -1,4 +1,4 @@
-"""What only some users need, by the names that pip knows: `pip install 'mqvae[NAME]'`."""
+"""Optional packages, by the extra that installs them: `pip install 'mqvae[NAME]'`."""
 
 import importlib.util
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How far long work is."""
+"""Progress bars."""
 
 import math
 import sys

@@ -165,7 +165,7 @@ def evaluate(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Images:
-    """What is measured on.
+    """The images that are measured on.
 
     Attributes:
         images: The images.

@@ -103,7 +103,7 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
 
 
 def refinement_of(options: argparse.Namespace) -> "Refinement | None":
-    """What `add_refinement`'s options ask for, but for the prior.
+    """The refinement that `add_refinement`'s options ask for, without the prior.
 
     Raises:
         ValueError: if a number is out of range, or an option is missing that others belong to.

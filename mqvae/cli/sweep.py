@@ -18,7 +18,7 @@ FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is typed, taken apart.
+    """A parsed command line with --sweep.
 
     Attributes:
         out: Folder of the runs.
@@ -80,7 +80,7 @@ def sweep(arguments: list[str], train: Callable[[list[str]], int]) -> int:
 
 
 def taken_apart(arguments: list[str]) -> Sweep:
-    """What is typed after `mqvae train`, --sweep among it.
+    """Parse what follows `mqvae train`, --sweep among it.
 
     Raises:
         ValueError: if what is swept is not as NAME=VALUE,VALUE.

@@ -1,4 +1,4 @@
-"""What several commands say, and what is kept off the terminal."""
+"""Output that several commands share."""
 
 import sys
 import warnings
@@ -23,7 +23,7 @@ def print_metrics(values: dict[str, Any], described: dict[str, Any]) -> None:
 def to_the_end(
     fit: Callable[[], dict[str, Any]], steps: int, go_on: str, *, speaks: bool = True
 ) -> tuple[dict[str, Any] | None, int]:
-    """What training returns and the exit code; nothing where it was asked to stop.
+    """Summary and exit code of a training; no summary where it was asked to stop.
 
     Args:
         fit: The training.

@@ -70,7 +70,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _training(arguments: list[str]) -> "Training":
-    """What the arguments ask for: a new run, or one to resume."""
+    """The training that the arguments ask for: of a new run, or of one to resume."""
     helping = any(a in ("-h", "--help", "--help-all") for a in arguments)
     if any(a.partition("=")[0] == "--resume" for a in arguments) and not helping:
         return _resumed(arguments)
@@ -132,7 +132,7 @@ def _resumed(arguments: list[str]) -> "Training":
 
 
 def _stretched(training: "Training", before: int) -> str:
-    """What another number of steps does to the learning rates."""
+    """A sentence on the learning rates under another number of steps."""
     rates = ", ".join(
         f"{name} {training.parts.levels[level].param_groups[0]['lr']:.3g}"
         for level, name in (("lower", "network_lr"), ("upper", "codebook_lr"))

@@ -35,7 +35,7 @@ WITHOUT = ("-h", "--help", "--help-all", "--resume")
 
 
 def completed(arguments: list[str]) -> tuple[list[str], str]:
-    """What is typed after `mqvae train` with a preset, and why that one was chosen.
+    """The arguments of `mqvae train` with a preset, and why that one was chosen.
 
     Images may stand in the place of the preset. Where nothing is to be chosen, what is typed comes
     back as it is.

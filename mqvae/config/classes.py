@@ -17,7 +17,7 @@ from jsonargparse._common import parsing_settings
 import mqvae
 
 OURS = ("mqvae", "torch.optim", "torch.nn")
-"""What may be imported because a file of settings names it."""
+"""Modules that a file of settings may have imported."""
 RUNS = "mqvae.__main__"  # importing it is running the program
 PARENTS = re.compile(r"(mqvae|torch\.(optim|nn\.modules\.loss|utils\.data))\b")
 """Where a class must descend from."""
@@ -105,7 +105,7 @@ def components_in(kind: type) -> Mapping[str, str]:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """What a type is a union or a list of."""
+    """The members of a union or list type."""
     if get_origin(hint) in (Union, UnionType, Sequence, list, tuple):
         return [each for part in get_args(hint) for each in _alternatives(part)]
     return [hint]

@@ -1,4 +1,4 @@
-"""What is typed after `mqvae train`, as settings."""
+"""Arguments of `mqvae train` to settings."""
 
 import re
 from collections import deque

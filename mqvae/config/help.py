@@ -1,4 +1,4 @@
-"""What `mqvae train --help` and its like show."""
+"""Texts of `mqvae train --help`, `--help-all` and `--SLOT.help CLASS`."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -154,7 +154,7 @@ def _option(option: str, words: str) -> list[str]:
 
 
 def _value(hint: Any) -> str:
-    """What an option's value looks like, by the type of its argument."""
+    """Placeholder of an option's value, by the type of its argument."""
     kinds = [kind for kind in get_args(hint) if kind not in (type(None), Tensor)]
     if get_origin(hint) is Literal:
         return "|".join(map(str, kinds))

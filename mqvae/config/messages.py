@@ -1,4 +1,4 @@
-"""What is said of settings that do not fit."""
+"""Error messages about settings, in plain words."""
 
 import inspect
 import re
@@ -138,7 +138,7 @@ def choices(base: Any) -> list[str]:
 
 
 def _base_of(keys: list[str], classes: list[str]) -> Any:
-    """What a component must derive from: its slot's class, or its argument's type."""
+    """Base class of a component: that of its slot, or the type of its argument."""
     if len(keys) == 1:
         return SLOTS[keys[0]][0]
     hint = get_type_hints(_at(classes[len(keys) - 2]).__init__)[keys[-1]]

@@ -171,7 +171,7 @@ HANDED_LATER = {"params", "lr"}
 
 @cache
 def settings_parser() -> ArgumentParser:
-    """What knows every setting, its type, its range and its default."""
+    """The parser of all settings, with type, range and default of each."""
     for name in mqvae.__all__:  # classes answer to their names once they are imported
         getattr(mqvae, name)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)

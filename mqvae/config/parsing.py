@@ -17,7 +17,7 @@ from mqvae.errors import MqvaeError
 
 
 def parsed(config: Mapping[str, Any], dashes: str = "") -> Namespace:
-    """What settings say.
+    """Parse settings, without defaults.
 
     Args:
         config: From files and options together.
@@ -44,7 +44,7 @@ def parsed(config: Mapping[str, Any], dashes: str = "") -> Namespace:
 
 
 def with_defaults(given: Namespace, dashes: str = "") -> Namespace:
-    """The same with what it leaves open.
+    """Complete parsed settings with defaults.
 
     Raises:
         ValueError: in plain words.
@@ -65,7 +65,7 @@ def _in_plain_words(dashes: str) -> Iterator[None]:
 
 
 def plain(found: Namespace) -> dict[str, Any]:
-    """The same in plain types, its components looked at."""
+    """Parsed settings in plain types, their components checked."""
     with only_ours(found.as_dict()):
         text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
     return json.loads(text, object_hook=component)

@@ -28,7 +28,7 @@ GROUPS = (
     "MQ-VAE",
     "variants for comparison",
 )
-"""What methods are listed under, in this order."""
+"""Headings of the list of methods, in this order."""
 RECOMMENDED = "recommended"
 DEMO = "fashion-mnist-demo"
 """Whose sizes a method has that stands in the place of a preset."""
@@ -74,7 +74,7 @@ def is_known(name: str) -> bool:
 
 
 def layers(name: str, method: str | None = None) -> list[dict[str, Any]]:
-    """What a preset, or a YAML file by its path, says over its `base`, from the bottom up.
+    """The layers of a preset, or of a YAML file by its path, from its lowest `base` up.
 
     Args:
         name: The preset or file; a `base` that is a relative path starts at the file naming it.
@@ -141,7 +141,7 @@ def _method_in(name: str) -> str | None:
 
 
 def _method_layers(method: Any, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """What a method says over its `base`, another one, from the bottom up."""
+    """The layers of a method, from its lowest `base` up."""
     if not isinstance(method, str):
         raise MqvaeError(f"method must name a method or a YAML file, got {shortened(method)}.")
     name = method.removeprefix("methods/")
@@ -206,7 +206,7 @@ def _chain(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
 
 
 def delta_of(path: str) -> dict[str, Any]:
-    """What a YAML file of --config says, over whatever it is laid.
+    """The settings of a YAML file of --config.
 
     Raises:
         ValueError: if there is none, it is no YAML of settings, or it has a `base` of its own.
@@ -222,7 +222,7 @@ def delta_of(path: str) -> dict[str, Any]:
 
 
 def contents(path: Any) -> dict[str, Any]:
-    """What a YAML file of settings says.
+    """The contents of a YAML file of settings.
 
     Raises:
         ValueError: if there is none, or it is not YAML, or holds something else.
@@ -242,7 +242,7 @@ def contents(path: Any) -> dict[str, Any]:
 
 @cache
 def _contents(folder: Any, name: str) -> Mapping[str, Any]:
-    """What a file that ships says."""
+    """The contents of a file of the package."""
     return contents(folder / f"{name}.yaml")
 
 

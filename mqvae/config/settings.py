@@ -47,7 +47,7 @@ from mqvae.tasks import Task
 
 @dataclass(frozen=True)
 class Components:
-    """What settings make.
+    """The objects that settings describe.
 
     Attributes:
         network: What the network is.
@@ -178,7 +178,7 @@ def _checked(config: str) -> Settings:
 
 
 def load_preset(name: str, *deltas: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
-    """What a preset, or a YAML file by its path, says over its `base`, and deltas over it.
+    """The settings of a preset, or of a YAML file by its path, with deltas over them.
 
     Args:
         name: The preset or file.

@@ -1,4 +1,4 @@
-"""What `--data VALUE` and `data: VALUE` mean."""
+"""`--data VALUE` and `data: VALUE` to a data component."""
 
 from torch.utils.data import Dataset
 

@@ -1,4 +1,4 @@
-"""What the codes of a split cost in bits."""
+"""Bits that the codes of a split cost."""
 
 import math
 from collections.abc import Callable
@@ -66,7 +66,7 @@ PRIOR = {
 
 @dataclass(frozen=True)
 class Prior:
-    """What gives codes a probability.
+    """A model of the probability of codes.
 
     Attributes:
         bits: Codes of images and their labels (B,) to the mean of −log2 p, a scalar.

@@ -55,7 +55,7 @@ class ImageMetric(ABC):
         """
 
     def described(self) -> Metric:
-        """What it is, with its protocol."""
+        """Its row, with the protocol."""
         row = self.row
         return Metric(row.title, row.better, self.protocol, row.unit, row.scale)
 
@@ -93,5 +93,5 @@ def at_least(images: Tensor, smallest: int, side: int) -> Tensor:
 
 
 def resized(shape: tuple[int, ...], smallest: int, side: int) -> str:
-    """What `at_least` does to images of this shape, as a protocol says it."""
+    """`at_least`'s effect on images of this shape, in a protocol's words."""
     return "" if min(shape[-2:]) >= smallest else f", resized (bilinear) to {side} × {side}"

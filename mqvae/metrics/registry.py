@@ -37,7 +37,7 @@ FURTHER: Mapping[str, Row] = {
 }
 """Metrics of any task that gives images, measured on request."""
 FRECHET = tuple(name for name, row in FURTHER.items() if ".frechet." in row.path)
-"""Those that compare sets of images, which a prior's samples are measured by as well."""
+"""Names of the Fréchet distances, which a prior's samples are measured by as well."""
 
 METRICS: Mapping[str, Metric] = {
     **Adversarial.metrics,

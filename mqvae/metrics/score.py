@@ -1,4 +1,4 @@
-"""How sure a classifier is of outputs, and of how many classes they are: the score of Inception."""
+"""Inception score, and the same score by a classifier of the data set."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def score(sums: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Classifier:
-    """What tells the classes of images apart.
+    """A classifier of images.
 
     Attributes:
         logits: (B, classes) of images (B, C, H, W) in [0, 1].

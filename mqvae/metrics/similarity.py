@@ -1,4 +1,4 @@
-"""How alike two images are: SSIM and LPIPS, through torchmetrics."""
+"""SSIM and LPIPS, through torchmetrics."""
 
 from typing import Any
 

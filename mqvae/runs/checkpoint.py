@@ -16,13 +16,13 @@ from mqvae.files import flush, packed, unpacked
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What it takes to go on, or to use the network.
+    """The state from which a run resumes, and the weights that its network is used with.
 
     Attributes:
         model: The network's `state_dict`.
         training: Every other tensor: optimizer moments, random state.
         state: Everything else, as JSON.
-        average: The `state_dict` of the weights' exponential average; None without one.
+        average: The `state_dict` of the EMA of the weights; None without one.
         digest: Fingerprint of the file of `weights`; empty before it is written.
     """
 
@@ -34,7 +34,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """What the network is measured and used with: the average where there is one."""
+        """The weights that are measured and used: the EMA where there is one."""
         return self.model if self.average is None else self.average
 
     @property
@@ -167,7 +167,7 @@ def _newest_whole(
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that takes its place; None where there is none."""
+    """Identity of a folder, by which a replacement is noticed; None where there is none."""
     try:
         found = folder.stat()
     except FileNotFoundError:

@@ -76,7 +76,7 @@ class Run:
         return html_table("Run", self._described())
 
     def _described(self) -> dict[str, str]:
-        """What is trained, and what it is worth if it is finished."""
+        """Name, steps and seed, and the metrics of a finished run."""
         found = {"folder": str(self.folder)}
         for name in ("name", "steps", "seed"):
             found[name] = str(self.config.get(name))

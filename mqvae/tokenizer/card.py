@@ -67,7 +67,7 @@ def metrics_of(tokenizer: Codec) -> dict[str, float]:
 
 
 def _measured(tokenizer: Codec) -> dict[str, Any]:
-    """What was measured of the tokenizer's weights on the test images; empty if nothing was."""
+    """Metrics of the tokenizer's weights on the test images; empty if there are none."""
     folder = tokenizer.run.folder
     for path in [*sorted(folder.glob("evaluations/test-*.json")), folder / "summary.json"]:
         if path.is_file():

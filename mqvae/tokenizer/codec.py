@@ -33,7 +33,7 @@ _MODES = Lock()  # not a codec's own, which could not be copied then
 
 
 def at_once(shape: Sequence[int], how: Refinement | None) -> int:
-    """How many images (C, H, W) are encoded at once; fewer where they are refined."""
+    """Number of images (C, H, W) encoded at once; smaller where they are refined."""
     return fitting(BATCH_SIZE, shape, side=64 if how is None else 16)
 
 
@@ -80,7 +80,7 @@ class Codec:
     @cached_property
     @torch.no_grad()
     def code_shape(self) -> tuple[int, ...]:
-        """Of the codes of an image of the run: (h, w), or (h, w, G) with more than one group.
+        """Shape of the codes of an image of the run: (h, w), or (h, w, G) with more than one group.
 
         Of the codes of a vector () or (G,).
         """
@@ -216,13 +216,13 @@ class Codec:
 
     @cached_property
     def _curvature(self) -> Curvature:
-        """Of the decoder as it is when codes are refined first; in eval mode."""
+        """Curvature of the decoder, as it is when codes are first refined; in eval mode."""
         shape = self._shape
         return curvature_of(self.network, shape, at_once=at_once(shape, Refinement()))
 
     @torch.no_grad()
     def decode(self, codes: Tensor | np.ndarray | SizedCodes) -> Tensor:
-        """What the decoder makes of codes: images, (B, C, H, W), if that is what the run is about.
+        """Decode codes: to images, (B, C, H, W), if the run is about images.
 
         Images are as they come; clamp them to [0, 1] to show them. A record's have the sizes that
         it tells; of several sizes, zeros stand beyond the smaller ones. Other codes give whole
@@ -259,7 +259,7 @@ class Codec:
         return together([parts[i] for i in range(len(sizes))], fill=0)
 
     def _decode(self, codes: Tensor) -> Tensor:
-        """What the decoder makes of codes of one size, of so many at once as memory holds."""
+        """Decode codes of one size, as many at once as memory holds."""
         shape = self._shape
         if self.stride > 1 and codes.ndim > 2:
             shape = (shape[0], *(self.stride * codes.shape[axis] for axis in (1, 2)))

@@ -173,7 +173,7 @@ class Codes:
 
     @classmethod
     def _read(cls, path: str | Path) -> tuple["Codes", str]:
-        """What a file holds, and the digest that it tells; empty where it tells none."""
+        """Contents of a file, and the digest in it; empty where it has none."""
         if not zipfile.is_zipfile(path):
             raise MqvaeError("no .npz file")
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What a tokenizer takes for images."""
+"""Forms of images that a tokenizer takes."""
 
 import os
 from collections.abc import Sequence

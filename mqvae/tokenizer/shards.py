@@ -275,7 +275,7 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """How codes differ: which images or what refinement is there and which is wanted."""
+    """The difference between codes, in words: of images or refinement."""
     if there.get("refined") != wanted["refined"]:
         then, now = (of.get("refined") or "the nearest ones" for of in (there, wanted))
         return f"that were refined otherwise ({then}; wanted: {now})"
@@ -285,7 +285,7 @@ def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _fingerprints(images: Images, size: int) -> list[str]:
-    """Of the images of each shard, without looking into files: their names, sizes and times."""
+    """Fingerprint of the images of each shard: of their names, sizes and times of change."""
     if images.files is None:
         columns = [np.arange(len(images))]
         start = identity_of(images).digest

@@ -64,7 +64,7 @@ def store(
 
 
 def read(folder: Path) -> tuple[Settings, Checkpoint]:
-    """What `write` wrote.
+    """Read what `write` wrote.
 
     Raises:
         ValueError: if it is something else, or damaged.

@@ -214,7 +214,7 @@ class Tokenizer(Codec):
         return compressed(self, codes).to_bytes(codewords_of(self))
 
     def decompress(self, content: bytes) -> Tensor | SizedCodes:
-        """What `compress` was given, on the CPU; also the content of a file of `mqvae compress`.
+        """Codes that `compress` was given, on the CPU; takes files of `mqvae compress` as well.
 
         Raises:
             MqvaeError: if it is something else, damaged, or made with other weights.

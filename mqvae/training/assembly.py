@@ -31,7 +31,7 @@ MANY_CODES = 4096  # whose k-means takes so long that it is spoken of
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained, and by what.
+    """The parts of a run: what is trained, and by what.
 
     Attributes:
         network: The network.

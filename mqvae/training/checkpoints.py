@@ -207,7 +207,7 @@ def _advanced(schedule: LRScheduler, state: Mapping[str, Any]) -> list[float]:
 
 
 def _trained(parts: Parts) -> dict[str, Tensor]:
-    """What changes in the task's own networks; a frozen one comes with the task itself."""
+    """Trained tensors of the task's own networks; a frozen one comes with the task itself."""
     frozen = {name for name, p in parts.task.named_parameters() if not p.requires_grad}
     return {name: t for name, t in parts.task.state_dict().items() if name not in frozen}
 

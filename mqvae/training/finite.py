@@ -81,7 +81,7 @@ class Finite:
         self._values = torch.where(new, values, self._values)
 
     def found(self) -> tuple[str, int] | None:
-        """What is not finite first, in words, and at which step. All processes take part."""
+        """The first number that is not finite, in words, and its step. All processes take part."""
         steps = from_all_processes(self._first[None]).amin(0).tolist()
         step = min(steps)
         if step == NEVER:
@@ -101,7 +101,7 @@ class Finite:
             raise self.error(*found)
 
     def error(self, what: str, step: int) -> NotFinite:
-        """What to raise about a number that is not finite at a step."""
+        """The error about a number that is not finite at a step."""
         return NotFinite(
             f"{what} at step {step}. {self._kept} Try a lower optimizer.network_lr or "
             "optimizer.codebook_lr, or a smaller update.xi."

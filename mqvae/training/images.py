@@ -200,7 +200,7 @@ def other_images(
 def _held_out(
     train: Images, settings: Settings, bounds: Bounds | None
 ) -> tuple[Images, Images, Bounds | None, int]:
-    """What is trained on, what is for validation, what decides that, and how many were asked for.
+    """Training split, validation split, the bounds that divide them, and how many were asked for.
 
     Bounds that are known already hold; counts of images are for a run that begins.
     """
@@ -221,7 +221,7 @@ def _held_out(
 
 
 def inputs_of(data: Data) -> Inputs:
-    """What a network for these images is built for.
+    """The inputs that a network for these images takes.
 
     Raises:
         ValueError: if they have not been looked at yet.

@@ -1,4 +1,4 @@
-"""What a run knows of its images, and what is done when they are others."""
+"""A run's record of its images, and what is done when they are others."""
 
 import io
 import sys
@@ -21,7 +21,7 @@ Changes = Mapping[str, str]  # split -> what is different, in words
 
 @dataclass(frozen=True)
 class Known:
-    """What a run knows of its images: in `state.json`, `summary.json` and `images.npz`.
+    """A run's record of its images: in `state.json`, `summary.json` and `images.npz`.
 
     Attributes:
         splits: Which images each split has.
@@ -36,12 +36,12 @@ class Known:
 
     @classmethod
     def of(cls, splits: Mapping[str, Images], bounds: Bounds | None) -> "Known":
-        """Of a run's splits; looks at the size of each file."""
+        """The record of a run's splits; looks at the size of each file."""
         return cls({name: identity_of(images) for name, images in splits.items()}, bounds)
 
     @classmethod
     def of_run(cls, run: Run) -> "Known | None":
-        """What a run knows; None if it has no record.
+        """The record of a run; None if it has none.
 
         That of the last checkpoint, also for the best: changes that were accepted since hold.
 
@@ -69,12 +69,12 @@ class Known:
         return cls(splits, None if bounds is None else Bounds.from_json(bounds), accepted)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of the images."""
+        """The entries about images in summary.json."""
         images = {split: identity.to_json() for split, identity in self.splits.items()}
         return {"images": images, "accepted_changes": list(self.accepted)}
 
     def state(self) -> dict[str, Any]:
-        """What state.json says of the images."""
+        """The entries about images in state.json."""
         return {**self.summary(), "bounds": self.bounds and self.bounds.to_json()}
 
     def write(self, run: Run) -> None:
@@ -89,7 +89,7 @@ class Known:
         write_whole(run.folder / FILE, content.getvalue())
 
     def changes(self, now: Mapping[str, Identity]) -> Changes:
-        """What is different in these splits."""
+        """Differences of these splits from the record."""
         found = {}
         for split, identity in now.items():
             if split in self.splits and (different := self.splits[split].compare(identity)):
@@ -97,7 +97,7 @@ class Known:
         return found
 
     def trained_on(self, test: Identity) -> int:
-        """How many of some test images were training images."""
+        """Number of some test images that were training images."""
         train = self.splits.get("train")
         if train is None or train.names is None or test.names is None:
             return 0

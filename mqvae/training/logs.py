@@ -1,4 +1,4 @@
-"""What a run says on its way: metrics.csv, loggers, warnings."""
+"""Logs of a run: metrics.csv, loggers, warnings."""
 
 import math
 import sys

@@ -56,7 +56,7 @@ def what_to_lower(settings: Settings, processes: int) -> str:
 def noticing_shortage(
     settings: Settings, processes: int, where: Callable[[], str]
 ) -> Iterator[None]:
-    """What allocators say becomes `OutOfMemory`, which says what to lower.
+    """Inside, errors of allocators become `OutOfMemory`, which says what to lower.
 
     Args:
         settings: Of the run.
@@ -77,7 +77,7 @@ def noticing_shortage(
 
 @contextmanager
 def noticing_full_disks(folder: Path, where: Callable[[], str]) -> Iterator[None]:
-    """What the system says of a run's folder is said with what is kept, and what to do.
+    """Inside, a full or read-only disk is reported with what is kept, and what to do.
 
     Args:
         folder: The run's.

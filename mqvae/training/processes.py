@@ -92,7 +92,7 @@ class Processes:
         return torch.autocast(self.device.type, half, enabled=self._half is not None)
 
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What scales losses where passes run in float16."""
+        """Scaler of losses where passes run in float16; None elsewhere."""
         return torch.amp.GradScaler(self.device.type) if self._half is torch.float16 else None
 
     def wait(self) -> None:
@@ -110,7 +110,7 @@ class Processes:
 
     @contextmanager
     def noticing_losses(self) -> Iterator[None]:
-        """What torch.distributed says when a process is gone becomes `ProcessLost`."""
+        """Inside, errors of torch.distributed about a lost process become `ProcessLost`."""
         try:
             yield
         except RuntimeError as error:

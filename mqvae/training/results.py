@@ -1,4 +1,4 @@
-"""What a run is measured with, and the files of it."""
+"""A run's measurements, and their files."""
 
 import csv
 import dataclasses
@@ -140,7 +140,7 @@ def _of_the_same(
     refined: str,
     protocol: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a file says of these weights and images; nothing if it is about others, or damaged."""
+    """Contents of a file if it is about these weights and images; else, or if damaged, empty."""
     try:
         content = read_json(path)
         same = content["weights"] == weights and content["images"] == images
@@ -154,7 +154,7 @@ def _of_the_same(
 
 
 def _left_of(measured: Sequence[Mapping[str, Any]], now: Sequence[str]) -> list[dict[str, Any]]:
-    """What each earlier measurement said of metrics that were not measured again."""
+    """Earlier measurements, without the metrics that were measured again."""
     left = [{**each, "figures": [f for f in each["figures"] if f not in now]} for each in measured]
     return [each for each in left if each["figures"]]
 
@@ -170,7 +170,7 @@ def not_finite(result: Evaluation) -> list[str]:
 
 
 def _write_counts(run: Run, name: str, result: Evaluation) -> dict[str, Any]:
-    """How often codes were chosen, as a file of the run; returns what it is."""
+    """Write code counts as a file of the run; returns its description."""
     counts = result.code_counts
     file = f"{EVALUATIONS}/{name}-code_counts.csv"
     lines = ["group,code,count", *(",".join(map(str, row)) for row in counts.table().tolist())]
@@ -205,7 +205,7 @@ def _write_picture(run: Run, name: str, picture: Picture) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What a metric was computed with."""
+    """Versions of the software that a metric was computed with."""
     running = code()
     return {
         "mqvae": running.version,

@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate, and how much is quantized."""
+"""Schedules: of the learning rate, and of the share of samples that are quantized."""
 
 import math
 from collections.abc import Callable
