@@ -52,7 +52,7 @@ reproduce: install data ## the paper's tables and figures: ARGS="table-1"
 bench: install ## what steps and runs cost on this machine: ARGS="step --out docs"
 	$(python) -m benchmarks $(ARGS)
 
-pytest := OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile
+pytest := OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 beside := tests/reproduction tests/benchmarks
 
 test: install ## the tests of the package
