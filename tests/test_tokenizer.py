@@ -282,7 +282,7 @@ UNFIT = {
     "truths": (lambda c: {"codes": c > 0}, "must be whole numbers, and some, got 1188 of bool"),
     "none": (lambda c: {"codes": c[:0], "names": ()}, "must be whole numbers, and some, got 0"),
     "no positions": (lambda c: {"codes": c[:, :0]}, "must be whole numbers, and some, got 0"),
-    "channels": (lambda c: {"channels": 3}, "images with 3 channels, the run has 1"),
+    "channels": (lambda c: {"channels": 3}, "inputs with 3 channels, the run has 1"),
     "weights": (lambda c: {"model": "0" * 64}, "made with other weights"),
 }
 
