@@ -102,11 +102,7 @@ class Averages(nn.Module):
 
 
 def check_decay(decay: float, epsilon: float) -> None:
-    """Refuse averages that are none.
-
-    Raises:
-        MqvaeError: if `decay` is not in [0, 1), or `epsilon` is negative.
-    """
+    """Refuse, by a ValueError, averages that are none."""
     if not 0 <= decay < 1:
         raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")
     at_least(0, epsilon=epsilon)

@@ -24,10 +24,7 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """L = L_task + commitment · L_commit + codebook · L_codebook, and the quantizer's own term.
-
-    `commitment` is the paper's β. The weight of the quantizer's own term is `auxiliary_weight`.
-    """
+    """L = L_task + β · L_commit + codebook · L_codebook + auxiliary_weight · L_auxiliary."""
 
     commitment: float
     codebook: float
@@ -45,27 +42,16 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LowerPass:
-    """A pass at (φ, θ, C) and what backpropagation gave.
+    """A pass at (φ, θ, C) and what backpropagation gave, with the straight-through estimator."""
 
-    Attributes:
-        phi: φ where the pass was made.
-        theta: θ where the pass was made.
-        z_e: Embeddings with the encoder's graph, (..., D).
-        quantized: Their quantization.
-        task: L_task.
-        task_gradient: ∂L_task/∂ẑ, (..., D).
-        g_phi: ∂L/∂φ with the straight-through estimator.
-        g_theta: ∂L/∂θ.
-    """
-
-    phi: list[Tensor]
+    phi: list[Tensor]  # where the pass was made
     theta: list[Tensor]
-    z_e: Tensor
+    z_e: Tensor  # embeddings with the encoder's graph, (..., D)
     quantized: Quantized
-    task: Tensor
-    task_gradient: Tensor
-    g_phi: Gradients
-    g_theta: Gradients
+    task: Tensor  # L_task
+    task_gradient: Tensor  # ∂L_task/∂ẑ, (..., D)
+    g_phi: Gradients  # ∂L/∂φ
+    g_theta: Gradients  # ∂L/∂θ
 
     def everywhere(self) -> "LowerPass":
         """The same with the gradients of all processes' batches together."""
@@ -217,16 +203,10 @@ class Batch:
         task_gradient, *rest = self.gradient(
             total, [quantized.z_q, *phi, *theta], retain_graph=not for_real
         )
-        return LowerPass(
-            phi=phi,
-            theta=theta,
-            z_e=z_e,
-            quantized=quantized,
-            task=task.detach(),
-            task_gradient=torch.zeros_like(z_e) if task_gradient is None else task_gradient,
-            g_phi=rest[: len(phi)],
-            g_theta=rest[len(phi) :],
-        )
+        if task_gradient is None:
+            task_gradient = torch.zeros_like(z_e)
+        g_phi, g_theta = rest[: len(phi)], rest[len(phi) :]
+        return LowerPass(phi, theta, z_e, quantized, task.detach(), task_gradient, g_phi, g_theta)
 
 
 def gradient(

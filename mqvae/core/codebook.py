@@ -38,17 +38,8 @@ class Codebook(nn.Module, ABC):
         """Make `codewords`, (rows, dim), the codebook."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the tensors that it is made of."""
-        return self._any.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self._any.device
-
-    @property
-    def _any(self) -> Tensor:
+    def like(self) -> Tensor:
+        """A tensor of its type, where it is."""
         return next(chain(self.parameters(), self.buffers()))
 
     @property
@@ -62,22 +53,15 @@ class Codebook(nn.Module, ABC):
         Raises:
             ValueError: if a codeword cannot move without others.
         """
-        raise self._tied()
-
-    def require_movable(self) -> None:
-        """Refuse what `translate` refuses.
-
-        Raises:
-            ValueError: if a codeword cannot move without others.
-        """
-        if type(self).translate is Codebook.translate:
-            raise self._tied()
-
-    def _tied(self) -> MqvaeError:
-        return MqvaeError(
+        raise MqvaeError(
             f"a codeword of {type(self).__name__} cannot move by itself, they share parameters: "
             "use Table() or HyperNetwork()."
         )
+
+    def require_movable(self) -> None:
+        """Refuse what `translate` refuses."""
+        if type(self).translate is Codebook.translate:
+            self.translate(torch.zeros(()))
 
 
 class Table(Codebook):

@@ -1,6 +1,6 @@
 """The mean over processes, asked for at the time of the call."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
@@ -56,10 +56,9 @@ def process_rank() -> int:
 
 @torch.no_grad()
 def agree(modules: Iterable[object]) -> None:
-    """Give parameters and buffers of modules the values that the first process has.
+    """Give parameters and buffers of modules the first process's values; pass over what is none.
 
-    Processes that were seeded apart would otherwise train networks of their own, whose gradients
-    are averaged all the same. What is no module is passed over.
+    Processes that were seeded apart would train networks of their own otherwise.
     """
     if world_size() > 1:
         for module in modules:
@@ -77,32 +76,32 @@ def mean_across_processes(tensors: Sequence[T]) -> list[T]:
 
     Every process must pass tensors of the same shapes. None stays None.
     """
-    return _reduced(tensors, lambda flat: flat / world_size())
+    return _reduced(tensors, world_size())
 
 
 @torch.no_grad()
 def sums_across_processes(tensors: Sequence[T]) -> list[T]:
     """The tensors, each replaced by its sum over all processes, as `mean_across_processes`."""
-    return _reduced(tensors, lambda flat: flat)
+    return _reduced(tensors, None)
 
 
-def _reduced(tensors: Sequence[T], finish: Callable[[Tensor], Tensor]) -> list[T]:
+def _reduced(tensors: Sequence[T], divisor: int | None) -> list[T]:
     present = [t for t in tensors if t is not None]
     if world_size() == 1 or not present:
         return list(tensors)
     dtype = reduce(torch.promote_types, [t.dtype for t in present])
     flat = torch.cat([t.detach().flatten().to(dtype) for t in present])
     dist.all_reduce(flat, group=_group.get())
-    parts = iter(finish(flat).split([t.numel() for t in present]))
+    flat = flat if divisor is None else flat / divisor
+    parts = iter(flat.split([t.numel() for t in present]))
     return [None if t is None else next(parts).view_as(t).to(t.dtype) for t in tensors]
 
 
 def mean_with_graph(tensors: Sequence[T]) -> list[T]:
     """`mean_across_processes` that gradients pass, each process's own part unchanged.
 
-    Together with `shared` it makes reverse mode go through a computation that all processes
-    share. For a scalar that all of them have, the gradient by what all have alike is then the mean
-    over processes of what each finds.
+    With `shared`, reverse mode goes through what all processes compute together: of a scalar that
+    all have, the gradient by what all have alike is the mean of what each finds.
     """
     present = [t for t in tensors if t is not None]
     if world_size() == 1 or not present:

@@ -19,26 +19,17 @@ from mqvae.errors import MqvaeError
 
 @dataclass(frozen=True)
 class Ahead:
-    """What the look-ahead knows, and a hypergradient rule is a function of.
+    """What the look-ahead knows, and a hypergradient rule is a function of."""
 
-    Attributes:
-        lower: The batch below, on which φ and θ step.
-        upper: The upper batch, on which C is judged; the paper takes `lower` itself.
-        here: The pass on `lower` at (φ, θ, C).
-        phi: φ' = φ − ξ g_φ, where the virtual lower step leads.
-        theta: θ' = θ − ξ g_θ.
-        xi: ξ, size of that step.
-        slopes: Derivative of that step by [*g_φ, *g_θ], number by number; None for descent, whose
-            derivative is ξ and is applied by the rules.
-    """
-
-    lower: Batch
-    upper: Batch
-    here: LowerPass
-    phi: list[Tensor]
-    theta: list[Tensor]
-    xi: float
+    lower: Batch  # on which φ and θ step
+    upper: Batch  # on which C is judged; the paper takes `lower` itself
+    here: LowerPass  # on `lower` at (φ, θ, C)
+    phi: list[Tensor]  # φ' = φ − ξ g_φ, where the virtual lower step leads
+    theta: list[Tensor]  # θ' = θ − ξ g_θ
+    xi: float  # ξ, size of that step
     slopes: Gradients | None = None
+    """Derivative of that step by [*g_φ, *g_θ], number by number; None for descent, whose
+    derivative is ξ and is applied by the rules."""
 
     def through_step(self, v_phi: Gradients, v_theta: Gradients) -> tuple[Gradients, Gradients]:
         """v along the virtual step: v itself for descent, preconditioned for AdamW."""
@@ -61,13 +52,16 @@ class LookAhead(ABC):
         return True
 
     def check(self, lower: Optimizer, xi: float) -> None:
-        """Refuse an optimizer whose step cannot be differentiated, and ξ = 0 where there is a step.
-
-        Raises:
-            ValueError: with the reason.
+        """Refuse, by a ValueError, an optimizer whose step cannot be differentiated, and ξ = 0
+        where there is a step.
         """
-        if self.preconditioned:
-            require_adam(lower)
+        amsgrad = any(group.get("amsgrad") for group in lower.param_groups)
+        adam = isinstance(lower, torch.optim.Adam | torch.optim.AdamW) and not amsgrad
+        if self.preconditioned and not adam:
+            raise MqvaeError(
+                "preconditioned=True needs Adam or AdamW without amsgrad as the lower optimizer, "
+                f"got {type(lower).__name__}."
+            )
         if xi == 0 and self.optimizer_step:
             raise MqvaeError(
                 f"xi=0 is a virtual step of no length, but {self} looks ahead by the optimizer's "
@@ -100,14 +94,7 @@ class LookAhead(ABC):
         xi: float,
         max_norm: float | None = None,
     ) -> tuple[list[Tensor], list[Tensor], Gradients | None]:
-        """Take the virtual step from weights along gradients.
-
-        Args:
-            optimizer: The lower level's.
-            weights: The weights.
-            gradients: Their gradients.
-            xi: ξ.
-            max_norm: What the optimizer clips its gradients to.
+        """Take the virtual step of the lower level's optimizer from weights along gradients.
 
         Returns:
             The weights where the gradients were taken, which stay what they are; those after the
@@ -209,9 +196,6 @@ def adam_slopes(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Grad
     """lr / (√s + eps) for every number, s the bias-corrected second moment of the next step.
 
     The derivative of AdamW's step by its gradient, the second moment held and momentum summed.
-
-    Raises:
-        ValueError: if the optimizer is not Adam or AdamW.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     slopes: Gradients = []
@@ -230,17 +214,3 @@ def adam_slopes(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Grad
             moment = moment + beta2 * state["exp_avg_sq"]
         slopes.append(group["lr"] / ((moment / (1 - beta2**step)).sqrt() + group["eps"]))
     return slopes
-
-
-def require_adam(optimizer: Optimizer) -> None:
-    """Refuse optimizers without the second moment that preconditioning needs.
-
-    Raises:
-        ValueError: if the optimizer is not Adam or AdamW, or has amsgrad.
-    """
-    known = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
-    if not known or any(group.get("amsgrad") for group in optimizer.param_groups):
-        raise MqvaeError(
-            "preconditioned=True needs Adam or AdamW without amsgrad as the lower optimizer, got "
-            f"{type(optimizer).__name__}."
-        )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +74,7 @@ class VQNetwork(nn.Module):
         self.require_apart()
 
     def require_apart(self) -> None:
-        """Refuse a parameter that two of φ, C, θ share: it would be stepped once for each.
-
-        Raises:
-            ValueError: with its names.
-        """
+        """Refuse, by a ValueError, a parameter that two of φ, C, θ share."""
         seen: dict[int, tuple[str, str]] = {}
         for part in ("encoder", "quantizer", "decoder"):
             for name, parameter in getattr(self, part).named_parameters(prefix=part):
@@ -100,8 +97,7 @@ class VQNetwork(nn.Module):
 
     def network_parameters(self) -> Iterator[nn.Parameter]:
         """φ and θ, the lower level."""
-        yield from self.encoder.parameters()
-        yield from self.decoder.parameters()
+        return chain(self.encoder.parameters(), self.decoder.parameters())
 
     def codebook_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of C, the upper level."""
@@ -116,11 +112,7 @@ class VQNetwork(nn.Module):
         return z.movedim(-1, self.channel_axis)
 
     def placed(self, features: Tensor) -> Tensor:
-        """The encoder's output → z_e, (..., D), where it is compared with codewords.
-
-        Raises:
-            ValueError: if it is not D wide.
-        """
+        """The encoder's output → z_e, (..., D), where it is compared with codewords."""
         z_e = self.channels_last(features)
         self.quantizer.check_width(z_e)
         return self.quantizer.place(z_e)

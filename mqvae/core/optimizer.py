@@ -170,11 +170,7 @@ def check_holds(
     names: Mapping[int, str],
     remedy: str,
 ) -> None:
-    """Refuse an optimizer that does not hold what its level trains, or holds anything else.
-
-    Raises:
-        ValueError: with the names of the parameters, and the remedy.
-    """
+    """Refuse, by a ValueError, an optimizer that holds too little for its level, or too much."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     foreign = held - {id(p) for p in level}
     missing = {id(p) for p in level if p.requires_grad} - held

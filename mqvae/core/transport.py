@@ -47,10 +47,10 @@ class Transport:
             change: Δ, what the step did to them, (N, d).
         """
         with without_autocast(table.device):
-            return self._moved(full(table.detach()), rows, z_e, change)
+            table = full(table.detach())
+            return self._moved(table, rows, z_e.to(table.dtype), change.to(table.dtype))
 
     def _moved(self, table: Tensor, rows: Tensor, z_e: Tensor, change: Tensor) -> Tensor:
-        z_e, change = z_e.to(table.dtype), change.to(table.dtype)
         dim = table.shape[1]
         origin = table.mean(0)  # of all processes alike; sums of squares want to be about something
         point = torch.cat([z_e - origin, z_e.new_ones(len(z_e), 1)], 1)  # (N, d + 1)

@@ -31,9 +31,7 @@ class Amortized(HypergradientRule):
     MQ-VAE there is.
     """
 
-    @property
-    def uses_upper_loss(self) -> bool:
-        return False
+    uses_upper_loss = False
 
     def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:
         require_optimizer_step(look_ahead, "Amortized")

@@ -15,6 +15,8 @@ from mqvae.core.optimizer import Gradients
 from mqvae.core.passes import casting, full, without_autocast
 from mqvae.errors import MqvaeError
 
+Function = Callable[[list[Tensor]], Tensor]
+
 
 class Derivative(ABC):
     """The derivative of f(p) along a tangent: d/dτ f(p + τ·tangent) at τ = 0.
@@ -26,7 +28,7 @@ class Derivative(ABC):
     @abstractmethod
     def __call__(
         self,
-        f: Callable[[list[Tensor]], Tensor],
+        f: Function,
         primals: Sequence[Tensor],
         tangents: Gradients,
         centre: Tensor | None,
@@ -34,18 +36,33 @@ class Derivative(ABC):
     ) -> Tensor: ...
 
 
-def _check_radius(radius: float) -> None:
-    if not 0 < radius < float("inf"):
-        raise MqvaeError(f"radius must be above 0 and finite, got {radius}.")
+@dataclass(frozen=True)
+class _Difference(Derivative):
+    """A difference over a step of ε = radius / ‖tangent‖, as long whatever the tangent's scale."""
 
+    radius: float = 0.01
 
-def _epsilon(radius: float, length: Tensor) -> Tensor:
-    """ε = radius / ‖tangent‖, so that the step is as long whatever the tangent's scale."""
-    return radius / length.clamp(min=torch.finfo(length.dtype).tiny ** 0.5)
+    def __post_init__(self) -> None:
+        if not 0 < self.radius < float("inf"):
+            raise MqvaeError(f"radius must be above 0 and finite, got {self.radius}.")
+
+    def __call__(
+        self,
+        f: Function,
+        primals: Sequence[Tensor],
+        tangents: Gradients,
+        centre: Tensor | None,
+        length: Tensor,
+    ) -> Tensor:
+        epsilon = self.radius / length.clamp(min=torch.finfo(length.dtype).tiny ** 0.5)
+        plus = f(moved(primals, tangents, epsilon))
+        if isinstance(self, Central):
+            return (plus - f(moved(primals, tangents, -epsilon))) / (2 * epsilon)
+        return (plus - (f(list(primals)) if centre is None else centre)) / epsilon
 
 
 @dataclass(frozen=True)
-class OneSided(Derivative):
+class OneSided(_Difference):
     """(f(p + εt) − f(p)) / ε with ε = radius / ‖t‖: one pass where f(p) is known; error O(ε).
 
     Args:
@@ -55,26 +72,9 @@ class OneSided(Derivative):
         ValueError: if `radius` is not above 0 and finite.
     """
 
-    radius: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_radius(self.radius)
-
-    def __call__(
-        self,
-        f: Callable[[list[Tensor]], Tensor],
-        primals: Sequence[Tensor],
-        tangents: Gradients,
-        centre: Tensor | None,
-        length: Tensor,
-    ) -> Tensor:
-        epsilon = _epsilon(self.radius, length)
-        ahead = f(moved(primals, tangents, epsilon))
-        return (ahead - (f(list(primals)) if centre is None else centre)) / epsilon
-
 
 @dataclass(frozen=True)
-class Central(Derivative):
+class Central(_Difference):
     """(f(p + εt) − f(p − εt)) / 2ε with ε = radius / ‖t‖: two passes, error O(ε²).
 
     Args:
@@ -83,24 +83,6 @@ class Central(Derivative):
     Raises:
         ValueError: if `radius` is not above 0 and finite.
     """
-
-    radius: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_radius(self.radius)
-
-    def __call__(
-        self,
-        f: Callable[[list[Tensor]], Tensor],
-        primals: Sequence[Tensor],
-        tangents: Gradients,
-        centre: Tensor | None,
-        length: Tensor,
-    ) -> Tensor:
-        epsilon = _epsilon(self.radius, length)
-        plus = f(moved(primals, tangents, epsilon))
-        minus = f(moved(primals, tangents, -epsilon))
-        return (plus - minus) / (2 * epsilon)
 
 
 @dataclass(frozen=True)
@@ -113,7 +95,7 @@ class ForwardMode(Derivative):
 
     def __call__(
         self,
-        f: Callable[[list[Tensor]], Tensor],
+        f: Function,
         primals: Sequence[Tensor],
         tangents: Gradients,
         centre: Tensor | None,
@@ -132,7 +114,7 @@ class ForwardMode(Derivative):
 
 def along(
     derivative: Derivative,
-    f: Callable[[list[Tensor]], Tensor],
+    f: Function,
     primals: Sequence[Tensor],
     tangents: Gradients,
     centre: Tensor | None,

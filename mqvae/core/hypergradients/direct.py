@@ -15,9 +15,7 @@ class DirectOnly(HypergradientRule):
     Costs one forward pass of the encoder.
     """
 
-    @property
-    def uses_upper_loss(self) -> bool:
-        return False
+    uses_upper_loss = False
 
     def __call__(self, ahead: Ahead) -> Hypergradient:
         with torch.no_grad():

@@ -65,23 +65,14 @@ class HypergradientRule(ABC):
         return True
 
     def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:  # noqa: B027
-        """Refuse what the rule is not right for; by default it is right for everything.
-
-        Raises:
-            ValueError: with the reason.
-        """
+        """Refuse, by a ValueError, what the rule is not right for; nothing by default."""
 
     @abstractmethod
     def __call__(self, ahead: Ahead) -> Hypergradient: ...
 
 
 def selecting(network: nn.Module) -> CodebookQuantizer:
-    """The quantizer of a VQNetwork, which selects from a codebook.
-
-    Raises:
-        ValueError: if it does not; its codebook then has no commitment and codebook loss to
-            look ahead with.
-    """
+    """The quantizer of a VQNetwork; refuses, by a ValueError, one that does not select."""
     assert isinstance(network, VQNetwork)
     quantizer = require_selects(network.quantizer)
     if getattr(quantizer, "dropout", 0):
@@ -101,11 +92,7 @@ def require_all_select(module: nn.Module) -> None:
 
 
 def require_selects(quantizer: Quantizer) -> CodebookQuantizer:
-    """A quantizer that selects from a codebook.
-
-    Raises:
-        ValueError: if it is another.
-    """
+    """A quantizer that selects from a codebook; refuses, by a ValueError, any other."""
     if not isinstance(quantizer, CodebookQuantizer):
         raise MqvaeError(
             f"this rule needs a quantizer that selects the nearest codeword, got a "
@@ -116,11 +103,7 @@ def require_selects(quantizer: Quantizer) -> CodebookQuantizer:
 
 
 def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
-    """Refuse estimators whose own derivative by the codebook a rule leaves out.
-
-    Raises:
-        ValueError: if the estimator is not the straight-through one.
-    """
+    """Refuse, by a ValueError, estimators whose own derivative by C a rule leaves out."""
     if not quantizer.estimator.straight:
         raise MqvaeError(
             f"{rule} differentiates the straight-through update; with "
@@ -131,11 +114,7 @@ def require_straight_through(quantizer: CodebookQuantizer, rule: str) -> None:
 
 
 def require_optimizer_step(look_ahead: LookAhead, rule: str) -> None:
-    """Refuse a look-ahead that is not the lower optimizer's own step.
-
-    Raises:
-        ValueError: if it is plain descent.
-    """
+    """Refuse, by a ValueError, a look-ahead that is not the lower optimizer's own step."""
     if not look_ahead.optimizer_step:
         raise MqvaeError(
             f"{rule} takes the answer from the step the lower optimizer makes: use it with "

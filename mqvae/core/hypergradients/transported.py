@@ -37,9 +37,7 @@ class Transported(HypergradientRule):
 
     transport: Transport = field(default_factory=Transport)
 
-    @property
-    def uses_upper_loss(self) -> bool:
-        return False
+    uses_upper_loss = False
 
     def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:
         require_optimizer_step(look_ahead, "Transported")

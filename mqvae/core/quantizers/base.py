@@ -84,7 +84,7 @@ class Quantizer(nn.Module, ABC):
         # Only who masks needs a quantizer that knows masks.
         found = self.quantize(placed) if mask is None else self.quantize(placed, mask=mask)
         # Checkpointing makes a pass again, going back: it has been recorded.
-        at_first = torch.compiler.is_compiling() or graph_task() == -1
+        at_first = torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
         if self.training and self.recording and at_first:
             self.record(placed.detach(), found.codes, mask)
         codes, z_q = found.codes, self._projected(found.z_q)
@@ -124,7 +124,7 @@ class Quantizer(nn.Module, ABC):
         return codes if mask is None else self._masked(codes, mask)
 
     def _inside(self, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Embeddings, channels last, as they are quantized: projected, nothing outside a mask."""
+        """Embeddings, channels last, projected, and zero outside a mask."""
         if mask is not None:
             if mask.dtype != torch.bool or mask.shape != z.shape[:-1]:
                 raise MqvaeError(
@@ -151,13 +151,8 @@ class Quantizer(nn.Module, ABC):
         return self.dim if self.project_in is None else self.project_in.in_features
 
     def channels_last(self, z_e: Tensor) -> Tensor:
-        """Embeddings in the layout that the quantizer was made for, as (..., D).
-
-        Raises:
-            MqvaeError: if there are not D channels, or two axes could be them.
-        """
-        axis, width = self.channel_axis, self.width
-        shape = tuple(z_e.shape)
+        """Embeddings in the layout that the quantizer was made for, as (..., D)."""
+        axis, width, shape = self.channel_axis, self.width, tuple(z_e.shape)
         if axis is not None:
             if not -z_e.ndim <= axis < z_e.ndim or shape[axis] != width:
                 raise MqvaeError(
@@ -204,13 +199,7 @@ class Quantizer(nn.Module, ABC):
         return z_e
 
     def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
-        """Remember a training pass for `update`; a pass of `forward` in training mode does it.
-
-        Args:
-            z_e: Embeddings, placed, (..., D).
-            codes: Their codes.
-            mask: Which of them count, (...) bool; None for all.
-        """
+        """Remember a training pass for `update`: placed embeddings (..., D), codes and mask."""
 
     def discard(self) -> None:
         """Drop what training passes left, as if they had not been."""
@@ -253,11 +242,7 @@ class Quantizer(nn.Module, ABC):
         return here.to(z_e.device, non_blocking=True).view(-1, *[1] * (z_e.ndim - 1))
 
     def check_width(self, z_e: Tensor, expected: int | None = None) -> None:
-        """Refuse embeddings that are not D wide, which might broadcast.
-
-        Raises:
-            ValueError: names both widths.
-        """
+        """Refuse, by a ValueError, embeddings that are not D wide, which might broadcast."""
         expected = self.dim if expected is None else expected
         if z_e.ndim == 0 or z_e.shape[-1] != expected:
             width = z_e.shape[-1] if z_e.ndim else 1
@@ -320,11 +305,6 @@ def mean_square(difference: Tensor, mask: Tensor | None = None) -> Tensor:
         return difference.square().mean()
     kept = difference.masked_fill(~mask[..., None], 0).square().sum()
     return kept / (mask.sum() * difference.shape[-1]).clamp(min=1)
-
-
-def graph_task() -> int:
-    """The backward pass that calls; −1 outside of any."""
-    return torch._C._current_graph_task_id()
 
 
 def no_loss(z_e: Tensor) -> Tensor:

@@ -30,11 +30,7 @@ class BeginningQuantizer(CodebookQuantizer):
     _heard: tuple[Tensor, Tensor | None] | None = None
 
     def await_embeddings(self, how: str | None) -> None:
-        """Begin as an argument `initialize` says.
-
-        Raises:
-            MqvaeError: if it says what there is not.
-        """
+        """Begin as an argument `initialize` says."""
         if how not in (None, "kmeans"):
             raise MqvaeError(f'initialize must be "kmeans" or None, got {how!r}.')
         if how is not None:

@@ -117,8 +117,7 @@ class ResidualQuantizer(BeginningQuantizer):
         return codes.unbind(-1) if self.groups > 1 else (codes,)
 
     def _selected(self, codes: Tensor, table: Tensor) -> list[Tensor]:
-        pairs = zip(self._columns(codes), self._books(table), strict=True)
-        return [self._words(chosen, book) for chosen, book in pairs]
+        return list(map(self._words, self._columns(codes), self._books(table)))
 
     def _words(self, codes: Tensor, book: Tensor) -> Tensor:
         """Codewords of a stage; nothing where it is left out."""
@@ -178,10 +177,10 @@ class ResidualQuantizer(BeginningQuantizer):
     def codebook_loss(
         self, z_e: Tensor, codes: Tensor, table: Tensor, z_q: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        total = z_e.new_zeros(())
-        left = z_e
-        pairs = zip(self._columns(codes), self._selected(codes, table), strict=True)
-        for chosen, selected in pairs:
+        total, left = z_e.new_zeros(()), z_e
+        for chosen, selected in zip(
+            self._columns(codes), self._selected(codes, table), strict=True
+        ):
             total = total + mean_square(left - selected, self._taking_part(chosen, mask))
             left = left - selected.detach()
         return total
@@ -220,11 +219,7 @@ class ResidualQuantizer(BeginningQuantizer):
 
 
 def _check_fits(stage: VectorQuantizer, first: VectorQuantizer) -> None:
-    """Refuse a stage that does not fit the first.
-
-    Raises:
-        MqvaeError: with the reason.
-    """
+    """Refuse, by a ValueError, a stage that does not fit the first."""
     if (stage.num_codes, stage.dim, stage.groups) != (first.num_codes, first.dim, 1):
         raise MqvaeError(
             "the stages of a residual quantizer must have the same num_codes and dim, and "
@@ -248,11 +243,7 @@ def _check_fits(stage: VectorQuantizer, first: VectorQuantizer) -> None:
 
 
 def _check_sharing(stages: Sequence[VectorQuantizer], wanted: bool) -> None:
-    """Refuse stages that share a codebook unasked, or do not as asked.
-
-    Raises:
-        MqvaeError: with what to write.
-    """
+    """Refuse, by a ValueError, stages that share a codebook unasked, or do not as asked."""
     if wanted:
         if any(stage is not stages[0] for stage in stages):
             raise MqvaeError(

@@ -36,10 +36,7 @@ class CodebookQuantizer(Quantizer):
 
     @abstractmethod
     def lookup(self, codes: Tensor, table: Tensor) -> Tensor:
-        """Codewords of codes, (..., D); linear in `table`.
-
-        Its transpose carries gradients of z_q to the codewords.
-        """
+        """Codewords of codes, (..., D); linear in `table`."""
 
     @abstractmethod
     def scatter(self, codes: Tensor, values: Tensor) -> Tensor:
@@ -56,14 +53,7 @@ class CodebookQuantizer(Quantizer):
     def transported(
         self, transport: Transport, codes: Tensor, z_e: Tensor, change: Tensor
     ) -> Tensor:
-        """How far codewords go when placed embeddings of given codes move, (rows, d).
-
-        Args:
-            transport: What carries them.
-            codes: Codes before the embeddings move.
-            z_e: The embeddings before that, (..., D).
-            change: How they move, (..., D).
-        """
+        """How far codewords go, (rows, d), when placed embeddings (..., D) of codes change."""
 
     @abstractmethod
     def translated(self, by: Tensor) -> Tensor:
@@ -71,19 +61,11 @@ class CodebookQuantizer(Quantizer):
 
     @abstractmethod
     def require_movable(self) -> None:
-        """Refuse `translate` before there is anything to move.
-
-        Raises:
-            ValueError: if a codeword cannot move by itself.
-        """
+        """Refuse, by a ValueError, a codebook whose codewords cannot move by themselves."""
 
     @abstractmethod
     def translate(self, by: Tensor) -> None:
-        """Move the codewords, where they are compared, by (rows, d).
-
-        Raises:
-            ValueError: if a codeword cannot move by itself.
-        """
+        """Move the codewords, where they are compared, by (rows, d), or refuse to."""
 
     @abstractmethod
     def codebook_loss(

@@ -112,7 +112,7 @@ class UpdatedQuantizer(BeginningQuantizer):
         if not self.updates:
             return
         pending, shape = self._pending, self._parts_shape
-        parts = z_e.reshape(shape).to(self.codebook.dtype)
+        parts = z_e.reshape(shape).to(self.codebook.like.dtype)
         rows = self.rows(codes).flatten()
         ones = torch.ones_like(rows)
         if mask is not None:

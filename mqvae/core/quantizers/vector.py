@@ -119,7 +119,7 @@ class VectorQuantizer(UpdatedQuantizer):
 
     def table(self) -> Tensor:
         # A map is a layer to autocast, but codewords in half precision are other codewords.
-        with without_autocast(self.codebook.device):
+        with without_autocast(self.codebook.like.device):
             return self.distance.place(self.codebook())
 
     def place(self, z_e: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class VectorQuantizer(UpdatedQuantizer):
         Raises:
             ValueError: if a number is not finite in the codebook's type.
         """
-        dtype = self.codebook.dtype
+        dtype = self.codebook.like.dtype
         if not torch.isfinite(codewords.to(dtype)).all():
             raise MqvaeError(
                 f"codewords must be finite numbers of the codebook's type, {dtype}, got inf or "

@@ -21,36 +21,24 @@ from mqvae.errors import MqvaeError
 
 @dataclass(frozen=True, kw_only=True)
 class Ema(Joint):
-    """Codewords are moving averages of the embeddings that choose them (Eq. 17).
+    """`Joint` over codewords that are moving averages of the embeddings that choose them (Eq. 17).
 
         N_k ← γ N_k + (1 − γ) n_k        m_k ← γ m_k + (1 − γ) Σ z_e        e_k = m_k / N_k
 
-    with n_k the number of embeddings of code k in the batch. Smoothing counts ε embeddings at where
-    the codeword is, e_k = (m_k + ε e_k) / (N_k + ε), so that it pulls no codeword to the origin;
-    one that no embedding of the batch chose stays where it is, to the bit, unless it is carried
-    along (below). φ and θ step as in `Joint`. A quantizer that is frozen or in eval mode keeps its
-    codewords, and the averages wait.
+    with n_k the number of embeddings of code k in the batch: `MovingAverage` for a codebook that is
+    a plain table, whose average the update remembers. Smoothing, e_k = (m_k + ε e_k) / (N_k + ε),
+    pulls no codeword to the origin; one that no embedding chose stays where it is, to the bit,
+    unless it is carried along. A quantizer that is frozen or in eval mode keeps its codewords.
 
-    Averages are kept in float32 at least and follow the codebook's device and type. A codeword that
-    anything else has set since the last step (an initialization, loaded weights, a replacement)
-    starts again as an average of itself. Sums that are not finite are left out, as if no embedding
-    had chosen that code.
-
-    An average lags behind embeddings that move. With a transport it does not: what is remembered is
-    carried along by the step of the encoder before the embeddings after that step come in,
+    An average lags behind embeddings that move. With a transport what is remembered is carried
+    along by the step of the encoder before the embeddings after that step come in,
 
         m_k ← m_k + N_k T_k;    N_k ← γ N_k + (1 − γ) n_k;    m_k ← γ m_k + (1 − γ) Σ z_e(φ')
 
     with T_k as in `Transport`, at the price of one forward pass of the encoder. Codes are those of
-    before the step: codewords and embeddings move together, and a second search, most of a step
-    where codes are many, would find the same. The memory γ then matters little, and there is no
-    rate at all.
+    before the step. The memory γ then matters little, and there is no rate at all.
 
-    The codebook must be a plain table; `codebook=MovingAverage()` is the same average as a property
-    of the quantizer, for `Joint`, any module and loops of your own.
-
-    Under `Cosine()` the averages are of unit vectors, and a codeword is the direction of its own:
-    spherical k-means in place of k-means.
+    Under `Cosine()` the averages are of unit vectors: spherical k-means in place of k-means.
 
     Args:
         decay: γ.
@@ -118,11 +106,7 @@ class Ema(Joint):
 
 
 def plain_table(network: torch.nn.Module, rule: str) -> VectorQuantizer:
-    """The quantizer of a VQNetwork, whose codewords are one parameter.
-
-    Raises:
-        ValueError: if they are not.
-    """
+    """The quantizer of a VQNetwork; refuses, by a ValueError, any whose codewords are no table."""
     quantizer = selecting(network)
     codebook = quantizer.codebook if isinstance(quantizer, VectorQuantizer) else None
     if isinstance(codebook, MovingAverage):

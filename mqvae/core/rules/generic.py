@@ -57,24 +57,18 @@ class GenericMeta:
         C        ←  C − lr · (g_C' − ξ d/dτ g_C(φ + τ v, C))          by `upper`
         φ        ←  φ − lr · ∇L(φ, C)                                 by `lower`
 
-    The derivative is a difference of g_C, whose centre the first pass has found already. The price
-    is whole passes: three (two with the look-ahead kept) and one forward pass for the difference,
-    by operation count 3.33 (2.33) times a plain step, where `Meta` takes 2.83 (2.0) because it
-    knows what is zero. `Central` adds a forward pass more.
+    The derivative is a difference of g_C, whose centre the first pass has found already, in the
+    parameters' own type, float32 or wider: half precision rounds so short a step away. By operation
+    count a step takes 3.33 plain ones (2.33 with the look-ahead kept), where `Meta` takes 2.83
+    (2.0) because it knows what is zero. `Central` adds a forward pass more.
 
-    The difference is taken in the parameters' own type, which must be float32 or wider: in half
-    precision, most of so short a step is rounded away. Train with autocast instead.
-
-    Codes are free: the module looks them up by itself in every pass. An embedding that changes its
-    code between the two ends of the difference costs an error of 1/ε, ε = radius / ‖v‖, so that a
-    smaller radius is not a better one.
+    Codes are free: the module looks them up in every pass. An embedding that changes its code
+    between the two ends of the difference costs an error of 1/ε, ε = radius / ‖v‖.
 
     The look-ahead leaves no trace in parameters, buffers (batch norm, usage counts, codewords that
     a pass replaces) and random state, also when a pass raises. What else a pass does, logging or
-    counting in plain attributes, it does in every pass: keep it out of `loss`.
-
-    Several processes average their gradients, and begin with the parameters and buffers of the
-    first. Hand in the module itself, not one wrapped in DistributedDataParallel.
+    counting in plain attributes, it does in every pass: keep it out of `loss`. Several processes
+    train as in `Update`.
 
     Args:
         module: Any module. Each parameter that is trained belongs to one of the two optimizers.
@@ -171,7 +165,10 @@ class GenericMeta:
     def _step(self, batch: tuple[Any, ...], above: tuple[Any, ...] | None) -> GenericStep:
         kept = self.look_ahead.kept
         start = Snapshot([self._total], self.codebook[0].device)
-        phi, table = [] if kept else _copies(self.network), _copies(self.codebook)
+        phi, table = (
+            [] if kept else [_copy(t) for t in self.network],
+            [_copy(t) for t in self.codebook],
+        )
         if kept:
             total, g, g_c = self._pass_for_real(start, batch)
         else:
@@ -212,7 +209,7 @@ class GenericMeta:
         codebook_only: bool = False,
     ) -> tuple[Tensor, Gradients, Gradients]:
         """(L, ∂L/∂φ, ∂L/∂C) at (φ, C), from where the step started and without a trace."""
-        table = _copies(codebook)  # a pass may replace codewords
+        table = [_copy(t) for t in codebook]  # a pass may replace codewords
         tensors = dict(zip(self._names, [*phi, *table], strict=True))
         with start.again(), unrecorded(self._total), torch.enable_grad():
             total = _scalar(functional_call(self._total, tensors, batch))
@@ -255,12 +252,8 @@ class _Total(nn.Module):
         return self.loss(self.module, *batch)
 
 
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors as new leaves."""
-    return [_copy(t) for t in tensors]
-
-
 def _copy(tensor: Tensor) -> Tensor:
+    """The tensor as a new leaf."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 

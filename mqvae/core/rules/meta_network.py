@@ -123,14 +123,8 @@ def network_hypergradient(
 ) -> tuple[Tensor, Quantized, Gradients, Gradients]:
     """dL(φ, θ, C'(φ))/d(φ, θ) with C' = C − ξ g_C(φ, C), by the real pass of the decoder.
 
-    Args:
-        batch: This process's batch.
-        z_e: Its embeddings, with the encoder's graph.
-        g_c: g_C(φ, C) of all processes.
-        xi: ξ.
-
-    Returns:
-        L_task, the quantization under C', and the gradients of φ and θ, this process's share.
+    From embeddings with the encoder's graph, (..., D), and g_C of all processes, (K, D): L_task,
+    the quantization under C', and the gradients of φ and θ, this process's share.
     """
     network = batch.network
     quantizer = selecting(network)

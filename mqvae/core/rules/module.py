@@ -20,18 +20,10 @@ from mqvae.errors import MqvaeError
 
 
 class ModuleBatch:
-    """One batch and the loss on it, of any module with quantizers inside.
+    """One batch and the loss on it, L_task(module(x), y), of any module with quantizers inside.
 
     A pass calls the module with `x`, whatever that is, and adds up the losses of its quantizers,
-    once for each time that one is called.
-
-    Args:
-        module: The module.
-        loss: L_task(module(x), y).
-        weights: Weights of the other terms.
-        x: Inputs.
-        y: Targets.
-        scaler: As of `Batch`.
+    once for each time that one is called. Arguments are those of `Batch`.
     """
 
     parts = 1

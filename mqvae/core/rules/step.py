@@ -47,25 +47,15 @@ class Step(Shown):
 
 @dataclass(frozen=True)
 class Found:
-    """What one pass found: what to step along, and what the quantizer learns from.
-
-    Attributes:
-        step: The report.
-        lower: Gradients of the lower level's parameters.
-        upper: Those of the upper level's; or that of the table itself, (rows, d); or none.
-        z_e: Embeddings, (..., D); None where the quantizers have recorded theirs, or learn nothing.
-        codes: Their codes.
-        of_table: Whether `upper` is of the table.
-        learns: Whether the quantizers learn from the pass.
-    """
+    """What one pass found: what to step along, and what the quantizer learns from."""
 
     step: Step
-    lower: Gradients
-    upper: Gradients
-    z_e: Tensor | None = None
+    lower: Gradients  # of the lower level's parameters
+    upper: Gradients  # of the upper level's; or of the table itself, (rows, d); or none
+    z_e: Tensor | None = None  # (..., D); None where quantizers record theirs, or learn nothing
     codes: Tensor | None = None
-    of_table: bool = False
-    learns: bool = True
+    of_table: bool = False  # whether `upper` is of the table
+    learns: bool = True  # whether the quantizers learn from the pass
 
     def added_to(self, held: "Found | None") -> "Found":
         """This pass with the gradients of the batches before it added."""
