@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import reduce
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,49 @@ def complaints(root: Path) -> list[str]:
 
 def test_imports_point_one_way():
     assert not complaints(ROOT), "\n".join(complaints(ROOT))
+
+
+def graph_of(root: Path, part: str) -> dict[str, set[str]]:
+    """Modules of a part, and those that each imports: late, and for types alone, too.
+
+    Who imports from a package imports the package as well, unless it is inside.
+    """
+    modules = {".".join(("mqvae", *module_of(p, root))): p for p in (root / part).rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = graph.setdefault(module, set())
+        for _, name in imports(path, root):
+            names = name.split(".")
+            above = [".".join(names[: end + 1]) for end in range(len(names))]
+            known = [name for name in above if name in modules]
+            found |= {m for m in known if not f"{module}.".startswith(f"{m}.")}
+            found |= set(known[-1:]) - {module}
+    return graph
+
+
+def test_the_core_has_no_circle():
+    graph = graph_of(ROOT, "core")
+    assert len(graph) > 30
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mqvae.core import a",
+        "def f():\n    import mqvae.core.a",
+        "if TYPE_CHECKING:\n    from mqvae.core.a import A",
+        "from .a import A",
+    ],
+)
+def test_a_circle_is_found(tmp_path, line):
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core/__init__.py").write_text("")
+    (tmp_path / "core/a.py").write_text("from mqvae.core.b import B")
+    TopologicalSorter(graph_of(tmp_path, "core")).prepare()
+    (tmp_path / "core/b.py").write_text(line)
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph_of(tmp_path, "core")).prepare()
 
 
 @pytest.mark.parametrize(

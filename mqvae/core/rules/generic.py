@@ -165,13 +165,11 @@ class GenericMeta:
     def _step(self, batch: tuple[Any, ...], above: tuple[Any, ...] | None) -> GenericStep:
         kept = self.look_ahead.kept
         start = Snapshot([self._total], self.codebook[0].device)
-        phi, table = (
-            [] if kept else [_copy(t) for t in self.network],
-            [_copy(t) for t in self.codebook],
-        )
+        table = [_copy(t) for t in self.codebook]
         if kept:
             total, g, g_c = self._pass_for_real(start, batch)
         else:
+            phi = [_copy(t) for t in self.network]
             total, g, g_c = self._pass(start, phi, table, batch)
         here, after, slopes = self.look_ahead.answer(
             self.lower, self.network, mean_across_processes(g), self.xi
