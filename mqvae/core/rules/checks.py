@@ -10,12 +10,12 @@ from mqvae.core.rules.rule import Rule
 from mqvae.errors import MqvaeError
 
 
-def refuse_wrapped(network: nn.Module) -> None:
+def refuse_wrapped(network: nn.Module, name: str = "network") -> None:
     """Refuse, by a ValueError, a module whose gradients something else averages."""
     if isinstance(network, nn.parallel.DistributedDataParallel):
         raise MqvaeError(
             "update rules average gradients by themselves: pass the module inside "
-            "DistributedDataParallel, network.module."
+            f"DistributedDataParallel, {name}.module."
         )
 
 

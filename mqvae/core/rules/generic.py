@@ -107,7 +107,7 @@ class GenericMeta:
         derivative: Derivative | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        refuse_wrapped(module)
+        refuse_wrapped(module, "module")
         at_least(0, xi=xi)
         if isinstance(derivative, ForwardMode):
             raise MqvaeError(
