@@ -1,6 +1,8 @@
 """`torch.compile(fullgraph=True)` and `torch.export` of the layer: no break, the same results."""
 
 import copy
+import os
+import shutil
 
 import pytest
 import torch
@@ -41,6 +43,7 @@ QUANTIZERS = {
     "gumbel": lambda: GumbelQuantizer(CODES, DIM),
     "fsq": lambda: FiniteScalarQuantizer((3,) * DIM),
     "lfq": lambda: LookupFreeQuantizer(2**DIM),
+    "bsq": lambda: LookupFreeQuantizer(2**DIM, distance=Cosine()),
     "none": lambda: NoQuantizer(DIM),
 }
 
@@ -97,6 +100,28 @@ def test_training_compiled_is_eager(name):
 def test_evaluation_compiled_is_eager(name):
     torch.manual_seed(0)
     compare(QUANTIZERS[name](), "eager", False, training=False)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no compiler")
+def test_compiled_to_machine_code_is_eager():
+    torch.manual_seed(0)
+    compare(QUANTIZERS["projected"](), "inductor", False, training=True)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_an_exported_layer_is_eager(name):
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS[name]().eval()
+    batch = {0: torch.export.Dim("batch", min=2)}
+    program = torch.export.export(quantizer, (torch.randn(5, 7, DIM),), dynamic_shapes=(batch,))
+    z_e = torch.randn(3, 7, DIM)
+    found, expected = program.module()(z_e), quantizer(z_e)
+    assert torch.equal(found.codes, expected.codes)
+    torch.testing.assert_close(found.z_q, expected.z_q, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.commitment_loss, expected.commitment_loss, rtol=1e-4, atol=1e-5
+    )
+    assert found.usage == expected.usage
 
 
 class Coding(nn.Module):

@@ -67,3 +67,7 @@ class Quantized(Shown):
         differs = (ordered[:, 1:] != ordered[:, :-1]).long()
         place = nn.functional.pad(differs.cumsum(1), (1, 0)) if ordered.shape[1] else ordered
         return torch.zeros_like(ordered).scatter_add_(1, place, (ordered >= 0).long())
+
+
+# Exported programs and wrappers of modules look for tensors in what a module gives.
+torch.export.register_dataclass(Quantized, serialized_type_name="mqvae.Quantized")

@@ -78,7 +78,7 @@ class ModuleBatch:
                 total = self.weights.total(total, quantized)
             # Here, as checkpointing makes the pass again.
             g = scaled_gradient(self.scaler, total, [*lower, *upper])
-        step = self._step(task, output, {n: tuple(map(_detached, q)) for n, q in found.items()})
+        step = self._step(task, output, tree_map_only(Tensor, Tensor.detach, found))
         return Found(step, g[: len(lower)], g[len(lower) :])
 
     def _step(self, task: Tensor, output: Any, found: dict[str, tuple[Quantized, ...]]) -> Step:
@@ -129,14 +129,3 @@ def _free(quantizer: Quantizer, given: Quantized) -> Tensor:
     if quantizer.project_out is not None:
         words = linear(words, quantizer.project_out.weight.detach())
     return quantizer.channels_back(words).to(given.z_q.dtype)
-
-
-def _detached(given: Quantized) -> Quantized:
-    auxiliary = given.auxiliary_loss
-    return replace(
-        given,
-        z_q=given.z_q.detach(),
-        commitment_loss=given.commitment_loss.detach(),
-        codebook_loss=given.codebook_loss.detach(),
-        auxiliary_loss=None if auxiliary is None else auxiliary.detach(),
-    )
