@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 from mqvae import data
-from mqvae.data import celeba_hq, imagenet, named
+from mqvae.data import celeba_hq, imagenet, mnist
 from mqvae.data import cifar as cifar_files
 from mqvae.data import images as images_module
 from mqvae.data.batches import Batches, in_order
 from mqvae.data.images import InMemory
 
-DEBIAN = named.DEBIAN_FASHION_MNIST
+DEBIAN = mnist.DEBIAN_FASHION_MNIST
 needs_fashion = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed"
 )
@@ -260,7 +260,7 @@ def test_what_to_do_depends_on_where_the_damaged_file_is(tmp_path, monkeypatch):
     (folder / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01")
     with pytest.raises(ValueError, match=r"is cut short: .* Put the original file there"):
         data.load("fashion-mnist", "test", root=folder)
-    monkeypatch.setattr(named, "DEBIAN_FASHION_MNIST", folder)
+    monkeypatch.setattr(mnist, "DEBIAN_FASHION_MNIST", folder)
     with pytest.raises(ValueError, match="apt-get install --reinstall dataset-fashion-mnist"):
         data.load("fashion-mnist", "test")
 
@@ -268,7 +268,7 @@ def test_what_to_do_depends_on_where_the_damaged_file_is(tmp_path, monkeypatch):
 def test_when_nothing_answers_all_places_are_listed(tmp_path, cache, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
-    monkeypatch.setattr(named, "DEBIAN_FASHION_MNIST", empty)
+    monkeypatch.setattr(mnist, "DEBIAN_FASHION_MNIST", empty)
     start = time.monotonic()
     with pytest.raises(data.DataNotFound) as error:
         data.load("fashion-mnist", "train")
@@ -298,7 +298,7 @@ def test_download_fills_the_cache(tmp_path, cache, mirror, monkeypatch, capsys):
         header = b"\x1f\x8b\x08\x08" + struct.pack("<I", stamp) + b"\0\x03" + name.encode() + b"\0"
         (folder / f"{name}.gz").write_bytes(header + packed[10:])
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
-    monkeypatch.setattr(named, "DEBIAN_FASHION_MNIST", tmp_path / "none")
+    monkeypatch.setattr(mnist, "DEBIAN_FASHION_MNIST", tmp_path / "none")
     train = data.load("fashion-mnist", "train")
     assert train.source == f"files in {cache / 'fashion-mnist'}"
     assert capsys.readouterr().out == ""
@@ -355,9 +355,9 @@ def test_fashion_mnist_reads_the_packed_format_and_takes_no_other_images(tmp_pat
         path.unlink()
     with pytest.raises(ValueError, match=r"idx3-ubyte\.gz was altered: expected the SHA-256"):
         data.load("fashion-mnist", "test", root=tmp_path)
-    read = named.read_idx
+    read = mnist.read_idx
     monkeypatch.setattr(
-        named, "read_idx", lambda path, **rest: read(path, **rest | {"digest": None})
+        mnist, "read_idx", lambda path, **rest: read(path, **rest | {"digest": None})
     )
     images = data.load("fashion-mnist", "test", root=tmp_path)
     assert torch.equal(images.pixels[:, 0], torch.from_numpy(pixels))

@@ -15,7 +15,7 @@ def nothing_here(tmp_path, monkeypatch):
     """A machine without data, weights and optional packages."""
     monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr("mqvae.data.named.DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr("mqvae.data.mnist.DEBIAN_FASHION_MNIST", tmp_path / "debian")
     for extra in EXTRAS.values():
         for module in extra.modules:
             monkeypatch.setitem(sys.modules, module, None)

@@ -329,13 +329,13 @@ def test_named_images_in_memory_are_compared_by_their_pixels(tmp_path, monkeypat
     resume(Run(out))
     known = Known.of_run(Run(out))
     assert known.bounds is None and known.splits["train"].names is None
-    real = data.named._LOADERS["digits"]
+    real = data.DATASETS["digits"].load
 
-    def other(split, root, download):
-        images = real(split, root, download)
+    def other(*arguments):
+        images = real(*arguments)
         images.pixels[0] = 255 - images.pixels[0]
         return images
 
-    monkeypatch.setitem(data.named._LOADERS, "digits", other)
+    monkeypatch.setattr("mqvae.data.digits.load_digits", other)
     with pytest.raises(MqvaeError, match="297 images, but not the same"):
         resume(Run(out))

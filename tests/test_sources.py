@@ -17,7 +17,8 @@ from mqvae.cli import main
 from mqvae.config import Settings, from_arguments, load_preset
 from mqvae.config.choosing import completed
 from mqvae.config.sources import source_of
-from mqvae.data import Images, InMemory, OfDataset, identity_of
+from mqvae.data import DATASETS, Images, InMemory, OfDataset, identity_of, load, look
+from mqvae.data.registry import Row
 
 SMALL = ["--accelerator", "cpu", "--network.width", "4", "--network.residual_blocks", "0"]
 SMALL += ["--quantizer.num_codes", "8", "--quantizer.dim", "4", "--steps", "2"]
@@ -247,3 +248,39 @@ def test_every_source_is_public():
     kinds = [getattr(mqvae, name) for name in mqvae.__all__]
     kinds = {k for k in kinds if isinstance(k, type) and issubclass(k, Data)}
     assert kinds == {Data, ImageData, ArrayData, TorchData, HubData}
+
+
+# -- data sets by name -----------------------------------------------------------------------------
+
+TOY = '''
+"""A data set of one colour each."""
+
+import torch
+
+from mqvae.data import InMemory
+
+
+def load_toy(split, root, reading, download):
+    pixels = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 12, 12)
+    labels = torch.arange(40) % 2
+    return InMemory("toy", split, pixels, labels, "made")
+'''
+
+
+def test_one_file_and_one_row_add_a_data_set(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(DATASETS, "toy", Row("Toy squares", "toy.load_toy"))
+    images = load("toy", "test", side=8, channels=3)
+    assert images.shape == (3, 8, 8) and len(images) == 40
+    assert str(look("toy")) == "grey, 12 pixels a side"
+    assert completed(["toy"])[0][0] == "digits-tiny"
+    with pytest.raises(MqvaeError, match="Did you mean 'toy'"):
+        load("toi", "test")
+    run = str(tmp_path / "run")
+    typed = ["train", "digits-tiny", "--data", "toy", "--size", "8", "--batch-size", "8"]
+    assert main([*typed, *SMALL, "--out", run]) == 0
+    assert main(["report", run, "--out", str(tmp_path / "page.html")]) == 0
+    assert "Toy squares" in (tmp_path / "page.html").read_text()
+    assert main(["doctor"]) in (0, 1)
+    assert "toy" in capsys.readouterr().out

@@ -70,16 +70,15 @@ def _devices() -> Iterator[Finding]:
 
 def _data() -> Iterator[Finding]:
     from mqvae.data import DATASETS, DataNotFound, cache_folder, load
-    from mqvae.data.named import DOWNLOADED
     from mqvae.optional import ExtraMissing
 
-    for name in DATASETS:
+    for name, row in DATASETS.items():
         try:
             yield Finding(name, True, load(name, "test", download=False).source)
         except DataNotFound as error:
             advice = str(error).strip().splitlines()[-1]  # where it was looked for comes before
             folder = cache_folder(name)
-            if name in DOWNLOADED:
+            if row.downloads:
                 advice = f"downloaded when first asked for, or to be put into {folder}. {advice}"
             else:
                 advice = advice.replace(" there", f" into {folder}")

@@ -9,8 +9,8 @@ from mqvae.data.identity import Difference, Identity, identity_of
 from mqvae.data.images import Images, InMemory, Part, first
 from mqvae.data.listing import EXTENSIONS
 from mqvae.data.look import Look, look
-from mqvae.data.named import DATASETS, load
 from mqvae.data.places import DataNotFound, cache_folder
+from mqvae.data.registry import DATASETS, load
 from mqvae.data.source import Data, ImageData
 from mqvae.data.stored import Stored
 from mqvae.data.validation import Bounds, bounds_of, draw, hold_out, usual_count

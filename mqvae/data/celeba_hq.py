@@ -31,7 +31,7 @@ _ADVICE = (
 )
 
 
-def load_celeba_hq(split: str, root: Path | None, reading: Reading) -> Images:
+def load_celeba_hq(split: str, root: Path | None, reading: Reading, download: bool) -> Images:
     """One split of CelebA-HQ; never downloaded.
 
     The images are in the folder itself, or in one of `FOLDERS` in it. Subfolders train/ and val/

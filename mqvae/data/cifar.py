@@ -1,10 +1,14 @@
-"""CIFAR's binary version: files of rows, each its labels and its pixels, a byte each."""
+"""CIFAR, as torchvision has it or in its binary version: rows of labels and pixels, a byte each."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from mqvae.data.places import Absent
+from mqvae.data.files import Reading
+from mqvae.data.images import InMemory
+from mqvae.data.places import Absent, by_torchvision, mending, search
 from mqvae.errors import MqvaeError
 
 FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
@@ -18,6 +22,48 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
 LABELS = {"cifar10": (10,), "cifar100": (20, 100)}  # how many of each; the last one counts
 COUNTS = {"train": 50_000, "test": 10_000}
 PIXELS = 3 * 32 * 32
+
+
+def load_cifar10(split: str, root: Path | None, reading: Reading, download: bool) -> InMemory:
+    """CIFAR-10."""
+    return _load("cifar10", split, root, download)
+
+
+def load_cifar100(split: str, root: Path | None, reading: Reading, download: bool) -> InMemory:
+    """CIFAR-100."""
+    return _load("cifar100", split, root, download)
+
+
+def _load(name: str, split: str, root: Path | None, download: bool) -> InMemory:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+    def read(folder: Path) -> InMemory:
+        # Also right if the folder named is the one inside the archive.
+        if folder.name == kind.base_folder and not (folder / kind.base_folder).is_dir():
+            folder = folder.parent
+        binary = binary_folder(name, folder)
+        if binary and not (folder / kind.base_folder).is_dir():
+            found = read_binary(name, split, binary, mending(folder, root))
+            both = [torch.from_numpy(each) for each in found]
+            return InMemory(name, split, both[0], both[1], f"files in {binary}")
+        meta = (kind.meta["filename"], kind.meta["md5"])
+        files = {
+            folder / kind.base_folder / file: md5
+            for file, md5 in [*kind.train_list, *kind.test_list, meta]
+        }
+        data = by_torchvision(
+            lambda: kind(folder, train=split == "train"), files, kind.filename, folder, root
+        )
+        pixels = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))  # (N, 3, 32, 32)
+        return InMemory(
+            name, split, torch.from_numpy(pixels), torch.tensor(data.targets), f"files in {folder}"
+        )
+
+    advice = f"Its archive is {kind.filename}, or the binary version, to be unpacked there."
+    fetch = functools.partial(kind, download=True) if download else None
+    return search(name, read, root=root, download=fetch, advice=advice)
 
 
 def binary_folder(name: str, folder: Path) -> Path | None:

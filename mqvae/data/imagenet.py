@@ -20,7 +20,7 @@ _ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.ta
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
-def load_imagenet(split: str, root: Path | None, reading: Reading) -> Images:
+def load_imagenet(split: str, root: Path | None, reading: Reading, download: bool) -> Images:
     """One split of ImageNet, 1,281,167 images to train and 50,000 to test; never downloaded.
 
     The files are `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`, as `torchvision.datasets.

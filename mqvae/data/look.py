@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mqvae.data.decoding import guarded, head
 from mqvae.data.folder import divided_at
-from mqvae.data.named import DATASETS, LARGE, load
+from mqvae.data.registry import DATASETS, load
 
 SOME = 32  # files that are looked at, evenly among all
 
@@ -43,9 +43,10 @@ def look(name: str, root: str | None = None) -> Look:
         ValueError: if one that is looked at cannot be read.
         FileNotFoundError: if there are none.
     """
-    if name in LARGE:  # their files have several sizes, none of them small
+    row = DATASETS.get(name)
+    if row is not None and row.large:  # their files have several sizes, none of them small
         return Look(256, 256, colour=True, count=100_000)
-    if name in DATASETS:
+    if row is not None:
         images = load(name, "test", root=root)  # as large, and fewer
         channels, height, width = images.shape
         return Look(min(height, width), max(height, width), channels == 3, len(images))

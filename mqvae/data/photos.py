@@ -194,7 +194,7 @@ def cut_photographs(
     return Cut(folder, held, counts, tuple(sorted(small)))
 
 
-def load_photos(split: str, root: Path | None, reading: Reading) -> Images:
+def load_photos(split: str, root: Path | None, reading: Reading, download: bool) -> Images:
     """One split of the crops that `mqvae data photos` has written.
 
     Args:

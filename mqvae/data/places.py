@@ -5,9 +5,12 @@ import os
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from mqvae.errors import MqvaeError
 
 T = TypeVar("T")
 
@@ -85,6 +88,44 @@ def search(
             tried.append(f"download to {cache}: {' '.join(str(error).split()) or repr(error)}")
     places = "".join(f"\n  {reason}" for reason in tried)
     raise DataNotFound(f"{name} was not found: expected its files in one of{places}\n{advice}")
+
+
+def mending(folder: Path, root: Path | None, advice: str = "") -> str:
+    """What to do about a damaged file in `folder`, a sentence."""
+    if root is not None:
+        return f"Put the original file there, or leave root out (--root). {advice}".strip()
+    return f"Delete it and run again. {advice}".strip()
+
+
+def by_torchvision(
+    make: Callable[[], Any], files: dict[Path, str], archive: str, folder: Path, root: Path | None
+) -> Any:
+    """torchvision's data set, which unpickles nothing before its MD5 is right.
+
+    Raises:
+        Absent: if one of `files` (path -> MD5) is missing.
+        ValueError: if one of them is damaged.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    if not folder.is_dir():
+        raise Absent("no such folder")
+    for path in files:
+        if not path.is_file():
+            raise Absent(f"{path.relative_to(folder)} is missing")
+    try:
+        with warnings.catch_warnings():
+            # The arrays were pickled by a NumPy of 2009, which today's remarks on.
+            warnings.simplefilter("ignore")
+            return make()
+    except RuntimeError:
+        for path, md5 in files.items():
+            if not check_integrity(path, md5):
+                raise MqvaeError(
+                    f"{path} is cut short or was altered: expected the MD5 {md5}, got another. "
+                    + mending(folder, root, f"The original is in {archive}.")
+                ) from None
+        raise
 
 
 def _fetch(download: Callable[[Path], object], folder: Path) -> None:

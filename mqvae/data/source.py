@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mqvae.data.folder import has_validation
 from mqvae.data.images import Images
-from mqvae.data.named import DATASETS, load
+from mqvae.data.registry import DATASETS, load
 from mqvae.errors import MqvaeError
 from mqvae.ranges import Count, Number
 

@@ -5,20 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-DATASETS = {
-    "fashion-mnist": "Fashion-MNIST",
-    "mnist": "MNIST",
-    "digits": "scikit-learn's 8×8 digits",
-    "cifar10": "CIFAR-10",
-    "cifar-10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "cifar-100": "CIFAR-100",
-    "svhn": "SVHN",
-    "celeba": "CelebA",
-    "celeba-hq": "CelebA-HQ",
-    "imagenet": "ImageNet",
-    "photos": "photographs",
-}
+from mqvae.data import DATASETS
+
+TITLES = {"cifar-10": "CIFAR-10", "cifar-100": "CIFAR-100", "celeba": "CelebA"}
+"""Of datasets under other names than those of `DATASETS`."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -27,7 +17,8 @@ def dataset_title(name: object) -> str:
     """The dataset as its authors write it; a name that is not known stays as it is."""
     if not isinstance(name, str) or not name:
         return "an unnamed data set"
-    return DATASETS.get(name.lower().replace("_", "-"), name)
+    known = name.lower().replace("_", "-")
+    return DATASETS[known].title if known in DATASETS else TITLES.get(known, name)
 
 
 def count(number: int, noun: str) -> str:

@@ -91,8 +91,8 @@ def placed(title: str, ran: Sequence[str], papers: Sequence[str]) -> str:
     >>> placed("Table 1", ["fashion-mnist"], ["fashion-mnist", "cifar100"])
     'Table 1 (on Fashion-MNIST alone)'
     """
-    from mqvae.report.words import DATASETS
+    from mqvae.report.words import dataset_title
 
     if not ran or list(ran) == list(papers):
         return title
-    return f"{title} (on {', '.join(DATASETS.get(name, name) for name in ran)} alone)"
+    return f"{title} (on {', '.join(dataset_title(name) for name in ran)} alone)"
