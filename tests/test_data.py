@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from mqvae import data
-from mqvae.data import celeba_hq, imagenet, mnist
+from mqvae.data import celeba_hq, conform, imagenet, mnist
 from mqvae.data import cifar as cifar_files
 from mqvae.data import images as images_module
 from mqvae.data.batches import Batches, in_order
@@ -729,7 +729,7 @@ def test_grey_repeats_into_colour():
 
 def test_colour_becomes_grey_as_in_pillow():
     images = made(count=20, channels=3, side=16)
-    grey = images_module.conform(images, side=None, channels=1).pixels
+    grey = conform.conform(images, side=None, channels=1).pixels
     for before, after in zip(images.pixels, grey, strict=True):
         oracle = np.asarray(Image.fromarray(before.permute(1, 2, 0).numpy()).convert("L"))
         assert after[0].numpy().tolist() == oracle.tolist()
@@ -739,10 +739,10 @@ def test_colour_becomes_grey_as_in_pillow():
 @pytest.mark.parametrize(("least", "most", "off"), [(60, 196, 1), (0, 256, 40)])
 def test_resizing_is_pillows_bicubic(side, least, most, off, monkeypatch):
     """To a level; near black and white Pillow also cuts between its two passes, we do not."""
-    monkeypatch.setattr(images_module, "_CHUNK_BYTES", 10_000)  # several chunks, the last short
+    monkeypatch.setattr(conform, "_CHUNK_BYTES", 10_000)  # several chunks, the last short
     images = made(count=10, channels=3, side=16)
     images.pixels.copy_(least + images.pixels.float() * ((most - least) / 256))
-    resized = images_module.conform(images, side=side, channels=None).pixels
+    resized = conform.conform(images, side=side, channels=None).pixels
     assert resized.shape == (10, 3, side, side)
     for before, after in zip(images.pixels, resized, strict=True):
         image = Image.fromarray(before.permute(1, 2, 0).numpy())
@@ -1194,7 +1194,7 @@ def test_torchvision_is_imported_late_and_nothing_else_of_mqvae():
     assert third_party == {"mqvae", "numpy", "PIL", "torch"}
     ours = {name for name in anywhere if name.split(".")[0] == "mqvae"}
     beside = {name for name in ours if not name.startswith("mqvae.data.")}
-    assert beside == {"mqvae.errors", "mqvae.optional"}
+    assert beside == {"mqvae.errors", "mqvae.optional", "mqvae.ranges"}
     assert "torchvision" in {name.split(".")[0] for name in anywhere}
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from mqvae.data.images import MAX_BYTES, Images, InMemory
-from mqvae.data.listing import hashes_of
 from mqvae.data.source import Data
-from mqvae.data.splits import by_hash
+from mqvae.data.splits import by_number
 from mqvae.errors import MqvaeError
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
@@ -39,10 +38,6 @@ class ArrayData(Data):
 
     places = ("name",)
 
-    def __post_init__(self) -> None:
-        if self.shape is not None:  # a list, as files have it
-            object.__setattr__(self, "shape", tuple(self.shape))
-
     @classmethod
     def takes(cls, name: str) -> bool:
         return Path(name).suffix in SUFFIXES
@@ -53,9 +48,7 @@ class ArrayData(Data):
         arrays = arrays_in(Path(self.name).expanduser())
         if len(arrays) == 1:
             [rows] = arrays.values()
-            numbers = hashes_of((str(i).encode() for i in range(len(rows))), len(rows))
-            splits, _ = by_hash(numbers, self.name)
-            return self._images(split, rows[splits[split]], None)
+            return self._images(split, rows[by_number(len(rows), self.name)[split]], None)
         if not {"train", "test"} <= arrays.keys():
             raise MqvaeError(
                 f"{self.name} holds {', '.join(arrays)}: expected one array, or train and test."

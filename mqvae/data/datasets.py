@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mqvae.data.decoding import numbers, squared, upright
 from mqvae.data.images import Images, InMemory, Part
-from mqvae.data.listing import hashes_of
 from mqvae.data.source import Data
-from mqvae.data.splits import by_hash
+from mqvae.data.splits import by_number
 from mqvae.errors import MqvaeError, refused
 from mqvae.optional import require
 from mqvae.ranges import Number
@@ -191,10 +190,6 @@ class OneByOne(Data):
     memory: bool = False
     shape: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
-        if self.shape is not None:  # a list, as files have it
-            object.__setattr__(self, "shape", tuple(self.shape))
-
     def seen(self, images: Images) -> Self:
         shape = images.shape
         if len(shape) == 1:
@@ -216,10 +211,9 @@ class OneByOne(Data):
         return found.in_memory() if self.memory else found
 
     def _tenth(self, images: Images, split: str) -> Images:
-        """A split of a dataset that has one alone, by hashes of the samples' numbers."""
-        hashes = hashes_of((str(i).encode() for i in range(len(images))), len(images))
-        splits, _ = by_hash(hashes, self.title)
-        return Part(images, torch.from_numpy(splits[split]), split=split)
+        """A split of a dataset that has one alone."""
+        chosen = by_number(len(images), self.title)[split]
+        return Part(images, torch.from_numpy(chosen), split=split)
 
 
 @dataclass(frozen=True)

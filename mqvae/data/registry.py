@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from mqvae.data.conform import conform
 from mqvae.data.files import Reading
 from mqvae.data.folder import load_folder
-from mqvae.data.images import Images, InMemory, check_options, conform
+from mqvae.data.images import Images, InMemory, check_options
 from mqvae.errors import MqvaeError, did_you_mean
 
 Loader = Callable[[str, Path | None, Reading, bool], Images]

@@ -137,13 +137,10 @@ def index_shards(folder: Path, shards: Sequence[str]) -> tuple[InShards, np.ndar
     Raises:
         ValueError: if a shard cannot be read, or there are no images.
     """
-    state = np.array([_state(folder / shard) for shard in shards], dtype=np.int64)
+    states = [(folder / shard).stat() for shard in shards]
+    state = np.array([(each.st_size, each.st_mtime_ns) for each in states], dtype=np.int64)
     place = kept_at("samples", "\0".join([str(folder.absolute()), *shards]))
-
-    def unchanged(kept: Mapping[str, np.ndarray]) -> bool:
-        return np.array_equal(kept["state"], state)
-
-    arrays = read_kept(place, unchanged)
+    arrays = read_kept(place, lambda kept: np.array_equal(kept["state"], state))
     if arrays is None:
         arrays = _index(folder, shards)
         if len(arrays["ends"]) >= CACHED_FROM:
@@ -298,8 +295,3 @@ def _check_end(file: IO[bytes], end: int) -> None:
         if mark.strip(b"\0"):
             raise MqvaeError(f"what is neither a member nor the end, at byte {end:,} or after it")
         mark = file.read(2**20)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns

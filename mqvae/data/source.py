@@ -44,6 +44,10 @@ class Data(ABC):
     places: ClassVar[tuple[str, ...]] = ()
     """Fields that are paths of this machine, which are not shared with a tokenizer."""
 
+    def __post_init__(self) -> None:
+        if isinstance(shape := self.__dict__.get("shape"), list):  # as files have it
+            object.__setattr__(self, "shape", tuple(shape))
+
     @abstractmethod
     def load(self, split: str) -> Images:
         """A split, "train" or "test"; "train" has what is held out of it, too.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mqvae.data.listing import EXTENSIONS, holds_images
+from mqvae.data.listing import EXTENSIONS, hashes_of, holds_images
 from mqvae.errors import MqvaeError
 
 # What folders of splits are called, in any case.
@@ -58,6 +58,16 @@ def by_hash(hashes: np.ndarray, what: str) -> tuple[dict[str, np.ndarray], str]:
             f"names: that of the highest hash is for training, {_UNTIL}"
         )
     return {"train": (~test).nonzero()[0], "test": test.nonzero()[0]}, remark
+
+
+def by_number(count: int, what: str) -> dict[str, np.ndarray]:
+    """The same of samples without names, by their numbers: those that are added move no other.
+
+    Args:
+        count: How many there are.
+        what: What holds them, for messages.
+    """
+    return by_hash(hashes_of((str(i).encode() for i in range(count)), count), what)[0]
 
 
 def split_folders(folder: Path) -> tuple[dict[str, str], str]:

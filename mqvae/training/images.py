@@ -12,7 +12,6 @@ from mqvae.data import (
     Identity,
     ImageData,
     Images,
-    InMemory,
     Reading,
     bounds_of,
     draw,
@@ -22,7 +21,6 @@ from mqvae.data import (
     load_all,
     usual_count,
 )
-from mqvae.data.images import nothing_to_cut
 from mqvae.data.own_size import BySize
 from mqvae.data.validation import MOST
 from mqvae.errors import MqvaeError, did_you_mean
@@ -89,8 +87,6 @@ def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits,
     if start is not None and packaged(start.run) is None:
         start = replace(start, run=str(Path(start.run).expanduser().absolute()))
     train = load_split(data, "train")
-    if data.random_crop and isinstance(train, InMemory):
-        raise MqvaeError(f"{nothing_to_cut(train.name)}.")
     seen = data.seen(train)  # looking at a million images once is enough
     test = load_split(seen, "test")
     highest = max(int(images.labels.max()) for images in (train, test))
