@@ -110,8 +110,9 @@ def _check_plain(value: Any, count: list[int], depth: int) -> None:
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which is at `path` once the block ends and the disk has it; else nothing."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
+    partial.unlink(missing_ok=True)  # of a killed process, or a link that leads elsewhere
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -429,7 +429,7 @@ def test_no_link_is_written_through(tokenizer, photos, written, tmp_path):
     target = tmp_path / "target"
     target.write_text("mine")
     (written / "codes-000000.npz").unlink()
-    for name in ("codes-000000.npz.partial", "codes-000000.npz"):
+    for name in (f"codes-000000.npz.{os.getpid()}.partial", "codes-000000.npz"):
         (written / name).symlink_to(target)
     assert encode(tokenizer, photos, written, size=30) == (30, 30)
     assert target.read_text() == "mine"
