@@ -81,26 +81,6 @@ def test_a_plain_loop_brings_unused_codes_back(codebook, layout):
     assert found[1] >= 0.95 > found[0]
 
 
-def test_updates_follow_the_formula_of_the_average():
-    quantizer = quantizer_of(codebook=MovingAverage(0.7, epsilon=0.0))
-    weight = quantizer.codebook.weight
-    assert not list(quantizer.parameters())
-    sizes, sums = torch.ones(CODES), weight.clone()
-    for step in range(4):
-        z_e = embeddings(step)
-        codes = quantizer(z_e).codes
-        for k in range(CODES):
-            chosen = z_e[codes == k]
-            sizes[k] = 0.7 * sizes[k] + 0.3 * len(chosen)
-            sums[k] = 0.7 * sums[k] + 0.3 * chosen.sum(0)
-        expected = torch.where(
-            torch.bincount(codes, minlength=CODES)[:, None] > 0, sums / sizes[:, None], weight
-        )
-        quantizer.update()
-        torch.testing.assert_close(weight, expected)
-        torch.testing.assert_close(quantizer.codebook.averages.sizes, sizes)
-
-
 def network_of(codebook, **options) -> VQNetwork:
     torch.manual_seed(3)
     encoder, decoder = nn.Linear(5, 4), nn.Linear(4, 5)

@@ -22,9 +22,6 @@ class Averages(nn.Module):
         codewords: What is averaged, (rows, d), as the codebook holds them.
         decay: γ.
         epsilon: ε, smoothing of N, in embeddings.
-
-    Raises:
-        MqvaeError: if `decay` is not in [0, 1), or `epsilon` is negative.
     """
 
     sizes: Tensor  # (rows,); 0 before the first step
@@ -33,7 +30,6 @@ class Averages(nn.Module):
 
     def __init__(self, codewords: Tensor, decay: float, epsilon: float) -> None:
         super().__init__()
-        check_decay(decay, epsilon)
         self.decay = decay
         self.epsilon = epsilon
         self._carried = False

@@ -68,32 +68,16 @@ class RowwiseAdam(Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        rows = (g.reshape(len(g), -1) != 0).any(1)
+        # All rows, of which some stay: to know how many, a GPU would be waited for.
+        here = (g.reshape(len(g), -1) != 0).any(1).view(-1, *[1] * (g.ndim - 1))
         beta1, beta2 = group["betas"]
-        if not g.is_cpu:  # all rows, of which some stay: to know how many, a GPU is waited for
-            here = rows.view(-1, *[1] * (g.ndim - 1))
-            mean = state["exp_avg"].lerp(g, 1 - beta1)
-            square = state["exp_avg_sq"].lerp(g.square(), 1 - beta2)
-            state["exp_avg"].copy_(mean.where(here, state["exp_avg"]))
-            state["exp_avg_sq"].copy_(square.where(here, state["exp_avg_sq"]))
-            change = self._change(state, group, mean, square)
-            parameter.sub_(change.where(here, 0))
-            return
-        rows = rows.nonzero().flatten()
-        g = g[rows]
-        mean = state["exp_avg"][rows].lerp_(g, 1 - beta1)
-        square = state["exp_avg_sq"][rows].lerp_(g.square(), 1 - beta2)
-        state["exp_avg"][rows] = mean
-        state["exp_avg_sq"][rows] = square
-        parameter[rows] = parameter[rows] - self._change(state, group, mean, square)
-
-    def _change(
-        self, state: dict[str, Any], group: dict[str, Any], mean: Tensor, square: Tensor
-    ) -> Tensor:
-        beta1, beta2 = group["betas"]
+        mean = state["exp_avg"].lerp(g, 1 - beta1)
+        square = state["exp_avg_sq"].lerp(g.square(), 1 - beta2)
+        state["exp_avg"].copy_(mean.where(here, state["exp_avg"]))
+        state["exp_avg_sq"].copy_(square.where(here, state["exp_avg_sq"]))
         step = int(state["step"])
         size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        return size * mean / (square.sqrt() + group["eps"])
+        parameter.sub_((size * mean / (square.sqrt() + group["eps"])).where(here, 0))
 
 
 @torch.no_grad()

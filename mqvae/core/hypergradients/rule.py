@@ -162,6 +162,15 @@ def codebook_gradient(
     return quantizer.codebook_gradient(z_e, codes, codebook, batch.weights.codebook)
 
 
+def synchronous_gradient(
+    batch: Batch, z_e: Tensor, codes: Tensor, task_gradient: Tensor, nu: float
+) -> Tensor:
+    """g_C and ν times the task gradient at ẑ, (..., D), summed by code (Eq. 18); (K, D)."""
+    g_c = codebook_gradient(batch, z_e.detach(), codes)
+    reached = batch.network.quantizer.of_quantized(task_gradient)
+    return g_c + nu * scatter(batch, codes, reached)
+
+
 def embedding_tangent(
     derivative: Derivative, batch: Batch, here: LowerPass, v_phi: Gradients
 ) -> Tensor:

@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 from mqvae.core.bilevel import Batch
 from mqvae.core.distributed import mean_across_processes
-from mqvae.core.hypergradients.rule import codebook_gradient, require_all_select, scatter
+from mqvae.core.hypergradients.rule import (
+    codebook_gradient,
+    require_all_select,
+    synchronous_gradient,
+)
 from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.module import ModuleBatch
 from mqvae.core.rules.rule import Rule
@@ -51,9 +55,7 @@ class Alternated(Rule):
         z_e = batch.embed_for_real()
         if self.nu > 0:
             quantized, task_gradient = batch.task_gradient(z_e)
-            g_c = codebook_gradient(batch, z_e.detach(), quantized.codes)
-            reached = batch.network.quantizer.of_quantized(task_gradient)
-            g_c = g_c + self.nu * scatter(batch, quantized.codes, reached)
+            g_c = synchronous_gradient(batch, z_e, quantized.codes, task_gradient, self.nu)
         else:
             g_c = codebook_gradient(batch, z_e.detach())
         (g_c,) = mean_across_processes([g_c])

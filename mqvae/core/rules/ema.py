@@ -71,7 +71,7 @@ class Ema(Joint):
         return self.transport is None
 
     def check(self, update: Levels) -> None:
-        plain_table(update.network, "Ema")
+        plain_table(update.network)
         if self.transport is not None and update.scaler is not None:
             raise MqvaeError(
                 "Ema(transport=…) takes no GradScaler, as the codewords go with the step that is "
@@ -79,15 +79,15 @@ class Ema(Joint):
             )
 
     def averages(self, update: Levels) -> Averages:
-        codebook = plain_table(update.network, "Ema").codebook
-        return Averages(codebook(), self.decay, self.epsilon)
+        codewords = plain_table(update.network).codebook()
+        return Averages(codewords, self.decay, self.epsilon)
 
     def around(self, update: Levels) -> AbstractContextManager[None]:
         assert update.averages is not None
-        return plain_table(update.network, "Ema").averaged_by(update.averages)
+        return plain_table(update.network).averaged_by(update.averages)
 
     def step(self, update: Levels, batch: Batch, above: object) -> Step:
-        quantizer = plain_table(update.network, "Ema")
+        quantizer = plain_table(update.network)
         if self.transport is None or not quantizer.updates:
             return super().step(update, batch, above)
         z_e = batch.embed_for_real()
@@ -105,18 +105,18 @@ class Ema(Joint):
         return update.finish(batch, here.task, here.quantized, z_ahead)
 
 
-def plain_table(network: torch.nn.Module, rule: str) -> VectorQuantizer:
+def plain_table(network: torch.nn.Module) -> VectorQuantizer:
     """The quantizer of a VQNetwork; refuses, by a ValueError, any whose codewords are no table."""
     quantizer = selecting(network)
     codebook = quantizer.codebook if isinstance(quantizer, VectorQuantizer) else None
     if isinstance(codebook, MovingAverage):
         raise MqvaeError(
             "the codebook is a MovingAverage() already, which every rule takes along: use Joint "
-            f"with upper=None in place of {rule}, or Table()."
+            "with upper=None in place of Ema, or Table()."
         )
     if not (isinstance(quantizer, VectorQuantizer) and isinstance(codebook, Table)):
         raise MqvaeError(
-            f"{rule} sets codewords one by one: it needs a VectorQuantizer whose codebook is a "
+            "Ema sets codewords one by one: it needs a VectorQuantizer whose codebook is a "
             f"plain Table(), got {quantizer}."
         )
     return quantizer

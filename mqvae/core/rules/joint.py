@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mqvae.core.bilevel import Batch
-from mqvae.core.hypergradients.rule import codebook_gradient, require_all_select, scatter
+from mqvae.core.hypergradients.rule import require_all_select, synchronous_gradient
 from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.module import ModuleBatch
 from mqvae.core.rules.rule import OnePass
@@ -86,8 +86,6 @@ class Synchronous(OnePass):
         z_e = batch.embed_for_real().requires_grad_()
         here = batch.lower_pass(z_e, for_real=True)
         codes = here.quantized.codes
-        g_c = codebook_gradient(batch, z_e.detach(), codes)
-        reached = batch.network.quantizer.of_quantized(here.task_gradient)
-        g_c = g_c + self.nu * scatter(batch, codes, reached)
+        g_c = synchronous_gradient(batch, z_e, codes, here.task_gradient, self.nu)
         step = step_of(batch, here.task, here.quantized)
         return Found(step, [*here.g_phi, *here.g_theta], [g_c], z_e, codes, of_table=True)

@@ -48,6 +48,11 @@ class LookingAhead(Rule, abstract=True):
         assert self.hypergradient is not None and self.look_ahead is not None
         return self.hypergradient, self.look_ahead
 
+    def check(self, update: Levels) -> None:
+        hypergradient, look_ahead = self.chosen
+        hypergradient.check(selecting(update.network), look_ahead)
+        look_ahead.check(update.lower, self.xi)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Meta(LookingAhead):
@@ -95,11 +100,6 @@ class Meta(LookingAhead):
                 f"no task loss above has a part in {hypergradient}: leave out upper_loss, or "
                 "take FiniteDifference() or Exact()."
             )
-
-    def check(self, update: Levels) -> None:
-        hypergradient, look_ahead = self.chosen
-        hypergradient.check(selecting(update.network), look_ahead)
-        look_ahead.check(update.lower, self.xi)
 
     def loss_above(self) -> Loss | None:
         return self.upper_loss

@@ -96,10 +96,8 @@ class MetaBoth(LookingAhead):
             )
 
     def check(self, update: Levels) -> None:
-        hypergradient, look_ahead = self.chosen
-        look_ahead.check(update.lower, self.xi)
+        super().check(update)
         require_straight_through(selecting(update.network), "MetaBoth")
-        hypergradient.check(selecting(update.network), look_ahead)
 
     def step(self, update: Levels, batch: Batch, above: object) -> Step:
         z_e = batch.embed_for_real()
