@@ -90,7 +90,15 @@ def network_of(codebook, **options) -> VQNetwork:
     return VQNetwork(encoder, quantizer, decoder)
 
 
-@pytest.mark.parametrize("options", [{}, {"distance": Cosine()}, {"replacement": ReplaceUnused(2)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"distance": Cosine()},
+        {"replacement": ReplaceUnused(2)},
+        {"rate": RateAware(bits=2.0, after=1)},
+    ],
+)
 def test_the_rule_is_the_joint_rule_over_the_average(options):
     """Joint over it, the rule Ema and a plain loop: the same to the bit."""
     networks = [
@@ -118,6 +126,9 @@ def test_the_rule_is_the_joint_rule_over_the_average(options):
         for other in others:
             torch.testing.assert_close(first, other, rtol=1e-5, atol=1e-6)
         assert torch.equal(first, others[0])
+        if "rate" in options:
+            one, two = (n.quantizer.prices.state_dict() for n in networks[:2])
+            assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_an_average_of_an_average_is_refused():

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from mqvae.core.codebook import MovingAverage
 from mqvae.core.distributed import process_rank
-from mqvae.core.passes import full
 from mqvae.core.quantizers.quantized import Quantized
 from mqvae.errors import MqvaeError, NotFiniteEmbeddings, at_least
 
@@ -297,16 +296,3 @@ def unrecorded(module: nn.Module) -> Iterator[None]:
     finally:
         for quantizer in inside:
             quantizer.recording = True
-
-
-def mean_square(difference: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of squares over all numbers (..., D), or over those of a mask, (...) bool."""
-    if mask is None:
-        return difference.square().mean()
-    kept = difference.masked_fill(~mask[..., None], 0).square().sum()
-    return kept / (mask.sum() * difference.shape[-1]).clamp(min=1)
-
-
-def no_loss(z_e: Tensor) -> Tensor:
-    """Zero, in float32 at least."""
-    return full(z_e.new_zeros(()))

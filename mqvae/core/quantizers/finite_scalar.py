@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.passes import full, without_autocast
-from mqvae.core.quantizers.base import Quantizer, no_loss
-from mqvae.core.quantizers.quantized import Quantized
+from mqvae.core.quantizers.base import Quantizer
+from mqvae.core.quantizers.quantized import Quantized, no_loss
 from mqvae.errors import MqvaeError
 
 MARGIN = 1e-3  # how far tanh reaches over the outermost levels, so that rounding gets there

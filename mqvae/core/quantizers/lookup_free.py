@@ -8,8 +8,8 @@ from mqvae.core.distance import Distance, Euclidean
 from mqvae.core.distributed import mean_with_graph
 from mqvae.core.estimator import StraightThrough
 from mqvae.core.passes import full, without_autocast
-from mqvae.core.quantizers.base import Quantizer, mean_square
-from mqvae.core.quantizers.quantized import Quantized
+from mqvae.core.quantizers.base import Quantizer
+from mqvae.core.quantizers.quantized import Quantized, mean_square
 from mqvae.errors import MqvaeError, above_zero, at_least
 
 EXACT_BITS = 18  # with more, the probabilities of all codes at once take too much memory

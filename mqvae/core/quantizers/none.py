@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mqvae.core.quantizers.base import Quantizer, no_loss
-from mqvae.core.quantizers.quantized import Quantized
+from mqvae.core.quantizers.base import Quantizer
+from mqvae.core.quantizers.quantized import Quantized, no_loss
 from mqvae.errors import MqvaeError
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
 from mqvae.shown import Shown
 
@@ -71,3 +72,16 @@ class Quantized(Shown):
 
 # Exported programs and wrappers of modules look for tensors in what a module gives.
 torch.export.register_dataclass(Quantized, serialized_type_name="mqvae.Quantized")
+
+
+def mean_square(difference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of squares over all numbers (..., D), or over those of a mask, (...) bool."""
+    if mask is None:
+        return difference.square().mean()
+    kept = difference.masked_fill(~mask[..., None], 0).square().sum()
+    return kept / (mask.sum() * difference.shape[-1]).clamp(min=1)
+
+
+def no_loss(z_e: Tensor) -> Tensor:
+    """Zero, in float32 at least."""
+    return full(z_e.new_zeros(()))

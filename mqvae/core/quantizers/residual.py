@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from mqvae.core.distance import Euclidean
 from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.passes import full
-from mqvae.core.quantizers.base import mean_square
 from mqvae.core.quantizers.beginning import BeginningQuantizer
+from mqvae.core.quantizers.quantized import mean_square
 from mqvae.core.quantizers.vector import VectorQuantizer
 from mqvae.core.transport import Transport
 from mqvae.errors import MqvaeError

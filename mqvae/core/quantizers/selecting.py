@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mqvae.core.estimator import Estimator
 from mqvae.core.passes import full, without_autocast
-from mqvae.core.quantizers.base import Quantizer, mean_square
-from mqvae.core.quantizers.quantized import Quantized
+from mqvae.core.quantizers.base import Quantizer
+from mqvae.core.quantizers.quantized import Quantized, mean_square
 from mqvae.core.transport import Transport
 
 

@@ -9,8 +9,7 @@ from mqvae.core.estimator import Estimator, StraightThrough
 from mqvae.core.initialization import kmeans
 from mqvae.core.nearest import nearest
 from mqvae.core.passes import full, without_autocast
-from mqvae.core.quantizers.base import mean_square
-from mqvae.core.quantizers.quantized import Quantized
+from mqvae.core.quantizers.quantized import Quantized, mean_square
 from mqvae.core.quantizers.updating import UpdatedQuantizer
 from mqvae.core.rate import Rate, RateAware
 from mqvae.core.replacement import Replacement
