@@ -1,16 +1,14 @@
 """Images to codes and back, by a trained network."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mqvae.config import Settings
@@ -25,11 +23,11 @@ from mqvae.refine.refinement import Refinement
 from mqvae.runs import Run
 from mqvae.tasks import Task
 from mqvae.tokenizer.codes import Codes, SizedCodes, form_of, numbered
+from mqvae.tokenizer.eval_mode import EvalMode
 from mqvae.tokenizer.inputs import Pictures, tensors_of
 from mqvae.tokenizer.sizes import Size, by_size, cut, together
 
 BATCH_SIZE = 256
-_MODES = Lock()  # not a codec's own, which could not be copied then
 
 
 def at_once(shape: Sequence[int], how: Refinement | None) -> int:
@@ -65,8 +63,7 @@ class Codec:
         self.step = step
         self.model = model
         self.device = next(network.parameters()).device
-        self._inside = 0  # calls that need eval mode, of all threads
-        self._training: list[nn.Module] = []
+        self._evaluating = EvalMode(network)
 
     @property
     def run(self) -> Run:
@@ -102,7 +99,7 @@ class Codec:
         self._check_quantized()
         weight = next(self.network.parameters())
         black = torch.zeros(1, *shape, dtype=weight.dtype, device=self.device)
-        with self._evaluating():
+        with self._evaluating:
             return self.network.encode(black)
 
     def _check_quantized(self) -> None:
@@ -195,7 +192,7 @@ class Codec:
         how = Refinement.of(refine)
         dtype = next(self.network.parameters()).dtype
         codes = []
-        with self._evaluating():
+        with self._evaluating:
             for part in x.split(at_once(x.shape[1:], how)):
                 x = part.to(self.device, dtype)
                 codes.append(
@@ -264,28 +261,8 @@ class Codec:
         if self.stride > 1 and codes.ndim > 2:
             shape = (shape[0], *(self.stride * codes.shape[axis] for axis in (1, 2)))
         parts = codes.split(fitting(BATCH_SIZE, shape))
-        with self._evaluating():
+        with self._evaluating:
             return torch.cat([self.network.decode(part) for part in parts])
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Inside, the network is in eval mode; threads may be inside together.
-
-        The last to leave puts back the modes that the first found.
-        """
-        with _MODES:
-            if not self._inside:
-                self._training = [part for part in self.network.modules() if part.training]
-                self.network.eval()
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with _MODES:
-                self._inside -= 1
-                if not self._inside:
-                    for part in self._training:
-                        part.training = True
 
     def encode_images(self, images: Images, *, refine: int | Refinement | None = None) -> Codes:
         """Codes of many images, with what is needed to decode them; `refine` as of `encode`."""

@@ -207,8 +207,7 @@ class Shards:
         made.save(self.folder / self.index["pieces"][number])
 
     def _write_index(self, *, complete: bool) -> None:
-        content = {**self.index, "complete": complete}
-        write_json(self.folder / INDEX, content, indent=1)
+        write_json(self.folder / INDEX, {**self.index, "complete": complete}, indent=1)
 
 
 def shards_of(folder: str | Path) -> Iterator[Codes]:
@@ -256,7 +255,7 @@ def decode_shards(tokenizer: Codec, codes: str | Path, folder: str | Path) -> in
 
 
 def _png(name: str, number: int) -> Path:
-    path = Path(name if name.endswith(".png") else f"{name}.png")
+    path = Path(f"{name.removesuffix('.png')}.png")
     return path if is_inside(path) else Path(f"{number:08d}.png")
 
 
