@@ -127,6 +127,12 @@ def test_reading_settings_opens_no_dataset():
         Settings.of({**settings.config(), "data": {"class_path": "builtins.dict"}})
 
 
+def test_a_class_that_is_not_imported_is_explained(tmp_path, capsys):
+    typed = ["train", "digits-tiny", "--data", "my_module.Mine", "--out", str(tmp_path / "run")]
+    assert main(typed) == 2
+    assert "For a class of your own add --import my_module." in capsys.readouterr().err
+
+
 def test_a_run_on_a_source_of_ones_own(tmp_path):
     typed = ["train", "digits-tiny", "--data", "test_sources.Ramp", "--data.count", "20", *SMALL]
     assert main([*typed, "--batch-size", "5", "--out", str(tmp_path / "run")]) == 0

@@ -220,6 +220,21 @@ def test_a_run_on_vectors_is_evaluated_elsewhere(run, tmp_path, capsys):
     assert again.settings.data.name == "vectors.npy" and "vectors of 24 numbers" in repr(again)
 
 
+def test_what_takes_images_alone_refuses_vectors(run, tmp_path, capsys):
+    for typed in (
+        ["prior", str(run), "--steps", "2"],
+        ["diagnose", str(run)],
+        ["compress", str(run), str(tmp_path), "--out", str(tmp_path / "x.bin")],
+    ):
+        assert main(typed) == 2, typed
+    assert "codes of" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(tmp_path / "e"), "--formats", "pt2"]) == 0
+    program = torch.export.load(tmp_path / "e" / "encoder.pt2").module()
+    rows = torch.nn.functional.normalize(torch.from_numpy(clusters(9, seed=1)), dim=1)
+    expected = Tokenizer.from_run(run, device="cpu").encode_batch(rows)
+    assert torch.equal(program(rows), expected)
+
+
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("vectors.npy", clusters(200))

@@ -31,8 +31,11 @@ def export(arguments: list[str]) -> int:
     formats = [name.strip() for name in options.formats.split(",") if name.strip()]
     written = export(tokenizer, out, formats=formats)
     codes = " × ".join(map(str, tokenizer.code_shape))
+    data = tokenizer.settings.data
     print(
-        f"images (B, {tokenizer.settings.data.channels}, H, W) in [0, 1], sides multiples of "
+        f"{data.in_words()} (B, D) → {codes or 1} codes → vectors"
+        if data.are_vectors
+        else f"images (B, {tokenizer.settings.data.channels}, H, W) in [0, 1], sides multiples of "
         f"{tokenizer.stride} → {codes} codes for {tokenizer.settings.data.side} pixels → images"
     )
     print("\n".join(f"written: {path} ({path.stat().st_size:,} bytes)" for path in written))

@@ -26,7 +26,8 @@ codebook are made. For images alone a preset is chosen, and it is said which.
   mqvae train digits-tiny --method mq-vae
 
 options:
-  --data IMAGES       a data set by its name, a folder of images, or tar shards
+  --data DATA         a data set by its name, a folder of images, tar shards, an
+                      array in a file (vectors.npy), or a class of your own
   --root FOLDER       where a data set's files are, if not in their usual place
   --size N            pixels a side; images are resized and cropped to it
   --method METHOD     one of `mqvae methods`, or a YAML file

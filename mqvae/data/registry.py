@@ -121,8 +121,10 @@ def load(
     folder = (root or Path()) / Path(name).expanduser()
     if name and (folder.is_dir() or folder.suffix == ".tar"):
         return load_folder(folder, split, reading)
+    own = all(part.isidentifier() for part in name.split(".")) and "." in name
+    hint = f" For a class of your own add --import {name.rpartition('.')[0]}." if own else ""
     raise MqvaeError(
         f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}, or an existing folder "
         f"of images or shards, got {'a file' if folder.is_file() else 'neither'}."
-        f"{did_you_mean(name.lower(), DATASETS)}"
+        f"{did_you_mean(name.lower(), DATASETS)}{hint}"
     )

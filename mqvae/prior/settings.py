@@ -124,7 +124,7 @@ class PriorConfig:
                 f"each of them at every position: expected {MOST_CODES:,} at most. Train a prior "
                 "over a run with fewer codes, or with several smaller ones: groups or stages."
             )
-        black = torch.zeros(1, data.channels or 1, data.side or 1, data.side or 1)
+        black = torch.zeros(1, *(data.shape or (1, 1, 1)))
         codes = tokenizer.encode_batch(black)
         if codes.ndim != (3 if quantizer.groups == 1 else 4):
             raise MqvaeError(f"the codes of {run} are no grid: a prior needs (h, w) for an image.")

@@ -91,12 +91,11 @@ def _programs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
     # A copy, for evaluation and without gradients: what a program gives asks for none.
     network = deepcopy(tokenizer.network).eval().requires_grad_(False)
     weight = next(network.parameters())
-    shape = (2, data.channels or 1, data.side or 1, data.side or 1)
-    images = torch.rand(shape).to(tokenizer.device, weight.dtype)
+    images = torch.rand(2, *(data.shape or (1, 1, 1))).to(tokenizer.device, weight.dtype)
     codes = torch.zeros(2, *tokenizer.code_shape, dtype=torch.int64, device=tokenizer.device)
     positions = range(1, codes.ndim - (network.quantizer.groups > 1))
     return {
-        "encoder": _program(_Encoder(network), images, (0, 2, 3)),
+        "encoder": _program(_Encoder(network), images, (0, *range(2, images.ndim))),
         "decoder": _program(_Decoder(network), codes, (0, *positions)),
     }
 
