@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -142,6 +143,7 @@ def test_commands_are_taken(name, tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     for i in range(20):
         Image.new("L", (80, 80), i).save(tmp_path / "photos" / f"{i}.png")
+    np.save(tmp_path / "vectors.npy", np.eye(20, 8, dtype=np.float32))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     for line in commands(name):
