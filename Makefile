@@ -64,8 +64,8 @@ test-beside: install ## the tests of reproduction/ and benchmarks/
 test-all: test test-beside ## all tests
 
 # The mathematics once more, as processors round that have no vector units, and as others do.
-NUMERICS := $(addsuffix .py,$(addprefix tests/test_,diagnostics estimators hypergradient initialization \
-  maps nearest network quantizer replacement residual rules selection transport unrolled updates))
+NUMERICS := tests/test_diagnostics.py $(addsuffix .py,$(addprefix tests/core/test_,estimators hypergradient \
+  initialization maps nearest network quantizer replacement residual rules selection transport unrolled updates))
 
 numerics: install ## the tests of the mathematics where other processors round otherwise
 	ATEN_CPU_CAPABILITY=default $(pytest) --rounding $(NUMERICS) $(ARGS)

@@ -401,7 +401,7 @@ SENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [(LOOK, NETWORK), (ANSWER, NETWORK), (BOOK, "2 P_C"), (STEP, NETWORK)],
     ),
 }
-PAGE = Path(__file__).parent.parent / "docs" / "processes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "processes.md"
 
 
 def sizes_of(network: VQNetwork) -> dict[str, int]:

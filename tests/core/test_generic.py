@@ -35,7 +35,7 @@ LOOKS = {
     "kept, preconditioned": Kept(preconditioned=True),
 }
 every_look = pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which loss reaches which parameters under each method, measured; and what is refused.
 
-`python tests/test_methods.py > docs/gradients.md` writes the table down.
+`PYTHONPATH=tests python tests/core/test_methods.py > docs/gradients.md` writes the table down.
 """
 
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ from mqvae.core.rules.rule import OnePass
 
 LOSSES = ("task", "commitment", "codebook", "prior")
 NOTHING = 1e-30  # of ξ: no indirect term that float64 tells from none, and a look-ahead
-PAGE = Path(__file__).parent.parent / "docs" / "gradients.md"
+PAGE = Path(__file__).parents[2] / "docs" / "gradients.md"
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ def test_what_a_loss_reaches_does_not_depend_on_the_kind_of_codebook(name, kind)
 
 def test_the_page_is_what_is_measured():
     assert PAGE.read_text(encoding="utf-8") == page(), (
-        "run: python tests/test_methods.py > docs/gradients.md"
+        "run: PYTHONPATH=tests python tests/core/test_methods.py > docs/gradients.md"
     )
 
 
