@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -115,11 +115,10 @@ def load_all(path: Path, reading: Reading) -> Images:
 
 
 def _everything(files: Files, reading: Reading, *, name: str, source: str) -> Images:
-    side, channels = settle(files, reading)
     return images_of(
         files,
         np.zeros(len(files), dtype=np.int64),
-        replace(reading, side=side, channels=channels),
+        settle(files, reading),
         name=name,
         split="files",
         source=source,
@@ -172,12 +171,12 @@ def load_parts(
     remarks = tuple(filter(None, divided.remarks))
     for remark in remarks:
         say(remark)
-    side, channels = settle(divided.files, reading)
+    reading = settle(divided.files, reading)
     chosen = divided.splits[split]
     return images_of(
         divided.files.take(chosen),
         labels[chosen],
-        replace(reading, side=side, channels=channels),
+        reading,
         name=name,
         split=split,
         source=f"{len(chosen)} {what or 'image files in'} {folder}",

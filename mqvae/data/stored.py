@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -27,14 +28,10 @@ class Stored(Images):
     Args:
         files: Where they are.
         labels: (N,) int64.
+        reading: How they become images; side and channels have to be settled.
         name: As of all `Images`.
         split: As of all `Images`.
         source: As of all `Images`.
-        side: Pixels a side that they are brought to.
-        channels: 1 or 3.
-        workers: Threads that decode.
-        skip: Take the next image for one that cannot be read.
-        resize: As of `Reading`.
         remarks: As of all `Images`.
     """
 
@@ -45,17 +42,14 @@ class Stored(Images):
         self,
         files: Files,
         labels: Tensor,
+        reading: Reading,
         *,
         name: str,
         split: str,
         source: str,
-        side: int,
-        channels: int,
-        workers: int,
-        skip: bool,
-        resize: bool = True,
         remarks: tuple[str, ...] = (),
     ) -> None:
+        assert reading.side is not None and reading.channels is not None
         self.files = files
         self.labels = labels
         self.name = name
@@ -63,11 +57,10 @@ class Stored(Images):
         self.source = source
         self.names = files.names
         self.remarks = remarks
-        self.workers = workers
-        self._side = side
-        self._channels = channels
-        self._skip = skip
-        self._resize = resize
+        self.workers = workers_of(reading)
+        self._shape = reading.channels, reading.side, reading.side
+        self._skip = reading.on_error == "skip"
+        self._resize = reading.resize
         self._bad: set[int] = set()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -77,7 +70,7 @@ class Stored(Images):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self._channels, self._side, self._side
+        return self._shape
 
     @property
     def skipped(self) -> Sequence[str]:
@@ -130,7 +123,7 @@ class Stored(Images):
             try:
                 row[:] = guarded(
                     lambda at=at: decode(  # type: ignore[misc]
-                        *(self.files.open(at), self._side, self._channels),
+                        *(self.files.open(at), self._shape[1], self._shape[0]),
                         offset=offset,
                         resize=self._resize,
                     ),
@@ -189,23 +182,13 @@ def images_of(
     Raises:
         ValueError: if they are to be in memory, and one cannot be read or they do not fit.
     """
-    assert reading.side is not None and reading.channels is not None
+    numbers = torch.from_numpy(labels.astype(np.int64))
     stored = Stored(
-        files,
-        torch.from_numpy(labels.astype(np.int64)),
-        name=name,
-        split=split,
-        source=source,
-        side=reading.side,
-        channels=reading.channels,
-        workers=workers_of(reading),
-        skip=reading.on_error == "skip",
-        resize=reading.resize,
-        remarks=tuple(remarks),
+        files, numbers, reading, name=name, split=split, source=source, remarks=tuple(remarks)
     )
     memory = reading.memory
     if memory is None:
-        memory = fits_memory(len(files), reading.channels, reading.side)
+        memory = fits_memory(len(files), *stored.shape[:2])
     return stored.in_memory() if memory else stored
 
 
@@ -220,14 +203,14 @@ def workers_of(reading: Reading) -> int:
     return min(_MOST_WORKERS, cores)
 
 
-def settle(files: Files, reading: Reading) -> tuple[int, int]:
-    """Side and channels, taken from the images where not given.
+def settle(files: Files, reading: Reading) -> Reading:
+    """With side and channels, taken from the images where not given.
 
     Raises:
         ValueError: if they have several sizes, are not square, or cannot be read.
     """
     if reading.side is not None and reading.channels is not None:
-        return reading.side, reading.channels
+        return reading
     heads = np.zeros((len(files), 3), dtype=np.int64)  # grey, width, height; zeros if unreadable
 
     def look(i: int) -> int:
@@ -246,7 +229,7 @@ def settle(files: Files, reading: Reading) -> tuple[int, int]:
         raise MqvaeError(f"{files.where(0)} cannot be read, nor can any other: expected images")
     channels = reading.channels or (1 if heads[readable, 0].all() else 3)
     if reading.side is not None:
-        return reading.side, channels
+        return replace(reading, channels=channels)
     first = int(readable[0])
     side, height = (int(n) for n in heads[first, 1:])
     if side != height:
@@ -261,4 +244,4 @@ def settle(files: Files, reading: Reading) -> tuple[int, int]:
             f"{files.where(odd)} has another size: expected {side} × {side}, as "
             f"{files.where(first)} has, got {heads[odd, 1]} × {heads[odd, 2]}; {_RESIZE}"
         )
-    return side, channels
+    return replace(reading, side=side, channels=channels)
