@@ -651,7 +651,7 @@ def test_the_commands_take_a_folder_for_codes(run, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     arguments = ["encode", str(run / "run"), str(run / "photos"), "--out", "codes"]
     assert main(arguments) == 0
-    assert "40 images, 1 piece(s): codes" in capsys.readouterr().out
+    assert "40 images, 1 shard(s): codes" in capsys.readouterr().out
     assert main(arguments) == 0
     assert "all there before" in capsys.readouterr().out
     assert main(["decode", str(run / "run"), "codes", "--out", "images"]) == 0
