@@ -93,8 +93,8 @@ class MovingAverage(Table):
     the codebook loss trains nothing. One that no embedding chose stays where it is, and ε, the
     smoothing of N, pulls no codeword to the origin.
 
-    `quantizer.requires_grad_(False)` and `--freeze codebook` hold it still. The same call on a
-    module around the quantizer reaches parameters alone, of which this is none.
+    `quantizer.requires_grad_(False)`, that of a `VQNetwork`, and `--freeze codebook` hold it still.
+    The same call on another module around it reaches parameters alone, of which this is none.
 
     Args:
         decay: γ. 0.99 is usual; 0.9 follows an encoder that learns fast.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,11 @@ class VQNetwork(nn.Module):
                         "own parameter (weights may be tied within one of the three), or train "
                         "the module with GenericMeta, which knows no encoder and decoder."
                     )
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of any module; codewords by EMA, which are no parameters, are held still as well."""
+        self.quantizer.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """φ."""

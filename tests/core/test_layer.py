@@ -50,10 +50,12 @@ def used(quantizer: nn.Module, number: int = 2000) -> int:
 # -- update ----------------------------------------------------------------------------------------
 
 
-def test_codewords_by_ema_are_held_still_as_parameters_are():
+@pytest.mark.parametrize("inside", [False, True])
+def test_codewords_by_ema_are_held_still_as_parameters_are(inside):
     quantizer = quantizer_of(codebook=MovingAverage(0.9), replacement=ReplaceUnused(3))
+    network = VQNetwork(nn.Identity(), quantizer, nn.Identity(), channel_axis=-1)
     for still in (True, False):
-        quantizer.requires_grad_(not still)
+        (network if inside else quantizer).requires_grad_(not still)
         before = quantizer.table().clone()
         for step in range(5):
             quantizer(embeddings(step))
