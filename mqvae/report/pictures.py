@@ -177,7 +177,8 @@ def samples(
     # Areas of one colour: small as they are, and blurred by what makes photographs small.
     uris, exact = encode_strips([r.strip for r in rows if r.strip and r.shows != CODES])
     encoded = iter(uris)
-    first, *others = dict.fromkeys(row.shows for row in shown if row.shows != ERRORS)
+    kinds = dict.fromkeys(row.shows for row in shown if row.shows != ERRORS)
+    first, *others = kinds or [ERRORS]
     return Samples(
         title=enumerate_words([first, *map(inside, others)]),
         rows=[(row, _uri(row, encoded)) for row in rows],
