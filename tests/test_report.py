@@ -255,7 +255,7 @@ def test_results_hold_every_figure(page: Page) -> None:
     assert [row["Gradient gap"] for row in rows] == ["18.00", "10.40", "9.90"]
     assert [row["Cost of a step"] for row in rows] == ["40.0 1.00×", "40.0 1.00×", "100.0 2.50×"]
     assert [row["Training time"] for row in rows] == ["3 min 12 s"] * 3
-    assert [row["Updates"] for row in rows] == ["1,200"] * 3
+    assert [row["Steps"] for row in rows] == ["1,200"] * 3
 
 
 def test_best_follows_the_direction_and_skips_columns_without_a_winner(page: Page) -> None:
@@ -269,14 +269,14 @@ def test_words_compare_to_the_first_run_for_better_and_worse(three: list[Path], 
     assert "MQ-VAE: MSE 17.6% higher (worse), at 2.50 times the cost of a step." in text
 
 
-def test_lead_and_title_name_data_updates_and_images(page: Page, tmp_path: Path) -> None:
+def test_lead_and_title_name_data_steps_and_images(page: Page, tmp_path: Path) -> None:
     assert (
-        "Three networks trained for 1,200 updates each on Fashion-MNIST and measured on the same "
+        "Three networks trained for 1,200 steps each on Fashion-MNIST and measured on the same "
         "10,000 test images." in page.text
     )
     digits = read([make_run(tmp_path / "digits", data="digits")], tmp_path / "r.html")
     assert "<title>Vector-quantized networks on scikit-learn&#39;s 8×8 digits" in digits.source
-    assert "One network trained for 1,200 updates on scikit-learn's 8×8 digits" in digits.text
+    assert "One network trained for 1,200 steps on scikit-learn's 8×8 digits" in digits.text
 
 
 def test_settings_show_what_differs_and_fold_what_is_shared(page: Page) -> None:
@@ -373,7 +373,7 @@ def test_unfinished_run_is_shown_as_far_as_it_got(three: list[Path], tmp_path: P
     row = page.table("Quality")[1]
     assert row["Run"] == "Half unfinished"
     assert row["MSE"] == row["PSNR"] == row["Cost of a step"] == "-"
-    assert row["Updates"] == "50 of 1,200"
+    assert row["Steps"] == "50 of 1,200"
     assert row["Training time"] == "2.0 s"
     assert "Unfinished, shown as far as it got: Half." in page.text
 
@@ -406,7 +406,7 @@ def test_run_that_has_just_begun(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "new" / "metrics.csv").write_text(content)
     page = read([tmp_path / "new"], tmp_path / "r.html")
-    assert page.table("Quality")[0]["Updates"] == "-"
+    assert page.table("Quality")[0]["Steps"] == "-"
     for sentence in ("No run has logged", "No run has written samples", "No run has counted"):
         assert sentence in page.text
 
@@ -628,7 +628,7 @@ def test_runs_of_different_tasks_share_no_axis_and_no_verdict(tmp_path: Path) ->
         config.write("task: {class_path: mqvae.Classification}\n")
     page = read(runs, tmp_path / "r.html")
     charts = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
-    losses = [alt for alt in charts if alt.startswith("Task loss against updates")]
+    losses = [alt for alt in charts if alt.startswith("Task loss against steps")]
     assert len(losses) == 2 and "C" not in losses[0].split("Last")[1]
     assert "B: MSE" in page.text and "C: MSE" not in page.text
     assert "different tasks" in page.text
@@ -651,7 +651,7 @@ def test_error_against_bits_where_two_runs_have_both(tmp_path: Path) -> None:
     (alt,) = [alt for alt in alts if alt.startswith("MSE against")]
     assert alt == "MSE against entropy: A 6 at 9.4 bits and B 5 at 6.2 bits."
     assert "Error against bits" in page.text and "MSE against entropy, in ×10⁻³" in page.text
-    # Shown against updates and against time alike.
+    # Shown against steps and against time alike.
     figure = next(i for i, (tag, a) in enumerate(page.tags) if a.get("aria-label") == alt)
     assert "data-against" not in next(a for tag, a in page.tags[figure::-1] if tag == "figure")
     page = read(

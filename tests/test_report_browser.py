@@ -120,16 +120,16 @@ def test_what_is_filtered_out_leaves_all_of_the_page(opened, file):
     assert names(page) == NAMES and lines.count() == before
 
 
-def test_curves_are_against_updates_or_time(opened, file):
+def test_curves_are_against_steps_or_time(opened, file):
     page = opened(file)
     loss = page.get_by_role("heading", name=re.compile("^Task loss against"))
-    assert loss.all_inner_texts() == ["Task loss against updates"]
+    assert loss.all_inner_texts() == ["Task loss against steps"]
     page.get_by_label("time", exact=True).check()
     assert loss.all_inner_texts() == ["Task loss against time"]
     charts = page.locator("svg.chart:visible text").all_text_contents()
-    assert "updates" not in charts and "seconds of training" in charts
+    assert "training steps" not in charts and "seconds of training" in charts
     page.get_by_label("time", exact=True).press("ArrowLeft")
-    assert loss.all_inner_texts() == ["Task loss against updates"]
+    assert loss.all_inner_texts() == ["Task loss against steps"]
 
 
 def test_the_slider_uncovers_the_originals_from_the_keyboard(opened, file):

@@ -42,7 +42,7 @@ class Charts:
 
 
 def training(runs: Sequence[Run]) -> list[Charts]:
-    """Loss and perplexity, against updates and against time, of runs that can be compared."""
+    """Loss and perplexity, against steps and against time, of runs that can be compared."""
     shown = [i for i, run in enumerate(runs) if len(run.column("step"))]
     return [_training(runs, members, title) for title, members in comparable(runs, shown)]
 
@@ -186,7 +186,7 @@ def _axes(runs: Sequence[Run], shown: Sequence[int]) -> tuple[tuple[str, float, 
         for name, size, limit in (("hours", 3600, 7200), ("minutes", 60, 180), ("seconds", 1, -1))
         if longest > limit
     )
-    return ("step", 1, "updates", "updates"), ("seconds", size, "time", f"{unit} of training")
+    return ("step", 1, "steps", "training steps"), ("seconds", size, "time", f"{unit} of training")
 
 
 def _validation(run: Run, index: int, column: str, size: float) -> Line:

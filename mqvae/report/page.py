@@ -158,8 +158,8 @@ def _lead(runs: Sequence[Run], datasets: Sequence[str]) -> str:
     tested = {run.images for run in runs if isinstance(run.protocol.get("images"), int)}
     each, same = (" each", "the same ") if len(runs) > 1 else ("", "")
     sentence = f"{count(len(runs), 'network')} trained".capitalize()
-    if len(planned) == 1 and (updates := planned.pop()):
-        sentence += f" for {updates:,} updates{each}"
+    if len(planned) == 1 and (steps := planned.pop()):
+        sentence += f" for {steps:,} steps{each}"
     sentence += f" on {enumerate_words(datasets)}"
     for images in tested if len(tested) == 1 else ():
         done = "" if all(run.protocol for run in runs) else ", where finished,"
@@ -180,12 +180,12 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     elif len(protocols) > 1 or len({key for key, _ in described}) < len(described):
         notes.append("The runs were measured under different protocols (below): compare with care.")
     if len({run.steps for run in runs if run.finished}) > 1:
-        notes.append("The runs made different numbers of updates.")
+        notes.append("The runs made different numbers of steps.")
     for run in runs:
         step = run.number("step")
         if run.figures and step is not None and run.steps is not None and step < run.steps:
             notes.append(
-                f"{run.name} was measured at step {step:,.0f}; it has made {run.steps:,} updates."
+                f"{run.name} was measured at step {step:,.0f}; it has made {run.steps:,} steps."
             )
         bad = [f"{run.figures[key].title} is {text}" for key, text in _not_finite(run)]
         if bad:

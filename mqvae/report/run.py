@@ -166,7 +166,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Updates made so far."""
+        """Training steps made so far."""
         done = self.number("steps") if self.finished else None
         if done is None and len(self.column("step")):
             done = float(self.column("step")[-1])

@@ -104,7 +104,7 @@ def results(runs: Sequence[Run]) -> list[Column]:
             values=seconds,
         ),
         Column("Training time", [duration(s) for s in times], values=times),
-        Column("Updates", [_updates(run) for run in runs], values=[run.steps for run in runs]),
+        Column("Steps", [_steps(run) for run in runs], values=[run.steps for run in runs]),
         *(
             Column(title, [f"{v:,.0f}" if v else "-" for v in values], values=values)
             for title in SIZES
@@ -274,7 +274,7 @@ def best(
     return frozenset() if len(rows) == len(finite) else frozenset(rows)
 
 
-def _updates(run: Run) -> str:
+def _steps(run: Run) -> str:
     done, planned = run.steps, run.planned_steps
     if done is None:
         return "-"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mqvae.data import DATASETS
-
 TITLES = {"cifar-10": "CIFAR-10", "cifar-100": "CIFAR-100", "celeba": "CelebA"}
 """Of datasets under other names than those of `DATASETS`."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -17,6 +15,8 @@ def dataset_title(name: object) -> str:
     """The dataset as its authors write it; a name that is not known stays as it is."""
     if not isinstance(name, str) or not name:
         return "an unnamed data set"
+    from mqvae.data import DATASETS  # which imports torch; the report alone does without
+
     known = name.lower().replace("_", "-")
     return DATASETS[known].title if known in DATASETS else TITLES.get(known, name)
 
