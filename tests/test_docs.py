@@ -48,7 +48,7 @@ ELSEWHERE = {"docs/tokenizer.md", "docs/tutorial.md"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What pages say is there: a run, images of one's own, and their codes."""
+    """What pages say is there: images and vectors of one's own, runs, and codes."""
     folder = tmp_path_factory.mktemp("there")
     (folder / "photos").mkdir()
     for i in range(4):
@@ -57,6 +57,8 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         assert main(["train", "digits-tiny", "--steps", "1", "--out", "runs/first"]) == 0
         assert main(["encode", "runs/first", "photos", "--fit", "--out", "codes"]) == 0
+        np.save("vectors.npy", np.random.default_rng(0).standard_normal((600, 6), np.float32))
+        assert main(["train", "vectors.npy", "--steps", "1", "--out", "runs/ids"]) == 0
     return folder
 
 
