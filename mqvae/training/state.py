@@ -131,7 +131,7 @@ class TrainingState:
         if other_images:
             for batches in ("batches", "above"):
                 _end_epoch(state.get(batches), getattr(self.parts, batches))
-        stretched = state["steps"] != self.settings.steps
+        stretched = state.get("steps") != self.settings.steps  # none of imported weights
         restore(checkpoint, self.run, self.parts, self.log, self.processes, stretched=stretched)
         self._onset = Onset(*state["onset"])
         self.step, self.seconds, self.waited = (state[k] for k in ("step", "seconds", "waited"))
