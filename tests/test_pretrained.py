@@ -83,6 +83,9 @@ def test_a_folder_goes_before_a_name(tmp_path):
     Tokenizer.from_pretrained("digits", device="cpu").save_pretrained(tmp_path / "photos-f4")
     assert Tokenizer.from_pretrained("photos-f4", device="cpu").settings.data.channels == 1
     assert packaged("photos-f4") is None
+    # A folder of something else is in nobody's way.
+    (tmp_path / "digits").mkdir()
+    assert Tokenizer.from_pretrained("digits", device="cpu").step == 2000
 
 
 def test_half_is_half(tmp_path):

@@ -20,6 +20,7 @@ from mqvae.tokenizer.codes import Codes, SizedCodes
 from mqvae.tokenizer.pretrained import located
 from mqvae.tokenizer.sharing import downloaded, read, uploaded, write
 from mqvae.training import inputs_of
+from mqvae.weights.packaged import packaged
 
 
 class Tokenizer(Codec):
@@ -87,7 +88,7 @@ class Tokenizer(Codec):
         Raises:
             ValueError: if there is no such folder or repository, or it holds no tokenizer.
         """
-        folder = Path(name).expanduser()
+        folder = packaged(str(name)) or Path(name).expanduser()
         if not folder.is_dir():
             asking: Any = {
                 "revision": revision,

@@ -21,9 +21,9 @@ def packaged_names() -> tuple[str, ...]:
 
 
 def packaged(name: str) -> Path | None:
-    """The folder of a tokenizer of the package; None if the name is a folder's, or of none."""
-    there = name in packaged_names() and not Path(name).is_dir()
-    return FOLDER / name if there else None
+    """The folder of a tokenizer of the package; None if it is of none, or here is one so called."""
+    here = any((Path(name) / file).is_file() for file in (CONFIG, "config.yaml"))
+    return FOLDER / name if name in packaged_names() and not here else None
 
 
 def config_of(folder: Path) -> Mapping[str, Any]:
