@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> ModuleType:
-        if name in ("gap", "usage"):  # which pages write without importing them
+        if name in ("gap", "rules", "usage"):  # which pages write without importing them
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

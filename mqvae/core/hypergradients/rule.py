@@ -75,7 +75,7 @@ def selecting(network: nn.Module) -> CodebookQuantizer:
     """The quantizer of a VQNetwork; refuses, by a ValueError, one that does not select."""
     assert isinstance(network, VQNetwork)
     quantizer = require_selects(network.quantizer)
-    if getattr(quantizer, "dropout", 0):
+    if quantizer.dropout:
         raise MqvaeError(
             "this rule makes several passes in a step, which must choose alike, and dropout of "
             "stages chooses anew in each: leave dropout out, or train with Joint."

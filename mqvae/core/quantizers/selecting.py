@@ -21,6 +21,7 @@ class CodebookQuantizer(Quantizer):
     """
 
     estimator: Estimator
+    dropout: float = 0.0  # probability that training leaves codes of a sample out
 
     @abstractmethod
     def table(self) -> Tensor:

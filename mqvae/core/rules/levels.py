@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +99,7 @@ class Levels:
 
     def descend_network(self, gradients: Gradients) -> None:
         """Step φ and θ along [*g_φ, *g_θ] of all processes."""
-        options: Any = {"max_norm": self.max_norm, "scaler": self.scaler}
-        apply(self.lower, self.lower_parameters, gradients, **options)
+        self._apply(self.lower, self.lower_parameters, gradients)
 
     def descend_codebook(self, gradient_of_table: Tensor) -> None:
         """Step C's parameters along a gradient of the codebook itself, (K, D)."""
@@ -127,7 +125,12 @@ class Levels:
                 largest = torch._foreach_norm(found, math.inf)
                 self._largest = torch.stack([number.float() for number in largest]).amax()
             gradients = only_finite(gradients)
-        apply(self.upper, parameters, gradients, max_norm=self.max_norm, scaler=self.scaler)
+        self._apply(self.upper, parameters, gradients)
+
+    def _apply(
+        self, optimizer: Optimizer | None, parameters: Sequence[Tensor], g: Gradients
+    ) -> None:
+        apply(optimizer, parameters, g, max_norm=self.max_norm, scaler=self.scaler)
 
     def translate_codebook(self, shift: Tensor | None) -> None:
         """Move codewords outside any optimizer, by (K, D); a frozen codebook stays.
