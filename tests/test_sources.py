@@ -201,6 +201,10 @@ def test_a_run_on_a_dataset(tmp_path):
     assert config["data"]["init_args"]["shape"] == [1, 8, 8]
     assert main(["evaluate", run, "--accelerator", "cpu"]) == 0
     assert main(["train", "--resume", run, "--steps", "3"]) == 0
+    np.save(tmp_path / "more.npy", np.zeros((20, 8, 8), np.uint8))
+    assert (
+        main(["evaluate", run, "--accelerator", "cpu", "--data", str(tmp_path / "more.npy")]) == 0
+    )
 
 
 # -- the Hub ---------------------------------------------------------------------------------------

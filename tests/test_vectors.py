@@ -213,6 +213,9 @@ def test_a_run_on_vectors_is_evaluated_elsewhere(run, tmp_path, capsys):
     typed = ["evaluate", str(run), "--accelerator", "cpu"]
     assert main([*typed, "--data", str(tmp_path / "other.npy")]) == 0
     assert main([*typed, "--split", "validation"]) == 0
+    assert main([*typed, "--data", "digits", "--split", "test"]) == 2
+    assert "expected (24,), as the run was trained on" in capsys.readouterr().err
+    assert main([*typed, "--split", "validation"]) == 0
     assert "unique_codes" in capsys.readouterr().out
     saved = tmp_path / "shared"
     Tokenizer.from_run(run, device="cpu").save_pretrained(saved)

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from mqvae.config import Settings
+from mqvae.config import Settings, Spec
+from mqvae.config.classes import find
+from mqvae.config.sources import source_of
 from mqvae.data import (
     DATASETS,
     Bounds,
@@ -172,9 +175,9 @@ def other_images(
     Raises:
         ValueError: if there are none, one cannot be read or they have no sizes of their own.
     """
-    if data.are_vectors:
-        other = replace(data, name=name)
-        return other.everything() if split is None else other.load(split)
+    source = source_of(name)
+    if data.are_vectors or source["class_path"] != "mqvae.ImageData":
+        return _of_source(data, source, split)
     options = data if isinstance(data, ImageData) else ImageData(side=data.side)
     options = replace(options, name=name, root=root)
     options = options.unheld() if own_size else options
@@ -191,6 +194,20 @@ def other_images(
         resize = options.crop != "pixels"
         images = load_all(path, Reading(data.side, data.channels, *how, resize=resize))
     return BySize(images, data.channels or 1) if own_size else images
+
+
+def _of_source(data: Data, source: Spec, split: str | None) -> Images:
+    """Other data of a source, read as those of a run are where it is the same source."""
+    kind: Any = find(source["class_path"])
+    arguments = source.get("init_args", {})
+    other = replace(data, **arguments) if kind is type(data) else kind(**arguments)
+    images = other.everything() if split is None else other.load(split)
+    if images.shape != data.shape:
+        raise MqvaeError(
+            f"{images.name} has rows of shape {images.shape}: expected {data.shape}, as the run was "
+            "trained on."
+        )
+    return images
 
 
 def _held_out(
