@@ -178,8 +178,9 @@ def other_images(
     source = source_of(name)
     if data.are_vectors or source["class_path"] != "mqvae.ImageData":
         return _of_source(data, source, split)
-    options = data if isinstance(data, ImageData) else ImageData(side=data.side)
-    options = replace(options, name=name, root=root)
+    channels: Any = data.channels  # 1 or 3, as of all images
+    own = data if isinstance(data, ImageData) else ImageData(side=data.side, channels=channels)
+    options = replace(own, name=name, root=root)
     options = options.unheld() if own_size else options
     if name in DATASETS or split is not None:
         images = load_split(options, split or "test")
@@ -204,8 +205,8 @@ def _of_source(data: Data, source: Spec, split: str | None) -> Images:
     images = other.everything() if split is None else other.load(split)
     if images.shape != data.shape:
         raise MqvaeError(
-            f"{images.name} has rows of shape {images.shape}: expected {data.shape}, as the run was "
-            "trained on."
+            f"{images.name} has rows of shape {images.shape}: expected {data.shape}, as the run "
+            "was trained on."
         )
     return images
 
