@@ -190,8 +190,9 @@ def _dynamics(dataset: str, method: str, curve: Mapping[str, Any]) -> Iterator[s
     """Lengths and cosine in words; verdicts on the form that the paper's figure is held against."""
     ratio, cosines = _ratio(curve), curve["cosine"]
     negative = sum(cosine < 0 for cosine in cosines)
+    form = ",.0f" if ratio >= 10 else ".2g"
     longer = (
-        f"{dataset}, {method}: the direct term is {ratio:.2g} times as long as the indirect one "
+        f"{dataset}, {method}: the direct term is {ratio:{form}} times as long as the indirect one "
         "(median, one seed)"
     )
     angle = (

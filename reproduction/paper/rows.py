@@ -288,7 +288,8 @@ def _notes(
     for protocol, method, made in found:
         for run, content in made:
             if "failed" in content:
-                yield f"{method} ({protocol}), seed {run.seed}: {content['failed']}"
+                where = f"{method}, {IN_WORDS[protocol].lower()}, seed {run.seed}"
+                yield f"{where}: {content['failed']}"
     if comparison.tuned is not None:
         yield f"Learning rates are those that were best in {title_of(comparison.tuned)}."
     if any("+" in (METHODS[method].against or "") for _, method, _ in found):

@@ -145,7 +145,8 @@ def verdicts(made: Table, key: str, pairs: Sequence[tuple[str, str]]) -> Iterato
             words = f"{method} against {base}, {unit}{_name(column)}"
             found = claim("", words, made, (method, base), key, tuple(IN_WORDS))
             if found is not None:
-                yield replace(found, here=dict(_with_orders(found, made, method, base, key)))
+                here = dict(_with_orders(found, made, method, base, key))
+                yield replace(found, paper=said(made, method, base, key) or "-", here=here)
 
 
 def _with_orders(
