@@ -1,6 +1,9 @@
-"""The layer beside vector-quantize-pytorch: a plain loop on photographs, PSNR and codes in use.
+"""The layer beside vector-quantize-pytorch: time and memory, then a plain loop on photographs.
 
-    python -m benchmarks.layer [--steps 300] [--seeds 1] [--codes 1024] [--side 32]
+    python -m benchmarks.layer [--rounds 15] [--steps 300] [--seeds 1] [--codes 1024] [--side 32]
+
+The two take turns forward and backward, update included, and forward alone in evaluation; memory is
+what the first pass holds beyond the layer and its embeddings, in a process of its own.
 
 Both get the same encoder, decoder, crops and optimizer. Of each the settings of its documentation
 for EMA with dead codes replaced, and with k-means at the start. PSNR is of crops of photographs
@@ -8,6 +11,7 @@ that were not trained on; codes in use are those that these crops choose.
 """
 
 import argparse
+import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +20,12 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 import mqvae
+from benchmarks.resident import forget, most_resident, resident
+from benchmarks.timing import alternate
 from mqvae.data import load
 
 DIM = 32
+SHAPES = ((4096, 1024, 64), (4096, 8192, 32), (4096, 16384, 8))  # embeddings, codes, dimensions
 
 
 def halves(width: int = 32) -> tuple[nn.Module, nn.Module]:
@@ -82,6 +89,74 @@ KINDS: dict[str, Callable[[int], Ours | Theirs]] = {
 }
 
 
+def layer_pass(whose: str, kind: str, mode: str, shape: tuple[int, int, int]) -> Callable[[], Any]:
+    """A pass of a layer: in training backward and the update too.
+
+    Args:
+        whose: "mqvae" or "theirs".
+        kind: "EMA" or "learned".
+        mode: "training" or "evaluation".
+        shape: Embeddings, codes, dimensions.
+    """
+    count, codes, dim = shape
+    torch.manual_seed(0)
+    ours = whose == "mqvae"
+    if ours:
+        average = mqvae.MovingAverage(0.8) if kind == "EMA" else None
+        layer: nn.Module = mqvae.VectorQuantizer(codes, dim, codebook=average)
+    else:
+        learned = {} if kind == "EMA" else {"learnable_codebook": True, "ema_update": False}
+        layer = VectorQuantize(dim, codes, decay=0.8, rotation_trick=False, **learned)
+    layer.train(mode == "training")
+    z = torch.randn(1, count, dim, requires_grad=mode == "training")
+
+    def step() -> None:
+        out = layer(z)
+        z_q = out.z_q if ours else out[0]
+        if mode == "training":
+            loss = out.commitment_loss + out.codebook_loss if ours else out[2].sum()
+            (z_q.square().mean() + loss).backward()
+            layer.zero_grad()
+            z.grad = None
+            if ours:
+                layer.update()
+
+    return step if mode == "training" else torch.no_grad()(step)
+
+
+def held(whose: str, kind: str, mode: str, shape: tuple[int, int, int]) -> float:
+    """MiB that the first pass holds beyond the layer and its embeddings."""
+    torch.set_num_threads(1)
+    layer_pass(whose, kind, mode, (16, 8, shape[2]))()  # what any pass loads
+    step = layer_pass(whose, kind, mode, shape)
+    before = resident()
+    forget()
+    step()
+    return (most_resident() - before) / 2**20
+
+
+def speed(rounds: int) -> None:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
+        for shape in SHAPES:
+            for kind in ("EMA", "learned"):
+                for mode in ("training", "evaluation"):
+                    taken = alternate(
+                        {w: layer_pass(w, kind, mode, shape) for w in ("mqvae", "theirs")},
+                        rounds=rounds,
+                    )
+                    ours, theirs = taken["mqvae"], taken["theirs"]
+                    memory = [
+                        processes.apply(held, (w, kind, mode, shape)) for w in ("mqvae", "theirs")
+                    ]
+                    print(
+                        f"{' × '.join(map(str, shape)):18} {kind:8} {mode:11} "
+                        f"{1e3 * ours.seconds:7.1f} ms, theirs {1e3 * theirs.seconds:7.1f} ms: "
+                        f"{theirs.ratio:.2f} × ({theirs.low:.2f} to {theirs.high:.2f}); "
+                        f"{memory[0]:.0f} MiB, theirs {memory[1]:.0f}",
+                        flush=True,
+                    )
+
+
 def crops(images: Tensor, number: int, side: int, generator: torch.Generator) -> Tensor:
     """Random crops, (number, 3, side, side) in [0, 1]."""
     which = torch.randint(len(images), (number,), generator=generator)
@@ -118,9 +193,15 @@ def trained(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("steps", 300), ("seeds", 1), ("codes", 1024), ("side", 32)):
+    for name, default in (
+        *(("rounds", 15), ("steps", 300), ("seeds", 1), ("codes", 1024), ("side", 32)),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    if options.rounds:
+        speed(options.rounds)
+    if not options.seeds:
+        return
     splits = [load("photos", split, side=64) for split in ("train", "test")]
     train, test = (images.take(torch.arange(len(images)))[0] for images in splits)
     print(f"{len(train)} and {len(test)} photographs, {options.codes} codes of {DIM}")

@@ -358,7 +358,7 @@ def test_the_report_of_a_run_in_training_says_at_which_step_it_was_measured(run,
     last = ["9", *rows[-1].split(",")[1:]]
     (run / "metrics.csv").write_text("\n".join([*rows, ",".join(last)]) + "\n")
     page = write_report([run], tmp_path / "r.html").read_text()
-    assert "was measured at step 3; it has made 9 updates." in page
+    assert "was measured at step 3; it has made 9 steps." in page
 
 
 def test_the_report_shows_what_a_quantizer_adds_to_the_loss(run, tmp_path):
@@ -377,7 +377,7 @@ def test_the_report_shows_what_a_quantizer_adds_to_the_loss(run, tmp_path):
     found = read_run(gumbel).column("auxiliary")
     assert len(found) and np.isfinite(found).all()
     page = write_report([run, gumbel], tmp_path / "r.html").read_text()
-    assert "Quantizer&#39;s own loss against updates" in page
+    assert "Quantizer&#39;s own loss against steps" in page
 
 
 # -- a run in training -----------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from mqvae.runs import Run
 from mqvae.tasks import Adversarial, Reconstruction
 from mqvae.training import NotFinite, Training, begin, resume
 from mqvae.training.checkpoints import Before
+from mqvae.training.finite import Finite
 from mqvae.training.loop import MOST_SKIPPED
 
 SMALL = {
@@ -220,12 +221,13 @@ def test_where_nobody_waits_for_a_device_the_first_step_is_named_all_the_same(
 ):
     """As on a GPU: looked at with a row of metrics.csv."""
     injected("look-ahead", math.nan, steps=(5,))
-    monkeypatch.setattr(Training, "_require_finite", lambda self: only_at_rows(self))
+    require, looked = Finite.require, iter(range(1, 100))  # after every step of a CPU
 
-    def only_at_rows(training):
-        if training.step % 4 == 0:
-            training._finite.require()
+    def only_at_rows(finite):
+        if next(looked) % 4 == 0:
+            require(finite)
 
+    monkeypatch.setattr(Finite, "require", only_at_rows)
     delta = {"trainer": {"checkpoint_every": 12, "log_every": 4}}
     with pytest.raises(NotFinite, match=r"direct hypergradient is nan at step 5\. "):
         begin(settings("meta", delta), tmp_path / "run").fit()
