@@ -103,7 +103,7 @@ def layer_pass(whose: str, kind: str, mode: str, shape: tuple[int, int, int]) ->
     ours = whose == "mqvae"
     if ours:
         average = mqvae.MovingAverage(0.8) if kind == "EMA" else None
-        layer: nn.Module = mqvae.VectorQuantizer(codes, dim, codebook=average)
+        layer: Any = mqvae.VectorQuantizer(codes, dim, codebook=average)
     else:
         learned = {} if kind == "EMA" else {"learnable_codebook": True, "ema_update": False}
         layer = VectorQuantize(dim, codes, decay=0.8, rotation_trick=False, **learned)
