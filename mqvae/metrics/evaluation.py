@@ -209,9 +209,9 @@ def _cut(output: Tensor, filled: Tensor, x: Tensor) -> Tensor:
 
 
 def _gradient_gap(network: VQNetwork, task: Task, x: Tensor, target: Tensor) -> float:
-    """The gap of a batch, with graphs of so many images only as memory holds.
+    """Gradient gap of a batch, computed in chunks that fit in memory.
 
-    In eval mode no image minds another, and the loss is their mean: the squares add up.
+    In eval mode images do not affect each other, and the loss is their mean: the squares add up.
     """
     size = fitting(BATCH_SIZE, x.shape[1:], side=16)
     found = [

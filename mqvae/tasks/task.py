@@ -174,7 +174,7 @@ class Task(LossModule, ABC):
         """
 
     def auxiliary_optimizers(self, steps: int) -> Mapping[str, AuxiliaryOptimizer]:
-        """Optimizers of auxiliary networks, by name, for so many steps; none by default."""
+        """Optimizers of auxiliary networks, by name, for a run of `steps` steps (default: none)."""
         return {}
 
     def step(

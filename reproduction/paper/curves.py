@@ -11,9 +11,9 @@ from reproduction.paper.figures import CHEAP, FASHION
 from reproduction.paper.further import PriorCurve
 from reproduction.paper.rows import IN_WORDS
 from reproduction.paper.runner import Work
-from reproduction.paper.sections import Claim, Line, Plot, Protocol, Section
+from reproduction.paper.sections import Claim, Column, Line, Plot, Protocol, Section
 from reproduction.paper.study import Experiment, Study, placed
-from reproduction.paper.verdicts import FEW, PAPERS, direction, in_both
+from reproduction.paper.verdicts import FEW, PAPERS, Beside, in_both
 
 
 class QualityByTime(Experiment):
@@ -237,9 +237,9 @@ class SamplesOfPriors(Experiment):
             verdict: dict[Protocol, str] = {}
             for protocol, methods in self._found(study, dataset).items():
                 if set(methods) == set(self.methods):
-                    ratios = _ratios(*(methods[method] for method in self.methods))
-                    here[protocol] = _spread(ratios)
-                    verdict[protocol] = _judged(ratios)
+                    found = _beside(*(methods[method] for method in self.methods))
+                    here[protocol] = str(found)
+                    verdict[protocol] = _judged(found)
             if here:
                 words = "distance of a PixelCNN's samples over MQ-VAE's codes to VQ-VAE's (FID)"
                 both = {protocol: verdict.get(protocol, "missing") for protocol in PAPERS}
@@ -285,24 +285,19 @@ def _ends(samples: _Samples) -> str:
     )
 
 
-def _ratios(theirs: _Samples, ours: _Samples) -> list[float]:
-    """The last distance over MQ-VAE's codes to that over VQ-VAE's, of the seeds that both have."""
-    both = [seed for seed in theirs if seed in ours]
-    return [_values(ours[seed])[-1] / _values(theirs[seed])[-1] for seed in both]
+def _beside(theirs: _Samples, ours: _Samples) -> Beside:
+    """The last distance over MQ-VAE's codes beside that over VQ-VAE's, of the seeds both have."""
+    pairs = [
+        (_values(ours[seed])[-1], _values(theirs[seed])[-1]) for seed in theirs if seed in ours
+    ]
+    return Beside(pairs, Column("distance", "Distance", "lower"), None)
 
 
-def _spread(ratios: Sequence[float]) -> str:
-    mean = f"{statistics.fmean(ratios):.2f}"
-    if len(ratios) == 1:
-        return f"{mean}, one seed"
-    return f"{mean} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-def _judged(ratios: Sequence[float]) -> str:
+def _judged(found: Beside) -> str:
     """The paper's curve lies below throughout, without a number."""
-    if len(ratios) < FEW:
-        return "too few seeds for a verdict"
-    told = direction(ratios, lower=True)
+    told = found.judged()
+    if len(found.pairs) < FEW:
+        return told
     return "holds" if told.startswith("better") else f"does not hold, {told}"
 
 
@@ -315,9 +310,9 @@ def _throughout(theirs: _Samples, ours: _Samples) -> str:
         for pair in zip(_values(theirs[seed]), _values(ours[seed]), strict=True)
     ]
     nearer = sum(our < their for their, our in pairs)
-    ratios = _ratios(theirs, ours)
+    ends = _beside(theirs, ours)
     return (
         f"samples over MQ-VAE's codes are nearer to test images at {nearer} of {len(pairs)} "
-        f"points, and their distance is {_spread(ratios)} times that over VQ-VAE's in the end: "
-        f"{_judged(ratios)}."
+        f"points, and their distance is {ends} times that over VQ-VAE's in the end: "
+        f"{_judged(ends)}."
     )

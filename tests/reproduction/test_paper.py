@@ -665,7 +665,7 @@ def priors(*curves):
 def test_samples_of_priors_are_compared_at_every_point_and_over_seeds():
     theirs, ours = [80.0, 50.0, 40.0], [70.0, 45.0, 42.0]
     said = _throughout(priors(theirs), priors(ours))
-    assert "at 2 of 3 points" in said and "1.05, one seed times that over VQ-VAE's" in said
+    assert "at 2 of 3 points" in said and "1.05 (one seed) times that over VQ-VAE's" in said
     assert said.endswith("too few seeds for a verdict.")
     said = _throughout(priors(theirs, theirs, theirs), priors(ours, ours, ours))
     assert "at 6 of 9 points" in said and "1.05 (1.05 to 1.05) times" in said

@@ -35,8 +35,8 @@ class Quantizer(nn.Module, ABC):
         least_code: The least code that `decode` takes: −1 where stages may be left out.
         recording: Whether passes in training leave statistics for `update`; see `unrecorded`.
         unquantized: Share of a batch's samples whose embeddings the decoder gets as they are, in
-            training; who trains sets it, as a rate is set. Their commitment loss is zero. The
-            codebook learns from them as from all others.
+            training; the training loop sets it, as a learning rate. Their commitment loss is zero.
+            The codebook learns from them as from all others.
     """
 
     project_in: nn.Linear | None

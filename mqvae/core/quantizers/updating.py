@@ -74,7 +74,7 @@ class UpdatedQuantizer(BeginningQuantizer):
 
     @contextmanager
     def averaged_by(self, averages: Averages) -> Iterator[None]:
-        """Inside, the codebook is a moving average, whose memory is kept by who trains."""
+        """Inside the context the codebook is a moving average with these sums and sizes."""
         self.__dict__["_lent"] = averages  # no module of the quantizer's own
         if self._pending.sums is None:
             self._pending = self._nothing()
