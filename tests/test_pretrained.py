@@ -9,6 +9,7 @@ import foreign
 import huggingface_hub
 import pytest
 import torch
+from PIL import Image
 
 import mqvae
 from mqvae.cli import main
@@ -121,6 +122,31 @@ def test_a_run_of_one_is_measured_as_any(capsys):
     assert "no tokenizer 'digit'. Did you mean 'digits'" in capsys.readouterr().err
     assert main(["pretrained", "digits"]) == 2
     assert "mqvae pretrained digits --out RUN" in capsys.readouterr().err
+
+
+def test_a_name_is_taken_where_a_run_is(capsys, monkeypatch):
+    Image.new("L", (16, 16), 200).save("own.png")
+    assert main(["evaluate", "digits", "--split", "test"]) == 0
+    (kept,) = Path("cache/runs").glob("*/digits")
+    mse = json.loads((kept / "evaluations/test-last.json").read_text())["mse"]
+    assert mse == pytest.approx(config_of(FOLDER / "digits")["metrics"]["mse"], rel=0.01)
+    monkeypatch.setattr(pretrained, "run_of", None)  # made once
+    for command in (
+        ["encode", "digits", "own.png", "--out", "codes.npz"],
+        ["decode", "digits", "codes.npz", "--out", "decoded"],
+        ["report", "digits", "--out", "report.html"],
+    ):
+        assert main(command) == 0, capsys.readouterr().err
+    assert Path("decoded/own.png").is_file()
+    assert ">digits<" in Path("report.html").read_text()
+
+
+def test_what_save_pretrained_wrote_is_taken_where_a_run_is(tmp_path):
+    Tokenizer.from_pretrained("digits", device="cpu").save_pretrained("mine")
+    run = Run(pretrained.run_folder("mine"))
+    assert run.folder.name == "mine" and run.load("last", training=False).state["step"] == 2000
+    assert pretrained.run_folder(str(run.folder)) == str(run.folder)
+    assert pretrained.run_folder("nowhere") == "nowhere"
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from mqvae.cli.parser import (
     add_accept,
     add_machine,
     add_refinement,
+    add_run,
     also,
     file_for,
     folder_for,
@@ -22,7 +23,7 @@ from mqvae.errors import MqvaeError
 
 def encode(arguments: list[str]) -> int:
     parser = parser_of("encode", "Images to codes.")
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument(
         "images",
         metavar="IMAGES",
@@ -113,7 +114,7 @@ def encode(arguments: list[str]) -> int:
 
 def decode(arguments: list[str]) -> int:
     parser = parser_of("decode", "Codes back to images, as PNG files.")
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument("codes", metavar="CODES", help="a file or a folder that encode wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")

@@ -8,6 +8,7 @@ from pathlib import Path
 from mqvae.cli.parser import (
     add_accept,
     add_machine,
+    add_run,
     file_for,
     folder_for,
     parser_of,
@@ -81,7 +82,7 @@ def decompress(arguments: list[str]) -> int:
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = parser_of(command, description)
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument(
         "--checkpoint", default="last", choices=("last", "best"), help="(default: last)"
     )

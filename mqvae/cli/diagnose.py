@@ -3,7 +3,7 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_accept, add_machine, parser_of
+from mqvae.cli.parser import add_accept, add_machine, add_run, parser_of
 from mqvae.cli.terminal import quiet
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ def diagnose(arguments: list[str]) -> int:
     parser = parser_of(
         "diagnose", "What limits a run, and what to try; writes diagnosis.json, for the report."
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument(
         "--images",
         type=int,

@@ -13,6 +13,7 @@ from mqvae.cli.parser import (
     add_accept,
     add_machine,
     add_refinement,
+    add_run,
     parser_of,
     processes_of,
     refinement_of,
@@ -33,7 +34,7 @@ def evaluate(arguments: list[str]) -> int:
         "Measure a run; writes evaluations/SPLIT-CHECKPOINT.json, with --refine "
         "SPLIT-CHECKPOINT-refined.json.",
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument(
         "--split",
         choices=("test", "validation", "train"),

@@ -1,6 +1,6 @@
 """`mqvae export`."""
 
-from mqvae.cli.parser import folder_for, parser_of
+from mqvae.cli.parser import add_run, folder_for, parser_of
 from mqvae.cli.terminal import quiet
 
 
@@ -10,7 +10,7 @@ def export(arguments: list[str]) -> int:
         "A run's encoder and decoder as programs that run without mqvae: encoder.pt2 and "
         "decoder.pt2 for torch.export, encoder.onnx and decoder.onnx.",
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument("--out", metavar="DIR", help="folder of the files (default: RUN/export)")
     parser.add_argument("--overwrite", action="store_true", help="replace files at --out")
     parser.add_argument(

@@ -2,10 +2,11 @@
 
 import argparse
 import errno
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mqvae.errors import MqvaeError, did_you_mean
 
@@ -44,6 +45,38 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
 def also(parser: argparse.ArgumentParser, old: str, new: str) -> None:
     """Read an option's older spelling for one version more; no help lists it."""
     parser._option_string_actions[old] = parser._option_string_actions[new]
+
+
+def add_run(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """RUN, or several: the folder of a run, or the name of a tokenizer.
+
+    Args:
+        parser: Takes the argument.
+        many: Take one or more, as `runs`.
+    """
+    parser.add_argument(
+        "runs" if many else "run",
+        metavar="RUN",
+        nargs="+" if many else None,
+        action=_AsRun,
+        help="a run's folder, or a tokenizer of `mqvae pretrained` by its name",
+    )
+
+
+class _AsRun(argparse.Action):
+    """Keeps folders of runs; not a type, whose errors argparse words anew."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        many = isinstance(values, list)
+        setattr(namespace, self.dest, [_run(v) for v in values] if many else _run(values))
+
+
+def _run(name: str) -> str:
+    if os.path.isfile(name) or os.path.isfile(os.path.join(name, "config.yaml")):
+        return name  # without importing anything
+    from mqvae.tokenizer.pretrained import run_folder
+
+    return run_folder(name)
 
 
 def add_machine(

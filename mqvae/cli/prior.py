@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqvae.cli.parser import add_accept, add_machine, also, folder_for, parser_of, processes_of
+from mqvae.cli.parser import (
+    add_accept,
+    add_machine,
+    add_run,
+    also,
+    folder_for,
+    parser_of,
+    processes_of,
+)
 from mqvae.cli.terminal import print_metrics, quiet, to_the_end
 from mqvae.errors import MqvaeError, refused
 
@@ -53,7 +61,7 @@ def _prior_parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "prior", "Train a PixelCNN or a transformer over the codes of a run, in RUN/prior."
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     meanings = {p.arg_name: p.description for p in parse(PriorSettings.__doc__ or "").params}
     for field in dataclasses.fields(PriorSettings):
         option, words = f"--{field.name.replace('_', '-')}", meanings[field.name]
@@ -111,7 +119,7 @@ def sample(arguments: list[str]) -> int:
     parser = parser_of(
         "sample", "Draw images from a run's prior: PNG files, samples.png and codes.npz."
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    add_run(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="how many (64)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from mqvae.cli.parser import parser_of
+from mqvae.cli.parser import add_run, parser_of
 
 
 def report(arguments: list[str]) -> int:
     parser = parser_of("report", "Runs to one self-contained HTML page.")
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, finished or not")
+    add_run(parser, many=True)
     parser.add_argument(
         "--out", default="report.html", metavar="FILE.html", help="report.html if not given"
     )

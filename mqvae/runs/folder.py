@@ -55,7 +55,7 @@ class Run:
         if not self.folder.is_dir():
             raise MqvaeError(
                 f"{self.folder} is not a run: there is no such folder. Pass a folder that "
-                "`mqvae train` wrote; `mqvae pretrained` makes one of a tokenizer in the package."
+                "`mqvae train` wrote, or the name of a tokenizer that `mqvae pretrained` lists."
             )
         try:
             self.config: dict[str, Any] = read_yaml(self.folder / "config.yaml")

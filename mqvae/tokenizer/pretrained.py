@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mqvae.config import Settings
@@ -48,7 +50,8 @@ def located(name: str, **asking: Any) -> Path | None:
     """The folder of a tokenizer by its name, downloaded and converted where it is on the Hub.
 
     Args:
-        name: Of the package, of `ELSEWHERE`, or "owner/repository/path/of/file.pt" on the Hub.
+        name: Of the package, of `ELSEWHERE`, "owner/repository/path/of/file.pt" on the Hub, or a
+            folder that `Tokenizer.save_pretrained` wrote.
         asking: `revision`, `token`, `cache_dir` and `local_files_only` of `hf_hub_download`.
 
     Raises:
@@ -58,6 +61,8 @@ def located(name: str, **asking: Any) -> Path | None:
     """
     if folder := packaged(name):
         return folder
+    if (Path(name) / CONFIG).is_file():
+        return Path(name)
     known = ELSEWHERE.get(name, Elsewhere("", name))
     if known.file.count("/") < 2 or not known.file.endswith(ENDINGS) or name[0] in "./~":
         return None
@@ -110,6 +115,28 @@ def run_of(
     run = Run.create(out, config, overwrite=overwrite)
     run.save("last", Checkpoint(weights, {}, {"step": saved.state["step"], "imported": name}))
     return run, settings
+
+
+def run_folder(name: str) -> str:
+    """The folder of a run; of a tokenizer by its name, of a run in the cache.
+
+    Args:
+        name: A run's folder, or as of `located`.
+
+    Raises:
+        ValueError: as `located`.
+    """
+    if (Path(name) / "config.yaml").is_file() or (folder := located(name)) is None:
+        return name
+    # Of these weights: those of another version have a run of their own.
+    kept = cache_folder("runs") / read(folder)[1].digest[:12] / Path(name).name
+    if not kept.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as made:
+            run, _ = run_of(name, Path(made) / "run")
+            with suppress(OSError):  # another process was faster
+                run.folder.rename(kept)
+    return str(kept)
 
 
 def listed() -> Iterator[str]:
