@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.table import Table, hardware
 from mqvae.errors import MqvaeError
+from mqvae.files import read_json
 from mqvae.optional import require
-from mqvae.runs import read_json
 
 SECTIONS = {
     "step": "what a step of each method costs, relative to the VQ-VAE's",

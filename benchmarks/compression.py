@@ -24,7 +24,7 @@ from PIL import Image
 
 from mqvae.coding import Compressed
 from mqvae.core.usage import CodeCounts
-from mqvae.runs import read_json
+from mqvae.files import read_json
 from mqvae.tokenizer import Tokenizer
 from mqvae.tokenizer.compression import codewords_of, compressed
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.errors import MqvaeError
-from mqvae.files import only_finite, restored
-from mqvae.runs import write_whole
+from mqvae.files import only_finite, restored, write_whole
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -18,10 +18,10 @@ from mqvae.cli import main
 from mqvae.data import load_all
 from mqvae.data.files import Reading
 from mqvae.data.own_size import BySize
-from mqvae.files import only_finite, restored
+from mqvae.files import only_finite, read_json, restored, write_json
 from mqvae.report import write_report
 from mqvae.report.run import read_run
-from mqvae.runs import Run, read_json, write_json
+from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
 
 SMALL = ["--data.side", "12", "--data.batch_size", "100", "--network.width", "4", "--steps", "3"]
@@ -493,7 +493,7 @@ def test_no_array_of_as_many_numbers_as_codes(levels, tmp_path):
 
 
 def test_the_first_codes_of_a_huge_codebook():
-    from mqvae.report.files import Counts
+    from mqvae.runs.results import Counts
 
     counts = Counts(np.array([1, 4, 2**40]), np.array([2, 5, 5]), 2**62)
     assert counts.first(2).tolist() == [4, 2**40]

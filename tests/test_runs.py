@@ -16,14 +16,8 @@ from torch import nn
 
 from mqvae import files
 from mqvae.errors import MqvaeError
-from mqvae.runs import (
-    COLUMNS,
-    Checkpoint,
-    Run,
-    optimizer_state,
-    restore_optimizer,
-    write_whole,
-)
+from mqvae.files import write_whole
+from mqvae.runs import COLUMNS, Checkpoint, Run, optimizer_state, restore_optimizer
 
 CONFIG = {"name": "a run", "steps": 3, "data": {"name": "digits"}}
 

@@ -90,11 +90,11 @@ def evaluate(arguments: list[str]) -> int:
     from functools import partial
 
     from mqvae.core.distributed import alone
+    from mqvae.files import read_json
     from mqvae.metrics import CODES
     from mqvae.metrics import evaluate as measured
     from mqvae.metrics.bits import BITS
     from mqvae.metrics.registry import further_metrics
-    from mqvae.runs import read_json
     from mqvae.tokenizer import Tokenizer
     from mqvae.tokenizer.classifier import classifier_of
     from mqvae.training import device_name, not_finite, write_evaluation

@@ -116,7 +116,7 @@ def _check(asked: Sweep) -> None:
         ValueError: says what is wrong.
     """
     from mqvae.config import from_arguments
-    from mqvae.runs import read_json, write_whole
+    from mqvae.files import read_json, write_whole
     from mqvae.training import tried
 
     every = []
@@ -153,9 +153,9 @@ def _named(folder: Path) -> Iterator[None]:
 
 def _conclude(out: Path, folders: list[Path]) -> None:
     """A line of metrics for each run that is finished, and the report of all."""
+    from mqvae.files import read_json
     from mqvae.optional import ExtraMissing
     from mqvae.report import write_report
-    from mqvae.runs import read_json
 
     width = max(len(folder.name) for folder in folders)
     finished = [folder for folder in folders if (folder / "summary.json").is_file()]

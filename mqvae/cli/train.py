@@ -147,7 +147,7 @@ def _stretched(training: "Training", before: int) -> str:
 
 def _is_measured(folder: Path, step: int) -> bool:
     """Whether summary.json is of this step: a run that trains on has an older one."""
-    from mqvae.runs import read_json
+    from mqvae.files import read_json
 
     file = folder / "summary.json"
     summary = read_json(file) if file.is_file() else None

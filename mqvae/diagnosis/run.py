@@ -18,7 +18,8 @@ from mqvae.diagnosis.motion import Motion, motion
 from mqvae.diagnosis.refit import refitted
 from mqvae.diagnosis.subject import quantizer_of
 from mqvae.errors import MqvaeError
-from mqvae.runs import Run, write_json
+from mqvae.files import write_json
+from mqvae.runs import Run
 from mqvae.training import Training, learning_rate, resume
 from mqvae.training.known import Changes
 from mqvae.training.start import set_training

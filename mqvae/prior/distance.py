@@ -11,6 +11,7 @@ from torch import Tensor
 from mqvae.core.distributed import alone
 from mqvae.data.order import order_of
 from mqvae.errors import MqvaeError
+from mqvae.files import write_whole
 from mqvae.metrics import evaluating
 from mqvae.metrics.frechet import Frechet, Moments, frechet_distance
 from mqvae.metrics.registry import maker_of
@@ -19,7 +20,6 @@ from mqvae.prior.codes import CodeSplit
 from mqvae.prior.sampling import images_of, sample_images
 from mqvae.prior.settings import PriorSettings
 from mqvae.progress import watched_batches
-from mqvae.runs import write_whole
 from mqvae.tasks import Metric
 from mqvae.tokenizer import Tokenizer
 from mqvae.training.images import Splits

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from mqvae.errors import MqvaeError
+from mqvae.files import write_json
 from mqvae.metrics.bits import PRIOR
 from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
@@ -17,7 +18,7 @@ from mqvae.prior.distance import SampleDistance
 from mqvae.prior.settings import PriorConfig
 from mqvae.progress import Progress
 from mqvae.provenance import code
-from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer, write_json
+from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
 from mqvae.tokenizer import Tokenizer
 from mqvae.training import Interrupted, NotFinite, device_name, versions, warmup_cosine
 from mqvae.training.checkpoints import not_finite

@@ -19,9 +19,9 @@ import numpy as np
 
 from mqvae.errors import MqvaeError
 from mqvae.files import writing
-from mqvae.report.files import Counts
 from mqvae.report.run import Run
 from mqvae.report.strips import Strip, read_strip
+from mqvae.runs.results import Counts
 
 if TYPE_CHECKING:
     from torch import Tensor

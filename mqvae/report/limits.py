@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mqvae.report.files import damaged
 from mqvae.report.run import Run
 from mqvae.report.words import scientific
+from mqvae.runs.results import damaged
 
 TITLES = (
     "Figure",

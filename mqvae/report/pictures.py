@@ -12,10 +12,10 @@ from PIL import Image
 
 from mqvae.report.charts import Mark, mark
 from mqvae.report.codebook import BESIDE, BETWEEN, Decoded
-from mqvae.report.files import read_matrix
 from mqvae.report.run import Picture, Run
 from mqvae.report.strips import Strip, data_uri, encode, encode_strips, read_strip
 from mqvae.report.words import enumerate_words, inside
+from mqvae.runs.results import read_matrix
 
 WRITTEN = 20  # classes up to which a matrix is a table of numbers
 CODEBOOK = 400  # CSS pixels that a picture of codewords is wide at least

@@ -16,8 +16,8 @@ import numpy as np
 
 from mqvae.errors import MqvaeError
 from mqvae.places import names_only
-from mqvae.report.files import Counts, damaged, read_counts, read_json, read_metrics, read_yaml
 from mqvae.report.words import dataset_title
+from mqvae.runs.results import Counts, damaged, read_counts, read_json, read_metrics, read_yaml
 
 MAIN = "test-last"  # what of `evaluations` the page is about
 KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step", "weights")

@@ -1,22 +1,6 @@
 """The folders that runs leave behind."""
 
-from mqvae.files import read_json, write_json, write_whole
-from mqvae.runs.checkpoint import (
-    Checkpoint,
-    beginning_with,
-    optimizer_state,
-    restore_optimizer,
-)
-from mqvae.runs.folder import COLUMNS, Run
+import lazy_loader
 
-__all__ = [
-    "COLUMNS",
-    "Checkpoint",
-    "Run",
-    "beginning_with",
-    "optimizer_state",
-    "read_json",
-    "restore_optimizer",
-    "write_json",
-    "write_whole",
-]
+# Late, so that `mqvae.runs.results` is read without torch; the names are in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from mqvae.errors import MqvaeError
+from mqvae.files import read_json
 from mqvae.places import names_only
-from mqvae.runs import read_json
 from mqvae.tokenizer.codec import Codec
 
 CARD, GRID = "README.md", "reconstructions.png"

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mqvae.data import Data
 from mqvae.errors import MqvaeError
+from mqvae.files import read_json
 from mqvae.metrics.score import Classifier
-from mqvae.runs import read_json
 from mqvae.tasks import Classification
 from mqvae.tokenizer.tokenizer import Tokenizer
 

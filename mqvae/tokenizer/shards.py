@@ -15,9 +15,9 @@ from torch import Tensor
 from mqvae.data import Images, fitting, these
 from mqvae.data.identity import identity_of
 from mqvae.errors import MqvaeError
+from mqvae.files import read_json, write_json
 from mqvae.progress import watched
 from mqvae.refine.refinement import Refinement
-from mqvae.runs import read_json, write_json
 from mqvae.tokenizer.codec import BATCH_SIZE, Codec, at_once
 from mqvae.tokenizer.codes import Codes, form_of
 from mqvae.tokenizer.files import decode_to_files, is_inside

@@ -14,11 +14,11 @@ from mqvae.config import Settings
 from mqvae.config.classes import find
 from mqvae.core.quantizers import NoQuantizer
 from mqvae.errors import MqvaeError
-from mqvae.files import packed, unpacked
+from mqvae.files import packed, read_json, unpacked, write_json, write_whole
 from mqvae.optional import require
 from mqvae.places import without_places
 from mqvae.provenance import code
-from mqvae.runs import Checkpoint, read_json, write_json, write_whole
+from mqvae.runs import Checkpoint
 from mqvae.tokenizer.card import CARD, GRID, card_of, metrics_of
 from mqvae.tokenizer.codec import Codec
 from mqvae.weights.packaged import CONFIG, WEIGHTS

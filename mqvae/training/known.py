@@ -11,7 +11,8 @@ import numpy as np
 
 from mqvae.data import Bounds, Identity, Images, identity_of
 from mqvae.errors import MqvaeError
-from mqvae.runs import Run, write_whole
+from mqvae.files import write_whole
+from mqvae.runs import Run
 from mqvae.training.processes import is_first
 
 FILE = "images.npz"

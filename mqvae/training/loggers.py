@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from mqvae.config import Trainer
+from mqvae.files import write_whole
 from mqvae.optional import EXTRAS, require
-from mqvae.runs import Run, write_whole
+from mqvae.runs import Run
 
 TENSORBOARD = "tensorboard"
 PROJECT = "mqvae"

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mqvae.core.rules import Step
+from mqvae.files import write_json
 from mqvae.metrics import evaluate
 from mqvae.progress import Progress
-from mqvae.runs import write_json
 from mqvae.training.assembly import initialize_codebook
 from mqvae.training.checkpoints import Before
 from mqvae.training.memory import noticing_full_disks, noticing_shortage

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from mqvae.data import Identity
+from mqvae.files import read_json, write_json, write_whole
 from mqvae.metrics import Evaluation
 from mqvae.provenance import code
-from mqvae.runs import Run, read_json, write_json, write_whole
+from mqvae.runs import Run
 from mqvae.tasks import Picture, Strip
 
 EVALUATIONS = "evaluations"

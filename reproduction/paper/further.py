@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mqvae.runs import read_json
+from mqvae.files import read_json
 from reproduction.paper.asks import filled
 from reproduction.paper.methods import METHODS
 from reproduction.paper.outcome import curve_of

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mqvae.runs import read_json, write_json, write_whole
+from mqvae.files import read_json, write_json, write_whole
 
 if TYPE_CHECKING:
     import torch

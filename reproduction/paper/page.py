@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mqvae.runs import write_whole
+from mqvae.files import write_whole
 from reproduction.paper.html import html
 from reproduction.paper.markdown import files, markdown
 from reproduction.paper.sections import Page

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mqvae.runs import read_json
+from mqvae.files import read_json
 from reproduction.paper.asks import asked, base_settings, filled
 from reproduction.paper.few import Few, measured
 from reproduction.paper.methods import METHODS

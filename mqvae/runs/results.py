@@ -1,9 +1,8 @@
-"""The files of a run folder, read and checked."""
+"""What a run measured, read from its folder and checked."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mqvae import files
 from mqvae.errors import MqvaeError
-from mqvae.files import parsed_yaml, restored
 
 REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (
@@ -36,22 +35,15 @@ def damaged(file: Path, what: str) -> MqvaeError:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in `file`."""
-    try:
-        content = parsed_yaml(_read_text(file))
-    except MqvaeError as error:
-        raise damaged(file, f"not YAML ({error})") from error
-    return _mapping(file, content, "a mapping of settings")
+    return _mapping(file, files.read_yaml(file), "a mapping of settings")
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`; an absent file is an empty one."""
     try:
-        content = restored(json.loads(_read_text(file)))
+        return _mapping(file, files.read_json(file), "an object")
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise damaged(file, f"not JSON ({error})") from error
-    return _mapping(file, content, "an object")
 
 
 def read_metrics(file: Path, *, finished: bool) -> dict[str, np.ndarray]:
