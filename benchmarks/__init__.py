@@ -24,6 +24,12 @@ SECTIONS = {
     "processes": "a step at two processes, what it sends, and many GPUs by a model",
 }
 
+CHECKS = "checks"
+"""The section of `python -m benchmarks gpu`'s own."""
+
+ON_CPUS = "processes"
+"""The one that is measured on CPUs alone."""
+
 OF_A_PRESET = ("memory", "processes")
 """Those that measure the steps of any preset."""
 
@@ -35,6 +41,16 @@ one process, in an order drawn anew every round, after two rounds that do not co
 of the medians; the quartiles are of the ratios within a round. *By operation count* takes encoder
 and decoder alike and a backward pass for two forward ones. What was tried and did not pay is in
 [benchmarks/notes.md](../benchmarks/notes.md).
+"""
+
+ABSENT = """\
+## Not measured on a GPU
+
+Missing here: {}. Missing elsewhere: the tables and figures at the scale `paper`
+([reproduction.md](reproduction.md) is of the scale `cpu`), the tests of `tests/test_cuda.py`, and
+several processes by NCCL. One command does all but the last, and resumes where it was stopped:
+
+    python -m benchmarks gpu --out docs --minutes 60
 """
 
 
@@ -106,18 +122,19 @@ def write(
     """The section's JSON and pictures, and the page of all sections."""
     from benchmarks.plots import draw
 
-    folder = out / "performance"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = file_of(out, section, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
     options = [
         ("--accelerator", device if device != "cpu" else ""),
         ("--rounds", str(rounds or "")),
     ]
     options.append(("--only", f"'{only}'" if only else ""))
     options.append(("--preset", preset or ""))
+    named = "gpu" if section == CHECKS else section
     command = " ".join(
-        ["python -m benchmarks", section, *(f"{name} {value}" for name, value in options if value)]
+        ["python -m benchmarks", named, *(f"{name} {value}" for name, value in options if value)]
     )
-    pictures = [path.name for table in tables if (path := draw(table, folder))]
+    pictures = [made.name for table in tables if (made := draw(table, path.parent, device))]
     content: dict[str, Any] = {
         "section": section,
         "command": command,
@@ -127,23 +144,32 @@ def write(
         "tables": [table.json() for table in tables],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / f"{section}.json").write_text(text + "\n", encoding="utf-8")
-    (out / "performance.md").write_text(page(folder), encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
+    (out / "performance.md").write_text(page(path.parent), encoding="utf-8")
+
+
+def file_of(out: Path, section: str, device: str) -> Path:
+    """Where the results of a section are, those of each kind of device by themselves."""
+    return out / "performance" / f"{section}{'' if device == 'cpu' else f'-{device}'}.json"
 
 
 def page(folder: Path) -> str:
     """performance.md, from the sections in a folder."""
     parts = [INTRODUCTION]
-    for section, words in SECTIONS.items():
-        path = folder / f"{section}.json"
-        if not path.is_file():
-            continue
-        content = read_json(path)
-        machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
-        parts.append(
-            f"## {section.capitalize()}: {words}\n\n"
-            f"`{content['command']}`, {content['date']}, on {machine}.\n"
-        )
-        parts += [Table(**table).markdown() + "\n" for table in content["tables"]]
-        parts += [f"![{name}](performance/{name})\n" for name in content["pictures"]]
+    for section, words in {**SECTIONS, CHECKS: "tests, and the paper's sizes"}.items():
+        for suffix, where in (("", ""), ("-cuda", " on a GPU")):
+            path = folder / f"{section}{suffix}.json"
+            if not path.is_file():
+                continue
+            content = read_json(path)
+            machine = ", ".join(f"{name} {value}" for name, value in content["hardware"].items())
+            parts.append(
+                f"## {section.capitalize()}{where}: {words}\n\n"
+                f"`{content['command']}`, {content['date']}, on {machine}.\n"
+            )
+            parts += [Table(**table).markdown() + "\n" for table in content["tables"]]
+            parts += [f"![{name}](performance/{name})\n" for name in content["pictures"]]
+    absent = [s for s in SECTIONS if s != ON_CPUS and not (folder / f"{s}-cuda.json").is_file()]
+    if absent:
+        parts.append(ABSENT.format(", ".join(absent)))
     return "\n".join(parts)

@@ -4,17 +4,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import OF_A_PRESET, SECTIONS, measure
+from benchmarks import OF_A_PRESET, ON_CPUS, SECTIONS, measure
 from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.optional import ExtraMissing
 
 DESCRIPTION = """\
 Measure on this machine. Prints tables and writes them, with plots, to DIR/performance.md and
-DIR/performance/. Scripts beside have options of their own: python -m benchmarks.NAME --help."""
+DIR/performance/. `python -m benchmarks gpu` is all there is to measure on a GPU, with options of
+its own, as have the scripts beside: python -m benchmarks.NAME --help."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gpu"]:
+        from benchmarks import gpu
+
+        return gpu.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=DESCRIPTION,
@@ -62,7 +68,7 @@ def _measured(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.is_file():
         raise MqvaeError(f"{out} is a file: --out takes a folder.")
-    everything = [s for s in SECTIONS if options.accelerator == "cpu" or s != "processes"]
+    everything = [s for s in SECTIONS if options.accelerator == "cpu" or s != ON_CPUS]
     for section in options.sections or everything:
         for table in measure(
             section,

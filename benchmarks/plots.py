@@ -7,8 +7,8 @@ from benchmarks.table import Table
 OURS, THEIRS, FLOOR = "#1f5fa8", "#b0642c", "#8a8a8a"
 
 
-def draw(table: Table, folder: Path) -> Path | None:
-    """The picture of a table, if it has one; returns its path."""
+def draw(table: Table, folder: Path, device: str = "cpu") -> Path | None:
+    """The picture of a table on a device, if it has one; returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,7 +25,7 @@ def draw(table: Table, folder: Path) -> Path | None:
     if table.name not in drawers or not table.rows:
         return None
     drawers[table.name](table)
-    path = folder / f"{table.name}.png"
+    path = folder / f"{table.name}{'' if device == 'cpu' else f'-{device}'}.png"
     pyplot.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})
     pyplot.close()
     return path

@@ -32,7 +32,6 @@ DEBIAN = mnist.DEBIAN_FASHION_MNIST
 needs_fashion = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed"
 )
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TESTS_OF_50 = ("18.png", "29.png", "47.png")
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 
@@ -1164,18 +1163,6 @@ def test_the_loop_does_not_wait_for_its_input():
         batches.next()
         seconds.append(time.perf_counter() - start)
     assert statistics.median(seconds) < 5e-3  # a tenth of a millisecond on an idle core
-
-
-@needs_cuda
-def test_batches_on_a_gpu_are_the_same():
-    images = made(600, side=28)
-    here, there = Batches(images, 64, seed=0), Batches(images, 64, seed=0, device="cuda")
-    for _ in range(20):
-        (x, y), (moved, labels) = here.next(), there.next()
-        assert moved.is_cuda and labels.is_cuda
-        assert torch.equal(moved.cpu(), x) and torch.equal(labels.cpu(), y)
-    whole = torch.cat([x for x, _ in in_order(images, 64, device="cuda")]).cpu()
-    assert torch.equal(whole, torch.cat([x for x, _ in in_order(images, 64)]))
 
 
 def test_torchvision_is_imported_late_and_nothing_else_of_mqvae():

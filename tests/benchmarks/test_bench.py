@@ -6,6 +6,7 @@ import io
 import json
 import math
 import multiprocessing
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from threading import Thread
@@ -18,6 +19,7 @@ from torch.optim import SGD
 import benchmarks as bench
 from benchmarks import (
     costs,
+    gpu,
     memory,
     model,
     peers,
@@ -42,6 +44,7 @@ from mqvae.networks.vqvae import vqvae
 from mqvae.tasks import Reconstruction
 from mqvae.training import begin, inputs_of
 
+DEVICES = ("cpu", "cuda")
 ROOT = Path(__file__).parents[2]
 TINY = Size(width=8, dim=4, num_codes=16, batch_size=2, side=8)
 
@@ -104,7 +107,9 @@ def test_the_page_of_the_documentation_is_made_of_its_figures():
         "run: python -m benchmarks SECTION --out docs"
     )
     measured = {path.stem for path in folder.glob("*.json")}
-    assert {"step", "quantizer", "whole", "scaling"} <= measured <= set(bench.SECTIONS)
+    assert {"step", "quantizer", "whole", "scaling"} <= measured
+    known = {bench.file_of(folder, s, d).stem for s in [*bench.SECTIONS, "checks"] for d in DEVICES}
+    assert measured <= known
     for section in measured:
         content = json.loads((folder / f"{section}.json").read_text(encoding="utf-8"))
         assert content["tables"] and content["hardware"]["processor"]
@@ -553,6 +558,50 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert [t["name"] for t in content["tables"]] == ["step-demo", "step-paper", "step-methods"]
     assert content["hardware"]["torch"] == torch.__version__
     assert (out / "performance" / "step-paper.png").stat().st_size > 1000
+
+
+# -- all of it on a GPU, here on the CPU -----------------------------------------------------------
+
+
+def test_the_command_of_a_gpu_at_a_tiny_size(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(step, "DEMO", TINY)
+    monkeypatch.setattr(step, "PAPER", TINY)
+    monkeypatch.setattr(gpu, "TESTS", ("tests/test_cuda.py::test_batches_are_the_same",))
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--accelerator", "cpu", "--scale", "debug", "--results", "found.jsonl"]
+    tiny += ["--sections", "step", "--rounds", "2", "--only", "DirectOnly), kept", "--out", "out"]
+    assert main(["gpu", *tiny, "--minutes", "0.03"]) == 0
+    page = Path("out/performance.md").read_text()
+    assert "| Meta(DirectOnly), kept |" in page and "`python -m benchmarks gpu`, " in page
+    tests, table = json.loads(Path("out/performance/checks.json").read_text())["tables"][0]["rows"]
+    assert (tests["done"], tests["failed"], tests["skipped"]) == (1, 0, 0)
+    assert table["failed"] == 0 and table["minutes"] < 1
+    assert "the same command resumes" in capsys.readouterr().err
+    # What was measured on this machine is not measured again.
+    assert gpu.known(Path("out/performance/step.json"), gpu.hardware("cpu"))
+    assert not gpu.known(Path("out/performance/step.json"), {"processor": "another"})
+    assert not gpu.known(Path("out/performance/step-cuda.json"), gpu.hardware("cpu"))
+
+
+def test_the_time_of_a_gpu_is_up_as_by_ctrl_c():
+    with gpu.interrupted_after(0.01):
+        time.sleep(5)
+        pytest.fail("not interrupted")
+    with pytest.raises(KeyboardInterrupt), gpu.interrupted_after(60):
+        raise KeyboardInterrupt
+
+
+def test_results_of_a_gpu_lie_beside_those_of_the_cpu(tmp_path):
+    table = Table("step-demo", "Steps", {"width": 1}, [{"step": "Joint", "ms": 1.0}])
+    content = {"command": "c", "date": "d", "hardware": {"device": "H"}, "pictures": []}
+    for name in ("step", "step-cuda"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "tables": [table.json()]}))
+    page = bench.page(tmp_path)
+    assert "## Step: " in page and "## Step on a GPU: " in page
+    assert "Missing here: quantizer, whole, scaling, memory." in page
+    for name in ("quantizer", "whole", "scaling", "memory"):
+        (tmp_path / f"{name}-cuda.json").write_text(json.dumps({**content, "tables": []}))
+    assert "Not measured" not in bench.page(tmp_path)
 
 
 @pytest.mark.parametrize(
