@@ -89,6 +89,6 @@ def first_step(
 
     def step() -> None:
         with processes.autocast():
-            parts.train(x, y, above, in_parts=settings.trainer.parts)
+            parts.train(x, y, above, in_parts=settings.trainer.micro_batches)
 
     return step

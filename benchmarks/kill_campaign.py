@@ -48,7 +48,7 @@ SMALL = {
 }
 REPLACED = {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 2}}
 RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "Joint": ("methods/vq-vae", {"trainer": {"average": 0.9}}),
+    "Joint": ("methods/vq-vae", {"trainer": {"ema_decay": 0.9}}),
     "Meta": ("methods/mq-vae", {}),
     "EMA": (
         "methods/ema-short",

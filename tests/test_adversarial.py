@@ -534,7 +534,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("start", [3, 7])
 def test_a_run_goes_on_bit_for_bit(tmp_path, start):
-    averaged = {"trainer": {"average": 0.9}}
+    averaged = {"trainer": {"ema_decay": 0.9}}
     whole = begin(settings(averaged, start=start), tmp_path / "whole")
     summary = whole.fit()
     assert "mse" in summary and "perceptual_loss" not in summary["figures"]

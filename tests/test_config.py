@@ -599,10 +599,16 @@ BAD_OPTIONS = {
     "rate nan": (["--optimizer.network_lr", "nan"], "0 or more and finite, got nan."),
     "rate word": (["--optimizer.network_lr", "high"], "network_lr expects float, got 'high'."),
     "decay": (["--optimizer.weight_decay", "inf"], "0 or more and finite, got inf."),
-    "average": (["--trainer.average", "1"], "average must be 0 or more and less than 1, got 1."),
+    "average": (
+        ["--trainer.ema_decay", "1"],
+        "ema_decay must be 0 or more and less than 1, got 1.",
+    ),
     "devices": (["--trainer.devices", "0"], "--trainer.devices must be 1 or more, got 0."),
     "log_every": (["--trainer.log_every", "0"], "--trainer.log_every must be 1 or more, got 0."),
-    "parts": (["--trainer.parts", "0"], "--trainer.parts must be 1 or more, got 0."),
+    "parts": (
+        ["--trainer.micro_batches", "0"],
+        "--trainer.micro_batches must be 1 or more, got 0.",
+    ),
     "clipping": (
         ["--trainer.gradient_clip_val", "0"],
         "gradient_clip_val must be above 0 and finite, got 0.",
@@ -772,11 +778,11 @@ def test_the_ends_of_the_ranges_will_do():
     options = ["--data.batch_size", "1", "--data.side", "1", "--data.channels", "3"]
     options += ["--data.validation", "0", "--seed", str(2**32 - 1), "--steps", "1"]
     options += ["--optimizer.network_lr", "0", "--optimizer.warmup", "1"]
-    options += ["--trainer.average", "0.999", "--optimizer.weight_decay", "0"]
+    options += ["--trainer.ema_decay", "0.999", "--optimizer.weight_decay", "0"]
     settings = settings_of("digits-tiny", *options)
     assert settings.data.channels == 3 and settings.data.validation == 0
     assert settings.seed == 2**32 - 1
-    assert (settings.optimizer.warmup, settings.trainer.average) == (1, 0.999)
+    assert (settings.optimizer.warmup, settings.trainer.ema_decay) == (1, 0.999)
     assert type(settings.steps) is int
 
 

@@ -291,3 +291,43 @@ def test_a_choice_is_listed_once():
         assert len(set(names)) == len(names)
     with pytest.raises(MqvaeError, match="Options: none"):
         from_arguments(["digits-tiny", "--task.loss", "L1"])
+
+
+# -- older names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        {"trainer": {"average": 0.9, "parts": 2}, "data": {"above": "next"}},
+        {"trainer.average": 0.9, "trainer.parts": 2, "data.above": "next"},
+        {
+            "trainer": {"average": 0.9, "parts": 2},
+            "data": {"class_path": "mqvae.ImageData", "init_args": {"above": "next"}},
+        },
+    ],
+)
+@pytest.mark.parametrize("update", [None, "Meta", {"xi": 0.5}, {"class_path": "mqvae.Meta"}])
+def test_settings_are_read_under_their_older_names(older, update):
+    given = older if update is None else {**older, "update": update}
+    config = Settings.of(load_preset("digits-tiny", given)).config()
+    assert (config["trainer"]["ema_decay"], config["trainer"]["micro_batches"]) == (0.9, 2)
+    assert config["update"]["init_args"]["upper_batch"] == "next"
+    assert "above" not in config["data"]["init_args"]
+
+
+def test_an_older_run_of_a_rule_without_a_batch_above_is_read():
+    older = {"data": {"init_args": {"above": "same"}}, "update": "Joint"}
+    config = Settings.of(load_preset("digits-tiny", older)).config()
+    assert "upper_batch" not in config["update"]["init_args"]
+
+
+def test_options_are_read_under_their_older_names_with_a_notice(capsys):
+    typed = ["digits-tiny", "--trainer.average", "0.9", "--data.above=next"]
+    config = from_arguments(typed)[0].config()
+    assert config["trainer"]["ema_decay"] == 0.9
+    assert config["update"]["init_args"]["upper_batch"] == "next"
+    from_arguments(typed)
+    said = capsys.readouterr().err
+    assert said.count("--trainer.average is --trainer.ema_decay now") == 1
+    assert said.count("--data.above is --update.upper_batch now") == 1

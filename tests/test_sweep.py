@@ -66,7 +66,10 @@ def test_what_is_typed():
         (["--sweep", "data.batch_size=50,5000"], "data.batch_size=5000: "),
         (["--sweep", "optimizer.codebook=Adam,LBFGS"], "optimizer.codebook=LBFGS: "),
         (["--sweep", "optimizer.network.betas=[0.9,0.95],[2,3]"], "Invalid beta"),
-        (["--sweep", "data.above=same,held-out", "data.validation=0"], "no validation images"),
+        (
+            ["--sweep", "update.upper_batch=same,held-out", "data.validation=0"],
+            "no validation images",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_said_first(arguments, said, tmp_path, capsys):

@@ -379,7 +379,7 @@ def test_what_does_not_fit_is_named_shape_by_shape(source, tmp_path):
 
 
 def test_the_average_is_what_is_measured_and_used(tmp_path):
-    delta = {"trainer": {"average": 0.9}, "steps": 30, "optimizer": {"network_lr": 3e-3}}
+    delta = {"trainer": {"ema_decay": 0.9}, "steps": 30, "optimizer": {"network_lr": 3e-3}}
     training = begin(settings(delta), tmp_path / "run")
     mean, seen = {}, []
 
@@ -419,7 +419,7 @@ def test_without_one_there_is_no_file_of_it(tmp_path):
 
 def test_a_batch_in_parts_is_the_whole_batch(tmp_path):
     for parts in (1, 3):
-        delta = {"trainer": {"parts": parts}}
+        delta = {"trainer": {"micro_batches": parts}}
         begin(settings(delta, rule="Joint"), tmp_path / str(parts)).fit()
     one, three = state(tmp_path / "1"), state(tmp_path / "3")
     for name, value in one.items():

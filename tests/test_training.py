@@ -651,8 +651,8 @@ def test_a_step_that_does_not_fit_in_memory(tmp_path, monkeypatch, fails):
     said = str(raised.value)
     assert str(tmp_path / "run" / "checkpoints" / "last") in said
     assert (
-        "--trainer.parts 2 (the same batch, in smaller parts), --trainer.precision bf16-mixed, "
-        "--batch-size 135 (now 270)"
+        "--trainer.micro_batches 2 (the same batch, in smaller parts), "
+        "--trainer.precision bf16-mixed, --batch-size 135 (now 270)"
     ) in said
     assert all_finite(Run(tmp_path / "run")) == 5
     assert is_out_of_memory(raised.value.__cause__)
@@ -704,7 +704,8 @@ class Checkpointed(VQVAE):
 @pytest.mark.parametrize(
     ("delta", "processes", "words"),
     [
-        ({"trainer": {"parts": 4}}, 2, "--trainer.parts 8 (the same batch, in smaller parts), "
+        ({"trainer": {"micro_batches": 4}}, 2,
+         "--trainer.micro_batches 8 (the same batch, in smaller parts), "
          "--trainer.precision bf16-mixed, --batch-size 134 (now 270)"),
         ({"data": {"batch_size": 1}, "trainer": {"precision": "bf16-mixed"}}, 1,
          "a smaller --size or a smaller network"),

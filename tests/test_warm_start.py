@@ -411,7 +411,7 @@ def test_the_average_takes_the_codebook_over(tmp_path):
                 n.quantizer.table().detach().clone() for n in (parts.network, parts.measured)
             )
 
-    delta = {**WARM, "trainer": {"average": 0.9}}
+    delta = {**WARM, "trainer": {"ema_decay": 0.9}}
     begin(settings(delta), tmp_path / "run").fit(after_step=after_step)
     assert torch.equal(*found)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mqvae.config.merging import put
 from mqvae.config.options import FLAGS, GROUPS, SLOTS, settings_parser
+from mqvae.config.renamed import today
 from mqvae.config.sources import source_of
 from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.files import parsed_yaml
@@ -44,6 +45,7 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
     while rest:
         argument = rest.popleft()
         option, given, value = argument.partition("=")
+        option = today(option)
         if not option.startswith("-"):
             raise MqvaeError(f"there is an argument too many: '{argument}'.")
         name = SHORT.get(option, option[2:])

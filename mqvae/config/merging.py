@@ -76,7 +76,7 @@ def put(options: dict[str, Any], name: str, value: Any) -> None:
         elif there and not NAMED & there.keys():
             there = {"init_args": there}
         level[key] = there
-        level, key = there.setdefault("init_args", {}), part
+        level, key = _arguments_of(there, key), part
     there = level.get(key)
     if isinstance(there, dict) and isinstance(value, str):
         there["class_path"] = value
@@ -85,6 +85,18 @@ def put(options: dict[str, Any], name: str, value: Any) -> None:
         (there.setdefault("init_args", {}) if bare else there).update(value)
     else:
         level[key] = value
+
+
+def _arguments_of(component: dict[str, Any], place: str) -> dict[str, Any]:
+    """Arguments of a component, to be changed."""
+    if component.get("init_args") is None:
+        component["init_args"] = {}
+    arguments = component["init_args"]
+    if not isinstance(arguments, dict):
+        raise MqvaeError(
+            f"{place} must hold settings as 'name: value', got {shortened(arguments)}."
+        )
+    return arguments
 
 
 def _parts(name: Any) -> list[Any]:

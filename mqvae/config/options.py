@@ -105,9 +105,10 @@ class Trainer:
             rules that do not step between their passes.
         log_every: Steps between two rows of metrics.csv (default: chosen by `steps`).
         checkpoint_every: Steps between two checkpoints (default: chosen by `steps`).
-        parts: Micro-batches whose gradients are accumulated, to hold the graph of one at a time.
-        average: Decay of the EMA of the weights, which is then what is measured and used; 0 for
-            none. After n steps it is min(average, (1 + n) / (10 + n)).
+        micro_batches: Number of micro-batches that a batch is cut into, whose gradients are
+            accumulated, to hold the graph of one at a time.
+        ema_decay: Decay of the EMA of the weights, which is then what is measured and used; 0 for
+            none. After n steps it is min(ema_decay, (1 + n) / (10 + n)).
         loggers: Where the rows of metrics.csv go as well: tensorboard, wandb, trackio, as in
             tensorboard,wandb; [] for none (default: TensorBoard, where it is installed).
         on_nonfinite: What happens at a step whose loss, gradient norm or weight is not finite: stop
@@ -124,8 +125,8 @@ class Trainer:
     accumulate_grad_batches: Number = 1
     log_every: Number | None = None
     checkpoint_every: Number | None = None
-    parts: Number = 1
-    average: Decay = 0.0
+    micro_batches: Number = 1
+    ema_decay: Decay = 0.0
     loggers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     fast_dev_run: bool = False

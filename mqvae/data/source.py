@@ -30,8 +30,6 @@ class Data(ABC):
         limit: Number of training images, sampled by the seed (default: all).
         classes: Number of classes (default: counted); 1 takes all images as one class, whatever
             folders they are in.
-        above: Batch on which a rule with two levels judges the codebook: the same that encoder and
-            decoder step on, the next one, or one of the validation images.
     """
 
     name: str = ""
@@ -39,7 +37,6 @@ class Data(ABC):
     validation: Count | None = None
     limit: Number | None = None
     classes: Number | None = None
-    above: Literal["same", "next", "held-out"] = "same"
 
     places: ClassVar[tuple[str, ...]] = ()
     """Fields that are paths of this machine, which are not shared with a tokenizer."""

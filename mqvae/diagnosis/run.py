@@ -170,7 +170,7 @@ def _motion(training: Training, steps: int) -> Motion:
 
     def step(x: Tensor, y: Tensor) -> None:
         with training.processes.autocast():
-            parts.train(x, y, parts.next_above(), in_parts=training.settings.trainer.parts)
+            parts.train(x, y, parts.next_above(), in_parts=training.settings.trainer.micro_batches)
 
     try:
         return motion(parts.network, parts.task, parts.batches, step, steps)

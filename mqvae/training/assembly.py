@@ -183,8 +183,8 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
             f"got {settings.data.batch_size}: each takes an equal share of every batch."
         )
     batches = _batches(splits.train, share, settings, processes)
-    above = _above(update, splits, share, settings, processes)
-    decay = settings.trainer.average
+    above = _above(rule, splits, share, settings, processes)
+    decay = settings.trainer.ema_decay
     average = AveragedModel(network, multi_avg_fn=towards(decay)) if decay else None
     task.attend(network, x)  # after the average, a copy, is made
     before = Update(network, task, Unquantized(), **frame)
@@ -205,7 +205,9 @@ def _require_gathers(rule: Rule, task: Task, *, has_networks: bool) -> None:
     Raises:
         ValueError: with what to set instead.
     """
-    instead = "set data.batch_size to the whole batch and trainer.parts to what it is cut into."
+    instead = (
+        "set data.batch_size to the whole batch and trainer.micro_batches to what it is cut into."
+    )
     if not rule.gathers:
         raise MqvaeError(
             "trainer.accumulate_grad_batches needs a rule that makes one pass a step, as Joint, "
@@ -232,21 +234,16 @@ def _batches(images: Images, size: int, settings: Settings, processes: Processes
 
 
 def _above(
-    update: Update, splits: Splits, size: int, settings: Settings, processes: Processes
+    rule: Rule, splits: Splits, size: int, settings: Settings, processes: Processes
 ) -> Batches | None:
     """The batches that the codebook is judged on; None where they are those of the network.
 
     Raises:
-        ValueError: if the rule judges the codebook by none of its own, or nothing is held out.
+        ValueError: if nothing is held out.
     """
-    which = settings.data.above
+    which = rule.batch_above()
     if which == "same":
         return None
-    if not update.rule.judges:
-        raise MqvaeError(
-            f"data.above is {which}, but {type(update.rule).__name__} judges the codebook by no "
-            "batch of its own: take --update Meta, or leave data.above out."
-        )
     if which == "next":
         # The same stream, one batch ahead: what is judged on now is what is stepped on next.
         above = _batches(splits.train, size, settings, processes)
@@ -255,7 +252,7 @@ def _above(
     largest = len(splits.validation) // processes.count
     if not largest:
         raise MqvaeError(
-            "data.above is held-out, but there are no validation images for every process: "
+            "update.upper_batch is held-out, but there are no validation images for every process: "
             f"expected data.validation to be {processes.count} or more."
         )
     return _batches(splits.validation, min(size, largest), settings, processes)

@@ -112,7 +112,7 @@ class Training(TrainingState):
         before = Before(parts) if self._skips else None
         options = self.settings.trainer
         how: dict[str, Any] = {
-            "in_parts": options.parts,
+            "in_parts": options.micro_batches,
             "quantized": self.step >= self._onset.first,
         }
         for _ in range(options.accumulate_grad_batches - 1):

@@ -37,9 +37,9 @@ def what_to_lower(settings: Settings, processes: int) -> str:
     """The settings that make a step smaller; those first that change least of what it does."""
     options, ways = settings.trainer, []
     share = settings.data.batch_size // processes
-    if options.parts < share:
-        parts = min(2 * options.parts, share)
-        ways.append(f"--trainer.parts {parts} (the same batch, in smaller parts)")
+    if options.micro_batches < share:
+        number = min(2 * options.micro_batches, share)
+        ways.append(f"--trainer.micro_batches {number} (the same batch, in smaller parts)")
     network = settings.network
     described: Any = find(network["class_path"])
     on = network.get("init_args", {}).get("checkpointing", False)

@@ -18,7 +18,7 @@ class Method:
         codebook_rate: In our reading of the paper: "network" for that of encoder and decoder,
             "meta" for MQ-VAE's own; None of a method whose codebook has no rate.
         against: The method that its ratios are taken to.
-        above: The batch that judges its codebook, as `data.above` has it.
+        above: The batch that judges its codebook, as `update.upper_batch` has it.
         upper_loss: The loss that judges it, as `update.upper_loss` has it; None for the network's.
         xi: Size of the virtual step; None for the preset's.
     """

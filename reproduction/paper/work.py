@@ -137,7 +137,7 @@ class Run:
         base, of = base_settings(self.scale, self.task, self.method), METHODS[self.method]
         side = base.data.side or load_scale(self.scale).side_of.get(self.dataset)
         assert isinstance(base.data, ImageData)
-        data = replace(base.data, name=self.dataset, side=side, above=of.above)
+        data = replace(base.data, name=self.dataset, side=side)
         trainer, optimizer, update = base.trainer, base.optimizer, base.update
         if self.few is not None:
             images, held_out, every = self.few.images, self.few.held_out, -(-self.steps // POINTS)
@@ -147,6 +147,8 @@ class Run:
             optimizer = replace(optimizer, codebook_lr=self.rate)
         if of.upper_loss is not None:
             update = with_arguments(update, {"upper_loss": of.upper_loss})
+        if of.above != "same":
+            update = with_arguments(update, {"upper_batch": of.above})
         if of.xi is not None:
             update = with_arguments(update, {"xi": of.xi})
         sizes = {"anneal_steps": self.steps}  # Gumbel's temperature falls over the whole run

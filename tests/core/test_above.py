@@ -1,4 +1,4 @@
-"""data.above and upper_loss: what the codebook is judged on, in runs and from the command line."""
+"""upper_batch and upper_loss: what the codebook is judged on, in runs and from the command line."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ SMALL = {
 
 
 def settings(above="same", **delta):
-    return Settings.of(load_preset("digits-tiny", SMALL, {"data": {"above": above}}), delta)
+    return Settings.of(load_preset("digits-tiny", SMALL, {"update": {"upper_batch": above}}), delta)
 
 
 def weights(folder):
@@ -123,8 +123,8 @@ def test_a_limit_leaves_the_held_out_images_as_they_are():
 
 def test_a_run_of_few_images_sees_no_others(tmp_path, monkeypatch):
     seen = Seen(monkeypatch)
-    few = {"limit": 300, "validation": 60, "above": "held-out"}
-    training = begin(settings(data=few), tmp_path / "run")
+    few = {"limit": 300, "validation": 60}
+    training = begin(settings("held-out", data=few), tmp_path / "run")
     training.fit()
     assert len(training.splits.train) == 300
     for batches, images, count in (
@@ -147,11 +147,8 @@ def test_skipping_leaves_out_a_batch():
 
 
 def test_an_upper_level_where_there_is_none_is_refused(tmp_path):
-    joint = {"class_path": "mqvae.Joint"}
-    with pytest.raises(
-        ValueError, match=r"data\.above is next, but Joint judges the codebook by no"
-    ):
-        begin(settings("next", update=joint), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no option --update\.upper_batch of Joint"):
+        of_arguments("--update", "Joint", "--update.upper_batch", "next")
     nothing = settings("held-out", data={"validation": 0})
     with pytest.raises(ValueError, match=r"expected data\.validation to be 1 or more"):
         begin(nothing, tmp_path / "run")

@@ -249,6 +249,8 @@ def test_a_module_whose_quantizers_are_not_called_is_told():
         update_of(Plain(network()), Joint()).step(batch(), batch(), parts=2)
     with pytest.raises(MqvaeError, match="judges the codebook by no batch of its own"):
         update_of(network(), Joint()).step(batch(), batch(), above=(batch(), batch()))
+    with pytest.raises(MqvaeError, match="upper_batch is next: hand that batch over"):
+        update_of(network(), Meta(upper_batch="next")).step(batch(), batch())
 
 
 def test_the_rule_called_with_a_network_is_the_update_of_it():

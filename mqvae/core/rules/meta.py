@@ -11,7 +11,7 @@ from mqvae.core.hypergradients import FiniteDifference, Hypergradient, Hypergrad
 from mqvae.core.hypergradients.rule import selecting
 from mqvae.core.look_ahead import LookAhead, Undone
 from mqvae.core.rules.levels import Levels
-from mqvae.core.rules.rule import Rule
+from mqvae.core.rules.rule import BatchAbove, Rule
 from mqvae.core.rules.step import Step
 from mqvae.errors import MqvaeError, at_least
 
@@ -75,6 +75,9 @@ class Meta(LookingAhead):
         codebook_weight: Weight of the codebook loss.
         upper_loss: What the codebook is judged by in place of `loss`, once φ and θ have answered:
             any function of output and target; None takes `loss`, as the paper does.
+        upper_batch: The batch that it is judged on: the same that encoder and decoder step on, as
+            the paper has it, the next one, or one of the validation images. A loop of your own
+            hands over the last two, as in `update(x, y, above=(x, y))`.
 
     Raises:
         ValueError: if `xi` is negative, or 0 where the look-ahead is the optimizer's step, no upper
@@ -91,6 +94,7 @@ class Meta(LookingAhead):
     judges = True
 
     upper_loss: UpperLoss | None = None
+    upper_batch: BatchAbove = "same"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +107,9 @@ class Meta(LookingAhead):
 
     def loss_above(self) -> Loss | None:
         return self.upper_loss
+
+    def batch_above(self) -> BatchAbove:
+        return self.upper_batch
 
     def step(self, update: Levels, batch: Batch, above: Batch) -> Step:
         hypergradient, look_ahead = self.chosen

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import Signature, signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import nn
 
@@ -14,6 +14,8 @@ from mqvae.core.bilevel import Loss
 from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.step import Found, Step
 from mqvae.errors import at_least
+
+BatchAbove: TypeAlias = Literal["same", "next", "held-out"]
 
 
 class _Options:
@@ -85,6 +87,10 @@ class Rule(ABC):
     def loss_above(self) -> Loss | None:
         """What C is judged by in place of the loss; None for the loss itself."""
         return None
+
+    def batch_above(self) -> BatchAbove:
+        """The batch that training hands over as `above`."""
+        return "same"
 
     def averages(self, update: Levels) -> Averages | None:
         """What the rule remembers between steps; nothing, for most."""

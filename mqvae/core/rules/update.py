@@ -122,6 +122,11 @@ class Update(Levels):
                 f"{type(self.rule).__name__} judges the codebook by no batch of its own: leave out "
                 "above, or take Meta."
             )
+        if above is None and self.rule.batch_above() != "same":
+            raise MqvaeError(
+                f"upper_batch is {self.rule.batch_above()}: hand that batch over, as in "
+                "update(x, y, above=(x, y)), or leave upper_batch out."
+            )
         loss = self.rule.loss_above()
         with self._beginning(x, "step"):
             upper = batch = self._batch(x, y, self.loss, parts)

@@ -1,0 +1,65 @@
+"""Settings under their older names, as older files and commands have them."""
+
+import sys
+from functools import cache
+from typing import Any
+
+from mqvae.config.classes import canonical
+from mqvae.config.merging import put
+from mqvae.core.distributed import process_rank
+
+RENAMED = {
+    "trainer.average": "trainer.ema_decay",
+    "trainer.parts": "trainer.micro_batches",
+    "data.above": "update.upper_batch",
+}
+RETIRED = {"mqvae.ReplaceUnused": {"placed": None, "draws": 1}}
+"""By class: arguments that are there no more, with the values that change nothing."""
+
+
+def of_today(config: Any) -> Any:
+    """Settings of one layer, under the names and without the arguments that are there no more."""
+    found = _without_retired(config)
+    for old, new in RENAMED.items():
+        group, key = old.split(".")
+        below = found.get(group)
+        if isinstance(below, dict) and isinstance(below.get("init_args"), dict):
+            below = below["init_args"]
+        place, name = (found, old) if old in found else (below, key)
+        if isinstance(place, dict) and name in place:
+            value = place.pop(name)
+            if value != "same" or group != "data":  # which rules without a batch above have, too
+                put(found, new, value)
+    return found
+
+
+def today(option: str) -> str:
+    """An option under its name of today, which is said once where it is another."""
+    new = RENAMED.get(option.removeprefix("--"))
+    if new is None:
+        return option
+    _say(option, f"--{new}")
+    return f"--{new}"
+
+
+@cache
+def _say(old: str, new: str) -> None:
+    if process_rank() == 0:
+        print(f"mqvae: {old} is {new} now; the old name is read for one version", file=sys.stderr)
+
+
+def _without_retired(config: Any) -> Any:
+    if isinstance(config, list):
+        return [_without_retired(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: _without_retired(value) for key, value in config.items()}
+    retired = RETIRED.get(canonical(str(found.get("class_path"))))
+    arguments = found.get("init_args")
+    if retired and isinstance(arguments, dict):
+        found["init_args"] = {
+            key: value
+            for key, value in arguments.items()
+            if key not in retired or value != retired[key]
+        }
+    return found
