@@ -17,7 +17,7 @@ from mqvae.cli import main
 from mqvae.report import write_report
 from mqvae.report.codebook import FAINT, KEPT, Decoded, decoded
 from mqvae.report.pictures import codebooks, samples
-from mqvae.report.run import read_run
+from mqvae.report.reading import read_run
 from mqvae.tokenizer import Tokenizer
 
 STAGE = {"class_path": "mqvae.VectorQuantizer", "init_args": {"num_codes": 12, "dim": 4}}

@@ -20,7 +20,7 @@ from mqvae.data.files import Reading
 from mqvae.data.own_size import BySize
 from mqvae.files import only_finite, read_json, restored, write_json
 from mqvae.report import write_report
-from mqvae.report.run import read_run
+from mqvae.report.reading import read_run
 from mqvae.runs import Run
 from mqvae.tokenizer import Tokenizer
 

@@ -24,7 +24,7 @@ from mqvae.report import write_report
 from mqvae.report.charts import envelope, plain, smooth, spans_decade, thin
 from mqvae.report.codebook import Decoded
 from mqvae.report.pictures import ERRORS, samples
-from mqvae.report.run import read_run
+from mqvae.report.reading import read_run
 from mqvae.report.strips import BUDGET, GAP, Strip, encode_strips, read_strip
 from mqvae.report.words import aligned
 

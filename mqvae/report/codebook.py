@@ -19,6 +19,7 @@ import numpy as np
 
 from mqvae.errors import MqvaeError
 from mqvae.files import writing
+from mqvae.report.further import drawn, worst
 from mqvae.report.run import Run
 from mqvae.report.strips import Strip, read_strip
 from mqvae.runs.results import Counts
@@ -33,8 +34,6 @@ VERSION = "4"  # of what is drawn: another one is not taken from `KEPT`
 ARRAYS = ("codewords", "order", "chosen", "places")  # of what is drawn, kept by these names
 MOST = 1024  # codewords in a picture
 PIXELS = 2**24  # decoded for it at most: a network for large images shows fewer codewords
-SEEN = 2**21  # pixels of the images among which the worst are sought
-WORST, SAMPLES = 5, 8
 FURTHER = "further "  # what the arrays of those are called by, and their title
 BATCH = 2**20  # pixels decoded at once
 BESIDE, BETWEEN = 1, 8  # pixels between two codewords, and between the blocks of groups
@@ -110,7 +109,7 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
         different = (
             0 if codes is None else len(np.unique(codes.reshape(-1, codes.shape[-1]), axis=0))
         )
-        further = _worst(tokenizer) | _drawn(tokenizer)
+        further = worst(tokenizer) | drawn(tokenizer)
         try:
             found = _codewords(tokenizer, run.counts, run.images)
         except ValueError as error:
@@ -119,51 +118,6 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
     assert found.order is not None
     places = None if codes is None else _places(codes, found.order)
     return replace(found, codes=coloured, different=different, places=places, further=further)
-
-
-def _worst(tokenizer: Tokenizer) -> dict[str, Strip]:
-    """The test images of the largest squared errors, and what became of them."""
-    import torch
-
-    from mqvae.training.images import load_run_split
-
-    try:
-        images = load_run_split(tokenizer.run, tokenizer.settings, "test").images
-    except (OSError, ValueError):  # they are not here
-        return {}
-    number = min(len(images), max(SEEN // (images.shape[1] * images.shape[2]), 2 * WORST))
-    x = images.take(torch.linspace(0, len(images) - 1, number).long())[0] / 255
-    try:
-        y = tokenizer.task.images(tokenizer.decode(tokenizer.encode_batch(x)))
-    except ValueError:  # of another task
-        return {}
-    worst = (y.cpu() - x).square().flatten(1).mean(1).argsort(descending=True)[:WORST]
-    of = f"of {number:,} test images"
-    return {
-        f"The {len(worst)} worst {of}": _strip(x[worst]),
-        f"What became of the worst {of}": _strip(y[worst]),
-    }
-
-
-def _drawn(tokenizer: Tokenizer) -> dict[str, Strip]:
-    """Samples of the run's prior, where it has one."""
-    import torch
-
-    from mqvae.prior.sampling import images_of, load_prior, sample_codes
-
-    if math.prod(tokenizer.code_shape) > MOST:
-        return {}
-    try:
-        prior = load_prior(tokenizer)
-    except (OSError, ValueError):
-        return {}
-    codes = sample_codes(prior, SAMPLES, torch.Generator().manual_seed(0))
-    return {"Samples of the prior": _strip(images_of(tokenizer, codes))}
-
-
-def _strip(images: Tensor) -> Strip:
-    """Images (N, C, S, S) in [0, 1] as tiles."""
-    return Strip((255 * images.clamp(0, 1)).round().byte().movedim(1, -1).cpu().numpy())
 
 
 def _places(codes: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -21,7 +21,9 @@ from mqvae.report.curves import codes, dynamics, training
 from mqvae.report.limits import limits
 from mqvae.report.pictures import codebooks, matrices, samples
 from mqvae.report.rates import rates
-from mqvae.report.run import Run, read_runs
+from mqvae.report.reading import read_runs
+from mqvae.report.run import Run
+from mqvae.report.settings import settings, sought, written
 from mqvae.report.tables import (
     as_csv,
     comparisons,
@@ -31,10 +33,7 @@ from mqvae.report.tables import (
     one_rule,
     others,
     results,
-    settings,
-    sought,
     swept,
-    written,
 )
 from mqvae.report.words import count, enumerate_words
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from mqvae.errors import MqvaeError
 from mqvae.places import names_only
 from mqvae.report.words import dataset_title
-from mqvae.runs.results import Counts, damaged, read_counts, read_json, read_metrics, read_yaml
-
-MAIN = "test-last"  # what of `evaluations` the page is about
-KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step", "weights")
+from mqvae.runs.results import Counts
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class Run:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        return _mapping(self.summary.get("protocol"))
+        return mapping(self.summary.get("protocol"))
 
     @property
     def images(self) -> str:
@@ -132,8 +126,8 @@ class Run:
     @property
     def data(self) -> dict[str, Any]:
         """Arguments of the data."""
-        data = _mapping(self.config.get("data"))
-        return _mapping(data.get("init_args", data))
+        data = mapping(self.config.get("data"))
+        return mapping(data.get("init_args", data))
 
     @property
     def dataset(self) -> str:
@@ -144,17 +138,17 @@ class Run:
     @property
     def kind(self) -> tuple[str, str]:
         """What it learned from what: runs of one kind have figures that can be compared."""
-        task = _class_name(_mapping(self.config.get("task")).get("class_path", ""))
+        task = _class_name(mapping(self.config.get("task")).get("class_path", ""))
         return self.dataset, task
 
     @property
     def rule(self) -> tuple[str, str]:
         """What the field calls the update rule, or else its class; then what further is known."""
         method = self.summary.get("method")
-        update = _mapping(self.config.get("update"))
+        update = mapping(self.config.get("update"))
         if "class_path" not in update:
             return str(method or self.summary.get("rule") or "-"), ""
-        arguments = _mapping(update.get("init_args"))
+        arguments = mapping(update.get("init_args"))
         estimator = arguments.get("hypergradient")
         if isinstance(estimator, dict):
             estimator = estimator.get("class_path")
@@ -211,7 +205,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def images_of(content: Mapping[str, Any]) -> str:
     """How many images of which split a file is about, in words, and of what other data."""
-    protocol = _mapping(content.get("protocol"))
+    protocol = mapping(content.get("protocol"))
     number, split = protocol.get("images"), protocol.get("split", "test")
     words = f"{split} images" if split != "files" else "images"
     if isinstance(number, int):
@@ -231,146 +225,9 @@ def checkpoint_of(content: Mapping[str, Any]) -> str:
     )
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read run folders; runs of the same name get their folder's name behind it.
-
-    Those of a sweep, whose folders say what differs, are called by that alone.
-
-    Raises:
-        ValueError: no paths, a path that is not a run, or a damaged file in one.
-    """
-    if not paths:
-        raise MqvaeError("no runs: expected at least one folder that `mqvae train` wrote, got none")
-    runs = [read_run(Path(path)) for path in paths]
-    names = [run.name for run in runs]
-    folders = [run.path.resolve().name for run in runs]
-    short = [_short(folder) for folder in folders]
-    if len(runs) > 1 and all(short) and len(set(names)) == 1 and len(set(short)) == len(short):
-        return [replace(run, name=name) for run, name in zip(runs, short, strict=True)]
-    return [
-        replace(run, name=f"{run.name} ({folder})") if names.count(run.name) > 1 else run
-        for run, folder in zip(runs, folders, strict=True)
-    ]
-
-
-def _short(folder: str) -> str:
-    """What the folder of a sweep's run says, each setting by the end of its name; else nothing.
-
-    >>> _short("seed=0,optimizer.codebook_lr=1e-2"), _short("first")
-    ('seed=0, codebook_lr=1e-2', '')
-    """
-    if not re.fullmatch(r"[\w.]+=[^,=]+(,[\w.]+=[^,=]+)*", folder):
-        return ""
-    return ", ".join(re.sub(r"^(\w+\.)*", "", part) for part in folder.split(","))
-
-
-def read_run(path: Path) -> Run:
-    """Read one run folder, finished or not.
-
-    Raises:
-        ValueError: `path` is not a run, or a file in it is damaged.
-    """
-    if not (path / "config.yaml").is_file():
-        raise MqvaeError(
-            f"{path} is not a run: expected config.yaml in it; "
-            "pass a folder that `mqvae train` wrote"
-        )
-    config = read_yaml(path / "config.yaml")
-    files = sorted((path / "evaluations").glob("*.json"))
-    written = [path / "summary.json", path / "metrics.csv", *files]
-    summary = read_json(path / "summary.json")
-    finished = bool(summary)
-    pictures: tuple[Picture, ...] | None = None
-    figures: dict[str, Figure] = _read_figures(path / "summary.json", summary)
-    others = []
-    if isinstance(summary.get("pictures"), list):
-        pictures = _read_pictures(path / "summary.json", path, summary)
-    for file in files:
-        found = read_json(file)
-        if not found:  # it was there a moment ago
-            continue
-        described = _read_figures(file, found)
-        if file.stem != MAIN:
-            others.append(Evaluation(found, described))
-        else:
-            # The rest of the summary is about the training.
-            kept = (*described, *KEPT)
-            summary = {k: v for k, v in summary.items() if k not in figures}
-            summary |= {key: found[key] for key in kept if key in found}
-            figures = described
-            pictures = _read_pictures(file, path, found)
-    codes = _mapping(summary.get("codes"))
-    counts = _inside(path / "summary.json", path, codes.get("file", "code_counts.csv"))
-    number = codes.get("num_codes")
-    return Run(
-        path=path,
-        name=str(config.get("name") or path.resolve().name),
-        config=config,
-        summary=summary,
-        figures=figures,
-        pictures=pictures,
-        metrics=read_metrics(path / "metrics.csv", finished=finished),
-        counts=read_counts(counts, int(number) if is_number(number) else None),
-        finished=finished,
-        # The newest file's date, not the clock's: the same runs give the same page.
-        written=_date_of(written) or _date_of([path / "config.yaml"]) or datetime.now(UTC),
-        counted=counts,
-        others=tuple(others),
-        diagnosis=read_json(path / "diagnosis.json"),
-        failure=read_json(path / "failure.json"),
-    )
-
-
-def _date_of(files: Sequence[Path]) -> datetime | None:
-    """That of the newest of the files there are."""
-    dates = []
-    for file in files:
-        with suppress(FileNotFoundError):
-            dates.append(file.stat().st_mtime)
-    return datetime.fromtimestamp(max(dates), UTC) if dates else None
-
-
 def _class_name(path: object) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _read_figures(file: Path, content: dict[str, Any]) -> dict[str, Figure]:
-    described = _mapping(content.get("figures"))
-    return {key: _read_figure(file, key, _mapping(each)) for key, each in described.items()}
-
-
-def _read_figure(file: Path, key: str, fields: dict[str, Any]) -> Figure:
-    better, scale = fields.get("better"), fields.get("scale", 1.0)
-    if better not in ("lower", "higher", None):
-        raise damaged(file, f"expected {key} better lower, higher or null, got {better!r}")
-    if not is_number(scale) or not 0 < scale < math.inf:
-        raise damaged(file, f"expected a positive scale of {key}, got {scale!r}")
-    title, protocol, unit = (str(fields.get(name, "")) for name in ("title", "protocol", "unit"))
-    return Figure(title or key, better, protocol.rstrip("."), unit, float(scale))
-
-
-def _read_pictures(file: Path, folder: Path, content: dict[str, Any]) -> tuple[Picture, ...]:
-    listed = content.get("pictures")
-    given = listed if isinstance(listed, list) else []
-    return tuple(_read_picture(file, folder, _mapping(each)) for each in given)
-
-
-def _inside(file: Path, folder: Path, given: object) -> Path:
-    """A file of the run that another one of it names."""
-    path = Path(str(given))
-    # A page is passed on: it must hold nothing but what lies in the run.
-    if path.is_absolute() or ".." in path.parts:
-        raise damaged(file, f"expected files in the run's folder, got {path}")
-    return folder / path
-
-
-def _read_picture(file: Path, folder: Path, fields: dict[str, Any]) -> Picture:
-    path = _inside(file, folder, fields.get("file"))
-    title, rows, columns = (str(fields.get(name, name)) for name in ("title", "rows", "columns"))
-    reference = fields.get("reference") is True
-    kind = str(fields.get("kind"))
-    return Picture(kind, path, title, reference, rows, columns)
