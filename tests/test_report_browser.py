@@ -201,6 +201,32 @@ def test_a_codeword_chosen_stands_out_in_codebook_and_images(opened, coded):
     assert slider.input_value() == "0" and not frame.is_visible()
 
 
+def test_a_picture_is_enlarged_by_a_click_or_a_key_and_closed_by_one(opened, coded):
+    page = opened(coded)
+    shown, row = page.get_by_role("dialog"), page.locator(".samples h3").nth(1)
+    button = row.get_by_role("button")
+    assert button.get_attribute("aria-label").startswith(f"Enlarge {NAMES[0]} MSE 8.00")
+    pair = page.locator(".pair").first
+    assert pair.locator("img").count() == 2  # the originals and what became of them
+    button.press("Enter")
+    copies = shown.locator("img")
+    assert copies.count() == 2 and shown.get_by_role("heading").is_visible()
+    assert copies.first.bounding_box()["width"] == 3 * pair.bounding_box()["width"]
+    assert copies.first.evaluate("each => getComputedStyle(each).imageRendering") == "pixelated"
+    page.keyboard.press("Escape")
+    assert not shown.is_visible()
+    assert page.evaluate("document.activeElement.className") == "enlarge"
+    pair.click(position={"x": 5, "y": 5})
+    assert shown.is_visible()
+    shown.click()
+    assert not shown.is_visible()
+    # Where a click chooses a codeword, the button alone enlarges.
+    page.locator("img[data-places]").click(position={"x": 3, "y": 3})
+    assert not shown.is_visible()
+    page.locator("#codebooks").get_by_role("button").press("Enter")
+    assert shown.locator("img").count() == 1
+
+
 def test_pictures_come_in_the_order_of_the_rows(opened, file):
     page = opened(file)
     page.get_by_role("columnheader", name="MSE").get_by_role("button").click()

@@ -135,6 +135,36 @@
     return update;
   });
 
+  // A picture three times as large, under it what it was made of; Escape or a click closes it.
+  const enlarged = document.body.appendChild(document.createElement("dialog"));
+  enlarged.addEventListener("click", () => enlarged.close());
+  const enlarge = (title, images, at = 0) => {
+    const heading = document.createElement("h3");
+    heading.textContent = title;
+    enlarged.replaceChildren(heading, ...images.map((image) => {
+      const copy = image.cloneNode();
+      copy.width = 3 * image.width;
+      copy.height = 3 * image.height;
+      return copy;
+    }));
+    enlarged.showModal();
+    enlarged.scrollTo(3 * at - enlarged.clientWidth / 2, 0);
+  };
+  for (const head of all(".samples h3, #codebooks h3")) {
+    const box = head.closest("#codebooks figure")?.querySelector(".codebook") ?? head.nextElementSibling;
+    const images = box.matches("img") ? [box] : [...box.querySelectorAll("img")];
+    if (!images.length) continue;
+    const title = head.textContent.trim(), button = document.createElement("button");
+    button.className = "enlarge";
+    button.textContent = "3×";
+    button.ariaLabel = `Enlarge ${title}`;
+    button.addEventListener("click", () => enlarge(title, images));
+    head.prepend(button);
+    // Among codes a click chooses one.
+    if (!images.some((each) => each.dataset.places || each.closest(".codebook")))
+      box.addEventListener("click", (event) => enlarge(title, images, event.offsetX));
+  }
+
   // Pictures come in the order of the rows.
   document.addEventListener("sorted", ({ detail }) => {
     const boxes = all("#codebooks .charts");
