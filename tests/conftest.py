@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from pairs import Pair
 from rounding import Rounding
 
 with warnings.catch_warnings():
@@ -44,6 +45,14 @@ def seeded(request):
     torch.manual_seed(0)
     with Rounding() if request.config.getoption("rounding") else nullcontext():
         yield
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """Two processes that a function is called in: see tests/pairs.py."""
+    both = Pair()
+    yield both
+    both.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The adversarial task: its loss and discriminator, what a step costs and leaves, its troubles."""
 
 import csv
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from pairs import meet
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,7 +43,6 @@ from mqvae.tasks.perceptual import PerceptualDistance
 from mqvae.training import Interrupted, begin, resume
 from mqvae.weights import NETWORKS, Weights, lpips_heads
 
-PATIENCE = 100  # seconds for everything two processes do
 SIDE, GREY = 16, 1
 SMALL = {"discriminator_layers": 2, "discriminator_width": 4, "perceptual_weight": 0.0}
 OPTIMIZER_STEP = Undone(optimizer_step=True)
@@ -655,12 +653,10 @@ def joined(x: Tensor, norm: nn.Module | None = None) -> dict[str, Tensor]:
     return {"output": output.detach(), "gradient": gradient, **copied(own)}
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def work(rank: int, folder: str) -> dict[str, Any]:
     # Made before they meet: their codebooks are to be those of the whole batch.
     problems, further = {name: problem() for name in PAIRS}, make()
-    store = dist.FileStore(str(Path(folder, "store")), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    meet(rank, folder)
     found = {name: trained(name, each, rank, 2) for name, each in problems.items()}
     sent = [0, 0]
     for i, call in enumerate(turns(*problems["Joint"])):
@@ -675,20 +671,11 @@ def work(rank: int, folder: str) -> None:
         refusal = ""
     except ValueError as error:
         refusal = str(error)
-    content = {"found": found, "refusal": refusal, "sent": sent, "normalized": normalized}
-    torch.save(content, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return {"found": found, "refusal": refusal, "sent": sent, "normalized": normalized}
 
 
-def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
-    context = mp.spawn(work, (str(tmp_path),), nprocs=2, join=False)
-    deadline = time.monotonic() + PATIENCE
-    while not context.join(max(0.1, deadline - time.monotonic())):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"two processes were not done after {PATIENCE} s")
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+def test_two_processes_do_what_one_does_with_the_whole_batch(pair, tmp_path):
+    one, other = pair(work, str(tmp_path))
     for name in PAIRS:
         expected = trained(name, problem())
         for key, value in expected.items():

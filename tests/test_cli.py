@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -434,36 +433,22 @@ def program(*arguments, **options):
     )
 
 
-SIGNALLED = [*SMALL, "--steps", "120", "--data.batch_size", "32", "--update", "Joint"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that no signal reached."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["train", "digits-tiny", *SIGNALLED, "--out", str(folder)]) == 0
-    return folder
-
-
-def test_a_signal_stops_it_and_it_resumes_to_the_bit(tmp_path, whole):
+def test_a_signal_stops_it(tmp_path):
+    """That it resumes to the bit then is in test_training.py."""
     run = tmp_path / "a run"
-    with program("train", "digits-tiny", *SIGNALLED, "--out", run) as process:
+    options = [*SMALL, "--steps", "500", "--update", "Joint"]
+    with program("train", "digits-tiny", *options, "--out", run) as process:
         for line in process.stderr:
-            if "1/120" in line:
+            if "1/500" in line:
                 process.send_signal(signal.SIGTERM)
                 break
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in err
-    stopped = re.search(r"stopped after step (\d+) of 120; resume with\n  (.*)\n", err)
-    assert 1 <= int(stopped[1]) < 120
+    stopped = re.search(r"stopped after step (\d+) of 500; resume with\n  (.*)\n", err)
+    assert Run(run).load("last").state["step"] == int(stopped[1]) < 500
     assert stopped[2] == f"mqvae train --resume '{run}'"
     assert not (run / "summary.json").exists()
-
-    assert main(["train", "--resume", str(run)]) == 0
-    for name in ("last", "best"):
-        part = Path("checkpoints", name, "model.safetensors")
-        assert (run / part).read_bytes() == (whole / part).read_bytes()
 
 
 def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
@@ -552,17 +537,10 @@ def test_encode_fits_images_when_told(there, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["--version"]])
-def test_help_answers_in_under_a_second(arguments):
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        process = program(*arguments, python=["-X", "importtime"])
-        out, imported = process.communicate(timeout=60)
-        seconds.append(time.perf_counter() - began)
-        assert process.returncode == 0
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1
+def test_help_imports_nothing_slow(arguments):
+    process = program(*arguments, python=["-X", "importtime"])
+    out, imported = process.communicate(timeout=60)
+    assert process.returncode == 0
     assert out.startswith(("usage: mqvae", "mqvae "))
     names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
     assert "mqvae.cli" in names

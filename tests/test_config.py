@@ -4,8 +4,6 @@ import dataclasses
 import inspect
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -851,11 +849,3 @@ def test_everyday_options_are_settings():
     for option, said in (("--size", "expects int"), ("--lr", "expects float")):
         with pytest.raises(ValueError, match=f"^{option} {said}, got 'x'"):
             from_arguments(["digits-tiny", option, "x"])
-
-
-def test_nothing_of_it_is_imported_for_the_commands_help():
-    code = "import sys, mqvae.cli; print({'torch', 'jsonargparse', 'yaml'} & set(sys.modules))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert found.stdout.strip() == "set()"

@@ -1,25 +1,27 @@
 """Training in two processes: what one would have done with the whole batch, and what is lost."""
 
 import contextlib
+import hashlib
+import io
 import json
 import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from mqvae.cli import main
 from mqvae.config import Settings, load_preset
 from mqvae.data import Batches
 from mqvae.runs import Run
-from mqvae.training import NotFinite, begin
+from mqvae.training import NotFinite, Training, begin
 
 SMALL = {
     "steps": 20,
@@ -37,16 +39,12 @@ REPLACE = {
         }
     }
 }
-# Every rule in two processes is in test_processes.py; here are whole runs of each kind.
+# Every rule in two processes is in test_processes.py; here are whole runs: of one pass a step,
+# of averages, of a look-ahead, and of steps that change on the way.
 CASES = {
     "vq-vae": {},
-    "group-replace": REPLACE,
     "ema-replace": REPLACE,
-    "alt-sync": {},
-    "mq-vae-replace": REPLACE,
-    "mq-vae-affine": {},
     "mq-vae-exact": {},
-    "mq-vae-double-dagger": {"optimizer": {"network_lr": 1e-4}},
     "warm-start-gradual": {},
 }
 
@@ -55,13 +53,18 @@ def settings(name):
     return Settings.of(load_preset(f"methods/{name.removesuffix('-replace')}", SMALL), CASES[name])
 
 
+def book_of(training):
+    """The codebook to the bit."""
+    table = training.parts.network.quantizer.table().detach()
+    return hashlib.sha256(table.numpy().tobytes()).hexdigest()
+
+
 def trained(name, folder):
-    """A run, and the codebook after every step as bytes."""
+    """A run, and its codebook after every step."""
     books = []
 
     def note(training):
-        table = training.parts.network.quantizer.table()
-        books.append(hash(table.detach().numpy().tobytes()))
+        books.append(book_of(training))
 
     begin(settings(name), folder).fit(after_step=note)
     return books
@@ -77,7 +80,7 @@ def spoilt(on_nonfinite, folder):
         return (x * math.nan if self.rank and len(calls) == 5 else x), y
 
     def note(training):
-        books.append(hash(training.parts.network.quantizer.table().detach().numpy().tobytes()))
+        books.append(book_of(training))
 
     delta = {"trainer": {"on_nonfinite": on_nonfinite, "log_every": 2}}
     Batches.next = next_with_nan
@@ -91,64 +94,16 @@ def spoilt(on_nonfinite, folder):
     return said, books
 
 
-ALL_IN_A_PROCESS = """
-import json, sys, warnings
-import torch
-
-import test_devices
-
-torch.set_num_threads(1)
-found = {name: test_devices.trained(name, f"{sys.argv[1]}/{name}") for name in sys.argv[2:]}
-found |= {name: test_devices.spoilt(name, f"{sys.argv[1]}/{name}") for name in ("stop", "skip")}
-with open(f"{sys.argv[1]}/books-{torch.distributed.get_rank()}.json", "w") as file:
-    json.dump(found, file)
-"""
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def environment(**more):
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join(paths),
-        **more,
-    }
+def work(rank, folder):
+    found = {name: trained(name, f"{folder}/{name}") for name in CASES}
+    return found | {name: spoilt(name, f"{folder}/{name}") for name in ("stop", "skip")}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Every case, trained by two processes; they meet once, as torchrun would have them."""
-    folder = tmp_path_factory.mktemp("pair")
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "TORCHELASTIC_RUN_ID": "pair",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ALL_IN_A_PROCESS, str(folder), *CASES],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # one that waits for ever would do so beside all that follows
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    return folder
+def both(pair, tmp_path_factory):
+    """Every case, trained by two processes: the folder, and what each has found."""
+    folder = tmp_path_factory.mktemp("both")
+    return folder, pair(work, str(folder))
 
 
 def state(folder):
@@ -156,9 +111,10 @@ def state(folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_what_one_trains_with_the_whole_batch(pair, tmp_path, name):
+def test_two_processes_train_what_one_trains_with_the_whole_batch(both, tmp_path, name):
+    folder, _ = both
     begin(settings(name), tmp_path / "one").fit()
-    one, two = state(tmp_path / "one"), state(pair / name)
+    one, two = state(tmp_path / "one"), state(folder / name)
     assert one.keys() == two.keys()
     for key, value in one.items():
         if not value.is_floating_point():
@@ -166,24 +122,22 @@ def test_two_processes_train_what_one_trains_with_the_whole_batch(pair, tmp_path
         apart = (two[key] - value).norm() / value.norm().clamp(min=1e-3)
         assert apart < 1e-4, key
     figures = [
-        json.loads((folder / "summary.json").read_text())
-        for folder in (tmp_path / "one", pair / name)
+        json.loads((run / "summary.json").read_text()) for run in (tmp_path / "one", folder / name)
     ]
     for key in figures[0]["figures"]:
         assert figures[1][key] == pytest.approx(figures[0][key], rel=5e-3), key
     assert figures[1]["device"].startswith("2 × cpu")
 
 
-def test_codebooks_are_the_same_to_the_bit_in_both_processes(pair):
-    books = [json.loads((pair / f"books-{rank}.json").read_text()) for rank in range(2)]
-    trained = [{name: book[name] for name in CASES} for book in books]
+def test_codebooks_are_the_same_to_the_bit_in_both_processes(both):
+    trained = [{name: found[name] for name in CASES} for found in both[1]]
     assert trained[0] == trained[1]
     for name, found in trained[0].items():
         assert len(set(found)) == 20, name
 
 
-def test_what_is_not_finite_in_one_process_stops_or_skips_in_both(pair):
-    one, other = (json.loads((pair / f"books-{rank}.json").read_text()) for rank in range(2))
+def test_what_is_not_finite_in_one_process_stops_or_skips_in_both(both):
+    folder, (one, other) = both
     for found in (one, other):
         assert re.match(r"the task loss is .* at step 5\. ", found["stop"][0])
         assert len(found["stop"][1]) == 5  # with the next row of metrics.csv, of step 6
@@ -191,7 +145,7 @@ def test_what_is_not_finite_in_one_process_stops_or_skips_in_both(pair):
         assert said == "" and len(books) == 20
         assert len(set(books)) == 19 and books[3] == books[4]
     assert one["skip"][1] == other["skip"][1]
-    assert json.loads((pair / "skip" / "summary.json").read_text())["skipped_steps"] == 1
+    assert json.loads((folder / "skip" / "summary.json").read_text())["skipped_steps"] == 1
 
 
 # -- the command, and what is lost -----------------------------------------------------------------
@@ -206,7 +160,7 @@ LONG = [
 def started(*command):
     return subprocess.Popen(
         [sys.executable, "-m", *command],
-        env=environment(),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -271,26 +225,36 @@ def test_a_lost_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, ca
     assert json.loads((folder / "summary.json").read_text())["steps"] == step + 5
 
 
-@needs_proc
-def test_torchrun_goes_on_where_a_process_was_lost(tmp_path):
-    folder = tmp_path / "run"
-    process = started(
-        *[
-            "torch.distributed.run",
-            "--master-port",
-            str(free_port()),
-            "--nproc-per-node",
-            "2",
-            "--max-restarts",
-            "1",
-        ],
-        *["-m", "mqvae", "train", *LONG, "--steps", "100", "--out", str(folder)],
-    )
-    wait_for_step(folder, 20, process)
-    os.kill(children(process)[-1], signal.SIGKILL)
-    _, said = ended(process, within=150)
-    assert process.returncode == 0, said
-    assert "(from step" in said
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["steps"] == 100
+def started_by_torchrun(rank, folder, port, restarts, stop=None):
+    """What a process does and says that torchrun's agent has started, whose store has that port."""
+    os.environ |= {
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
+    }
+
+    def lost(training):
+        if training.step == stop:
+            raise KeyboardInterrupt
+
+    fit, said = Training.fit, io.StringIO()
+    Training.fit = lambda training: fit(training, after_step=lost)
+    try:
+        with contextlib.redirect_stderr(said):
+            code = main(["train", *LONG, "--steps", "40", "--out", folder])
+    finally:
+        Training.fit = fit
+    return code, said.getvalue()
+
+
+def test_torchrun_goes_on_where_a_process_was_lost(pair, tmp_path):
+    """Its agent starts all anew, beside the store that those before them met in."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = (str(tmp_path / "run"), store.port)
+    assert [code for code, _ in pair(started_by_torchrun, *given, 0, 25)] == [130, 130]
+    (code, said), (other, _) = pair(started_by_torchrun, *given, 1)
+    assert (code, other) == (0, 0)
+    assert "(from step 20" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 40
     assert summary["device"].startswith("2 × cpu")

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -299,29 +298,17 @@ def test_a_terminal_that_knows_few_letters(trained, tmp_path, monkeypatch):
         ["encode", run, "test", "--out", "codes.npz"],
         ["decode", run, "codes.npz", "--out", "images"],
         ["doctor"],
-        ["export", run, "--out", "programs", "--formats", "pt2"],
     ):
         monkeypatch.setattr(sys, "stdout", ascii_only())
         monkeypatch.setattr(sys, "stderr", ascii_only())
         assert main(command) == 0, command
+        if command[0] == "encode":
+            sys.stdout.flush()
+            assert b"2 ? 2 codes each" in sys.stdout.buffer.getvalue()
     monkeypatch.setattr(sys, "stderr", ascii_only())
     assert main(["train", "×"]) == 2
     sys.stderr.flush()
     assert b"there is no preset '?'" in sys.stderr.buffer.getvalue()
-
-
-def test_encode_ends_well_where_there_is_no_sign_for_times(trained, tmp_path):
-    package = str(Path(mqvae.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "mqvae", "encode", trained / "run", "test", "--out", "codes.npz"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": package, "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert b"2 ? 2 codes each" in done.stdout
 
 
 def raising(error):
@@ -439,17 +426,17 @@ def test_sizes_without_sense(trained, tmp_path, monkeypatch, capsys, command, sa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"step,task\nx,y\n", b"task\n1\n"])
-def test_a_damaged_metrics_file(trained, tmp_path, capsys, content):
+def test_a_damaged_metrics_file(trained, tmp_path, capsys):
     shutil.copytree(trained / "run", tmp_path / "run")
-    (tmp_path / "run" / "metrics.csv").write_bytes(content)
-    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 2
-    assert "metrics.csv is damaged" in capsys.readouterr().err
+    for content in (b"\xff\xfe", b"step,task\nx,y\n", b"task\n1\n"):
+        (tmp_path / "run" / "metrics.csv").write_bytes(content)
+        assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 2
+        assert "metrics.csv is damaged" in capsys.readouterr().err
     (tmp_path / "run" / "metrics.csv").unlink()
     assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"steps": "x"}'])
+@pytest.mark.parametrize("content", ["[]", '{"steps": "x"}'])
 def test_a_summary_of_something_else_is_measured_anew(trained, tmp_path, content):
     shutil.copytree(trained / "run", tmp_path / "run")
     (tmp_path / "run" / "summary.json").write_text(content)

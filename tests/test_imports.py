@@ -272,7 +272,7 @@ WRITTEN = re.compile(r"\bmqvae(?:\.[A-Za-z_]\w*)+")
 FRESH = """
 import os, sys
 from functools import reduce
-import jsonargparse, torch, torchmetrics, torchvision  # once, not in every child
+import jsonargparse, torch  # once, not in every child
 import mqvae
 
 for name in sys.argv[1:]:

@@ -111,11 +111,17 @@ SLOW = {
     *["jinja2", "lightning", "lightning_fabric", "matplotlib", "pytorch_lightning", "scipy"],
     *["sklearn", "torch_fidelity", "torchmetrics", "torchvision"],
 }
-FIRST_BATCH = """
+# A new process that says after each part which modules it has by now.
+PARTS = """
+import sys
+
+def say():
+    print("imported", *sys.modules)
+
 import torch, mqvae
 mqvae.VectorQuantizer(num_codes=8, dim=4)(torch.randn(16, 4))
-"""
-FIRST_UPDATE = """
+say()
+
 from mqvae.training.loop import Training
 from mqvae.cli import main
 
@@ -124,53 +130,40 @@ def stop(training):
 
 fit = Training.fit
 Training.fit = lambda training: fit(training, after_step=stop)
-assert main(["train", "digits-tiny", "--trainer.log_every", "1", "--out", "run"]) == 130
-"""
+assert main(["train", "digits-tiny", "--trainer.log_every", "1", "--out", "new"]) == 130
+say()
 
-
-OPENED = """
-from mqvae.cli import main
 assert main(["evaluate", "run"]) == 0
 assert main(["prior", "run", "--steps", "1", "--width", "8", "--layers", "1"]) == 0
+say()
 """
 
 
-def imported(code, folder):
-    """The modules that a new process has imported after some code."""
+def test_nothing_slow_is_imported_before_it_is_needed(tmp_path):
+    small = {"steps": 2, "data": {"name": "digits", "side": 8}, "network": {"width": 8}}
+    begin(Settings.of(load_preset("methods/lfq", small)), tmp_path / "run").fit()
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
-        cwd=folder,
+        [sys.executable, "-c", PARTS],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
-
-
-def test_the_first_quantized_batch_imports_torch_and_the_core(tmp_path):
-    names = imported(FIRST_BATCH, tmp_path)
-    assert "torch" in names
+    said = [line.split() for line in done.stdout.splitlines() if line.startswith("imported ")]
+    batch, update, opened = map(set, said)
+    assert "torch" in batch
     rest = {*SLOW, "PIL", "jsonargparse", "rich", "safetensors", "tensorboard", "yaml"}
-    assert not names & rest
-    ours = {name for name in names if name.startswith("mqvae.")}
+    assert not batch & rest
+    ours = {name for name in batch if name.startswith("mqvae.")}
     assert {name for name in ours if not name.startswith("mqvae.core")} == {
         "mqvae.errors",
         "mqvae.shown",
     }
-
-
-def test_the_first_update_imports_nothing_slow(tmp_path):
-    names = imported(FIRST_UPDATE, tmp_path)
-    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
-    assert not names & SLOW
-
-
-def test_a_run_is_opened_without_anything_slow(tmp_path):
-    small = {"steps": 2, "data": {"name": "digits", "side": 8}, "network": {"width": 8}}
-    begin(Settings.of(load_preset("methods/lfq", small)), tmp_path / "run").fit()
-    assert not imported(OPENED, tmp_path) & SLOW
+    assert len((tmp_path / "new" / "metrics.csv").read_text().splitlines()) == 2
+    assert not update & SLOW
+    assert not opened & SLOW
 
 
 def test_the_digits_need_no_other_package(hidden):

@@ -459,17 +459,3 @@ def test_a_full_disk_leaves_nothing_behind(run, photos, tmp_path, monkeypatch, c
 def test_a_device_is_no_place_for_codes(run, photos, capsys):
     assert main(["encode", str(run), str(photos), "--out", "/dev/full"]) == 2
     assert "/dev/full is" in capsys.readouterr().err
-
-
-def program(*arguments, **environment):
-    """`mqvae` in a process of its own, whose terminal knows ASCII alone."""
-    command = [sys.executable, "-m", "mqvae", *map(str, arguments)]
-    options = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", **environment}
-    return subprocess.run(command, env=os.environ | options, capture_output=True, check=False)
-
-
-def test_a_terminal_without_multiplication_signs(run, photos, tmp_path):
-    done = program("encode", run, photos, "--out", tmp_path / "codes.npz", "--accelerator", "cpu")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(b"30 images, 2 ") and done.stdout.isascii()
-    assert len(Codes.load(tmp_path / "codes.npz").codes) == 30

@@ -1,14 +1,11 @@
 """The quantizer as a layer of anybody's model: `update`, accumulation, checkpointing, DDP."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
+from pairs import meet
 from problems import squared_error
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -288,33 +285,13 @@ def trained_under_ddp() -> dict[str, Tensor]:
     return model.state_dict()
 
 
-IN_A_PROCESS = """
-import sys
-import torch
-import test_layer
-
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo")
-torch.save(test_layer.trained_under_ddp(), f"{sys.argv[1]}/{torch.distributed.get_rank()}.pt")
-torch.distributed.destroy_process_group()
-"""
+def work(rank: int, folder: str) -> dict[str, Tensor]:
+    meet(rank, folder)
+    return trained_under_ddp()
 
 
-def test_two_processes_under_ddp_train_what_one_does(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    path = os.pathsep.join([*sys.path, os.path.dirname(__file__)])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", IN_A_PROCESS, str(tmp_path)],
-            env={**os.environ, **common, "RANK": str(rank), "PYTHONPATH": path},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_two_processes_under_ddp_train_what_one_does(pair, tmp_path):
+    first, second = pair(work, str(tmp_path))
     one = trained_under_ddp()
     for name, value in one.items():
         assert torch.equal(first[name], second[name]), name
