@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks import CHECKS, ON_CPUS, SECTIONS, file_of, measure, write
 from benchmarks.table import Cell, Table, hardware
 from mqvae.errors import MqvaeError
-from mqvae.runs import read_json
+from mqvae.files import read_json
 from reproduction.__main__ import main as reproduce
 from reproduction.paper.reproduce import published
 from reproduction.paper.results import Results

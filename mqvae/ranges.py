@@ -1,6 +1,6 @@
 """Numbers of a range, as types of settings."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from builtins import float as Decay
@@ -21,4 +21,15 @@ else:
     Norm = restricted_number_type("Norm", float, [(">", 0), ("<", float("inf"))])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 
-__all__ = ["Count", "Decay", "Norm", "Number", "Rate", "Seed", "Share"]
+RANGES: dict[Any, tuple[type, str]] = {
+    Count: (int, "be 0 or more"),
+    Decay: (float, "be 0 or more and less than 1"),
+    Norm: (float, "be above 0 and finite"),
+    Number: (int, "be 1 or more"),
+    Rate: (float, "be 0 or more and finite"),
+    Seed: (int, "lie in 0 … 4294967295"),
+    Share: (float, "lie in 0 … 1"),
+}
+"""What a number must be, in words."""
+
+__all__ = ["RANGES", "Count", "Decay", "Norm", "Number", "Rate", "Seed", "Share"]

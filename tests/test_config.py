@@ -630,11 +630,11 @@ BAD_OPTIONS = {
     ),
     "group as a value": (
         ["--trainer", "cpu"],
-        "--trainer takes settings of its own, no class or value: accelerator, devices,",
+        "trainer takes settings of its own, no class or value: accelerator, devices,",
     ),
     "group as a class": (
         ["--optimizer", "torch.optim.SGD"],
-        "--optimizer takes settings of its own, no class or value: network_lr, codebook_lr,",
+        "optimizer takes settings of its own, no class or value: network_lr, codebook_lr,",
     ),
     "freeze": (
         ["--freeze", "encodr"],
@@ -692,7 +692,7 @@ YAML_FILES = {
     "nothing in a group": ("base: paper\ndata: {name: null}", "data.name expects a value"),
     "group as a value": (
         "base: paper\ntrainer: 5",
-        "trainer must hold settings as 'name: value', got 5",
+        "trainer takes settings of its own, no class or value: accelerator",
     ),
     "group as a class": (
         "base: paper\noptimizer: {class_path: torch.optim.SGD}",
@@ -702,7 +702,7 @@ YAML_FILES = {
         "base: paper\nfrom: {class_path: torch.optim.SGD}",
         "no class or value: run, parts.",
     ),
-    "group of nothing": ("base: paper\noptimizer:", "optimizer must hold settings as"),
+    "group of nothing": ("base: paper\noptimizer:", "optimizer takes settings of its own"),
     "class": ("base: paper\nupdate: {class_path: mqvae.Mta}", "no choice 'Mta'. Did you mean 'Me"),
     "class of another kind": (
         "base: paper\nupdate: {class_path: mqvae.VectorQuantizer}",

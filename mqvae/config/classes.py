@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from inspect import isabstract
 from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -71,7 +72,7 @@ def is_ours(kind: type | None) -> bool:
 
 
 @cache
-def _hints(kind: type) -> Mapping[str, Any]:
+def hints_of(kind: type) -> Mapping[str, Any]:
     """Types of a class's arguments; none where they cannot be told."""
     try:
         return get_type_hints(kind.__init__)  # type: ignore[misc]
@@ -81,7 +82,7 @@ def _hints(kind: type) -> Mapping[str, Any]:
 
 def is_needed(kind: type, name: str) -> bool:
     """Whether an argument of a class cannot be None."""
-    hint = _hints(kind).get(name, Any)
+    hint = hints_of(kind).get(name, Any)
     return hint is not Any and hint is not type(None) and type(None) not in get_args(hint)
 
 
@@ -96,12 +97,16 @@ def components_in(kind: type) -> Mapping[str, str]:
         What they are if no class is named, by their names; empty where one must be.
     """
     found = {}
-    for name, hint in _hints(kind).items():
-        kinds = [k for k in _alternatives(hint) if isinstance(k, type) and _is_a_base(k)]
-        if kinds:
+    for name, hint in hints_of(kind).items():
+        if kinds := bases_in(hint):
             path = f"{kinds[0].__module__}.{kinds[0].__qualname__}"
             found[name] = canonical(path) if len(kinds) == 1 and not _is_open(kinds[0]) else ""
     return found
+
+
+def bases_in(hint: Any) -> tuple[type, ...]:
+    """What components must be derived from, by the type of an argument; none if it takes none."""
+    return tuple(k for k in _alternatives(hint) if isinstance(k, type) and _is_a_base(k))
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -109,6 +114,14 @@ def _alternatives(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, UnionType, Sequence, list, tuple):
         return [each for part in get_args(hint) for each in _alternatives(part)]
     return [hint]
+
+
+def choices(base: Any) -> list[str]:
+    """The short names of the classes derived from one."""
+    kinds = [k for name, k in public().items() if issubclass(k, base) and k.__name__ == name]
+    abstract = (torch.optim.Optimizer, mqvae.LookAhead)
+    fit = [k for k in kinds if not isabstract(k) and k not in abstract]
+    return [k.__name__ for k in fit if k.__name__ not in UNFIT]
 
 
 @contextmanager

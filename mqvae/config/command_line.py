@@ -2,11 +2,11 @@
 
 import re
 from collections import deque
-from dataclasses import fields
+from collections.abc import Callable
 from typing import Any
 
 from mqvae.config.merging import put
-from mqvae.config.options import FLAGS, GROUPS, SLOTS, settings_parser
+from mqvae.config.options import FLAGS, SLOTS, settings_parser
 from mqvae.config.renamed import today
 from mqvae.config.sources import source_of
 from mqvae.errors import MqvaeError, did_you_mean
@@ -37,7 +37,7 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
         MqvaeError: if an option is not known, or a value is missing or too many.
     """
     known = [o for action in settings_parser()._actions for o in action.option_strings]
-    more = (*SHORT, "--method", "--from.run", "--from.parts")
+    more = (*SHORT, "--method", "--config", "--from.run", "--from.parts")
     known = [o for o in (*known, *more) if not o.endswith("+")]
     options: dict[str, Any] = {}
     files, method = [], None
@@ -52,11 +52,6 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
         if option not in known and not any(option.startswith(f"--{slot}.") for slot in SLOTS):
             raise MqvaeError(
                 f"there is no option {option}.{did_you_mean(option, known)} --help lists them."
-            )
-        if name in GROUPS:
-            raise MqvaeError(
-                f"{option} takes settings of its own, no class or value: "
-                f"{', '.join(field.name for field in fields(GROUPS[name]))}."
             )
         alone = not given and not (rest and rest[0] in ("true", "false"))
         if alone and option in ("--overwrite", *FLAGS):
@@ -80,11 +75,11 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
     return options, files, method
 
 
-def as_typed(message: str, arguments: list[str]) -> str:
-    """A message that names everyday options as they were typed, and not the settings they are."""
-    for option in {argument.partition("=")[0] for argument in arguments} & SHORT.keys():
-        message = re.sub(rf"--{re.escape(SHORT[option])}(?![\w.])", option, message)
-    return message
+def spelling(arguments: list[str]) -> Callable[[str], str]:
+    """Settings to options as they were typed: --size, and not the --data.side that it is."""
+    used = {argument.partition("=")[0] for argument in arguments} & SHORT.keys()
+    short = {SHORT[option]: option for option in used}
+    return lambda name: short.get(name, f"--{name}")
 
 
 def _value(name: str, text: str) -> Any:

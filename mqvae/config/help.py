@@ -9,9 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser import parse
 from torch import Tensor
 
-from mqvae.config.classes import find, is_ours
+from mqvae.config.classes import choices, find, is_ours
 from mqvae.config.command_line import SHORT
-from mqvae.config.messages import choices
 from mqvae.config.options import HANDED_LATER, LEVELS, LISTED, SLOTS, Start
 from mqvae.errors import MqvaeError, did_you_mean
 

@@ -116,12 +116,10 @@ def _usual(slot: str) -> str:
 
 
 def _group(name: str, base: Mapping[str, Any], given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise MqvaeError(f"{name} must hold settings as 'name: value', got {shortened(given)}.")
-    if NAMED & given.keys():
+    if not isinstance(given, Mapping) or NAMED & given.keys():
+        own = ", ".join(field.name for field in fields(GROUPS[name]))
         raise MqvaeError(
-            f"{name} takes settings of its own, no class or value: "
-            f"{', '.join(field.name for field in fields(GROUPS[name]))}."
+            f"{name} takes settings of its own, no class or value: {own}; got {shortened(given)}."
         )
     _check_names(f"{name}.", given)
     result = {**base, **given}

@@ -169,6 +169,18 @@ KEPT: Mapping[str, frozenset[str]] = {
 HANDED_LATER = {"params", "lr"}
 """Arguments of optimizers that are no settings: a run has them, or says them once."""
 
+SETTINGS: Mapping[str, Any] = {
+    "out": str | None,
+    "name": str | None,
+    "seed": Seed,
+    "steps": Number,
+    "from": Start | None,
+    "freeze": tuple[Part, ...],
+    "overwrite": bool,
+}
+"""Settings of no group, and the options beside them."""
+USUAL: Mapping[str, Any] = {"seed": 0, "steps": 1000, "freeze": (), "overwrite": False}
+
 
 @cache
 def settings_parser() -> ArgumentParser:
@@ -176,15 +188,8 @@ def settings_parser() -> ArgumentParser:
     for name in mqvae.__all__:  # classes answer to their names once they are imported
         getattr(mqvae, name)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    add = parser.add_argument
-    add("--config", action="config")
-    add("--out", type=str)
-    add("--overwrite", action="store_true")
-    add("--name", type=str | None)
-    add("--seed", type=Seed, default=0)
-    add("--steps", type=Number, default=1000)
-    add("--from", type=Start | None)
-    add("--freeze", type=tuple[Part, ...], default=())
+    for name, kind in SETTINGS.items():
+        parser.add_argument(f"--{name}", type=kind, default=USUAL.get(name))
     for name, group in GROUPS.items():
         parser.add_class_arguments(group, name, skip={*LEVELS} if group is Optimizer else None)
     for name, (base, default) in SLOTS.items():

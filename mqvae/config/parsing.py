@@ -6,62 +6,60 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from torch.optim import Optimizer as TorchOptimizer
 
-from mqvae.config.classes import UNFIT, find, is_ours, only_ours
-from mqvae.config.messages import choices, explained
+from mqvae.config.classes import UNFIT, choices, find, is_ours, only_ours
+from mqvae.config.faults import Spelled, fault_in, shortened
 from mqvae.config.options import LEVELS, SLOTS, settings_parser
 from mqvae.errors import MqvaeError
 
 
-def parsed(config: Mapping[str, Any], dashes: str = "") -> Namespace:
+def parsed(config: Mapping[str, Any], spelled: Spelled = str) -> Namespace:
     """Parse settings, without defaults.
 
     Args:
         config: From files and options together.
-        dashes: What the writer put before a name.
+        spelled: How their writer spells the name of a setting.
 
     Raises:
-        ValueError: in plain words.
+        MqvaeError: in plain words.
     """
     parser = settings_parser()
-    with _in_plain_words(dashes), only_ours(config):
-        text = yaml.safe_dump(dict(config), allow_unicode=True)
-        given = parser.parse_args([f"--config={text}"], defaults=False)
+    with _in_plain_words(config, spelled):
+        given = parser.parse_object(dict(config), defaults=False)
     for action in parser._actions:
         if action.default is not None and given.get(action.dest, action.default) is None:
-            raise MqvaeError(f"{dashes}{action.dest} expects a value, got none.")
+            raise MqvaeError(f"{spelled(action.dest)} expects a value, got none.")
     for slot in (f"optimizer.{level}" for level in LEVELS):
         name = str(given.get(f"{slot}.class_path")).rpartition(".")[2]
         if name in UNFIT:
             raise MqvaeError(
-                f"{dashes}{slot} cannot be {name}, which {UNFIT[name]}. Choices: "
+                f"{spelled(slot)} cannot be {name}, which {UNFIT[name]}. Choices: "
                 f"{', '.join(choices(TorchOptimizer))}."
             )
     return given
 
 
-def with_defaults(given: Namespace, dashes: str = "") -> Namespace:
+def with_defaults(given: Namespace, spelled: Spelled = str) -> Namespace:
     """Complete parsed settings with defaults.
 
     Raises:
-        ValueError: in plain words.
+        MqvaeError: in plain words.
     """
     # Another class than a slot's usual one would take that one's defaults where both have them.
     emptied = Namespace({slot: None for slot in SLOTS if slot in given})
-    with _in_plain_words(dashes), only_ours(given.as_dict()):
+    with _in_plain_words(given.as_dict(), spelled):
         return settings_parser().parse_object(given.clone(), namespace=emptied)
 
 
 @contextmanager
-def _in_plain_words(dashes: str) -> Iterator[None]:
+def _in_plain_words(config: Mapping[str, Any], spelled: Spelled) -> Iterator[None]:
     try:
-        yield
+        with only_ours(config):
+            yield
     except ArgumentError as error:
-        known = [o for action in settings_parser()._actions for o in action.option_strings]
-        raise MqvaeError(explained(str(error), known, dashes)) from error
+        raise MqvaeError(fault_in(config, spelled) or shortened(str(error))) from error
 
 
 def plain(found: Namespace) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from mqvae.config.choosing import completed
 from mqvae.config.classes import find, only_ours, path_of
-from mqvae.config.command_line import as_typed, typed
+from mqvae.config.command_line import spelling, typed
+from mqvae.config.faults import fault_in
 from mqvae.config.help import show_help
 from mqvae.config.merging import merged
 from mqvae.config.options import (
@@ -217,15 +218,13 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
         raise MqvaeError(f"{(files or names)[-1]}: {error}") from error
     config = _layered([below, options])
     try:
-        given = parsed(config, "--")
-        complete = with_defaults(given, "--")
+        given = parsed(config, spelled := spelling(arguments))
+        complete = with_defaults(given, spelled)
     except MqvaeError as error:
-        try:
-            with_defaults(parsed(below))
-        except MqvaeError as own:  # the file's own mistake is told as such
-            if str(own).replace("--", "") == str(error).replace("--", ""):
-                raise MqvaeError(f"{(files or names)[-1]}: {own}") from error
-        raise MqvaeError(as_typed(str(error), arguments)) from error
+        own = fault_in(below)
+        if own is not None and own == fault_in(config):  # the file's own mistake is told as such
+            raise MqvaeError(f"{(files or names)[-1]}: {own}") from error
+        raise
     out = Path(complete.out) if complete.out else None
     return Settings._of(given, complete), out, complete.overwrite
 
