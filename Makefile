@@ -85,7 +85,7 @@ docs: install ## the documentation as a site, in site/; ARGS=serve shows it as i
 
 clean: ## removes caches and builds; runs and the environment stay
 	rm -rf build dist site .pytest_cache .hypothesis .ruff_cache .mypy_cache
-	find $(wildcard mqvae reproduction benchmarks tests examples docs) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard mqvae reproduction benchmarks campaigns tests examples docs) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose interpreter has gone is installed again, whatever its stamp says.
 ifeq ($(realpath $(python)),)

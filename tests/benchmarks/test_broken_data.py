@@ -1,9 +1,9 @@
-"""A small version of benchmarks/broken_data.py, which has the counts of a large one."""
+"""A small version of campaigns/broken_data.py, which has the counts of a large one."""
 
 import pytest
 from PIL import Image
 
-from benchmarks import broken_data as campaign
+from campaigns import broken_data as campaign
 from mqvae import data
 from mqvae.data.decoding import head
 

@@ -20,7 +20,7 @@ def test_a_small_campaign():
         [
             sys.executable,
             "-m",
-            "benchmarks.kill_campaign",
+            "campaigns.kills",
             "--kills",
             "2",
             "--rules",
@@ -65,10 +65,10 @@ def test_commands_in_a_place_unlike_the_developers(tmp_path):
 
 
 def test_settings_with_mistakes_by_the_dozen(tmp_path):
-    """The campaign of benchmarks/bad_settings.py, a small part of it."""
+    """The campaign of campaigns/bad_settings.py, a small part of it."""
     done = subprocess.run(
         [
-            *[sys.executable, "-m", "benchmarks.bad_settings"],
+            *[sys.executable, "-m", "campaigns.bad_settings"],
             *["--count", "60", "--through-main", "8"],
         ],
         cwd=tmp_path,

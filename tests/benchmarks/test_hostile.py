@@ -1,4 +1,4 @@
-"""Hostile files: some of those of benchmarks/hostile_files.py, which has all of them."""
+"""Hostile files: some of those of campaigns/hostile_files.py, which has all of them."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import hostile_files as hostile
+from campaigns import hostile_files as hostile
 from mqvae.data.decoding import decode, head
 from mqvae.data.listing import EXTENSIONS
 from mqvae.weights.pickled import read_torch

@@ -1,6 +1,6 @@
 """Broken images, data sets and shards by the thousand: each is read whole, or refused in one line.
 
-    python -m benchmarks.broken_data [--images 20 --every 1000 --folder FOLDER]
+    python -m campaigns.broken_data [--images 20 --every 1000 --folder FOLDER]
 
 Breaks `--images` images in 25 ways, with and without a size to bring them to; cuts files in the
 formats of IDX, CIFAR (binary and pickled) and SVHN, and shards, at every `--every`th byte; alters

@@ -1,6 +1,6 @@
 """Command lines and YAML files with mistakes in them, drawn from the real settings.
 
-    python -m benchmarks.bad_settings [--count 2000] [--first 0] [--through-main 40]
+    python -m campaigns.bad_settings [--count 2000] [--first 0] [--through-main 40]
 
 Each case is drawn by its number: a preset, options and sometimes a file, of right and wrong names,
 values and components. It goes through the real parser, and what that takes through putting the

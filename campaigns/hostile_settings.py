@@ -1,6 +1,6 @@
 """Settings that would run something, read something or never end, in every place they are read.
 
-    python -m benchmarks.hostile_settings
+    python -m campaigns.hostile_settings
 
 Each payload is put into a preset, a `base`, a file of --config, a run's config.yaml and a shared
 tokenizer's config.json, and the commands that read these are called. All must be refused by a

@@ -1,6 +1,6 @@
 """Runs killed at random moments, resumed, and compared with runs that were left alone.
 
-    python -m benchmarks.kill_campaign [--kills 25 --seed 0 --rules Joint Meta ... --processes 1]
+    python -m campaigns.kills [--kills 25 --seed 0 --rules Joint Meta ... --processes 1]
                                        [--folder FOLDER] [--skip-disk]
 
 A run is killed by SIGKILL at a moment drawn at random, resumed, killed again, until it ends by

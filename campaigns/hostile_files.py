@@ -1,6 +1,6 @@
 """Hostile files in each place where a file can be given: none runs, none writes elsewhere.
 
-    python -m benchmarks.hostile_files [--place codes]
+    python -m campaigns.hostile_files [--place codes]
 
 Each case makes a small run, tokenizer, prior, folder of images or file of codes, puts one hostile
 file in, and uses it as a user would. The hostile files are pickles that would make a folder, in

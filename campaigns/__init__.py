@@ -1,0 +1,1 @@
+"""Faults looked for by the thousand: kills, broken data, hostile files, settings with mistakes."""
