@@ -44,7 +44,7 @@ def _filled(asks: str) -> dict[str, Any]:
 
 @cache
 def base_settings(scale: str, task: str, method: str) -> Settings:
-    """The settings of a method at a scale, but for data set, rate, updates and seed.
+    """The settings of a method at a scale, but for data set, rate, training steps and seed.
 
     To read and check settings takes a tenth of a second.
     """

@@ -85,8 +85,8 @@ class Settled(Experiment):
     name = "scale"
     title = "How long a run must be"
     claim = (
-        "Nothing: the number of its updates is not told. Each point is a run of its own, whose "
-        "rates rise and fall over its whole length."
+        "Nothing: the number of its training steps is not told. Each point is a run of its own, "
+        "whose rates rise and fall over its whole length."
     )
     rates: Mapping[str, float | None] = {
         "No quantization": None,
@@ -119,13 +119,13 @@ class Settled(Experiment):
                     orders.setdefault(run.steps, {})[method] = content["figures"]["mse"]
             lacks = [f"{s:,}" for s in study.scale.lengths if s not in dict(found)]
             if lacks:
-                missing.append(f"{method} after {', '.join(lacks)} updates.")
+                missing.append(f"{method} after {', '.join(lacks)} steps.")
             if found:
                 lines.append(Line(method, [s for s, _ in found], [m for _, m in found]))
         if not lines:
             return Section(self.name, self.title, self.claim, missing=missing)
         said = [
-            f"After {steps:,} updates, in order: "
+            f"After {steps:,} steps, in order: "
             + ", ".join(f"{m} {mse / 1e-3:.2f}" for m, mse in sorted(o.items(), key=_second))
             + " (MSE e-3)."
             for steps, o in sorted(orders.items())
@@ -134,7 +134,7 @@ class Settled(Experiment):
         plot = Plot(
             "scale",
             "Test MSE by the length of a run, seed 0",
-            "updates",
+            "training steps",
             "MSE",
             lines,
             log_x=True,
@@ -160,7 +160,7 @@ class Settled(Experiment):
                 at_the_end = "the same" if first == last else last
                 yield (
                     f"{method}, codebook rates by the loss on validation images, the best first: "
-                    f"after {after:,} updates {first}; at the end {at_the_end}."
+                    f"after {after:,} steps {first}; at the end {at_the_end}."
                 )
 
 

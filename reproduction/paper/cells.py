@@ -130,9 +130,21 @@ def rate(value: float | None) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def updates(row: Row) -> str:
-    """How many updates a method made."""
-    return f"{row.updates:,}" if row.updates else NOTHING
+def steps(row: Row) -> str:
+    """How many training steps a method made."""
+    return f"{row.steps:,}" if row.steps else NOTHING
+
+
+def runs(table: Table) -> list[tuple[str, Sequence[str]]]:
+    """The results that rows were made of: the same ones once, with every protocol they stand in."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for row in table.rows:
+        if row.runs:
+            found.setdefault((row.method, row.runs), []).append(SHORT[row.protocol])
+    return [
+        (", ".join(filter(None, (method, *protocols))), names)
+        for (method, names), protocols in found.items()
+    ]
 
 
 def seconds(row: Row) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from reproduction.paper.comparison import Comparison
 from reproduction.paper.costs import costs_table
 from reproduction.paper.further import Beginning
-from reproduction.paper.rows import lacking, other, paired, table
+from reproduction.paper.rows import lacking, paired, table
 from reproduction.paper.runner import Work
 from reproduction.paper.sections import Cell, Column, Line, Plot, Protocol, Row, Section, Table
 from reproduction.paper.study import Experiment, Study
@@ -40,7 +40,6 @@ FIRST_ROUND = (
 COSTING = ("VQ-VAE", *(name for name in (*FINAL, *FIRST_ROUND) if name != "VQ-VAE"))
 RATED = ("VQ-VAE", "VQ-VAE + replace", "MQ-VAE", "Transport")
 PROTOCOLS: Sequence[Protocol] = ("matched", "time")  # the paper compares none of this
-BEST = 8  # rules of the first round that are named
 SAME = 0.005  # what is nearer to 1 is written as 1.00
 LOW_RATE = 3e-4  # the paper's of encoder and decoder
 
@@ -65,7 +64,7 @@ class Rules(Experiment):
                 own = own or comparison
 
     def _first_round(self, study: Study) -> Iterator[Beginning]:
-        """All rules at some rates each, one seed, the first updates of a run."""
+        """All rules at some rates each, one seed, the first steps of a run."""
         steps = study.scale.judged_after[TASK]
         for dataset in study.datasets((FASHION,)):
             own = study.comparison(TASK, dataset, (*FINAL, *FIRST_ROUND))
@@ -85,15 +84,19 @@ class Rules(Experiment):
 
     def section(self, study: Study) -> Section:
         costs = study.costs(TASK, COSTING)
-        tables, said, plots = [], [], []
+        finals: dict[str, Table] = {}
         missing: list[str] = []
         for comparison in self._finals(study):
             made = table(comparison, None, study.results, costs)
             missing += lacking(comparison, study.results, costs, made)
             if made is None or all(row.method == BOUND for row in made.rows):
                 continue
-            tables.append(made)
-            said += list(_verdicts(made))
+            finals[_size(comparison)] = made
+        like, best = _beside_like(finals), _beside_best(finals)
+        said = list(_first(like, best))
+        tables = [each for each in (like, best) if each is not None]
+        tables += finals.values()
+        plots = []
         tried = {
             work: content
             for work in self._first_round(study)
@@ -102,7 +105,7 @@ class Rules(Experiment):
         if any("failed" not in content for content in tried.values()):
             tables.append(_all_rules(study, tried))
             lines = list(_by_rate(tried))
-            said += [*_order(tables[-1]), *_flatness(lines, study.scale.judged_after[TASK])]
+            said += _flatness(lines, study.scale.judged_after[TASK])
             plots.append(
                 Plot(
                     "codebooks-rates",
@@ -116,41 +119,82 @@ class Rules(Experiment):
             )
         if of_steps := costs_table(study.costing(TASK, COSTING), study.results):
             tables.append(of_steps)
-        said += [
-            f"A step of {name} takes {costs[name]:.2f} times as long as VQ-VAE's."
-            for name in FINAL
-            if name in costs and name not in ("VQ-VAE", BOUND)
-        ]
         return Section(self.name, self.title, self.claim, said, tables, plots, missing=missing)
 
 
-def _verdicts(made: Table) -> Iterator[str]:
-    """Which rule is best, and what a look-ahead adds to the same rule without one."""
-    rows = [row for row in made.rows if row.protocol == "matched" and "mse" in row.cells]
-    without = [row for row in rows if row.method in WITHOUT_LOOKING]
-    if not without:
-        return
-    best = min(without, key=lambda row: row.cells["mse"].mean)
-    there = {row.method: row for row in rows}
-    parts = [
-        f"{name} {said(ratios)} of {base}"
-        for name, base in LIKE.items()
-        if name in there and base in there and (ratios := _ratios(there[name], there[base]))
-    ]
-    yield (
-        f"{made.title}, matched learning rates: of the rules that do not look ahead {best.method} "
-        f"is best, MSE {_mean(best)}."
-        + (f" What a look-ahead adds, like beside like: {'; '.join(parts)}." if parts else "")
+def _beside_like(finals: Mapping[str, Table]) -> Table | None:
+    """The MSE of what looks ahead over that of the same rule without."""
+    cells: dict[str, dict[str, Cell]] = {}
+    for size, made in finals.items():
+        there = _matched(made)
+        for name, base in LIKE.items():
+            if name in there and base in there:
+                found = _ratios(there[name], there[base])
+                if found:
+                    cells.setdefault(f"{name} over {base}", {})[size] = _told(found)
+    return _ratio_table(
+        "What a look-ahead adds: MSE over that of the same rule without", cells, finals
     )
-    for row in without:
-        if row is not best and (ratios := _ratios(row, best)):
-            yield f"{made.title}: {row.method} {_mean(row)}, {said(ratios)} of {best.method}."
-    own = other(best, rows, RECOMMENDED)
-    if own is not None and "usage" in own.cells:
-        yield (
-            f"{made.title}: the preset `recommended` is {own.method}; "
-            f"{own.cells['usage'].mean:.1f}% of its codes are in use over the test images."
-        )
+
+
+def _beside_best(finals: Mapping[str, Table]) -> Table | None:
+    """The MSE of rules that do not look ahead over that of the best of them."""
+    cells: dict[str, dict[str, Cell]] = {}
+    for size, made in finals.items():
+        there = {name: row for name, row in _matched(made).items() if name in WITHOUT_LOOKING}
+        if not there:
+            continue
+        best = min(there.values(), key=lambda row: row.cells["mse"].mean)
+        for name, row in there.items():
+            ratios = [] if row is best else _ratios(row, best)
+            told = _told(ratios) if ratios else Cell((1.0,), detail=f"MSE {_mean(best)}")
+            cells.setdefault(name, {})[size] = told
+    return _ratio_table("Rules that do not look ahead: MSE over that of the best", cells, finals)
+
+
+def _ratio_table(
+    title: str, cells: Mapping[str, Mapping[str, Cell]], finals: Mapping[str, Table]
+) -> Table | None:
+    columns = [Column(size, size, "lower") for size in finals]
+    rows = [Row(name, "matched", of_sizes) for name, of_sizes in cells.items()]
+    return Table(f"{title}, matched learning rates", columns, rows) if rows else None
+
+
+def _matched(made: Table) -> dict[str, Row]:
+    """Rows at matched learning rates by their methods."""
+    return {r.method: r for r in made.rows if r.protocol == "matched" and "mse" in r.cells}
+
+
+def _told(ratios: Sequence[float]) -> Cell:
+    """Paired ratios, and what they say."""
+    return Cell(tuple(ratios), detail=judged(ratios))
+
+
+def _first(like: Table | None, best: Table | None) -> Iterator[str]:
+    """What a reader takes home."""
+    if like is not None:
+        said = [c.detail for row in like.rows for c in row.cells.values() if len(c.values) >= FEW]
+        if said:
+            yield (
+                "At matched learning rates a look-ahead lowers the MSE with every seed in "
+                f"{said.count('better with every seed')} of {len(said)} comparisons with the same "
+                f"rule without one, and raises it in {said.count('worse with every seed')}."
+            )
+    if best is not None:
+        own = [c.mean for r in best.rows if r.method == RECOMMENDED for c in r.cells.values()]
+        if own:
+            yield (
+                f"{RECOMMENDED}, which has no codebook learning rate and is the method "
+                f"`recommended`, has {min(own):.2f} to {max(own):.2f} times the MSE of the best "
+                "rule without a look-ahead."
+            )
+
+
+def _size(comparison: Comparison) -> str:
+    """A comparison's data set and codebook, short enough for a column."""
+    codes = comparison.scale.settings[TASK]["quantizer"]["init_args"]
+    number, dim = comparison.size or (codes.get("num_codes", 1024), codes["dim"])
+    return f"{comparison.dataset}, {number:,} × {dim}"
 
 
 def _ratios(row: Row, base: Row) -> list[float]:
@@ -202,26 +246,28 @@ def _all_rules(study: Study, tried: Tried) -> Table:
         rows.append(Row(method, "matched", cells, best, steps, runs=names))
     rows.sort(key=lambda row: row.cells["mse"].mean)
     dataset = study.datasets((FASHION,))[0]
-    title = f"{dataset}, all rules after {steps:,} of {study.scale.steps(TASK):,} updates"
+    title = f"{dataset}, all rules after {steps:,} of {study.scale.steps(TASK):,} steps"
     notes = [
-        f"Each rule at codebook rates of {' or '.join(f'{rate:g}' for rate in rates)}; a few at "
-        "lower ones as well.",
+        f"Each rule at codebook learning rates of {' or '.join(f'{rate:g}' for rate in rates)}; "
+        "a few at lower ones as well.",
         "One seed: less than a tenth is no difference.",
         *(f"{work.words}: {each['failed']}" for work, each in tried.items() if "failed" in each),
     ]
     return Table(title, columns, rows, notes)
 
 
-def _order(made: Table) -> Iterator[str]:
-    """The best rules."""
-    rules = [row for row in made.rows if row.method != BOUND]
-    best = "; ".join(f"{row.method} {row.cells['mse'].mean:.2f}" for row in rules[:BEST])
-    yield f"{made.title}, one seed, the best {min(BEST, len(rules))} of {len(rules)}: {best}."
-
-
 def _mean(row: Row) -> str:
     cell = row.cells["mse"]
     return f"{cell.mean:.2f}e-3" + (f" ± {cell.spread:.2f}" if cell.spread is not None else "")
+
+
+def judged(ratios: Sequence[float]) -> str:
+    """What paired ratios of a metric that is better lower say of a rule."""
+    if len(ratios) < FEW:
+        return "one seed" if len(ratios) == 1 else "too few for a verdict"
+    if all(abs(ratio - 1) < SAME for ratio in ratios):
+        return "no significant difference"
+    return direction(ratios, lower=True)
 
 
 def said(ratios: Sequence[float], metric: str = "MSE") -> str:
@@ -230,10 +276,7 @@ def said(ratios: Sequence[float], metric: str = "MSE") -> str:
     if len(ratios) == 1:
         return f"{mean} (one seed, no verdict)"
     over = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds"
-    words = "too few for a verdict" if len(ratios) < FEW else direction(ratios, lower=True)
-    if all(abs(ratio - 1) < SAME for ratio in ratios):
-        words = "no significant difference"
-    return f"{mean} ({over}, {words})"
+    return f"{mean} ({over}, {judged(ratios)})"
 
 
 def _by_rate(tried: Tried) -> Iterator[Line]:
@@ -251,8 +294,8 @@ def _flatness(lines: Sequence[Line], steps: int) -> Iterator[str]:
     for line in lines:
         if line.label in RATED:
             yield (
-                f"{line.label}: from a codebook rate of {line.x[0]:g} to {line.x[-1]:g} the MSE "
-                f"after {steps:,} updates lies between {min(line.y) / 1e-3:.2f}e-3 and "
+                f"{line.label}: from a codebook learning rate of {line.x[0]:g} to {line.x[-1]:g} "
+                f"the MSE after {steps:,} steps lies between {min(line.y) / 1e-3:.2f}e-3 and "
                 f"{max(line.y) / 1e-3:.2f}e-3, a factor of {max(line.y) / min(line.y):.2f} (one "
                 "seed)."
             )

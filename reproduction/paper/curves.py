@@ -8,27 +8,55 @@ from typing import Any
 
 from reproduction.paper.comparison import Comparison
 from reproduction.paper.figures import CHEAP, FASHION
-from reproduction.paper.further import PriorCurve
+from reproduction.paper.further import Along, PriorCurve
 from reproduction.paper.rows import IN_WORDS
 from reproduction.paper.runner import Work
 from reproduction.paper.sections import Claim, Column, Line, Plot, Protocol, Section
 from reproduction.paper.study import Experiment, Study, placed
 from reproduction.paper.verdicts import FEW, PAPERS, Beside, in_both
 
+SHOWN: tuple[Protocol, ...] = (*PAPERS, "matched")
+DISTANCES = {"fid": "FID", "frechet_vgg16": "Fréchet distance, VGG16 (not FID)"}
+
 
 class QualityByTime(Experiment):
     """Figure 4."""
 
     name = "figure-4"
-    title = "Figure 4: quality against time, MSE of validation images in place of FID"
+    title = "Figure 4: quality against time, MSE and a distance by VGG16 in place of FID"
     claim = "MQ-VAE reaches VQ-VAE's final quality in much less time."
     methods = ("VQ-VAE", "MQ-VAE", *CHEAP)
 
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(FASHION):
             comparison = study.comparison("reconstruction", dataset, self.methods)
+            yield from self._along(study, dataset).values()
             yield from comparison.wanted(study.results, {})
         yield from study.costing("reconstruction", self.methods).values()
+
+    def _along(self, study: Study, dataset: str) -> dict[tuple[Protocol, str], Along]:
+        """What measures the distance in training, of the first seed, by protocol and method."""
+        comparison, found = study.comparison("reconstruction", dataset, self.methods), {}
+        for protocol in SHOWN:
+            for method in self.methods:
+                with suppress(LookupError):  # its learning rate cannot be told yet
+                    run = comparison.runs(protocol, method, study.results, {})[0]
+                    found[protocol, method] = Along(replace(run, final=False))
+        return found
+
+    def _distances(
+        self, study: Study, protocol: Protocol, dataset: str
+    ) -> tuple[dict[str, list[Mapping[str, Any]]], str]:
+        """By method, the distance in training in the form of a curve; and which distance it is."""
+        curves: dict[str, list[Mapping[str, Any]]] = {}
+        name = "frechet_vgg16"
+        for (of, method), along in self._along(study, dataset).items():
+            content = study.results.get(along)
+            if of == protocol and content and "points" in content:
+                step, value = zip(*content["points"], strict=True)
+                curves[method] = [{"step": step, "validation": value}]
+                name = content["distance"]
+        return curves, DISTANCES[name]
 
     def _curves(
         self, study: Study, protocol: Protocol, dataset: str
@@ -50,7 +78,7 @@ class QualityByTime(Experiment):
         for dataset in study.datasets(FASHION)[:1]:
             here: dict[Protocol, str] = {}
             verdict: dict[Protocol, str] = {}
-            for protocol in (*PAPERS, "matched"):
+            for protocol in SHOWN:
                 curves = self._curves(study, protocol, dataset)
                 times = _times(curves, "MQ-VAE", costs)
                 if times:
@@ -64,34 +92,33 @@ class QualityByTime(Experiment):
 
     def section(self, study: Study) -> Section:
         costs = study.costs("reconstruction", self.methods)
-        plots, said, missing = [], [], []
+        plots: list[Plot] = []
+        said: list[str] = []
+        missing: list[str] = []
         for dataset in study.datasets(FASHION):
-            for protocol in (*PAPERS, "matched"):
-                curves = self._curves(study, protocol, dataset)
-                lacks = [name for name in self.methods if not curves.get(name)]
-                if lacks:
-                    missing.append(f"{dataset}, {IN_WORDS[protocol].lower()}: {', '.join(lacks)}.")
-                lines = []
-                for method, of_seeds in curves.items():
-                    if of_seeds and method in costs:
-                        total = study.scale.steps("reconstruction")
-                        lines.append(_over_seeds(method, of_seeds, costs[method] / total))
-                if len(lines) < 2:
-                    continue
-                plots.append(
-                    Plot(
-                        f"figure-4-{dataset}-{protocol}",
-                        f"{dataset}, {IN_WORDS[protocol].lower()}",
-                        "time, VQ-VAE's whole run = 1",
-                        "MSE of validation images",
-                        lines,
-                        log_y=True,
-                    )
-                )
-                said += list(_passes(protocol, curves, costs))
+            for protocol in SHOWN:
+                words = f"{dataset}, {IN_WORDS[protocol].lower()}"
+                distances, distance = self._distances(study, protocol, dataset)
+                for name, y, curves in (
+                    ("", "MSE of validation images", self._curves(study, protocol, dataset)),
+                    ("-distance", distance, distances),
+                ):
+                    if lacks := [each for each in self.methods if not curves.get(each)]:
+                        missing.append(f"{words}, {y}: {', '.join(lacks)}.")
+                    total = study.scale.steps("reconstruction")
+                    lines = [
+                        _over_seeds(method, of_seeds, costs[method] / total)
+                        for method, of_seeds in curves.items()
+                        if of_seeds and method in costs
+                    ]
+                    if len(lines) < 2:
+                        continue
+                    file = f"figure-4-{dataset}-{protocol}{name}"
+                    x = "time, VQ-VAE's whole run = 1"
+                    plots.append(Plot(file, words, x, y, lines, log_y=True))
+                    said += _passes(protocol, curves, costs, y)
         if len(costs) < 2:
             missing.append("The costs of a step: not measured.")
-        missing.append("FID, or the distance by VGG16 in its place, while runs train.")
         return Section(self.name, self.title, self.claim, said, (), plots, missing=missing)
 
 
@@ -119,13 +146,15 @@ def _passes(
     protocol: Protocol,
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     costs: Mapping[str, float],
+    what: str,
 ) -> Iterator[str]:
     """When each method passes what VQ-VAE ends with, paired by seed."""
     for method in curves:
         if method != "VQ-VAE" and (times := _times(curves, method, costs)):
+            seeds = "seed by seed" if len(times) > 1 else "one seed"
             yield (
-                f"{IN_WORDS[protocol]}: {method} passes VQ-VAE's final validation MSE after "
-                f"{_shown(times)} of VQ-VAE's time, seed by seed."
+                f"{IN_WORDS[protocol]}: {method} reaches VQ-VAE's last {what} after "
+                f"{_shown(times)} of VQ-VAE's time ({seeds})."
             )
 
 
@@ -217,14 +246,13 @@ class SamplesOfPriors(Experiment):
                 label = f"{method}, {' and '.join(protocols)}"
                 drawn.append(_drawn(label, samples))
                 said.append(f"{dataset}, {label}: {_ends(samples)}")
-            name = {"fid": "FID", "frechet_vgg16": "Fréchet distance, VGG16 (not FID)"}
             distance = str(next(iter(samples.values()))["distance"])
             plots.append(
                 Plot(
                     f"figure-3-{dataset}",
                     f"{dataset}: samples against test images",
-                    "updates of the prior",
-                    name.get(distance, distance),
+                    "training steps of the prior",
+                    DISTANCES[distance],
                     drawn,
                 )
             )
@@ -279,7 +307,7 @@ def _ends(samples: _Samples) -> str:
     seeds = f"{len(contents)} seeds" if len(contents) > 1 else "one seed"
     return (
         f"{statistics.fmean(_values(content)[-1] for content in contents):.1f} after "
-        f"{contents[0]['points'][-1][0]:,} updates ({seeds}), where reconstructions are at "
+        f"{contents[0]['points'][-1][0]:,} steps ({seeds}), where reconstructions are at "
         f"{mean('reconstructions'):.1f}; {mean('bits_per_code'):.2f} bits per code, "
         f"{mean('independent_bits_per_code'):.2f} if positions were independent."
     )

@@ -1,4 +1,4 @@
-"""How long the missing runs take: their updates counted, a step of each task timed here."""
+"""How long the missing runs take: their training steps counted, a step of each task timed here."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ ROUNDS = 3  # steps that are timed
 def estimate(wants: Wants, results: Results, scale: Scale, place: Place) -> Iterator[str]:
     """Lines for a person; trains nothing.
 
-    A run's updates count as many times as a step of its method costs beside VQ-VAE's, measured at
+    A run's steps count as many times as a step of its method costs beside VQ-VAE's, measured at
     the scale `cpu`. What follows from results that are not there yet is not counted: matched
     learning rates, and rows at equal time.
 
@@ -32,12 +32,12 @@ def estimate(wants: Wants, results: Results, scale: Scale, place: Place) -> Iter
         runs = [run for run in _runs(todo) if run.task == task and run.scale == scale.name]
         if not runs:
             continue
-        updates = sum(run.steps for run in runs)
+        steps = sum(run.steps for run in runs)
         weighted = sum(run.steps * cost for run, cost in zip(runs, _costs(runs), strict=True))
         seconds = _seconds(runs[0], task, place)
         hours += weighted * seconds / 3600
         yield (
-            f"{task}: {len(runs):,} runs of {updates:,} updates, worth {weighted:,.0f} of "
+            f"{task}: {len(runs):,} runs of {steps:,} steps, worth {weighted:,.0f} of "
             f"{MEASURE[task]}'s, which take {1000 * seconds:,.0f} ms here: "
             f"{weighted * seconds / 3600:,.1f} hours"
         )

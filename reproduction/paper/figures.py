@@ -211,7 +211,7 @@ def _dynamics(dataset: str, method: str, curve: Mapping[str, Any]) -> Iterator[s
 
 
 def _ratio(curve: Mapping[str, Any]) -> float:
-    """Length of the direct term over that of the indirect one, the median over updates."""
+    """Length of the direct term over that of the indirect one, the median over training steps."""
     pairs = zip(curve["direct_norm"], curve["indirect_norm"], strict=True)
     return statistics.median(d / i for d, i in pairs if i)
 

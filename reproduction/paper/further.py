@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mqvae.files import read_json
+from mqvae.files import read_json, write_json
 from reproduction.paper.asks import filled
 from reproduction.paper.methods import METHODS
-from reproduction.paper.outcome import curve_of
+from reproduction.paper.outcome import curve_of, distance_of
 from reproduction.paper.results import Results
 from reproduction.paper.scales import load_scale
 from reproduction.paper.work import Place, Run
@@ -116,7 +116,7 @@ class OfRun:
 
 @dataclass(frozen=True)
 class Beginning(OfRun):
-    """How far a run is after some of its updates, its rates still those of the whole run.
+    """How far a run is after some of its steps, its learning rates still those of the whole run.
 
     Attributes:
         run: The run.
@@ -131,14 +131,14 @@ class Beginning(OfRun):
 
     @property
     def words(self) -> str:
-        return f"the first {self.steps:,} updates of {self.run.words}"
+        return f"the first {self.steps:,} steps of {self.run.words}"
 
     @property
     def amount(self) -> float:
         return float(self.steps)
 
     def asks(self) -> dict[str, Any]:
-        """The run, and how many of its updates."""
+        """The run, and how many of its steps."""
         return {"kind": "beginning", "run": self.run.asks(), "steps": self.steps}
 
     def make(self, place: Place) -> dict[str, Any]:
@@ -283,6 +283,52 @@ class PriorCurve(OfRun):
             return resume_prior(folder, device=place.device).fit()
         settings = PriorSettings(**self.settings())
         return begin_prior(folder, settings, device=place.device).fit()
+
+
+class Along(OfRun):
+    """The distance of a run's outputs to their images, FID or what stands for it, as it trains."""
+
+    @property
+    def title(self) -> str:
+        return f"along-{self.run.title}"
+
+    @property
+    def words(self) -> str:
+        return f"distance in training, {self.run.words}"
+
+    @property
+    def amount(self) -> float:
+        return float(self.run.steps)
+
+    def asks(self) -> dict[str, Any]:
+        """The run, how often, and on how many images."""
+        scale = load_scale(self.run.scale)
+        how = {"points": scale.points, "images": scale.images}
+        return {"kind": "along", "run": self.run.asks(), **how}
+
+    def make(self, place: Place) -> dict[str, Any]:
+        """Train it, and stop to measure at checkpoints."""
+        from mqvae.prior.distance import usual_distance
+        from mqvae.training import TrainingFailed
+        from mqvae.weights import WeightsNotFound
+
+        scale, apart = load_scale(self.run.scale), replace(place, runs=place.runs / "along")
+        every = self.run.settings().trainer.checkpoint_every or self.run.steps
+        checkpoints, folder = self.run.steps // every, self.run.folder(apart)
+        kept = folder / "along.json"  # what an interrupted one has measured
+        found: list[list[float]] = read_json(kept) if kept.is_file() else []
+        try:
+            for i in range(len(found) + 1, scale.points + 1):
+                step = every * (checkpoints * i // scale.points)
+                self.run.train(apart, None if i == scale.points else step)
+                value = distance_of(folder, scale.images, place.device, place.runs)
+                found.append([step, float(f"{value:.5g}")])
+                write_json(kept, found)
+        except (TrainingFailed, WeightsNotFound) as failure:
+            return {"failed": str(failure)}
+        if not self.run.folder(place).exists():  # what trains it need not begin anew
+            folder.rename(self.run.folder(place))
+        return {"distance": usual_distance(), "points": found}
 
 
 class Updated(OfRun):

@@ -25,9 +25,10 @@ from reproduction.paper.cells import (
     parts,
     protocols,
     rate,
+    runs,
     seconds,
     shown,
-    updates,
+    steps,
 )
 from reproduction.paper.plots import Drawn, draw
 from reproduction.paper.sections import (
@@ -50,7 +51,7 @@ class ShownRow:
     row: Row
     cells: Sequence[Shown]
     rate: str
-    updates: str
+    steps: str
     seconds: str
 
 
@@ -74,6 +75,7 @@ class ShownTable:
     parts: Sequence[ShownPart]
     notes: Sequence[str]
     definitions: str
+    runs: Sequence[tuple[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _table(table: Table) -> ShownTable:
                 row,
                 [cells[i][j] for j in columns],
                 rate(row.rate),
-                updates(row),
+                steps(row),
                 seconds(row),
             )
             for i in rows
@@ -170,10 +172,10 @@ def _table(table: Table) -> ShownTable:
                 shown_rows,
                 [heading(table.columns[j]) for j in columns],
                 [any(r.cells[k].ratio for r in shown_rows) for k in range(len(columns))],
-                columns[-1] == len(table.columns) - 1 and any(r.row.updates for r in shown_rows),
+                columns[-1] == len(table.columns) - 1 and any(r.row.steps for r in shown_rows),
             )
         )
-    return ShownTable(table, found, notes(table), definitions(table))
+    return ShownTable(table, found, notes(table), definitions(table), runs(table))
 
 
 def _strips(images: Sequence[Image]) -> list[Strip]:

@@ -16,9 +16,10 @@ from reproduction.paper.cells import (
     parts,
     protocols,
     rate,
+    runs,
     seconds,
     shown,
-    updates,
+    steps,
 )
 from reproduction.paper.plots import draw, standalone
 from reproduction.paper.sections import PROTOCOLS, Claim, Page, Row, Section, Table
@@ -149,8 +150,8 @@ def _table(table: Table) -> list[str]:
     for protocol, rows, columns in parts(table):
         if several and SHORT[protocol]:
             lines += [f"*{SHORT[protocol]}*", ""]
-        timed = columns[-1] == len(table.columns) - 1 and any(table.rows[i].updates for i in rows)
-        heads = ["Method", *(heading(table.columns[i]) for i in columns), *["Updates"] * timed]
+        timed = columns[-1] == len(table.columns) - 1 and any(table.rows[i].steps for i in rows)
+        heads = ["Method", *(heading(table.columns[i]) for i in columns), *["Steps"] * timed]
         lines.append(_line([prose(head, cell=True) for head in heads]))
         lines.append("|:--|" + "--:|" * (len(heads) - 1))
         for i in rows:
@@ -164,8 +165,8 @@ def _table(table: Table) -> list[str]:
     lines += _bullets(notes(table))
     if told := definitions(table):
         lines += [f"<sub>{prose(told)}</sub>", ""]
-    runs = _runs(table)
-    return lines + (["Runs:", "", *runs] if table.folded and runs else _folded("Runs", runs))
+    named = _runs(table)
+    return lines + (["Runs:", "", *named] if table.folded and named else _folded("Runs", named))
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -180,7 +181,7 @@ def _cell(cell: Shown) -> str:
 
 
 def _cost(row: Row) -> str:
-    return _stacked(updates(row), seconds(row) if row.seconds else "")
+    return _stacked(steps(row), seconds(row) if row.seconds else "")
 
 
 def _stacked(large: str, small: str) -> str:
@@ -192,10 +193,8 @@ def _stacked(large: str, small: str) -> str:
 def _runs(table: Table) -> list[str]:
     """Which results each row was made of."""
     lines = [
-        f"* {prose(', '.join(filter(None, (row.method, SHORT[row.protocol]))))}: "
-        + ", ".join(f"`{name}`" for name in row.runs)
-        for row in table.rows
-        if row.runs
+        f"* {prose(words)}: {', '.join(f'`{name}`' for name in names)}"
+        for words, names in runs(table)
     ]
     return [*lines, ""] if lines else []
 

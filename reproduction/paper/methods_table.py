@@ -259,5 +259,5 @@ class WithOverfitting(MethodsTable):
             if held_out.y[-1] > 1.05 * least:
                 yield (
                     f"{dataset}, {method} overfits: its CE on held-out images is lowest after "
-                    f"{step:,} updates, {least:.2f}, and ends at {held_out.y[-1]:.2f}."
+                    f"{step:,} steps, {least:.2f}, and ends at {held_out.y[-1]:.2f}."
                 )

@@ -82,6 +82,30 @@ def further_metrics(
     )
 
 
+def distance_of(folder: Path, count: int, device: "torch.device", originals: Path) -> float:
+    """The distance of a run's last checkpoint: FID where its weights are here, else by VGG16.
+
+    Args:
+        folder: The run's.
+        count: How many test images it is measured on.
+        device: Where.
+        originals: Folder where the features of original images are kept.
+    """
+    from mqvae.data import first
+    from mqvae.metrics import evaluate
+    from mqvae.metrics.registry import further_metrics as asked_for
+    from mqvae.prior.distance import usual_distance
+    from mqvae.tokenizer import Tokenizer
+    from mqvae.training import load_split
+
+    tokenizer, name = Tokenizer.from_run(folder, device=device), usual_distance()
+    images = first(load_split(tokenizer.settings.data, "test"), count)
+    asked = asked_for([name], [], tokenizer.task, images, device=device)
+    with known_originals(asked, images, originals):
+        result = evaluate(tokenizer.network, tokenizer.task, images, device=device, further=asked)
+    return result.metrics[name]
+
+
 @contextmanager
 def known_originals(
     further: "Mapping[str, ImageMetric]", images: "Images", folder: Path

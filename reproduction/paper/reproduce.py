@@ -148,7 +148,7 @@ def conditions(study: Study, sections: Sequence[Section]) -> Iterator[tuple[str,
         codes = settings["quantizer"]["init_args"]
         yield (
             task.capitalize(),
-            f"{scale.steps(task):,} updates, batch {settings['data']['batch_size']}, {network}, "
+            f"{scale.steps(task):,} steps, batch {settings['data']['batch_size']}, {network}, "
             f"{codes.get('num_codes', 1024):,} codes of {codes['dim']}, network's learning rate "
             f"{scale.network_rate(task):g}",
         )
@@ -159,7 +159,7 @@ def conditions(study: Study, sections: Sequence[Section]) -> Iterator[tuple[str,
         + "the network's and that of our reading of the paper: from the last one on to "
         "whichever side is better, until both neighbours are worse, by the first seed's loss on "
         "validation images after "
-        + ", ".join(f"{steps:,} updates ({task})" for task, steps in scale.judged_after.items()),
+        + ", ".join(f"{steps:,} steps ({task})" for task, steps in scale.judged_after.items()),
     )
     yield "Seeds", str(study.seeds)
     contents = list(study.results.contents())

@@ -129,7 +129,7 @@ def by_protocol(made: Table, key: str) -> Table:
             continue
         detail = "" if row.rate is None else f"at {row.rate:g}"
         if row.protocol == "time":
-            detail = f"{row.updates:,} updates"
+            detail = f"{row.steps:,} steps"
         if cell.paper is not None:
             cells["said"] = Cell((cell.paper,), None, cell.paper_ratio)
         cells[row.protocol] = replace(cell, paper=None, paper_ratio=None, detail=detail)
@@ -278,7 +278,7 @@ def title_of(comparison: Comparison) -> str:
     size = ", {:,} codes of {}".format(*comparison.size) if comparison.size else ""
     few = comparison.few
     images = f", {few.images:,} training images of {few.side} × {few.side}" if few else ""
-    return f"{comparison.dataset}{images}{size}, {steps:,} updates"
+    return f"{comparison.dataset}{images}{size}, {steps:,} steps"
 
 
 def _notes(

@@ -13,7 +13,7 @@ from mqvae.errors import MqvaeError
 SCALES = {
     "debug": "seconds; that every table and figure works",
     "cpu": "two cores; sizes at which quantization limits the networks",
-    "appendix-i": "the paper's networks and codes, few updates of small batches; two cores",
+    "appendix-i": "the paper's networks and codes, few steps of small batches; two cores",
     "paper": "the paper's sizes (Appendix I); one GPU",
 }
 
@@ -33,14 +33,14 @@ class Scale:
         candidates_on: Test images of the diagnosis by the nearest codes.
         refitted_on: Training images of the diagnosis by a refitted codebook.
         rounds: Turns in which costs are measured.
-        lengths: Numbers of updates that are compared to settle the scale.
+        lengths: Numbers of training steps that are compared to settle the scale.
         sizes: Numbers of codes and their dimensions, beside the scale's own, at which rules for a
             codebook are compared.
-        judged_after: By task, the updates (at a checkpoint) after which a codebook's rate is
+        judged_after: By task, the steps (at a checkpoint) after which a codebook's rate is
             judged; a rule in the first round of those rules too.
         first_round: Codebook rates of that round.
         few: Training images of runs that overfit, those held out beside them, their side, codebook
-            rates and, by task, updates.
+            rates and, by task, training steps.
         settings: By task, what is laid over a method's preset.
         dataset: Taken in place of every other one; None for the paper's own.
         steps_of: Updates of some data sets, where they are not the task's.

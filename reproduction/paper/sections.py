@@ -18,7 +18,8 @@ PROTOCOLS: Mapping[Protocol, str] = {
     "learning rate of 6e-2",
     "matched": "matched: every method at its own best codebook learning rate, chosen on "
     "validation images early in its run; not the paper's",
-    "time": "equal time: matched, and as many updates as fit into VQ-VAE's time; not the paper's",
+    "time": "equal time: matched, and as many training steps as fit into VQ-VAE's time; "
+    "not the paper's",
     "cost": "a step: no training; one step of each method, in turns",
     "all": "",
 }
@@ -83,7 +84,7 @@ class Row:
         protocol: Under which it was trained.
         cells: By the columns' keys.
         rate: Learning rate of its codebook; None where it has none.
-        updates: How many it made.
+        steps: How many training steps it made.
         seconds: Of training, mean over the seeds.
         runs: The names of its results, one for each seed.
         seeds: The seeds, in the order of `runs` and of the cells' values.
@@ -93,7 +94,7 @@ class Row:
     protocol: Protocol
     cells: Mapping[str, Cell]
     rate: float | None = None
-    updates: int = 0
+    steps: int = 0
     seconds: float = 0.0
     runs: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()

@@ -134,7 +134,7 @@ TABLES: Sequence[MethodsTable] = (
     WithSingles(
         "table-8",
         "Table 8: VQ-GAN and MQ-GAN",
-        "MQ-GAN is better than VQ-GAN by every metric, on CelebA-HQ after 10,000 updates and on "
+        "MQ-GAN is better than VQ-GAN by every metric, on CelebA-HQ after 10,000 steps and on "
         "ImageNet after 5,000.",
         8,
         "adversarial",

@@ -20,7 +20,7 @@ from reproduction.paper.cells import (
     rate,
     seconds,
     shown,
-    updates,
+    steps,
 )
 from reproduction.paper.sections import Table
 
@@ -38,8 +38,8 @@ def text(table: Table, *, width: int | None = None) -> str:
     for i, column in enumerate(table.columns):
         lines = [(r[i].value, r[i].ratio, r[i].paper or NOTHING, r[i].paper_ratio) for r in cells]
         parts.append(_block(table, heading(column), ("ours", "", "paper", ""), lines, width))
-    costs = [(rate(row.rate), updates(row), seconds(row)) for row in table.rows]
-    heads = ("codebook rate", "updates", "time")
+    costs = [(rate(row.rate), steps(row), seconds(row)) for row in table.rows]
+    heads = ("codebook learning rate", "steps", "time")
     parts.append(_block(table, "Training", heads, costs, width))
     remarks = [*notes(table), *filter(None, [definitions(table)])]
     parts += [textwrap.fill(remark, width) for remark in remarks]

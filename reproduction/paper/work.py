@@ -116,7 +116,7 @@ class Run:
         rate = "" if self.rate is None else f", codebook {self.rate:g}"
         few = f", {self.few.images:,} images" if self.few else ""
         return (
-            f"{self.method}{size}{rate}, {self.dataset}{few}, {self.steps:,} updates, "
+            f"{self.method}{size}{rate}, {self.dataset}{few}, {self.steps:,} steps, "
             f"seed {self.seed}"
         )
 

@@ -135,7 +135,7 @@ def page() -> Page:
             "Groups help both alike; see `python -m reproduction table-3`.",
         ),
         {
-            "Sizes": "width 32, 64-dimensional codes, 1,024 of them, batch 64, 3,000 updates",
+            "Sizes": "width 32, 64-dimensional codes, 1,024 of them, batch 64, 3,000 steps",
             "Hardware": "two cores of a server, one thread per run",
             "Seeds": "0, 1 and 2; <rates> chosen on 5,000 validation images",
         },
@@ -199,7 +199,7 @@ def page() -> Page:
             Claim("table-1", "MSE", "0.59", {"paper": "0.63", "equal": "1.03"}, "does not hold"),
             Claim("figure-5", "sharper", "yes", {"paper": "no"}, "holds"),
         ),
-        taken={"Length": "3,000 updates", "ν": "1"},
+        taken={"Length": "3,000 steps", "ν": "1"},
     )
 
 

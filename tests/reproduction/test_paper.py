@@ -17,12 +17,13 @@ from mqvae.config import Settings, load_preset
 from mqvae.data import InMemory
 from mqvae.errors import MqvaeError
 from mqvae.metrics.frechet import Frechet
+from mqvae.tokenizer import Tokenizer
 from reproduction.__main__ import main
 from reproduction.paper import levels
 from reproduction.paper.comparison import Comparison
 from reproduction.paper.curves import _throughout
 from reproduction.paper.few import Few
-from reproduction.paper.further import Beginning, Cost, Diagnosis
+from reproduction.paper.further import Along, Beginning, Cost, Diagnosis
 from reproduction.paper.methods import META_RATE, METHODS, paper_value
 from reproduction.paper.methods_table import AtSizes
 from reproduction.paper.outcome import known_originals
@@ -291,6 +292,20 @@ def test_a_beginning_is_where_the_whole_run_is_then(tmp_path):
     Results(place.results).put(RUN, whole)
     elsewhere = dataclasses.replace(place, runs=tmp_path / "none")
     assert beginning.make(elsewhere) == trained and not elsewhere.runs.exists()
+
+
+def test_a_distance_is_measured_at_checkpoints_while_a_run_trains(tmp_path, monkeypatch):
+    place, seen = Place(tmp_path / "runs", tmp_path / "results.jsonl"), []
+
+    def distance(folder, *_):
+        seen.append(Tokenizer.from_run(folder).step)
+        return 100.0 / len(seen)
+
+    monkeypatch.setattr("reproduction.paper.further.distance_of", distance)
+    points = [[10, 100.0], [20, 50.0]]
+    assert Along(RUN).make(place)["points"] == points
+    assert seen == [10, 20]
+    assert (RUN.folder(place) / "summary.json").is_file()  # it need not be trained again
 
 
 def test_a_run_killed_between_two_renamings_is_resumed(tmp_path, monkeypatch):
@@ -698,7 +713,7 @@ def test_hours_are_estimated_from_a_timed_step_and_nothing_is_trained(tmp_path, 
     assert main(command) == 0
     first, second, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r"reconstruction: \d+ runs of \d+ updates, worth [\d,]+ of VQ-VAE's, which take [\d,]+ ms "
+        r"reconstruction: \d+ runs of \d+ steps, worth [\d,]+ of VQ-VAE's, which take [\d,]+ ms "
         r"here: \d+\.\d hours",
         first,
     )
