@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", default="runs/bench", metavar="DIR", help="folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--accelerator", default="cpu", choices=("cpu", "cuda"), help="cpu if not given"
+        "--accelerator", default="cpu", choices=("cpu", "cuda"), help="(default: cpu)"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")

@@ -57,7 +57,7 @@ class Count:
 
 
 def efficiency(count: Count, images: float, cluster: Cluster) -> float:
-    """Time without the others over time with them, for so many images on each GPU."""
+    """Time without the others over time with them, for a number of images on each GPU."""
     compute = images * count.flops / RATE
     behind = OVERLAP * compute if count.hidden else 0.0
     return compute / (compute + max(0.0, cluster.seconds(count.sent, count.reductions) - behind))

@@ -551,7 +551,7 @@ BAD_OPTIONS = {
     ),
     "optimizer's rate": (
         ["--optimizer.network.lr", "1"],
-        "no option --optimizer.network.lr of AdamW. The rate is --optimizer.network_lr.",
+        "no option --optimizer.network.lr of AdamW. The learning rate is --optimizer.network_lr.",
     ),
     "betas": (["--optimizer.network.betas", "[0.9, x]"], "network.betas expects float, got 'x'"),
     "rule's option": ([*META, "--update.xo", "1"], "no option --update.xo of Meta."),
@@ -719,7 +719,7 @@ YAML_FILES = {
     "argument": ("base: paper\nupdate: {init_args: {x: 1}}", "of Meta. Did you mean 'xi'?"),
     "rate": (
         "base: paper\noptimizer: {network: {init_args: {lr: 1}}}",
-        "no option optimizer.network.lr of AdamW. The rate is optimizer.network_lr.",
+        "no option optimizer.network.lr of AdamW. The learning rate is optimizer.network_lr.",
     ),
     "range": ("base: paper\noptimizer: {warmup: 2}", "optimizer.warmup must lie in 0 … 1, got 2"),
     "argument left out": (

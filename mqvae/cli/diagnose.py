@@ -21,20 +21,20 @@ def diagnose(arguments: list[str]) -> int:
         type=int,
         default=10_000,
         metavar="N",
-        help="training images that the codebook is refitted to, 10000 if not given",
+        help="training images that the codebook is refitted to (default: 10000)",
     )
     parser.add_argument(
         "--searched",
         type=int,
         metavar="N",
-        help="test images whose codes are chosen by the task's loss; 200 if not given, 8 of a GAN",
+        help="test images whose codes are chosen by the task's loss (default: 200, of a GAN 8)",
     )
     parser.add_argument(
         "--steps",
         type=int,
         default=8,
         metavar="N",
-        help="steps of a copy in which drift is measured, 8 if not given",
+        help="steps of a copy in which drift is measured (default: 8)",
     )
     add_machine(parser, default=None)
     add_accept(parser)

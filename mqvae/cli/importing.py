@@ -36,7 +36,7 @@ def import_(arguments: list[str]) -> int:
     parser.add_argument(
         "--distance",
         choices=("euclidean", "cosine"),
-        help="what is near; taming-transformers' are euclidean, LlamaGen's cosine if not given",
+        help="distance (default: euclidean of taming-transformers, cosine of LlamaGen)",
     )
     also(parser, "--side", "--size")
     options = parser.parse_args(arguments)

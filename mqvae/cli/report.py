@@ -10,7 +10,7 @@ def report(arguments: list[str]) -> int:
     parser = parser_of("report", "Runs to one self-contained HTML page.")
     add_run(parser, many=True)
     parser.add_argument(
-        "--out", default="report.html", metavar="FILE.html", help="report.html if not given"
+        "--out", default="report.html", metavar="FILE.html", help="(default: report.html)"
     )
     parser.add_argument("--title")
     parser.add_argument(

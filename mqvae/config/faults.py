@@ -128,7 +128,7 @@ def _of_arguments(
             yield from _of_value(spelled(f"{place}.{name}"), value, hint)
         elif not takes_any or name in HANDED_LATER:
             meant = did_you_mean(name, taken)
-            hint = f" The rate is {spelled(place)}_lr." if name == "lr" else meant
+            hint = f" The learning rate is {spelled(place)}_lr." if name == "lr" else meant
             yield (
                 f"there is no option {spelled(f'{place}.{name}')} of {kind.__name__}.{hint} "
                 f"Options: {', '.join(taken) or 'none'}."

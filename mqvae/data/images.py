@@ -262,14 +262,14 @@ def check_options(side: int | None, channels: int | None) -> None:
 
 
 def fits_memory(count: int, channels: int, side: int) -> bool:
-    """Whether so many images need `MAX_BYTES` at most."""
+    """Whether this number of images needs `MAX_BYTES` at most."""
     return count * channels * side * side <= MAX_BYTES
 
 
 def check_memory(
     name: str, count: int, channels: int, side: int, *, may_stay: bool = False
 ) -> None:
-    """Raise ValueError if so many images need more than `MAX_BYTES`.
+    """Raise ValueError if this number of images needs more than `MAX_BYTES`.
 
     Args:
         name: What the images are called.

@@ -71,7 +71,7 @@ class Tried:
 
     @property
     def averages(self) -> bool:
-        """Whether the rule sets codewords by moving averages, without a rate."""
+        """Whether the rule sets codewords by moving averages, without a learning rate."""
         return str(self.settings.update["class_path"]).endswith(f".{Ema.__name__}")
 
     def alive(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class Tried:
         return (self.command("averaged", *rule, *alive),)
 
     def rate(self, factor: float) -> tuple[str, ...]:
-        """Another rate of the codebook, where it has one."""
+        """Another codebook learning rate, where it has one."""
         if self.averages or "codebook" in self.settings.freeze:
             return ()
         rates = self.settings.optimizer
@@ -219,7 +219,7 @@ def _motion(measured: Measured, tried: Tried) -> Iterator[Finding]:
     elif ratio < SLOW:
         words += " The codeword is slower, but there is little that it could follow."
     elif ratio > FAST and not tried.averages:  # which do not move by a rate
-        words += " The codeword moves by more than what it follows: its rate is noise."
+        words += " The codeword moves further than what it follows: lower its learning rate."
         commands = tried.rate(max(3 / ratio, 1 / 30))
     left = moved.speed_of_unused
     if measured.dead and left is not None and left < SLOW * moved.drift:

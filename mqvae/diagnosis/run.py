@@ -65,16 +65,16 @@ def diagnose(
     """Measure what limits a run, on its test images and a sample of its training images.
 
     Nothing of the run changes: what is trained for some steps is a copy in memory, from the last
-    checkpoint and at its rates. A run that is through has brought these to zero: then at a
-    hundredth of those of its settings, because at full rates it would leave where it has settled.
+    checkpoint and at its learning rates. A run that is through has brought these to zero: then at a
+    hundredth of those of its settings, because at full ones it would leave where it has settled.
 
     Args:
         folder: The run's folder; if several processes trained it, one measures.
         images: Training images that the codebook is refitted to.
-        searched: Test images whose codes are chosen by the task's loss; 200 if not given, 8 of a
-            task with networks of its own, whose loss is dear.
+        searched: Test images whose codes are chosen by the task's loss (default: 200, or 8
+            with a task that has networks of its own, whose loss takes long).
         steps: Steps in which motion is measured.
-        accelerator: Another than the run's.
+        accelerator: Where it runs (default: the run's).
         accept_changed_data: Measure on the images that are there, though the run had others.
 
     Raises:

@@ -65,7 +65,7 @@ class Lpips(MeanMetric):
     Args:
         images: What is measured on.
         device: Where it is measured.
-        weights: AlexNet's; the ones on this machine if not given.
+        weights: AlexNet's (default: those on this machine).
 
     Raises:
         WeightsNotFound: if they are not there.

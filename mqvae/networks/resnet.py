@@ -33,7 +33,7 @@ class ResNet18(Architecture):
 
     Args:
         base_width: Channels of the stem and of `layer1`; the original has 64.
-        stem: "small" or "imagenet"; by the images' side if not given.
+        stem: "small" or "imagenet" (default: by the images' side).
         normalization: Of embeddings before they are quantized, as in `VQVAE`.
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", Table 1.

@@ -47,7 +47,7 @@ class Adversarial(Task):
         discriminator_width: Channels of the first of them.
 
     Raises:
-        ValueError: if a weight or the rate is negative.
+        ValueError: if a weight or the learning rate is negative.
 
     Source:
         Esser et al. 2021, "Taming transformers for high-resolution image synthesis".

@@ -28,7 +28,7 @@ class PerceptualDistance(nn.Module):
     Grey images are repeated to three channels.
 
     Args:
-        weights: VGG16's; the ones on this machine if not given.
+        weights: VGG16's (default: those on this machine).
 
     Raises:
         WeightsNotFound: if they are not there.

@@ -15,7 +15,7 @@ def learning_rate(steps: int, warmup: float, schedule: str) -> Callable[[int], f
 
     Args:
         steps: Number of training steps.
-        warmup: Share of them in which the rate rises.
+        warmup: Share of them in which the learning rate rises.
         schedule: "cosine" or "linear" falls to 0; "constant" stays.
     """
     rise = round(steps * warmup)

@@ -14,7 +14,7 @@ from reproduction.paper.sections import Line, Plot, Row, Section, Table
 from reproduction.paper.study import Experiment, Study
 
 WITHOUT_LOOKING = ("VQ-VAE", RECOMMENDED)
-# Eq. 13 in full, where the task loss of the batch above has a part; `Amortized` leaves it out.
+# Eq. 13 in full, with the task loss of the upper-level batch, which `Amortized` leaves out.
 SAME, NEXT, HELD_OUT, SMOOTHED = (
     "MQ-VAE, kept",
     "MQ-VAE, kept, next batch above",

@@ -61,7 +61,7 @@ class HypergradientRule(ABC):
 
     @property
     def uses_upper_loss(self) -> bool:
-        """Whether the task loss of the batch above has a part in it."""
+        """Whether the task loss of the upper-level batch is part of it."""
         return True
 
     def check(self, quantizer: CodebookQuantizer, look_ahead: LookAhead) -> None:  # noqa: B027

@@ -22,12 +22,12 @@ class Transported(HypergradientRule):
 
         C ← C + T(Δ),   Δ = z_e(φ') − z_e(φ);      then   g_C(φ', C)   by the upper optimizer
 
-    with the codes of before the step, unless the batch above is another.
+    with the codes of before the step, unless the upper-level batch is another.
 
     AdamW divides the scale of its gradient away, so that Eq. 13's indirect term does no more than
-    tilt a step whose length the codebook's rate decides. Here that term is applied as Newton's step
+    tilt a step whose length its learning rate decides. Here that term is applied as Newton's step
     instead, and unused codewords go with it (`Transport`): the optimizer has nothing left to
-    follow, and its rate hardly matters. Costs one forward pass of the encoder.
+    follow, and its learning rate hardly matters. Costs one forward pass of the encoder.
 
     Needs a look-ahead by the optimizer's own step; `Kept()` is the one it is meant for.
 

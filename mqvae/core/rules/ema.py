@@ -36,7 +36,7 @@ class Ema(Joint):
         m_k ← m_k + N_k T_k;    N_k ← γ N_k + (1 − γ) n_k;    m_k ← γ m_k + (1 − γ) Σ z_e(φ')
 
     with T_k as in `Transport`, at the price of one forward pass of the encoder. Codes are those of
-    before the step. The memory γ then matters little, and there is no rate at all.
+    before the step. The memory γ then matters little, and there is no learning rate.
 
     Under `Cosine()` the averages are of unit vectors: spherical k-means in place of k-means.
 
