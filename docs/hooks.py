@@ -1,7 +1,10 @@
 """What the site adds to the pages: the commands' own help, mathematics, files from beside docs/."""
 
 import html
+import importlib
+import inspect
 import io
+import json
 import logging
 import os
 import posixpath
@@ -21,6 +24,8 @@ from mqvae.cli import COMMANDS, main
 # Where a code host has them; links from docs/ to them hold on the site too.
 BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/*.md", "benchmarks/*.py", "examples/*"]
 
+NOTEBOOKS = ["tutorial.md"]
+
 log = logging.getLogger("mkdocs.hooks")  # a warning ends a strict build
 
 
@@ -30,6 +35,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path.is_file():
             name = path.relative_to(root).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
+    for page in NOTEBOOKS:
+        text = (Path(config.docs_dir) / page).read_text(encoding="utf-8")
+        name = page.replace(".md", ".ipynb")
+        files.append(File.generated(config, name, content=json.dumps(notebook(text), indent=1)))
     return files
 
 
@@ -39,6 +48,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = markdown.replace("<details>", '<details markdown="1">')
     if uri == "reference/commands.md":
         markdown += commands()
+    elif uri.startswith("reference/"):
+        markdown = markdown.replace("\n::: ", f"\n{summary(markdown)}\n\n::: ", 1)
+    if uri in NOTEBOOKS:
+        there = posixpath.basename(uri).replace(".md", ".ipynb")
+        markdown = markdown.replace("\n\n", f"\n\n[As a notebook]({there})\n\n", 1)
     beside = page.file.generated_by is not None
     home = posixpath.dirname(uri if beside else f"docs/{uri}")
     markdown = re.sub(
@@ -81,6 +95,49 @@ def mathml(tex: str, element: str, page: Page) -> str:
     if unknown := re.search(r"\\[A-Za-z]+", result):
         log.warning("%s: latex2mathml does not know %s", page.file.src_uri, unknown[0])
     return f"<div>{result}</div>" if element == "div" else result
+
+
+def notebook(text: str) -> dict[str, object]:
+    """A page as a Jupyter notebook: what it types and its Python are cells of code."""
+    cells: list[dict[str, object]] = []
+    code = r"^```python\n.*?^```$|^(?: {4}mqvae [^\n]*\n?)+"
+    at = 0
+    for found in [*re.finditer(code, text, re.DOTALL | re.MULTILINE), None]:
+        prose = text[at : found.start() if found else None].strip()
+        if prose:  # links lead nowhere from where a notebook lies
+            prose = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", prose)
+            cells.append({"cell_type": "markdown", "metadata": {}, "source": prose})
+        if found is None:
+            break
+        at = found.end()
+        typed = found[0].strip("\n")
+        lines = typed.splitlines()
+        source = "\n".join(
+            lines[1:-1] if typed.startswith("```") else [f"!{line.strip()}" for line in lines]
+        )
+        cells.append(
+            {
+                "cell_type": "code",
+                "metadata": {},
+                "source": source,
+                "outputs": [],
+                "execution_count": None,
+            }
+        )
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def summary(markdown: str) -> str:
+    """A table of what a page of the reference has, each with the first line of its docstring."""
+    rows = ["| name | what it is |", "|---|---|"]
+    for path in re.findall(r"^::: ([\w.]+)$", markdown, re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        line = (inspect.getdoc(getattr(importlib.import_module(module), name)) or "").split("\n")[0]
+        rows.append(f"| [`{name}`][{path}] | {line.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
 
 
 def commands() -> str:

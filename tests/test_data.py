@@ -773,8 +773,8 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
 def test_help_and_docs_name_all_data_sets():
     from mqvae.data import ImageData
 
-    page = Path(__file__).parents[1] / "docs" / "training.md"
-    table = page.read_text(encoding="utf-8").split("## Images")[1].split("## ")[0]
+    page = Path(__file__).parents[1] / "docs" / "datasets.md"
+    table = page.read_text(encoding="utf-8").split("## ")[0]
     for name in data.DATASETS:
         assert name in ImageData.__doc__ and f"`{name}`" in table, name
 

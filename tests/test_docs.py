@@ -1,5 +1,6 @@
 """What the documentation shows runs, what it names exists, and the site is built of it."""
 
+import importlib.util
 import json
 import os
 import re
@@ -28,6 +29,14 @@ PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rg
 
 def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def hooks():
+    """docs/hooks.py, as mkdocs loads it."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def commands(name: str) -> list[str]:
@@ -72,7 +81,7 @@ def test_python_blocks_run(name, folder, tmp_path, monkeypatch):
 
 
 def test_the_tutorial_leads_from_images_to_samples(tmp_path, monkeypatch):
-    """All its commands, one after the other, with fewer steps; then its Python."""
+    """The cells of its notebook, one after the other, with fewer steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for i in range(60):
@@ -83,14 +92,17 @@ def test_the_tutorial_leads_from_images_to_samples(tmp_path, monkeypatch):
         "train": [*train, "--data.batch_size", "8", "--data.validation", "8"],
         "prior": ["--width", "8", "--layers", "2", "--batch_size", "8"],
     }
-    typed = [shlex.split(command)[1:] for command in commands("docs/tutorial.md")]
-    typed = [each for each in typed if each[:1] != ["data"] and "config.yaml" not in str(each)]
-    for words in typed:
-        few = re.sub(r"--(steps|count) \d+", r"--\1 3", shlex.join(words))
-        assert main([*shlex.split(few), *smaller.get(words[0], [])]) == 0, few
     names = {"__name__": "block"}
-    for block in blocks("docs/tutorial.md"):
-        exec(compile(block, "docs/tutorial.md", "exec"), names)
+    for cell in hooks().notebook((ROOT / "docs/tutorial.md").read_text())["cells"]:
+        source = cell["source"]
+        if cell["cell_type"] == "markdown":
+            assert not re.search(r"^```|^ {4}mqvae |]\(", source, re.MULTILINE)
+        elif not source.startswith("!"):
+            exec(compile(source, "docs/tutorial.md", "exec"), names)
+        else:
+            for line in source.splitlines():
+                few = shlex.split(re.sub(r"--(steps|count) \d+", r"--\1 3", line))[1:]
+                assert main([*few, *smaller.get(few[0], [])]) == 0, line
     assert names["codes"].shape == (2, 8, 12) and names["images"].shape == (2, 3, 32, 48)
 
 
@@ -164,7 +176,7 @@ def test_commands_are_taken(name, tmp_path, monkeypatch):
 
 
 def test_commands_are_found():
-    found = commands("docs/training.md")
+    found = commands("docs/vqgan.md") + commands("docs/training.md")
     assert "mqvae train my.yaml --task Adversarial --task.perceptual_weight 0" in found
     assert "mqvae decode runs/first codes/ --out images/" in commands("docs/data.md")
     assert any(line.endswith("--optimizer.codebook_lr 10") for line in found)
@@ -223,6 +235,9 @@ def test_the_site(tmp_path):
         assert "iframe-worker.js" in text
     assert (tmp_path / "search" / "search_index.js").is_file()
     assert (tmp_path / "math.woff").is_file()
+    assert json.loads((tmp_path / "tutorial.ipynb").read_text())["nbformat"] == 4
+    assert 'href="tutorial.ipynb"' in pages["tutorial.html"]
+    assert '<a class="autorefs autorefs-internal"' in pages["reference/tasks.html"]
     for command in COMMANDS:
         assert f"usage: mqvae {command}" in pages["reference/commands.html"]
     everything = "".join(text for name, text in pages.items() if name.startswith("reference/"))
