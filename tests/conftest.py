@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from contextlib import nullcontext
+from itertools import combinations, groupby
 
 import pytest
 import torch
@@ -38,6 +39,35 @@ def pytest_addoption(parser):
         action="store_true",
         help="results of other shapes differ in their last bit, see tests/rounding.py",
     )
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "covering(n): of all combinations of parameters, as many as have every n values"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Products of parameters are cut to what `covering` asks for: 1, every value; 2, every pair."""
+
+    def cut(function, group):
+        mark = group[0].get_closest_marker("covering") if function else None
+        if mark is None or len(group) == 1:
+            return group
+        sets = {
+            item: set(combinations(sorted(item.callspec.indices.items()), *mark.args))
+            for item in group
+        }
+        missing, kept = set().union(*sets.values()), set()
+        while missing:
+            best = max(group, key=lambda item: len(sets[item] & missing))
+            missing -= sets[best]
+            kept.add(best)
+        return [item for item in group if item in kept]
+
+    groups = groupby(items, lambda item: getattr(item, "function", None))
+    items[:] = [item for function, group in groups for item in cut(function, list(group))]
 
 
 @pytest.fixture(autouse=True)

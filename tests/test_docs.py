@@ -84,7 +84,7 @@ def test_the_tutorial_leads_from_images_to_samples(tmp_path, monkeypatch):
     """The cells of its notebook, one after the other, with fewer steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for i in range(60):
+    for i in range(30):
         colours = torch.randint(256, (36, 40, 3), dtype=torch.uint8)
         Image.fromarray(colours.numpy()).save(tmp_path / "photos" / f"{i}.png")
     train = ["--network.width", "8", "--quantizer.num_codes", "64"]

@@ -93,6 +93,7 @@ def found_by(network, x, how):
 PASSES = pytest.mark.parametrize("passes", [3, 14])  # without annealing, and with
 
 
+@pytest.mark.covering(1)
 @PASSES
 def test_no_image_is_worse_and_nothing_is_touched(network, passes):
     x = images()
@@ -112,6 +113,7 @@ def test_no_image_is_worse_and_nothing_is_touched(network, passes):
     assert not any(module.training for module in network.modules())
 
 
+@pytest.mark.covering(1)
 @PASSES
 def test_an_image_gets_its_codes_whatever_the_others_are(network, passes):
     """In double precision, where what batches of other sizes round apart flips no code."""
@@ -209,6 +211,7 @@ def test_the_curvature_of_a_linear_decoder_is_its_own():
     assert (own - right).norm() < 0.2 * right.norm()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("priced", [False, True], ids=["", "with prices"])
 @pytest.mark.parametrize("name", ["vector", "groups", "stages", "fsq"])
 def test_steps_minimize_the_model_position_by_position(name, priced):
@@ -281,6 +284,7 @@ def spent(network, codes):
     return torch.stack(bits).sum(0)
 
 
+@pytest.mark.covering(1)
 @PASSES
 @pytest.mark.parametrize("name", ["rate", "groups with rates", "stages with rates"])
 def test_bits_are_traded_against_the_loss_of_each_image(name, passes):
@@ -296,6 +300,7 @@ def test_bits_are_traded_against_the_loss_of_each_image(name, passes):
     assert (after <= before * (1 + 1e-5)).all()
 
 
+@pytest.mark.covering(1)
 @PASSES
 @pytest.mark.parametrize("name", ["vector", "groups", "stages", "rate"])
 def test_bits_under_a_prior_are_traded_against_the_loss_of_each_image(name, passes):

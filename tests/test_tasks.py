@@ -163,9 +163,8 @@ def interrupt(at):
     return after
 
 
-@pytest.mark.parametrize("rule", ["Joint", "Meta", "Alternated"])
-def test_a_task_with_a_player_goes_on_bit_for_bit(tmp_path, rule):
-    whole = begin(settings(ADVERSARIAL, rule=rule), tmp_path / "whole")
+def test_a_task_with_a_player_goes_on_bit_for_bit(tmp_path):
+    whole = begin(settings(ADVERSARIAL), tmp_path / "whole")
     critic = {k: v.clone() for k, v in whole.parts.task.state_dict().items()}
     whole.fit()
     for name, value in whole.parts.task.state_dict().items():
@@ -173,7 +172,7 @@ def test_a_task_with_a_player_goes_on_bit_for_bit(tmp_path, rule):
         assert torch.equal(value, critic[name]) == name.startswith("frozen"), name
     assert whole.parts.auxiliary["critic"].optimizer.param_groups[0]["lr"] == 0.05 * 0.5**4
 
-    half = begin(settings(ADVERSARIAL, rule=rule), tmp_path / "half")
+    half = begin(settings(ADVERSARIAL), tmp_path / "half")
     with pytest.raises(Interrupted):
         half.fit(after_step=interrupt(8))
     # From the checkpoint of step 5, in the middle of the schedule.
@@ -313,12 +312,6 @@ def test_each_level_has_an_optimizer_of_its_own(tmp_path):
     assert lower.defaults["betas"] == (0.8, 0.95)
     assert lower.defaults["eps"] == 1e-6
     assert (upper.defaults["lr"], upper.defaults["momentum"]) == (3.0, 0.5)
-    whole.fit()
-    half = begin(settings(delta), tmp_path / "half")
-    with pytest.raises(Interrupted):
-        half.fit(after_step=interrupt(8))
-    resume(Run(tmp_path / "half")).fit()
-    assert weights(tmp_path / "half") == weights(tmp_path / "whole")
 
 
 # -- from another run, and held still --------------------------------------------------------------
@@ -346,6 +339,7 @@ def test_from_another_run(source, tmp_path):
         assert same == name.startswith("encoder"), name
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("frozen", [["encoder"], ["codebook"], ["encoder", "codebook"]])
 @pytest.mark.parametrize("rule", ["Joint", "Meta", "Ema"])
 def test_what_is_frozen_stays(source, tmp_path, frozen, rule):
@@ -379,7 +373,7 @@ def test_what_does_not_fit_is_named_shape_by_shape(source, tmp_path):
 
 
 def test_the_average_is_what_is_measured_and_used(tmp_path):
-    delta = {"trainer": {"ema_decay": 0.9}, "steps": 30, "optimizer": {"network_lr": 3e-3}}
+    delta = {"trainer": {"ema_decay": 0.9}, "optimizer": {"network_lr": 3e-3}}
     training = begin(settings(delta), tmp_path / "run")
     mean, seen = {}, []
 
@@ -404,7 +398,7 @@ def test_the_average_is_what_is_measured_and_used(tmp_path):
 
     half = begin(settings(delta), tmp_path / "half")
     with pytest.raises(Interrupted):
-        half.fit(after_step=interrupt(17))
+        half.fit(after_step=interrupt(7))
     resume(Run(tmp_path / "half")).fit()
     again = Run(tmp_path / "half").load("last")
     assert all(torch.equal(again.average[name], value) for name, value in saved.average.items())

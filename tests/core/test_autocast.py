@@ -147,6 +147,7 @@ def assert_alike(wide, narrow, *, tolerance: float) -> None:
             assert (found - wanted).norm() < 4 * tolerance * wanted.norm(), part
 
 
+@pytest.mark.covering(1)
 @every_half
 @pytest.mark.parametrize("name", METHODS)
 def test_every_rules_step_is_near_that_of_float32(name, half):
@@ -163,6 +164,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.covering(1)
 @every_half
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
 def test_every_quantizers_step_is_near_that_of_float32(kind, name, half):

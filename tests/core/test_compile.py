@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 from mqvae import (
     Affine,
@@ -62,6 +61,8 @@ def step(layer, quantizer, z_e, mask):
 
 
 def compare(quantizer, backend, masked, *, training):
+    from torch._dynamo.utils import counters
+
     torch._dynamo.reset()
     counters.clear()
     eager = quantizer.train(training)

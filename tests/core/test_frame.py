@@ -69,6 +69,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 # -- a step trains, or raises ----------------------------------------------------------------------
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", [*RULES, GenericMeta])
 def test_a_step_without_gradients_is_refused(kind, off):
@@ -129,6 +130,7 @@ def flat(optimizer: Optimizer) -> list[Any]:
     return found
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_preview_is_the_optimizers_step_and_leaves_no_trace(kind, steps):
@@ -224,6 +226,7 @@ def test_hooks_and_schedules_see_one_step_of_each_optimizer(kind):
 # -- embeddings that are not finite ----------------------------------------------------------------
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_embedding_that_is_not_finite_gets_no_code(kind, value):

@@ -79,6 +79,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 @pytest.mark.parametrize("beta", [0.0, 0.1, 2.0])
@@ -89,6 +90,7 @@ def test_exact_equals_reverse_mode_through_the_step(family, groups, beta):
     assert relative(found.direct, reference.above(problem, XI)[2]) < 1e-12
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 def test_exact_equals_a_numeric_derivative(family, groups):
@@ -99,6 +101,7 @@ def test_exact_equals_a_numeric_derivative(family, groups):
     assert relative(reference.reverse_mode(problem, XI), expected) < 1e-8
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 def test_finite_difference_equals_its_closed_form(family, groups):
@@ -202,6 +205,7 @@ def test_linear_network_by_hand(beta):
         assert relative(found.indirect, indirect) < 1e-10
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 def test_the_decoders_share_of_the_papers_difference_is_zero(family, groups):
@@ -224,6 +228,7 @@ def test_free_codes_are_the_literal_equation_13(groups):
     assert relative(frozen, literal) > 1e-3
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 def test_direct_only_equals_stopping_the_gradient(family, groups):
@@ -233,6 +238,7 @@ def test_direct_only_equals_stopping_the_gradient(family, groups):
     assert found.indirect is None
 
 
+@pytest.mark.covering(2)
 @everywhere
 @every_family
 @pytest.mark.parametrize("look", [Kept(), Undone(optimizer_step=True)], ids=["kept", "undone"])
@@ -290,6 +296,7 @@ def upper_of(problem: Problem, what: str) -> tuple[Problem, dict]:
     return other, told
 
 
+@pytest.mark.covering(2)
 @everywhere
 @every_family
 @pytest.mark.parametrize("what", ["batch", "loss", "batch and loss"])

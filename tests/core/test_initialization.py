@@ -64,6 +64,7 @@ SAMPLES = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.usefixtures("drawn_in_a_round")
 @pytest.mark.parametrize("seed", range(5))
@@ -275,6 +276,7 @@ def test_initialize_is_reproducible(name):
     assert not torch.equal(books[0], books[2])
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("name", GROUPS)
 @pytest.mark.parametrize("n", [1, 4, 30])
 def test_initialize_lowers_the_loss_from_any_number_of_embeddings(name, n):

@@ -83,6 +83,7 @@ def direct(problem: Problem) -> dict[str, Tensor]:
 # -- gradients -------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering(1)
 @every_codebook
 @every_family
 def test_joint_is_the_chain_rule_through_the_table(kind, family):
@@ -99,6 +100,7 @@ def test_joint_is_the_chain_rule_through_the_table(kind, family):
             torch.testing.assert_close(step, g, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.covering(1)
 @every_codebook
 @every_family
 def test_the_direct_term_is_the_codebook_loss_at_the_look_ahead(kind, family):
@@ -114,6 +116,7 @@ def test_the_direct_term_equals_a_numeric_derivative(kind):
     assert_near(change(problem, DirectOnly()), expected, 1e-8)
 
 
+@pytest.mark.covering(1)
 @every_codebook
 @every_family
 def test_finite_difference_equals_equation_13_by_the_maps_parameters(kind, family):
@@ -122,6 +125,7 @@ def test_finite_difference_equals_equation_13_by_the_maps_parameters(kind, famil
     assert_near(change(problem, FiniteDifference(ForwardMode())), expected, 1e-8)
 
 
+@pytest.mark.covering(1)
 @every_straight_one
 @every_family
 @pytest.mark.parametrize(
@@ -374,6 +378,7 @@ def test_a_float32_quantizer_in_a_bfloat16_network_decodes_too(kind, device):
     assert torch.equal(found, result.output)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("kind", QUANTIZERS)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("training", [True, False])
@@ -396,6 +401,7 @@ def test_dtype_and_device_are_kept(kind, device, training, wide, dtype):
         assert words.dtype == wide and words.device.type == device
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", [name for name in QUANTIZERS if name != "none"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_quantizer_in_half_precision_works_and_keeps_it(kind, dtype):
@@ -439,6 +445,7 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", [*QUANTIZERS, "ema", "replaced"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_state_is_loaded_strictly_and_training_goes_on_to_the_bit(kind, steps):

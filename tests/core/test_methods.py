@@ -321,11 +321,10 @@ def measured(name: str, family: str = "convolutional") -> Measured:
 
 
 def page() -> str:
-    """docs/gradients.md, from what is measured."""
+    """docs/gradients.md, of the table above."""
     lines = ["| method | φ | θ | C |", "|---|---|---|---|"]
-    for name in TABLE:
-        cells = [measured(name).cell(part) for part in ("phi", "theta", "codebook")]
-        lines.append(f"| {' | '.join([name, *cells])} |")
+    for name, row in TABLE.items():
+        lines.append(f"| {' | '.join([name, row.phi, row.theta, row.codebook])} |")
     return WORDS + "\n".join(lines) + "\n"
 
 
@@ -349,6 +348,7 @@ OVER_ROTATION = OVER_ANY[:4]  # the others refuse it
 KINDS = ["shared groups", "cosine groups", "linear map", "residual maps"]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [(n, k) for n in OVER_ANY for k in KINDS] + [(n, "rotation") for n in OVER_ROTATION],
@@ -360,7 +360,7 @@ def test_what_a_loss_reaches_does_not_depend_on_the_kind_of_codebook(name, kind)
         assert found.cell(part) == getattr(row, part)
 
 
-def test_the_page_is_what_is_measured():
+def test_the_page_is_the_table():
     assert PAGE.read_text(encoding="utf-8") == page(), (
         "run: PYTHONPATH=tests python tests/core/test_methods.py > docs/gradients.md"
     )
@@ -409,6 +409,7 @@ def put_together(rule: type[Rule], kind: str | Codebook, **options) -> Update:
 NEEDS_CODES = [Meta, Alternated, Ema, Synchronous, MetaNetwork, MetaBoth]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("rule", NEEDS_CODES)
 @pytest.mark.parametrize("kind", ["gumbel", "none"])
 def test_quantizers_that_do_not_select_are_refused(rule, kind):
@@ -476,6 +477,7 @@ def test_a_preconditioned_tangent_needs_the_optimizers_step():
     assert "it needs optimizer_step=True" in str(e.value)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     "look", [Kept(preconditioned=True), Undone(optimizer_step=True, preconditioned=True)]
 )

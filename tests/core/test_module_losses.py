@@ -113,6 +113,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+@pytest.mark.covering(1)
 @every_rule
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_step_leaves_the_traces_of_one_pass(name, parts):

@@ -105,6 +105,7 @@ def test_ties_go_to_the_lowest_index():
     assert nearest(z_e.double(), codebook.double()).tolist() == expected
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("scores", [1, 63, 64, 65, 128, 1000, 10_000])
 @pytest.mark.parametrize("columns", [64, 128, 192, 2**14])
 @pytest.mark.parametrize("band", [20, 2**16])

@@ -43,6 +43,7 @@ CASES = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("family", ["convolutional", "classifier"])
 @pytest.mark.parametrize("case", CASES)
 def test_parts_equal_the_whole(case, family):

@@ -41,6 +41,7 @@ def loop(quantizer: ResidualQuantizer, z: Tensor) -> tuple[list[int], Tensor, li
     return codes, total, given
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("stages", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_codes_values_losses_and_gradients_are_those_of_a_loop(stages, dtype):
@@ -124,6 +125,7 @@ def test_the_estimator_turns_the_whole():
         torch.testing.assert_close(to_z_e[i], matrix.T @ g[i])
 
 
+@pytest.mark.covering(1)
 @every_family
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_finite_difference_equals_its_closed_form(family, beta):
@@ -141,6 +143,7 @@ def test_finite_difference_equals_its_closed_form(family, beta):
     assert relative(found.direct, direct) < 1e-12
 
 
+@pytest.mark.covering(1)
 @every_family
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_exact_equals_reverse_mode_and_a_numeric_derivative(family, beta):

@@ -162,6 +162,7 @@ def with_task_gradient(problem: Problem, nu: float) -> tuple[list, list, Tensor]
     return list(found[: len(phi)]), list(found[len(phi) : -1]), found[-1]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", [*STRAIGHT, "rotation"])
 @every_family
 def test_synchronous_is_backpropagation_with_the_codeword_added(kind, family):
@@ -194,6 +195,7 @@ def test_synchronous_without_nu_is_joint():
         torch.testing.assert_close(value, weights(twin)[name], rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", [*STRAIGHT, "rotation"])
 @every_family
 @pytest.mark.parametrize("nu", [0.0, NU])
@@ -494,6 +496,7 @@ def codebook_after(problem: Problem, expected: Weights) -> Weights:
     return reference.through(moved, reference.gradients_at(moved, phi, theta, table)[2])
 
 
+@pytest.mark.covering(1)
 @every_kind
 @every_family
 @pytest.mark.parametrize("xi", [0.0, XI, 3.0])
@@ -537,6 +540,7 @@ def test_the_codebooks_answer_equals_a_numeric_derivative(groups):
     assert (found - expected).norm() < 1e-8 * expected.norm()
 
 
+@pytest.mark.covering(1)
 @every_kind
 @every_family
 @pytest.mark.parametrize("name", ["FiniteDifference", "Exact", "Unrolled"])
@@ -727,6 +731,7 @@ class Recorded:
         return self.result
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("preconditioned", [True, False])
 @pytest.mark.parametrize("look", ["undone", "kept"])
 @pytest.mark.parametrize("name", ["FiniteDifference", "Exact"])

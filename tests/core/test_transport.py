@@ -191,6 +191,7 @@ def update_of(problem, *, upper_lr: float = 0.4, **options) -> Meta:
     )
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("family", ["convolutional", "linear", "classifier"])
 def test_a_step_is_the_networks_the_transport_and_the_direct_term_after_it(family, groups):
@@ -283,6 +284,7 @@ def test_wrong_settings_are_refused():
 # -- carried by moving averages -------------------------------------------------------------------
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("family", ["convolutional", "linear"])
 def test_averages_are_carried_along_before_what_comes_after_the_step(family, groups):

@@ -22,6 +22,7 @@ def steps_ahead(problem: Problem, steps: int) -> tuple[list, list]:
     return phi, theta
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 @pytest.mark.parametrize("beta", [0.0, 0.5])
@@ -33,6 +34,7 @@ def test_one_step_equals_exact(family, groups, beta):
     assert relative(one.direct, exact.direct) < 1e-12
 
 
+@pytest.mark.covering(1)
 @everywhere
 @pytest.mark.parametrize("family", ["convolutional", "linear"])
 @pytest.mark.parametrize("steps", [2, 3])
@@ -58,6 +60,7 @@ def test_two_steps_equal_a_numeric_derivative_for_other_codebooks(kind):
         assert relative(found[name], value) < 1e-7
 
 
+@pytest.mark.covering(1)
 @everywhere
 @every_family
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -147,6 +147,7 @@ def test_alternated_moves_the_codebook_first():
     assert_same(weights(network), weights(twin))
 
 
+@pytest.mark.covering(1)
 @every_undone
 @pytest.mark.parametrize("family", ["convolutional", "classifier"])
 def test_meta_at_xi_zero_is_alternated(rule, family):
@@ -160,6 +161,7 @@ def test_meta_at_xi_zero_is_alternated(rule, family):
     assert_same(weights(network), weights(twin))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("rule", [r for n, r in RULES.items() if "FiniteDifference-" not in n])
 @pytest.mark.parametrize("look", [Kept(), Undone(optimizer_step=True)], ids=["kept", "undone"])
 @pytest.mark.parametrize("kind", [Meta, MetaBoth])
@@ -188,6 +190,7 @@ def test_unrolled_at_xi_zero_is_alternated():
 
 
 # Transported keeps the codes that DirectOnly looks up anew.
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("rule", [r for name, r in RULES.items() if name != "Transported"])
 @pytest.mark.parametrize("look", [Kept(), Undone(optimizer_step=True)], ids=["kept", "undone"])
 def test_at_nearly_no_xi_there_is_nearly_no_indirect_term(rule, look):
