@@ -56,7 +56,9 @@ def pytest_collection_modifyitems(items):
         if mark is None or len(group) == 1:
             return group
         sets = {
-            item: set(combinations(sorted(item.callspec.indices.items()), *mark.args))
+            item: set(
+                combinations([(k, id(v)) for k, v in item.callspec.params.items()], *mark.args)
+            )
             for item in group
         }
         missing, kept = set().union(*sets.values()), set()

@@ -263,6 +263,7 @@ def test_the_report_has_the_norms_and_the_cosine(look):
     torch.testing.assert_close(step.commitment, step.codebook)
 
 
+@pytest.mark.covering(1)
 @every_pair
 def test_every_combination_lowers_the_loss(rule, look):
     """The last check, after the proofs: forty steps on one batch."""
@@ -277,6 +278,7 @@ def test_every_combination_lowers_the_loss(rule, look):
 # -- no trace --------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering(1)
 @every_pair
 def test_the_look_ahead_leaves_no_trace(rule, look):
     """Batch norm and random state end as if only the real pass had run."""
@@ -335,6 +337,7 @@ def calls(rule, look) -> int:
     return -1 - counting.left
 
 
+@pytest.mark.covering(1)
 @every_pair
 def test_a_step_that_raises_leaves_no_trace(rule, look):
     total = calls(rule, look)
