@@ -8,8 +8,9 @@ from benchmarks.timing import in_turns
 from mqvae.config import Settings
 from mqvae.core.passes import RandomState
 from mqvae.errors import MqvaeError
+from mqvae.runs.images import Splits
 from mqvae.training.assembly import assemble, initialize_codebook
-from mqvae.training.images import Splits, load_splits
+from mqvae.training.images import load_splits
 from mqvae.training.processes import Processes
 from mqvae.training.start import set_training, start_from
 

@@ -9,7 +9,8 @@ import torch
 from benchmarks.costs import first_step
 from mqvae.config import Settings, load_preset
 from mqvae.data import InMemory
-from mqvae.training.images import Splits, load_splits
+from mqvae.runs.images import Splits
+from mqvae.training.images import load_splits
 
 PRESET = "fashion-mnist-demo"
 COLOUR = ("celeba-hq", "cifar10", "cifar100", "imagenet", "photos", "svhn")

@@ -17,7 +17,7 @@ from mqvae.core.rules import Step
 from mqvae.data import first
 from mqvae.metrics import BATCH_SIZE, evaluate, evaluating
 from mqvae.tokenizer import Tokenizer
-from mqvae.training import Training, begin, load_split
+from mqvae.training import Training, begin
 
 PRESET = "fashion-mnist-demo"
 UPDATES, SETTLED = 200, 20
@@ -133,7 +133,7 @@ def timed_run(folder: Path, rule: str, device: str) -> tuple[Training, list[floa
 def rate_rows(folder: Path) -> list[dict[str, Cell]]:
     """Images per second of evaluation and encoding, beside bare passes of the network."""
     tokenizer = Tokenizer.from_run(str(folder))
-    images = first(load_split(tokenizer.settings.data, "test"), IMAGES)
+    images = first(tokenizer.settings.data.load("test"), IMAGES)
     network, task = tokenizer.network, tokenizer.task
     pixels, _ = images.take(torch.arange(len(images)))
 

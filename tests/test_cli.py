@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import mqvae
 from mqvae.cli import main
 from mqvae.cli.parser import text_of
 from mqvae.runs import Run
@@ -469,12 +470,10 @@ def test_a_second_interruption_acts_at_once(tmp_path, capsys, monkeypatch):
 
 
 def test_interrupted_before_there_is_a_run(tmp_path, capsys, monkeypatch):
-    from mqvae.training import images
-
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "load_split", interrupted)
+    monkeypatch.setattr(mqvae.ImageData, "load", interrupted)
     assert main(["train", "digits-tiny", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "mqvae: stopped\n"
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from mqvae.report import write_report
 from mqvae.runs import Run
 from mqvae.tasks import AuxiliaryOptimizer
 from mqvae.tokenizer import Tokenizer
-from mqvae.training import begin, load_split
+from mqvae.training import begin
 
 
 class Patches(Architecture):
@@ -68,7 +68,7 @@ def usual(made):
 def optimum(made):
     """The codebook that k-means ends with."""
     tokenizer = Tokenizer.from_run(made, device="cpu")
-    train = load_split(tokenizer.settings.data, "train")
+    train = tokenizer.settings.data.load("train")
     return refitted(
         tokenizer.network, tokenizer.task, train, train, tolerance=0.0, iterations=1000
     ).codebook

@@ -15,8 +15,8 @@ from mqvae.data import InMemory, hold_out
 from mqvae.data.identity import Identity, identity_of
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run
+from mqvae.runs.known import Known
 from mqvae.training import begin, load_run_split, resume
-from mqvae.training.known import Known
 
 
 @pytest.fixture(autouse=True)

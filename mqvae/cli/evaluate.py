@@ -184,9 +184,10 @@ class _Images:
 def _images(options: Namespace, tokenizer: "Tokenizer") -> _Images:
     """The images that the options ask for."""
     from mqvae.data import identity_of
+    from mqvae.runs.images import load_run_split
+    from mqvae.runs.known import Known
     from mqvae.tasks import Task
-    from mqvae.training.images import load_run_split, other_images
-    from mqvae.training.known import Known
+    from mqvae.training.images import other_images
 
     settings = tokenizer.settings
     if options.data is None:

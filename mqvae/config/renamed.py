@@ -6,7 +6,7 @@ from typing import Any
 
 from mqvae.config.classes import canonical
 from mqvae.config.merging import put
-from mqvae.core.distributed import process_rank
+from mqvae.core.distributed import is_first
 
 RENAMED = {
     "trainer.average": "trainer.ema_decay",
@@ -44,7 +44,7 @@ def today(option: str) -> str:
 
 @cache
 def _say(old: str, new: str) -> None:
-    if process_rank() == 0:
+    if is_first():
         print(f"mqvae: {old} is {new} now; the old name is read for one version", file=sys.stderr)
 
 

@@ -41,7 +41,7 @@ from mqvae.core.quantizers import Quantizer
 from mqvae.core.rules import Rule
 from mqvae.data import Data
 from mqvae.errors import MqvaeError, refused
-from mqvae.networks.architecture import Architecture
+from mqvae.networks.architecture import Architecture, Inputs
 from mqvae.runs import Run
 from mqvae.tasks import Task
 
@@ -166,6 +166,18 @@ class Settings:
             quantizer=_with_chosen(self.quantizer, network.quantizer),
             update=_with_chosen(self.update, rule),
         )
+
+
+def inputs_of(data: Data) -> Inputs:
+    """The inputs that a network for these images takes.
+
+    Raises:
+        ValueError: if they have not been looked at yet.
+    """
+    if data.shape is None:
+        raise MqvaeError("data.channels and data.side must be known to build a network.")
+    size, *sides = data.shape
+    return Inputs(size, sides[-1] if sides else 0, data.classes or 1)
 
 
 @lru_cache(maxsize=32)

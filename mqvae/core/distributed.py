@@ -1,5 +1,6 @@
 """The mean over processes, asked for at the time of the call."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,6 +48,11 @@ def world_size() -> int:
     """Number of processes that train together; 1 without torch.distributed."""
     there = dist.is_available() and dist.is_initialized()
     return dist.get_world_size(_group.get()) if there else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks; known before the others are met."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def process_rank() -> int:

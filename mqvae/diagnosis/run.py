@@ -20,8 +20,8 @@ from mqvae.diagnosis.subject import quantizer_of
 from mqvae.errors import MqvaeError
 from mqvae.files import write_json
 from mqvae.runs import Run
+from mqvae.runs.known import Changes
 from mqvae.training import Training, learning_rate, resume
-from mqvae.training.known import Changes
 from mqvae.training.start import set_training
 
 FILE = "diagnosis.json"

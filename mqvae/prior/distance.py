@@ -20,9 +20,9 @@ from mqvae.prior.codes import CodeSplit
 from mqvae.prior.sampling import images_of, sample_images
 from mqvae.prior.settings import PriorSettings
 from mqvae.progress import watched_batches
+from mqvae.runs.images import Splits
 from mqvae.tasks import Metric
 from mqvae.tokenizer import Tokenizer
-from mqvae.training.images import Splits
 from mqvae.weights import find
 
 BATCH_SIZE = 256

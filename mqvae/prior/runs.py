@@ -11,9 +11,9 @@ from mqvae.prior.distance import SampleDistance, usual_distance
 from mqvae.prior.settings import FOLDER, PriorConfig, PriorSettings
 from mqvae.prior.training import PriorTraining
 from mqvae.runs import Run
+from mqvae.runs.known import Changes, Known, check
 from mqvae.tokenizer import Tokenizer
 from mqvae.training.images import load_splits
-from mqvae.training.known import Changes, Known, check
 
 
 def begin_prior(

@@ -19,10 +19,9 @@ from mqvae.prior.settings import PriorConfig
 from mqvae.progress import Progress
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
+from mqvae.runs.known import Changes
 from mqvae.tokenizer import Tokenizer
 from mqvae.training import Interrupted, NotFinite, device_name, versions, warmup_cosine
-from mqvae.training.checkpoints import not_finite
-from mqvae.training.known import Changes
 from mqvae.training.stopping import KEPT, Signals
 
 COLUMNS = ("step", "seconds", "loss", "validation")
@@ -170,7 +169,7 @@ class PriorTraining:
             "accepted_changes": self.accepted,
         }
         checkpoint = Checkpoint(self.network.state_dict(), tensors, state)
-        if bad := not_finite(checkpoint):
+        if bad := checkpoint.not_finite():
             raise self._not_finite(f"{bad} is not finite")
         self.run.save("last", checkpoint)
 

@@ -21,7 +21,7 @@ def worst(tokenizer: Tokenizer) -> dict[str, Strip]:
     """The test images of the largest squared errors, and what became of them."""
     import torch
 
-    from mqvae.training.images import load_run_split
+    from mqvae.runs.images import load_run_split
 
     try:
         images = load_run_split(tokenizer.run, tokenizer.settings, "test").images

@@ -44,6 +44,14 @@ class Checkpoint:
         state = {k: v for k, v in self.state.items() if k not in resumes}
         return Checkpoint(self.weights, {}, state)
 
+    def not_finite(self) -> str | None:
+        """The name of a tensor that holds a number that is not finite."""
+        for tensors in (self.model, self.training, self.average or {}):
+            for name, tensor in tensors.items():
+                if not torch.isfinite(tensor).all():
+                    return name
+        return None
+
     def give_weights(self, network: nn.Module, folder: str | Path) -> None:
         """Load `weights` into a network.
 

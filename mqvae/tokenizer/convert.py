@@ -15,7 +15,6 @@ from mqvae.errors import MqvaeError
 from mqvae.networks.vqgan.keys import Imported, imported
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run
-from mqvae.training.checkpoints import not_finite
 from mqvae.weights.pickled import read_torch
 
 # Where a checkpoint has the weights, those that are to be used first.
@@ -149,7 +148,7 @@ def converted(
         training={},
         state={"step": 0, "imported": found.form.name, "version": code().version},
     )
-    if bad := not_finite(checkpoint):
+    if bad := checkpoint.not_finite():
         raise MqvaeError(f"{file}: {bad} holds a number that is not finite.")
     return settings, checkpoint, found
 

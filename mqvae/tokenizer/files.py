@@ -13,9 +13,9 @@ from torch import Tensor
 from mqvae.data import Images, Reading, load_all
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
+from mqvae.runs.images import SPLITS, load_run_split
 from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.codes import Codes
-from mqvae.training.images import SPLITS, load_run_split
 
 BATCH_SIZE = 256  # images that are held to be written
 

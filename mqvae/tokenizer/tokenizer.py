@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mqvae.config import Settings
+from mqvae.config.settings import inputs_of
 from mqvae.core.quantizers import NoQuantizer
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
@@ -19,7 +20,6 @@ from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.codes import Codes, SizedCodes
 from mqvae.tokenizer.pretrained import located
 from mqvae.tokenizer.sharing import downloaded, read, uploaded, write
-from mqvae.training import inputs_of
 from mqvae.weights.packaged import packaged
 
 

@@ -1,6 +1,7 @@
 """Training: settings in, a run folder out."""
 
-from mqvae.training.images import inputs_of, load_run_split, load_split
+from mqvae.config.settings import inputs_of
+from mqvae.runs.images import load_run_split
 from mqvae.training.loop import Training
 from mqvae.training.processes import Processes, restarted
 from mqvae.training.results import device_name, not_finite, versions, write_evaluation
@@ -27,7 +28,6 @@ __all__ = [
     "inputs_of",
     "learning_rate",
     "load_run_split",
-    "load_split",
     "not_finite",
     "restarted",
     "resume",

@@ -12,14 +12,15 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mqvae.config import Settings
+from mqvae.config.settings import inputs_of
 from mqvae.core.network import VQNetwork
 from mqvae.core.rules import Rule, Step, Unquantized, Update
 from mqvae.data import Batches, Images, fitting, these
 from mqvae.errors import MqvaeError, refused
 from mqvae.metrics import evaluating
+from mqvae.runs.images import Splits
 from mqvae.tasks import AuxiliaryOptimizer, Task
 from mqvae.training.ema import averaged, towards
-from mqvae.training.images import Splits, inputs_of
 from mqvae.training.processes import Processes
 from mqvae.training.schedule import learning_rate
 from mqvae.training.start import freeze

@@ -230,15 +230,6 @@ def _random_name(kind: str, rank: int) -> str:
     return f"random.{kind}" + (f".{rank}" if rank else "")
 
 
-def not_finite(checkpoint: Checkpoint) -> str | None:
-    """The name of a tensor that holds a number that is not finite."""
-    for tensors in (checkpoint.model, checkpoint.training, checkpoint.average or {}):
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                return name
-    return None
-
-
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """A schedule's state, without what its constructor gives it."""
     kinds = (int, float, str, bool, type(None))

@@ -21,11 +21,6 @@ AGREE_EVERY = 1.0  # seconds between two looks of all processes at whether they 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes and speaks; known before the others are met."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
 class Processes:
     """All processes of a run, met and ready; alone where there is one.
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 
 from mqvae.config import Settings, Trainer
-from mqvae.core.distributed import agree
+from mqvae.core.distributed import agree, is_first
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run
+from mqvae.runs.images import Splits
+from mqvae.runs.known import Changes, Known, check
 from mqvae.training.assembly import assemble, initialize_codebook
-from mqvae.training.images import Splits, load_splits
-from mqvae.training.known import Changes, Known, check
+from mqvae.training.images import load_splits
 from mqvae.training.loggers import chosen
 from mqvae.training.loop import Training
 from mqvae.training.memory import noticing_shortage
-from mqvae.training.processes import Processes, is_first
+from mqvae.training.processes import Processes
 from mqvae.training.start import start_from
 
 FAST_STEPS = 2  # of trainer.fast_dev_run

@@ -7,11 +7,11 @@ from mqvae.config import Settings
 from mqvae.data import Batches
 from mqvae.provenance import code
 from mqvae.runs import Run
+from mqvae.runs.images import Splits
+from mqvae.runs.known import Changes, Known
 from mqvae.training.assembly import Parts
-from mqvae.training.checkpoints import capture, not_finite, restore
+from mqvae.training.checkpoints import capture, restore
 from mqvae.training.finite import Finite
-from mqvae.training.images import Splits
-from mqvae.training.known import Changes, Known
 from mqvae.training.loggers import chosen
 from mqvae.training.logs import Log
 from mqvae.training.processes import Agreement, Processes
@@ -110,7 +110,7 @@ class TrainingState:
                 **self.known.state(),
             },
         )
-        if bad := not_finite(checkpoint):
+        if bad := checkpoint.not_finite():
             raise self._finite.error(f"{bad} is not finite", self.step)
         if self.processes.first:
             for name in names:

@@ -40,10 +40,9 @@ def measured(few: Few, task: str, folder: Path, device: Any) -> dict[str, Any]:
     from mqvae.data import hold_out
     from mqvae.metrics import evaluate
     from mqvae.tokenizer import Tokenizer
-    from mqvae.training import load_split
 
     tokenizer = Tokenizer.from_run(folder, device=device)
-    seed, whole = tokenizer.settings.seed, load_split(tokenizer.settings.data, "train")
+    seed, whole = tokenizer.settings.seed, tokenizer.settings.data.load("train")
     key, found, both = LOSSES[task], [], few.held_out + few.images
     for before, count in ((few.held_out, few.images), (both, both)):
         images, _ = hold_out(whole, before, seed=seed, limit=count)

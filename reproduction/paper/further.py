@@ -187,13 +187,12 @@ class Diagnosis(OfRun):
         """Refit its codebook, and choose among its nearest codes."""
         from mqvae.diagnosis import best_of_nearest, refitted
         from mqvae.tokenizer import Tokenizer
-        from mqvae.training import load_split
 
         scale = load_scale(self.run.scale)
         folder = self.run.train(place)
         tokenizer = Tokenizer.from_run(folder)
         options = tokenizer.settings.data
-        train, test = load_split(options, "train"), load_split(options, "test")
+        train, test = options.load("train"), options.load("test")
         network, task = tokenizer.network, tokenizer.task
         refit = refitted(
             network, task, train, test, device=tokenizer.device, count=scale.refitted_on

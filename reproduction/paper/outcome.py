@@ -40,13 +40,12 @@ def further_metrics(
     from mqvae.metrics import CODES, evaluate
     from mqvae.metrics.registry import further_metrics as asked_for
     from mqvae.tokenizer import Tokenizer
-    from mqvae.training import load_split
 
     kept = folder / "further.json"
     known = read_json(kept) if kept.is_file() else {}
     tokenizer = Tokenizer.from_run(folder, device=device)
     options = tokenizer.settings.data
-    images = first(load_split(options, "test"), count)
+    images = first(options.load("test"), count)
     network = None
     if classifier is not None and (classifier / "summary.json").is_file():
         from mqvae.tokenizer.classifier import classifier_of

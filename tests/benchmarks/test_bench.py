@@ -6,7 +6,6 @@ import io
 import json
 import math
 import multiprocessing
-import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from threading import Thread
@@ -563,7 +562,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
 # -- all of it on a GPU, here on the CPU -----------------------------------------------------------
 
 
-def test_the_command_of_a_gpu_at_a_tiny_size(monkeypatch, tmp_path, capsys):
+def test_the_command_of_a_gpu_at_a_tiny_size(monkeypatch, tmp_path):
     monkeypatch.setattr(step, "DEMO", TINY)
     monkeypatch.setattr(step, "PAPER", TINY)
     monkeypatch.setattr(gpu, "TESTS", ("tests/test_cuda.py::test_batches_are_the_same",))
@@ -576,19 +575,10 @@ def test_the_command_of_a_gpu_at_a_tiny_size(monkeypatch, tmp_path, capsys):
     tests, table = json.loads(Path("out/performance/checks.json").read_text())["tables"][0]["rows"]
     assert (tests["done"], tests["failed"], tests["skipped"]) == (1, 0, 0)
     assert table["failed"] == 0 and table["minutes"] < 1
-    assert "the same command resumes" in capsys.readouterr().err
     # What was measured on this machine is not measured again.
     assert gpu.known(Path("out/performance/step.json"), gpu.hardware("cpu"))
     assert not gpu.known(Path("out/performance/step.json"), {"processor": "another"})
     assert not gpu.known(Path("out/performance/step-cuda.json"), gpu.hardware("cpu"))
-
-
-def test_the_time_of_a_gpu_is_up_as_by_ctrl_c():
-    with gpu.interrupted_after(0.01):
-        time.sleep(5)
-        pytest.fail("not interrupted")
-    with pytest.raises(KeyboardInterrupt), gpu.interrupted_after(60):
-        raise KeyboardInterrupt
 
 
 def test_results_of_a_gpu_lie_beside_those_of_the_cpu(tmp_path):

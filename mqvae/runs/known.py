@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mqvae.core.distributed import is_first
 from mqvae.data import Bounds, Identity, Images, identity_of
 from mqvae.errors import MqvaeError
 from mqvae.files import write_whole
-from mqvae.runs import Run
-from mqvae.training.processes import is_first
+from mqvae.runs.folder import Run
 
 FILE = "images.npz"
 ACCEPT = "--accept-changed-data"
