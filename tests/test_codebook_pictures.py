@@ -120,7 +120,7 @@ def test_samples_of_a_prior_are_shown(runs, tmp_path):
     small = ["--steps", "1", "--width", "8", "--layers", "1", "--batch-size", "8"]
     assert main(["prior", str(tmp_path / "run"), *small]) == 0
     strip = decoded(read_run(tmp_path / "run")).further["Samples of the prior"]
-    assert strip.tiles.shape == (8, 8, 8, 1)
+    assert strip.tiles.shape == (8, 8, 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import AdamW
 
 from mqvae.errors import MqvaeError
 from mqvae.files import write_json
+from mqvae.metrics import evaluating
 from mqvae.metrics.bits import PRIOR
 from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import CodeSplit, bits, bits_of_split, independent_bits, shuffled
 from mqvae.prior.distance import SampleDistance
+from mqvae.prior.sampling import images_of, sample_codes
 from mqvae.prior.settings import PriorConfig
 from mqvae.progress import Progress
 from mqvae.provenance import code
@@ -22,8 +25,11 @@ from mqvae.runs import Checkpoint, Run, optimizer_state, restore_optimizer
 from mqvae.runs.known import Changes
 from mqvae.tokenizer import Tokenizer
 from mqvae.training import Interrupted, NotFinite, device_name, versions, warmup_cosine
+from mqvae.training.results import write_strip
 from mqvae.training.stopping import KEPT, Signals
 
+SAMPLES = 8  # drawn at the end, for the report
+MOST = 1024  # codes of an image that is drawn there
 COLUMNS = ("step", "seconds", "loss", "validation")
 
 
@@ -219,6 +225,10 @@ class PriorTraining:
             "versions": versions(),
             "accepted_changes": self.accepted,
         }
+        if math.prod(self.config.shape) <= MOST:
+            with evaluating(self.network):
+                codes = sample_codes(self.network, SAMPLES, torch.Generator().manual_seed(0))
+            write_strip(self.run.folder / "samples.png", images_of(self.tokenizer, codes))
         write_json(self.run.folder / "summary.json", content)
         return content
 

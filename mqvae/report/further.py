@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from mqvae.report.strips import Strip
+from mqvae.report.strips import Strip, read_strip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from mqvae.tokenizer import Tokenizer
 
 SEEN = 2**21  # pixels of the images among which the worst are sought
-WORST, SAMPLES = 5, 8
-MOST = 1024  # codes of an image that is drawn
+WORST = 5
 
 
 def worst(tokenizer: Tokenizer) -> dict[str, Strip]:
@@ -42,19 +40,9 @@ def worst(tokenizer: Tokenizer) -> dict[str, Strip]:
 
 
 def drawn(tokenizer: Tokenizer) -> dict[str, Strip]:
-    """Samples of the run's prior, where it has one."""
-    import torch
-
-    from mqvae.prior.sampling import images_of, load_prior, sample_codes
-
-    if math.prod(tokenizer.code_shape) > MOST:
-        return {}
-    try:
-        prior = load_prior(tokenizer)
-    except (OSError, ValueError):
-        return {}
-    codes = sample_codes(prior, SAMPLES, torch.Generator().manual_seed(0))
-    return {"Samples of the prior": _strip(images_of(tokenizer, codes))}
+    """Samples of the run's prior, where it has drawn some."""
+    strip = read_strip(tokenizer.run.folder / "prior" / "samples.png")
+    return {} if strip is None else {"Samples of the prior": strip}
 
 
 def _strip(images: Tensor) -> Strip:

@@ -190,11 +190,7 @@ def _write_picture(run: Run, name: str, picture: Picture) -> dict[str, Any]:
     (run.folder / folder).mkdir(parents=True, exist_ok=True)
     if isinstance(picture, Strip):
         file = f"{folder}/{picture.name}.png"
-        pixels = (picture.images.cpu().clamp(0, 1) * 255).byte().expand(-1, 3, -1, -1)
-        strip = torch.cat([*torch.nn.functional.pad(pixels, (0, GAP))], dim=-1)[..., :-GAP]
-        image = io.BytesIO()
-        Image.fromarray(strip.permute(1, 2, 0).numpy()).save(image, "PNG")  # (H, W, 3)
-        write_whole(run.folder / file, image.getvalue())
+        write_strip(run.folder / file, picture.images)
         kind = {"kind": "strip", "reference": picture.reference}
     else:
         file = f"{folder}/{picture.name}.csv"
@@ -203,6 +199,15 @@ def _write_picture(run: Run, name: str, picture: Picture) -> dict[str, Any]:
         write_whole(run.folder / file, written.getvalue())
         kind = {"kind": "matrix", "rows": picture.rows, "columns": picture.columns}
     return {**kind, "file": file, "title": picture.title}
+
+
+def write_strip(file: Path, images: torch.Tensor) -> None:
+    """Images (N, C, S, S) in [0, 1] side by side in a PNG file, as the report reads them."""
+    pixels = (images.cpu().clamp(0, 1) * 255).byte().expand(-1, 3, -1, -1)
+    strip = torch.cat([*torch.nn.functional.pad(pixels, (0, GAP))], dim=-1)[..., :-GAP]
+    image = io.BytesIO()
+    Image.fromarray(strip.permute(1, 2, 0).numpy()).save(image, "PNG")  # (H, W, 3)
+    write_whole(file, image.getvalue())
 
 
 def versions() -> dict[str, str]:
