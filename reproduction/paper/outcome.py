@@ -95,10 +95,9 @@ def distance_of(folder: Path, count: int, device: "torch.device", originals: Pat
     from mqvae.metrics.registry import further_metrics as asked_for
     from mqvae.prior.distance import usual_distance
     from mqvae.tokenizer import Tokenizer
-    from mqvae.training import load_split
 
     tokenizer, name = Tokenizer.from_run(folder, device=device), usual_distance()
-    images = first(load_split(tokenizer.settings.data, "test"), count)
+    images = first(tokenizer.settings.data.load("test"), count)
     asked = asked_for([name], [], tokenizer.task, images, device=device)
     with known_originals(asked, images, originals):
         result = evaluate(tokenizer.network, tokenizer.task, images, device=device, further=asked)
