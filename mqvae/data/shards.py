@@ -2,7 +2,8 @@
 
 The package `webdataset` streams; its authors say that it cannot go on at an exact sample (issues
 234 and 271 of its repository). With an index a shard is random access, and shards have the same
-order, resumption and processes as folders have.
+order, resumption and processes as folders have. Its `wids` (0.2.111; 1.0 has none) reads at random
+too: with all shards open 1.4 × the time a read and 110 MiB for 20,000 samples, ours 4.
 """
 
 import os
