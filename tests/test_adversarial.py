@@ -322,6 +322,20 @@ def test_in_eval_mode_it_is_the_reconstruction():
     assert not task._last_layer._inputs
 
 
+def test_without_a_discriminator_it_trains_on_l1_and_lpips():
+    options = {"perceptual_weight": 0.5, "l1_weight": 2.0, "adversarial_weight": 0.0}
+    network, task, auxiliary, x = make(distance=Distance(), **options)
+    discriminator = copied(task.discriminator)
+    output = network(x).output.detach().requires_grad_()
+    (found,) = torch.autograd.grad(task(output, x), output)
+    loss = 2 * (output - x).abs().mean() + 0.5 * task.perceptual(output, x).mean()
+    torch.testing.assert_close(found, torch.autograd.grad(loss, output)[0])
+    logged = task.step(auxiliary, x, x, output.detach())
+    assert set(logged) == {"l1", "perceptual"}
+    after = copied(task.discriminator)
+    assert all(torch.equal(value, discriminator[name]) for name, value in after.items())
+
+
 def test_nothing_of_a_pass_is_held_on_to():
     network, task, auxiliary, x = make()
     update = rule(network, task, Meta)
