@@ -24,7 +24,7 @@ from reproduction.paper.comparison import Comparison
 from reproduction.paper.curves import _throughout
 from reproduction.paper.few import Few
 from reproduction.paper.further import Along, Beginning, Cost, Diagnosis
-from reproduction.paper.methods import META_RATE, METHODS, paper_value
+from reproduction.paper.methods import META_RATE, METHODS, Method, paper_value
 from reproduction.paper.methods_table import AtSizes
 from reproduction.paper.outcome import known_originals
 from reproduction.paper.reproduce import EXPERIMENTS, experiments, published
@@ -837,3 +837,15 @@ def test_the_paper_has_43_points_each_with_its_file_and_command():
             experiments(command.strip("`").partition(" --")[0].split()[3:])
         counts[re.match(r"\w+", status)[0]] += 1
     assert "Done: {done}. Partly: {partly}. Not: {not}.".format(**counts) in page
+
+
+def test_one_line_adds_a_row_to_a_table(tmp_path, monkeypatch):
+    added = Method("VQ-VAE + transport, added", "transport")
+    monkeypatch.setitem(METHODS, added.name, added)  # a method's own line, where it is a new one
+    (table,) = experiments(["table-1"])
+    table = dataclasses.replace(table, methods=(*table.methods, added.name))
+    study = Study(DEBUG, 1, Results(tmp_path / "results.jsonl"))
+    wanted = [work for work in table.wants(study) if isinstance(work, Run)]
+    asked = [work for work in wanted if work.method == added.name]
+    assert {work.settings().quantizer["class_path"] for work in asked} == {"mqvae.VectorQuantizer"}
+    assert all("-transport-" in work.title for work in asked)
