@@ -315,14 +315,14 @@ class Along(OfRun):
         every = self.run.settings().trainer.checkpoint_every or self.run.steps
         checkpoints, folder = self.run.steps // every, self.run.folder(apart)
         kept = folder / "along.json"  # what an interrupted one has measured
-        found: list[list[float]] = read_json(kept) if kept.is_file() else []
+        found: list[list[float]] = read_json(kept)["points"] if kept.is_file() else []
         try:
             for i in range(len(found) + 1, scale.points + 1):
                 step = every * (checkpoints * i // scale.points)
                 self.run.train(apart, None if i == scale.points else step)
                 value = distance_of(folder, scale.images, place.device, place.runs)
                 found.append([step, float(f"{value:.5g}")])
-                write_json(kept, found)
+                write_json(kept, {"points": found})
         except (TrainingFailed, WeightsNotFound) as failure:
             return {"failed": str(failure)}
         if not self.run.folder(place).exists():  # what trains it need not begin anew

@@ -21,7 +21,6 @@ RECONSTRUCTION = (
     "frechet_vgg16",
     "inception_score",
     "class_score",
-    "ssim",
     "perplexity",
     "usage",
     "gradient_gap",
@@ -78,17 +77,10 @@ def table(
         results: What was measured.
         costs: Of a step, by method, relative to VQ-VAE's.
     """
-    found: list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]] = []
-    for protocol in comparison.protocols:
-        for method in comparison.rows(protocol):
-            if made := _made(comparison, protocol, method, results, costs):
-                found.append((protocol, method, made))
+    found, elsewhere = _found(comparison, results, costs)
     if not found:
         return None
-    described: dict[str, Any] = {}
-    for _, _, made in found:
-        for _, content in made:
-            described |= content.get("described", {})
+    described = _described([content for _, _, made in found for _, content in made])
     columns = [
         _column(key, described[key], comparison.task)
         for key in KEYS[comparison.task]
@@ -109,7 +101,7 @@ def table(
     rows = [_with_ratios(row, rows) for row in rows]
     own = number is None or any(c.paper is not None for row in rows for c in row.cells.values())
     title = title_of(comparison) + ("" if own else ", which the paper's table does not have")
-    return Table(title, columns, rows, list(_notes(found, comparison)), folded=True)
+    return Table(title, columns, rows, [*_notes(found, comparison), *elsewhere], folded=True)
 
 
 def by_protocol(made: Table, key: str) -> Table:
@@ -146,14 +138,11 @@ def of_runs(title: str, runs: Sequence[Run], task: str, results: Results) -> Tab
     """Single runs beside each other, whatever their learning rates; None if there are none."""
     found = [(run, content) for run in runs if (content := results.get(run))]
     found = [(run, content) for run, content in found if "figures" in content]
-    described: dict[str, Any] = {}
-    for _, content in found:
-        described |= content["described"]
+    described = _described([content for _, content in found])
     columns = [_column(key, described[key], task) for key in KEYS[task] if key in described]
     rows = []
     for run, content in found:
-        figures = content["figures"]
-        cells = {c.key: Cell((figures[c.key] / c.scale,)) for c in columns if c.key in figures}
+        cells = {c.key: Cell(v) for c in columns if (v := _values([(run, content)], c))}
         rows.append(_row("all", run.method, [(run, content)], cells, results))
     return Table(title, columns, rows) if rows else None
 
@@ -163,9 +152,11 @@ def lacking(
 ) -> Iterator[str]:
     """The rows that a table lacks, and those that lack seeds or metrics."""
     parts: dict[str, list[str]] = {}
+    found, _ = _found(comparison, results, costs)
+    count = {(protocol, method): len(made) for protocol, method, made in found}
     for protocol in comparison.protocols:
         for method in comparison.rows(protocol):
-            there = len(_made(comparison, protocol, method, results, costs))
+            there = count.get((protocol, method), 0)
             if there < comparison.seeds:
                 seeds = f", {there} of {comparison.seeds} seeds" if there else ""
                 words = f"{IN_WORDS[protocol].lower()}{seeds}"
@@ -181,6 +172,56 @@ def lacking(
         without = dict.fromkeys(r.method for r in made.rows if column.key not in r.cells)
         if without:
             yield f"{where}, {column.title} of all seeds: {', '.join(without)}."
+
+
+_Found = list[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]]
+"""The runs of each row in each protocol, with their results."""
+
+
+def _found(
+    comparison: Comparison, results: Results, costs: Mapping[str, float]
+) -> tuple[_Found, list[str]]:
+    """The rows as far as there are results, all on as many test images as most of them.
+
+    Returns:
+        The rows; and a sentence for each run on other images, which no number can be compared with.
+    """
+    found: _Found = []
+    for protocol in comparison.protocols:
+        for method in comparison.rows(protocol):
+            if made := _made(comparison, protocol, method, results, costs):
+                found.append((protocol, method, made))
+    contents = {run: content for _, _, made in found for run, content in made}
+    usual = _usual([_images(content) for content in contents.values()])
+    others = {run: n for run, content in contents.items() if (n := _images(content)) != usual and n}
+    kept = [
+        (protocol, method, [(run, content) for run, content in made if run not in others])
+        for protocol, method, made in found
+    ]
+    words = [
+        f"Left out, measured on {n:,} test images, and the others on {usual:,}: {run.words}."
+        for run, n in others.items()
+    ]
+    return [row for row in kept if row[2]], words
+
+
+def _images(content: Mapping[str, Any]) -> int | None:
+    return content.get("protocol", {}).get("images")
+
+
+def _usual(values: Sequence[Any]) -> Any:
+    """The most frequent of what there is, of several the last."""
+    there = [value for value in reversed(values) if value is not None]
+    return max(there, key=there.count, default=None)
+
+
+def _described(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What metrics are, by the protocol that most results have of them."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for content in contents:
+        for key, about in content.get("described", {}).items():
+            found.setdefault(key, []).append(about)
+    return {key: _usual(about) for key, about in found.items()}
 
 
 def _made(
@@ -199,8 +240,13 @@ def _made(
 
 
 def _values(made: Sequence[tuple[Run, dict[str, Any]]], column: Column) -> tuple[float, ...]:
-    figures = [content.get("figures", {}) for _, content in made]
-    return tuple(each[column.key] / column.scale for each in figures if column.key in each)
+    """A metric of each run, where it was measured by the column's protocol."""
+    return tuple(
+        content["figures"][column.key] / column.scale
+        for _, content in made
+        if column.key in content["figures"]
+        and content["described"][column.key]["protocol"] == column.protocol
+    )
 
 
 def _published(
@@ -281,10 +327,7 @@ def title_of(comparison: Comparison) -> str:
     return f"{comparison.dataset}{images}{size}, {steps:,} steps"
 
 
-def _notes(
-    found: Sequence[tuple[Protocol, str, list[tuple[Run, dict[str, Any]]]]],
-    comparison: Comparison,
-) -> Iterator[str]:
+def _notes(found: _Found, comparison: Comparison) -> Iterator[str]:
     for protocol, method, made in found:
         for run, content in made:
             if "failed" in content:

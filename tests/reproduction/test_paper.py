@@ -554,6 +554,28 @@ def test_a_ratio_is_of_the_seeds_that_both_have(tmp_path):
     assert row.cells["mse"].ratio == pytest.approx(0.75)
 
 
+def test_what_was_measured_otherwise_is_left_out_and_said(tmp_path):
+    compared, results = comparison("VQ-VAE", "MQ-VAE", seeds=2), Results(tmp_path / "results.jsonl")
+    compared = dataclasses.replace(compared, protocols=("paper",))
+    (one, other), (mine, last) = (
+        compared.runs("paper", method, results, {}) for method in ("VQ-VAE", "MQ-VAE")
+    )
+    for run, images, protocol in (
+        *((one, 301, "new"), (other, 301, "new")),
+        *((mine, 301, "old"), (last, 179, "new")),
+    ):
+        content = result(run, 5e-3, protocol={"images": images})
+        content["described"]["perplexity"]["protocol"] = protocol
+        results.put(run, content)
+    made = table(compared, 1, results, {})
+    assert [row.seeds for row in made.rows] == [(0, 1), (0,)]
+    assert [set(row.cells) for row in made.rows] == [{"mse", "perplexity"}, {"mse"}]
+    assert any("179 test images, and the others on 301" in note for note in made.notes)
+    lacks = " ".join(lacking(compared, results, {}, made))
+    assert "MQ-VAE (our reading, 1 of 2 seeds)" in lacks
+    assert "Perplexity of all seeds: MQ-VAE" in lacks
+
+
 def test_a_verdict_is_of_paired_seeds(tmp_path):
     made = filled(tmp_path, (4e-3, 5e-3, 7.2e-3))
     (row,) = verdicts(made, "mse", [("MQ-VAE", "VQ-VAE"), ("MQ-VAE", "VQ-VAE + alt")])
