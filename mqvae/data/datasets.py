@@ -47,7 +47,6 @@ class OfDataset(Images):
 
     ahead = 2
     names = ()
-    skipped = ()
 
     def __init__(
         self,
@@ -82,9 +81,6 @@ class OfDataset(Images):
         if given.shape != (len(samples),):
             raise MqvaeError(f"{name} has {len(samples)} samples, but labels {given.shape}.")
         self.labels = torch.from_numpy(given.astype(np.int64))
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     @property
     def shape(self) -> tuple[int, ...]:

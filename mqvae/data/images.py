@@ -40,8 +40,8 @@ class Images(ABC):
     remarks: tuple[str, ...] = ()
     ahead: int = 0
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
     @abstractmethod
@@ -49,8 +49,8 @@ class Images(ABC):
         """(C, H, W) of one image, (D,) of a vector."""
 
     @property
-    @abstractmethod
-    def skipped(self) -> Sequence[str]: ...
+    def skipped(self) -> Sequence[str]:
+        return ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,9 +129,6 @@ class InMemory(Images):
                 "give one per image, or none"
             )
 
-    def __len__(self) -> int:
-        return len(self.pixels)
-
     @property
     def dtype(self) -> torch.dtype:
         return self.pixels.dtype
@@ -188,9 +185,6 @@ class Part(Images):
     def files(self) -> Files | None:  # type: ignore[override]
         files = self.whole.files
         return None if files is None else files.take(self.indices.cpu().numpy())
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -46,18 +46,11 @@ class BySize(Images):
         ]
         self.labels = torch.cat([part.labels for part in self.parts])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the smallest sides there are."""
         shapes = [part.shape for part in self.parts]
         return shapes[0][0], min(s[1] for s in shapes), min(s[2] for s in shapes)
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        return ()
 
     def take(
         self,
@@ -82,16 +75,9 @@ class _OfOneSize(Images):
         self.labels = whole.labels[torch.from_numpy(indices)]
         self._shape = shape
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         return self._shape
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        return ()
 
     def take(
         self,

@@ -65,9 +65,6 @@ class Stored(Images):
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
-    def __len__(self) -> int:
-        return len(self.files)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         return self._shape
