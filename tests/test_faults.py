@@ -170,6 +170,14 @@ def test_a_run_or_a_tokenizer_from_elsewhere_imports_nothing(evil, trained, caps
     assert not was_imported(evil)
 
 
+def test_a_function_in_settings_is_not_imported_to_say_what_is_wrong(evil):
+    for name, value in (("distance_function", "evil.Net"), ("margin", "evil.Net")):
+        loss = {"class_path": "torch.nn.TripletMarginWithDistanceLoss", "init_args": {name: value}}
+        with pytest.raises(ValueError):
+            Settings.of(with_class("update.upper_loss", loss)).components()
+        assert not was_imported(evil)
+
+
 def test_a_module_that_is_named_is_imported(evil, capsys):
     options = ["--network", "evil.Net", "--update", "evil.Rule", *SMALL, "--out", "run"]
     assert main(["train", "digits-tiny", "--import", "evil", *options]) == 0

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_typ
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import nn
 
-from mqvae.config.classes import bases_in, choices, find, hints_of, path_of
+from mqvae.config.classes import bases_in, choices, find, hints_of, only_ours, path_of
 from mqvae.config.options import GROUPS, HANDED_LATER, SETTINGS, SLOTS, Start
 from mqvae.data.source import ImageData
 from mqvae.errors import did_you_mean
@@ -25,7 +25,8 @@ Spelled: TypeAlias = Callable[[str], str]
 
 def fault_in(config: Mapping[str, Any], spelled: Spelled = str) -> str | None:
     """The first thing that is wrong with settings, and what would be right; None if nothing is."""
-    return next(map(shortened, _faults(config, spelled)), None)
+    with only_ours(config):  # a value that is tried must not be imported either
+        return next(map(shortened, _faults(config, spelled)), None)
 
 
 def shortened(text: str) -> str:
