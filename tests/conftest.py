@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ SMALL = {
 # The problems are tiny: threads would only wait for each other.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 torch.manual_seed(0)  # what is made while tests are collected is the same each time
+os.fsync = lambda file: None  # no test cuts the power, and a disk may take its time
 
 
 def pytest_addoption(parser):
@@ -45,6 +47,10 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "covering(n): of all combinations of parameters, as many as have every n values"
     )
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported by now stays: the collector need not look at it again
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -464,14 +464,12 @@ def optimizer_of_mine() -> AdamW:
 
 
 SLOTS = ["network", "quantizer", "task", "update", "optimizer.network", "optimizer.codebook"]
-RUN_IT = ["os.system", "subprocess.Popen", "os.popen"]
+RUN_IT = ["os.system", "subprocess.Popen"]
 ELSEWHERE = [
     *[
         *RUN_IT,
         "builtins.eval",
-        "pathlib.Path",
         "mqvae.vqvae",
-        "torch.load",
         "mqvae.Kept",
         f"{__name__}.quantizer_of_mine",
         f"{__name__}.optimizer_of_mine",

@@ -64,6 +64,7 @@ def test_a_checkout_says_commit_and_version(checkout):
 
 
 @needs_git
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("tag", [None, "v1.4.2", "v1.4.2rc1"])
 @pytest.mark.parametrize("since", [0, 1])
 def test_a_build_says_the_version_that_the_checkout_says(checkout, tag, since):

@@ -31,9 +31,11 @@ def test_the_citation_is_of_this_version():
 def test_the_public_gate_is_the_one_by_hand():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     commands = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
-    gate = re.findall(r"^(make \S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert {"make lint", "make numerics", "make test", "make test-beside"} <= set(gate)
-    assert set(gate) <= set(commands)
+    gate = set(re.findall(r"^(make \S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
+    assert {"make lint", "make numerics", "make test-all"} <= gate
+    # The public host has machines for two jobs.
+    gate = gate - {"make test-all"} | {"make test", "make test-beside"}
+    assert gate <= set(commands)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {command.removeprefix("make ") for command in gate} <= set(targets)
 

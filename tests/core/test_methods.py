@@ -316,7 +316,7 @@ class Measured:
 
 
 @cache
-def measured(name: str, family: str = "convolutional") -> Measured:
+def measured(name: str, family: str = "linear") -> Measured:
     return Measured(TABLE[name], family)
 
 
