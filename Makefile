@@ -65,7 +65,7 @@ test-all: install ## all tests
 	$(pytest) $(ARGS)
 
 # The mathematics once more, as processors round that have no vector units, and as others do.
-NUMERICS := tests/test_diagnostics.py $(addsuffix .py,$(addprefix tests/core/test_,estimators hypergradient \
+NUMERICS := tests/metrics/test_diagnostics.py $(addsuffix .py,$(addprefix tests/core/test_,estimators hypergradient \
   initialization maps nearest network quantizer replacement residual rules selection transport unrolled updates))
 
 numerics: install ## the tests of the mathematics where other processors round otherwise

@@ -5,7 +5,7 @@ computes it, and in which order it sums, follows from shapes, threads and proces
 takes the two for equal passes on the machine where they happen to be. Within `Rounding`, results of
 other shapes differ by one unit in the last place, so that such a test fails on every machine:
 
-    python -m pytest --rounding tests/test_diagnostics.py
+    python -m pytest --rounding tests/metrics/test_diagnostics.py
 """
 
 import zlib

@@ -51,7 +51,7 @@ def commands(name: str) -> list[str]:
 
 # -- Python ----------------------------------------------------------------------------------------
 
-# Run in tests/test_sharing.py and tests/test_export.py, and below.
+# Run in tests/tokenizer/test_sharing.py and tests/tokenizer/test_export.py, and below.
 ELSEWHERE = {"docs/tokenizer.md", "docs/tutorial.md"}
 
 

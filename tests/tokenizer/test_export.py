@@ -120,7 +120,7 @@ def run(tmp_path_factory):
 
 def page(number):
     """A block of the documentation's part on exports."""
-    text = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "tokenizer.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text.partition("## Export")[2], re.DOTALL)
     assert len(blocks) == 2
     return compile(blocks[number], "docs/tokenizer.md", "exec")

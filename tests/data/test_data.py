@@ -773,7 +773,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
 def test_help_and_docs_name_all_data_sets():
     from mqvae.data import ImageData
 
-    page = Path(__file__).parents[1] / "docs" / "datasets.md"
+    page = Path(__file__).parents[2] / "docs" / "datasets.md"
     table = page.read_text(encoding="utf-8").split("## ")[0]
     for name in data.DATASETS:
         assert name in ImageData.__doc__ and f"`{name}`" in table, name

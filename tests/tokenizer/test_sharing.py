@@ -668,7 +668,7 @@ def test_without_huggingface_hub(tokenizer, tmp_path, monkeypatch):
 
 
 def test_the_page_runs(there, tmp_path, monkeypatch):
-    text = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "tokenizer.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text.partition("## Export")[0], re.DOTALL)
     assert len(blocks) == 6
     config = load_preset("digits-tiny", {"steps": 1, "trainer": {"accelerator": "cpu"}})
