@@ -22,7 +22,14 @@ from mkdocs.structure.pages import Page
 from mqvae.cli import COMMANDS, main
 
 # Where a code host has them; links from docs/ to them hold on the site too.
-BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/*.md", "benchmarks/*.py", "examples/*"]
+BESIDE = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/*.md",
+    "benchmarks/*.py",
+    "campaigns/*.py",
+    "examples/*",
+]
 
 NOTEBOOKS = ["tutorial.md"]
 
