@@ -230,7 +230,11 @@ def test_a_circle_is_found(tmp_path, line):
         ),
         ("core/a.py", "from mqvae import Meta", "core/a.py:1 imports mqvae, which imports core."),
         ("networks/a.py", "import mqvae.data", "which is not below networks."),
-        ("networks/__init__.py", "from mqvae import tasks", "imports mqvae.tasks, which is not below"),
+        (
+            "networks/__init__.py",
+            "from mqvae import tasks",
+            "imports mqvae.tasks, which is not below",
+        ),
         ("data/a.py", "from mqvae.training import Training", "which is not below data."),
         ("metrics.py", "from . import report", "imports mqvae.report, which is not below metrics."),
         ("tasks.py", "from mqvae.cli import main", "which is not below tasks."),
