@@ -83,7 +83,7 @@ def _prior_parser() -> argparse.ArgumentParser:
         help="of the run, whose codes it learns (last)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a prior that is there")
-    parser.add_argument("--resume", action="store_true", help="go on where it stopped")
+    parser.add_argument("--resume", action="store_true", help="resume where it stopped")
     add_machine(parser)
     add_accept(parser)
     return parser

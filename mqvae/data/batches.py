@@ -145,7 +145,7 @@ class Batches:
             raise MqvaeError(
                 "the state of the batches is out of range: expected an epoch from 0 and a "
                 f"position of 0 to {self.batches_per_epoch - 1}, got {epoch} and {position}; "
-                "go on with the images, batch size and processes it was taken with"
+                "resume with the images, batch size and processes it was taken with"
             )
         self.close()
         self._epoch, self._position = epoch, position

@@ -72,7 +72,7 @@ class SampleDistance:
                 self._seconds = {int(r["step"]): float(r["seconds"]) for r in rows}
             except (KeyError, TypeError, ValueError) as error:
                 raise MqvaeError(
-                    f"{self.file} is damaged ({error}): delete it to go on without what it had."
+                    f"{self.file} is damaged ({error}): delete it to continue without it."
                 ) from error
             self._write()
         test, device = self.images.test, self.tokenizer.device

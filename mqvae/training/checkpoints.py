@@ -91,7 +91,7 @@ def restore(
     """
     if "imported" in checkpoint.state:
         raise MqvaeError(
-            f"{run.folder} was imported, so there is no training to go on with: begin one from it, "
+            f"{run.folder} was imported, so there is no training to resume: begin one from it, "
             f"as in `mqvae train {run.folder}/config.yaml --from {run.folder} --out runs/tuned`."
         )
     try:
