@@ -8,7 +8,7 @@ from inspect import Parameter, isabstract, signature
 from types import UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from mqvae.config.classes import bases_in, choices, find, hints_of, only_ours, path_of
@@ -35,12 +35,6 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
-def is_a_group(name: str, group: type[Any]) -> str:
-    """What to say where a class or a value is given to a group of settings."""
-    own = ", ".join(field.name for field in fields(group))
-    return f"{name} takes settings of its own, no class or value: {own}."
-
-
 def _faults(config: Mapping[str, Any], spelled: Spelled) -> Iterator[str]:
     groups: dict[str, type[Any]] = {"from": Start, **GROUPS}
     for name, value in config.items():
@@ -53,8 +47,8 @@ def _faults(config: Mapping[str, Any], spelled: Spelled) -> Iterator[str]:
         elif name in SETTINGS:
             yield from _of_value(spelled(name), value, SETTINGS[name])
         else:
-            inside = "".join(f".{key}" for key in list(value)[:1]) if _is_mapping(value) else ""
-            yield _no_setting(f"{name}{inside}")
+            inside = list(value)[:1] if isinstance(value, Mapping) else []
+            yield _no_setting(".".join([name, *map(str, inside)]))
     missing = [slot for slot, (_, usual) in SLOTS.items() if not usual and not config.get(slot)]
     if missing:
         yield f"{', '.join(missing)} must be set: `base: paper` in the file is a beginning."
@@ -68,11 +62,12 @@ def _no_setting(name: str) -> str:
 
 
 def _of_group(name: str, given: Any, group: type[Any], spelled: Spelled) -> Iterator[str]:
-    if not _is_mapping(given) or "class_path" in given:
-        yield is_a_group(spelled(name), group)
+    if not isinstance(given, Mapping) or "class_path" in given:
+        own = ", ".join(field.name for field in fields(group))
+        yield f"{spelled(name)} takes settings of its own, no class or value: {own}."
         return
     hints = get_type_hints(group)
-    for key, value in _items(given):
+    for key, value in given.items():
         place = f"{name}.{key}"
         if place in SLOTS:
             yield from _of_component(place, value, SLOTS[place][0], spelled)
@@ -84,15 +79,18 @@ def _of_group(name: str, given: Any, group: type[Any], spelled: Spelled) -> Iter
         yield f"{spelled('from.run')} must be set."
 
 
-def _of_component(place: str, given: Any, base: Any, spelled: Spelled) -> Iterator[str]:
+def _of_component(
+    place: str, given: Any, base: Any, spelled: Spelled, usual: Any = None
+) -> Iterator[str]:
     if isinstance(given, list):
         for each in given:
             yield from _of_component(place, each, base, spelled)
         return
     if given is None:
         return
-    component = dict(_items(given)) if _is_mapping(given) else {"class_path": given}
-    path, known = component.get("class_path"), choices(base)
+    component = given if isinstance(given, Mapping) else {"class_path": given}
+    default = path_of(type(usual)) if isinstance(usual, base) else None
+    path, known = component.get("class_path", default), choices(base)
     if path is None:
         yield f"{spelled(place)}.class_path must name a class. Choices: {', '.join(known)}."
         return
@@ -105,10 +103,10 @@ def _of_component(place: str, given: Any, base: Any, spelled: Spelled) -> Iterat
         )
         return
     arguments = component.get("init_args") or {}
-    if not _is_mapping(arguments):
+    if not isinstance(arguments, Mapping):
         yield f"{spelled(place)} must hold settings as 'name: value', got {arguments!r}."
         return
-    yield from _of_arguments(place, dict(_items(arguments)), kind, spelled)
+    yield from _of_arguments(place, arguments, kind, spelled)
 
 
 def _of_arguments(
@@ -122,9 +120,7 @@ def _of_arguments(
         hint = hints_of(kind).get(name, Any)
         if bases := bases_in(hint):
             usual = parameters[name].default if name in taken else None
-            if _is_mapping(value) and "class_path" not in value and isinstance(usual, bases):
-                value = {"class_path": path_of(type(usual)), **dict(_items(value))}
-            yield from _of_component(f"{place}.{name}", value, bases, spelled)
+            yield from _of_component(f"{place}.{name}", value, bases, spelled, usual)
         elif name in taken:
             yield from _of_value(spelled(f"{place}.{name}"), value, hint)
         elif not takes_any or name in HANDED_LATER:
@@ -191,11 +187,3 @@ def _own(name: str) -> str:
     if home in ("", "torch", *sys.stdlib_module_names) or home in sys.modules:
         return ""
     return f" For a class of your own add --import {module}, or import it."
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping | Namespace)
-
-
-def _items(value: Any) -> Any:
-    return value.items() if isinstance(value, Mapping) else vars(value).items()
