@@ -156,7 +156,7 @@ def test_commands_are_taken(name, tmp_path, monkeypatch):
     (tmp_path / "my.yaml").write_text("base: fashion-mnist-demo\n")
     (tmp_path / "my_module.py").write_text(MINE)
     (tmp_path / "photos").mkdir()
-    for i in range(20):
+    for i in range(40):
         Image.new("L", (80, 80), i).save(tmp_path / "photos" / f"{i}.png")
     np.save(tmp_path / "vectors.npy", np.eye(20, 8, dtype=np.float32))
     monkeypatch.syspath_prepend(tmp_path)

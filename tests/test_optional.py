@@ -130,7 +130,8 @@ def stop(training):
 
 fit = Training.fit
 Training.fit = lambda training: fit(training, after_step=stop)
-assert main(["train", "digits-tiny", "--trainer.log_every", "1", "--out", "new"]) == 130
+small = ["--data.side", "8", "--network.width", "8", "--quantizer.num_codes", "16"]
+assert main(["train", "digits-tiny", *small, "--trainer.log_every", "1", "--out", "new"]) == 130
 say()
 
 assert main(["evaluate", "run"]) == 0

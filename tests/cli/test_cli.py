@@ -303,6 +303,7 @@ DAMAGED_RUNS = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("damage", "said"), DAMAGED_RUNS.values(), ids=DAMAGED_RUNS.keys())
 @pytest.mark.parametrize("command", ["resume", "evaluate", "decode"])
 def test_damaged_runs(there, capsys, damage, said, command):

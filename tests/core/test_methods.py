@@ -3,6 +3,7 @@
 `PYTHONPATH=tests python tests/core/test_methods.py > docs/gradients.md` writes the table down.
 """
 
+import copy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -250,13 +251,13 @@ class Measured:
 
     def __init__(self, method: Method, family: str) -> None:
         self.method = method
-        self.family = family
+        self.problem = make_with(family, QUANTIZERS[method.quantizer], seed=1)
         self.known: dict = {}
 
     def step(self, *present: str, xi: float | None = None):
         key = (frozenset(present), xi)
         if key not in self.known:
-            problem = make_with(self.family, QUANTIZERS[self.method.quantizer], seed=1)
+            problem = copy.deepcopy(self.problem)
             options = dict(self.method.options)
             if xi is not None:
                 options["xi"] = xi

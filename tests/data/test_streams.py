@@ -470,7 +470,6 @@ def test_a_run_is_the_same_from_memory_disk_and_shards_stopped_or_not(tmp_path):
     write_shard(tmp_path / "shards" / "1.tar", samples[13:])
     kinds = {
         "memory": (folder, {"memory": True}),
-        "disk": (folder, {"memory": False, "workers": 1}),
         "stopped": (folder, {"memory": False, "workers": 3, "stop": 5}),
         "shards": (tmp_path / "shards", {"memory": False, "workers": 2, "stop": 3}),
     }

@@ -533,7 +533,7 @@ def test_metrics_that_cannot_be_had(cache, run, capsys, metrics, said):
 def classifier(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier") / "run"
     digits = ["--data.name", "digits", "--data.side", "16", "--network.base_width", "4"]
-    short = ["--quantizer.dim", "8", "--steps", "40", "--trainer.accelerator", "cpu"]
+    short = ["--quantizer.dim", "8", "--steps", "10", "--trainer.accelerator", "cpu"]
     assert main(["train", "classifier", *digits, *short, "--out", str(folder)]) == 0
     return folder
 
@@ -546,7 +546,7 @@ def test_evaluate_with_a_class_score(run, classifier, capsys):
     assert 1 < content["class_score"] < 10
     accuracy = json.loads((classifier / "summary.json").read_text())["accuracy"]
     protocol = content["figures"]["class_score"]["protocol"]
-    assert "ResNet18 with NoQuantizer, trained on digits for 40 steps with seed 0" in protocol
+    assert "ResNet18 with NoQuantizer, trained on digits for 10 steps with seed 0" in protocol
     assert f"{accuracy:.2%} of the test images right (SHA-256 " in protocol
     # The classifier is what the run's folder has, and sees outputs.
     tokenizer, judge = Tokenizer.from_run(run), Tokenizer.from_run(classifier)
