@@ -30,7 +30,7 @@ SMALL = {
     "network": {"width": 8, "residual_blocks": 1},
     "quantizer": {"init_args": {"num_codes": 24, "dim": 8}},
     "optimizer": {"network_lr": 2e-3, "codebook_lr": 3e-3},
-    "trainer": {"accelerator": "cpu", "log_every": 5, "checkpoint_every": 5, "loggers": []},
+    "trainer": {"accelerator": "cpu", "log_every": 5, "checkpoint_every": 10, "loggers": []},
 }
 REPLACE = {
     "quantizer": {
