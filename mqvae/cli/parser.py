@@ -26,16 +26,20 @@ ADVICE = {
 class _Parser(argparse.ArgumentParser):
     """Unknown options are answered with the nearest name."""
 
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        options, others = self.parse_known_args(args, namespace)
+        if others:
+            name = others[0].partition("=")[0]
+            if not name.startswith("-"):
+                raise MqvaeError(f"there is an argument too many: '{name}'.")
+            known = [o for action in self._actions for o in action.option_strings]
+            raise MqvaeError(
+                f"there is no option {name}.{did_you_mean(name, known)} --help lists them."
+            )
+        return options
+
     def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message)
-        if not unknown:
-            raise MqvaeError(f"{message}.")
-        if not unknown[1].startswith("-"):
-            raise MqvaeError(f"there is an argument too many: '{unknown[1]}'.")
-        known = [o for action in self._actions for o in action.option_strings]
-        raise MqvaeError(
-            f"there is no option {unknown[1]}.{did_you_mean(unknown[1], known)} --help lists them."
-        )
+        raise MqvaeError(f"{message}.")
 
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
