@@ -13,6 +13,7 @@ from mqvae.diagnosis.measured import Finding, Measured, gain
 from mqvae.diagnosis.motion import Motion
 
 MATTERS = 0.05  # a share of the metric, or of the codewords, below which nothing is made of it
+DEAD = 0.5  # a share of the codewords from which their death comes before all else
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings
 COMMON = 0.3  # coherence of the drift from which a codeword can follow it
 REPLACED = ("--quantizer.replacement", "ReplaceUnused")
@@ -38,6 +39,10 @@ def findings(
     }
     largest = max(gains, key=lambda about: gains[about])
     first = largest if gains[largest] >= MATTERS else "network"
+    # A decoder that has adapted to few codewords gains by nothing else, as long as the others are
+    # dead.
+    if measured.dead >= DEAD * measured.codewords and quantizer.rate is None and tried.alive():
+        first = "codebook"
     found = [
         _codebook(measured, tried, limits=first == "codebook"),
         _choice(measured, tried, limits=first == "choice"),
@@ -177,7 +182,7 @@ def _bits(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     if tried.quantizer.dim % groups == 0:
         commands.append(tried.command("groups", "--quantizer.groups", str(groups)))
     # More of them is no use while many of those there are dead.
-    if measured.dead / measured.codewords >= 0.5:
+    if measured.dead >= DEAD * measured.codewords:
         words += " But first those there are should be in use."
         commands = [*tried.alive()]
     return Finding("bits", limits, words, tuple(commands))

@@ -143,7 +143,7 @@ class Run:
 
     @property
     def rule(self) -> tuple[str, str]:
-        """What the field calls the update rule, or else its class; then what further is known."""
+        """The update rule by its name in the literature, or its class; then its arguments."""
         method = self.summary.get("method")
         update = mapping(self.config.get("update"))
         if "class_path" not in update:

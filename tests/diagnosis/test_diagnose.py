@@ -271,8 +271,11 @@ def test_codewords_not_worth_their_bits_are_not_called_dead(made, usual):
     assert "9 of 16 codewords are not worth their bits" in priced["codebook"].words
     assert not priced["codebook"].commands
     assert [c for c in priced["bits"].commands if "--quantizer.rate.bits 4" in c]
-    plain, _ = said_of(made, usual, **changed)
+    plain, first = said_of(made, usual, **changed)
     assert "9 of 16 codewords are dead" in plain["codebook"].words
+    # More bits would gain most, and half of those that there are are dead.
+    assert first == "codebook" and "ReplaceUnused" in plain["codebook"].commands[0]
+    assert said_of(made, usual, **{**changed, "dead": 7})[1] == "bits"
     assert plain["codebook"].commands
 
 
