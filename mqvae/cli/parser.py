@@ -26,7 +26,7 @@ ADVICE = {
 class _Parser(argparse.ArgumentParser):
     """Unknown options are answered with the nearest name."""
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         options, others = self.parse_known_args(args, namespace)
         if others:
             name = others[0].partition("=")[0]
