@@ -6,6 +6,7 @@ import io
 import json
 import math
 import multiprocessing
+import re
 from pathlib import Path
 from subprocess import CompletedProcess
 from threading import Thread
@@ -18,6 +19,7 @@ from torch.optim import SGD
 import benchmarks as bench
 from benchmarks import (
     costs,
+    first_steps,
     gpu,
     memory,
     model,
@@ -557,6 +559,18 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert [t["name"] for t in content["tables"]] == ["step-demo", "step-paper", "step-methods"]
     assert content["hardware"]["torch"] == torch.__version__
     assert (out / "performance" / "step-paper.png").stat().st_size > 1000
+
+
+# -- the first steps of a run ----------------------------------------------------------------------
+
+
+def test_the_perplexity_of_the_first_steps(capsys):
+    tiny = ["digits-tiny", "--method", "recommended", "--network.width", "8"]
+    tiny += ["--warm_start.unquantized", "0.01", "--trainer.accelerator", "cpu"]
+    first_steps.main(["6", *tiny])
+    lowest, some = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"lowest after step 50: \d+ of 64 codes, at step [456]", lowest)
+    assert some == ""  # tens alone, of which there is none
 
 
 # -- all of it on a GPU, here on the CPU -----------------------------------------------------------
