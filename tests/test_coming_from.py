@@ -1,14 +1,12 @@
 """What docs/from says of other libraries: the same codebook and inputs, there and here."""
 
 import re
-import shlex
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 import torch
-from PIL import Image
 from problems import squared_error
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -30,7 +28,6 @@ from mqvae import (
     VQNetwork,
 )
 from mqvae.config import Settings, load_preset
-from mqvae.config.settings import from_arguments
 
 K, D = 24, 8
 LEARNED = {"learnable_codebook": True, "ema_update": False}
@@ -290,21 +287,3 @@ def test_their_settings_as_ours_describe_a_run(page, tmp_path):
     settings = Settings.of(load_preset(str(file)))
     settings.components()
     assert settings.task["class_path"] == "mqvae.Adversarial"
-
-
-def test_what_is_to_be_trained_can_be(tmp_path, monkeypatch):
-    """All that the pages train, but for runs and files of the reader's, and sweeps."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for i in range(4):
-        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / f"{i}.png")
-    pages = [DOCS / f"{name}.md" for name in ("choosing", "collapse", "scaling")]
-    text = "\n".join(page.read_text() for page in [*pages, *(DOCS / "from").glob("*.md")])
-    text = re.sub(r"\\\n *", "", text)
-    pattern = r"(?:`|^ {4,})mqvae train ([a-z][\w/-]+(?: -[^`\n]*)?)"
-    commands = re.findall(pattern, text, re.MULTILINE)
-    commands = [re.split(r" {3,}| --sweep", command)[0] for command in commands]
-    commands = [command for command in commands if not command.startswith(("my", "runs/"))]
-    assert len(commands) > 10
-    for command in commands:
-        from_arguments(shlex.split(command))

@@ -130,7 +130,7 @@ def stop(training):
 
 fit = Training.fit
 Training.fit = lambda training: fit(training, after_step=stop)
-small = ["--data.side", "8", "--network.width", "8", "--quantizer.num_codes", "16"]
+small = ["--data.side", "8", "--network.width", "8", "--data.batch_size", "32"]
 assert main(["train", "digits-tiny", *small, "--trainer.log_every", "1", "--out", "new"]) == 130
 say()
 
@@ -141,7 +141,8 @@ say()
 
 
 def test_nothing_slow_is_imported_before_it_is_needed(tmp_path):
-    small = {"steps": 2, "data": {"name": "digits", "side": 8}, "network": {"width": 8}}
+    data = {"name": "digits", "side": 8, "batch_size": 32}
+    small = {"steps": 2, "data": data, "network": {"width": 8}}
     begin(Settings.of(load_preset("methods/lfq", small)), tmp_path / "run").fit()
     done = subprocess.run(
         [sys.executable, "-c", PARTS],

@@ -358,7 +358,7 @@ def test_a_step_that_raises_leaves_no_trace(kind, look):
         assert torch.equal(torch.get_rng_state(), random)
 
 
-@every_look
+@pytest.mark.parametrize("look", [Undone(), Kept()], ids=["undone", "kept"])
 def test_it_trains_theirs(look):
     module = theirs("straight-through")
     before = module.book.detach().clone()

@@ -20,7 +20,7 @@ from mqvae.training import begin, inputs_of
 SMALL = {
     "steps": 3,
     "data": {"name": "digits", "side": 16, "channels": 1, "classes": 10, "batch_size": 100},
-    "network": {"init_args": {"width": 8, "residual_blocks": 1}},
+    "network": {"init_args": {"width": 8, "residual_blocks": 0}},  # each layer is traced
     "quantizer": {"init_args": {"num_codes": 20, "dim": 4}},
     "update": {"class_path": "mqvae.Joint"},
     "optimizer": {"codebook_lr": 1e-3},
