@@ -61,6 +61,13 @@ def reproduce(arguments: list[str], studies: Mapping[str, str]) -> int:
         choices=SCALES,
         help="sizes: debug (seconds each), cpu (minutes each), paper (a GPU) (default: cpu)",
     )
+    parser.add_argument(
+        "--methods",
+        metavar="METHOD",
+        nargs="+",
+        default=(),
+        help="rows to train, as a table names them (default: all)",
+    )
     parser.add_argument("--seeds", type=int, metavar="N", help="of each row; the scale's own: 3")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="trainings at a time, a thread each"
@@ -121,11 +128,13 @@ def _reproduce(options: argparse.Namespace, arguments: list[str]) -> int:
         study = Study(scale, seeds, Results(results), there)
         place = Place(out / "runs", results, options.root, options.accelerator)
         if options.estimate:
-            for line in estimate(wants(chosen, study), study.results, scale, place):
+            for line in estimate(
+                wants(chosen, study, options.methods), study.results, scale, place
+            ):
                 print(line)
             return 0
         try:
-            carry_out_all(chosen, study, place, jobs=options.jobs)
+            carry_out_all(chosen, study, place, jobs=options.jobs, methods=options.methods)
         except (Interrupted, KeyboardInterrupt):
             print(f"stopped; the same command resumes:\n  {command}", file=sys.stderr)
             return 130

@@ -12,8 +12,8 @@ from reproduction.paper.codebooks import Rules
 from reproduction.paper.curves import QualityByTime, SamplesOfPriors
 from reproduction.paper.figures import CostOfAStep, GradientDynamics, ReconstructionsOfGans
 from reproduction.paper.levels import Levels
-from reproduction.paper.methods import paper_value
-from reproduction.paper.results import Results
+from reproduction.paper.methods import METHODS, paper_value
+from reproduction.paper.results import Results, file_name
 from reproduction.paper.rows import table
 from reproduction.paper.runner import Wants, Work, carry_out
 from reproduction.paper.scales import SCALES
@@ -94,16 +94,43 @@ def present(chosen: Sequence[Experiment], root: str | None) -> dict[str, str]:
     return found
 
 
-def carry_out_all(chosen: Sequence[Experiment], study: Study, place: Place, *, jobs: int) -> None:
+def carry_out_all(
+    chosen: Sequence[Experiment],
+    study: Study,
+    place: Place,
+    *,
+    jobs: int,
+    methods: Sequence[str] = (),
+) -> None:
     """Do all that is missing for these tables and figures, and what follows from it."""
-    carry_out(wants(chosen, study), study.results, place, jobs=jobs)
+    carry_out(wants(chosen, study, methods), study.results, place, jobs=jobs)
 
 
-def wants(chosen: Sequence[Experiment], study: Study) -> Wants:
-    """The work that these tables and figures take, as far as the study's results tell."""
+def wants(chosen: Sequence[Experiment], study: Study, methods: Sequence[str] = ()) -> Wants:
+    """The work that these tables and figures take, as far as the study's results tell.
+
+    Args:
+        chosen: The tables and figures.
+        study: What is there.
+        methods: The rows that count; all if there are none.
+
+    Raises:
+        ValueError: if there is no such row.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise MqvaeError(
+                f"there is no method '{name}'.{did_you_mean(name, METHODS)} There are: "
+                f"{', '.join(METHODS)}."
+            )
 
     def wanted(results: Results) -> list[Work]:
-        return [work for each in chosen for work in each.wants(study)]
+        works = [work for each in chosen for work in each.wants(study)]
+        if not methods:
+            return works
+        rows = [work for work in works if getattr(work, "run", work).method in methods]
+        before = {file_name(need) for work in rows if (need := getattr(work, "needs", None))}
+        return [work for work in works if work in rows or file_name(work) in before]
 
     return wanted
 

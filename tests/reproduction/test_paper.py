@@ -27,7 +27,7 @@ from reproduction.paper.further import Along, Beginning, Cost, Diagnosis
 from reproduction.paper.methods import META_RATE, METHODS, Method, paper_value
 from reproduction.paper.methods_table import AtSizes
 from reproduction.paper.outcome import known_originals
-from reproduction.paper.reproduce import EXPERIMENTS, experiments, published
+from reproduction.paper.reproduce import EXPERIMENTS, experiments, published, wants
 from reproduction.paper.results import Results, file_name
 from reproduction.paper.rows import by_protocol, lacking, table
 from reproduction.paper.runner import carry_out, missing
@@ -807,6 +807,21 @@ if __name__ == "__main__":
     place = Place(out / "runs", out / "results.jsonl", accelerator="cpu")
     carry_out(lambda _: runs, Results(place.results), place, jobs=2)
 """
+
+
+def test_one_row_of_a_table_is_asked_for_by_its_method(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    study = Study(load_scale("cpu"), 1, results, frozenset({"fashion-mnist"}))
+    work = wants(experiments(["table-1"]), study, ["VQ-VAE + replace"])(results)
+    runs = [getattr(each, "run", each) for each in work]
+    methods = {(run.task, run.method) for run in runs if isinstance(run, Run)}
+    # The class score is taken with the second.
+    assert methods == {
+        ("reconstruction", "VQ-VAE + replace"),
+        ("classification", "No quantization"),
+    }
+    with pytest.raises(MqvaeError, match="Did you mean 'VQ-VAE \\+ replace'"):
+        wants(experiments(["table-1"]), study, ["VQ-VAE + replaced"])
 
 
 def test_interrupted_work_goes_on(tmp_path):
