@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mqvae.errors import MqvaeError, did_you_mean
 from reproduction.paper.bits import ErrorByBits
@@ -128,7 +129,7 @@ def wants(chosen: Sequence[Experiment], study: Study, methods: Sequence[str] = (
         works = [work for each in chosen for work in each.wants(study)]
         if not methods:
             return works
-        rows = [work for work in works if getattr(work, "run", work).method in methods]
+        rows = [work for work in works if _method(work) in methods]
         before = {file_name(need) for work in rows if (need := getattr(work, "needs", None))}
         return [work for work in works if work in rows or file_name(work) in before]
 
