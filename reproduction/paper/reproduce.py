@@ -136,6 +136,12 @@ def wants(chosen: Sequence[Experiment], study: Study, methods: Sequence[str] = (
     return wanted
 
 
+def _method(work: Work) -> str:
+    """The row that a piece of work is for."""
+    run: Any = getattr(work, "run", work)
+    return str(run.method)
+
+
 def pages(chosen: Sequence[Experiment], study: Study, names: Sequence[str]) -> Iterator[Page]:
     """What there is of these tables and figures, on the pages they belong on.
 
