@@ -28,8 +28,11 @@ def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
         MqvaeError: if a group of settings is something else, or a component mixes both forms.
     """
     _check_names("", (part for name in delta for part in _parts(name)))
-    if isinstance(data := delta.get("data"), str):
-        delta = {**delta, "data": source_of(data)}
+    data = delta.get("data")
+    if isinstance(data, str | int | float) and not isinstance(
+        data, bool
+    ):  # a folder is called 2024
+        delta = {**delta, "data": source_of(str(data))}
     if any("." in name for name in delta):  # `update.xi: 0.5`, as options are
         dotted, delta = delta, {}
         for name, given in dotted.items():

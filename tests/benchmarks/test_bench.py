@@ -588,7 +588,7 @@ def test_the_command_of_a_gpu_at_a_tiny_size(monkeypatch, tmp_path):
     assert "| Meta(DirectOnly), kept |" in page and "`python -m benchmarks gpu`, " in page
     tests, table = json.loads(Path("out/performance/checks.json").read_text())["tables"][0]["rows"]
     assert (tests["done"], tests["failed"], tests["skipped"]) == (1, 0, 0)
-    assert table["failed"] == 0 and table["minutes"] < 1
+    assert table["failed"] == 0 and table["done"] < 5  # of some twenty, when the time was up
     # What was measured on this machine is not measured again.
     assert gpu.known(Path("out/performance/step.json"), gpu.hardware("cpu"))
     assert not gpu.known(Path("out/performance/step.json"), {"processor": "another"})

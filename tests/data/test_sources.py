@@ -294,3 +294,7 @@ def test_one_file_and_one_row_add_a_data_set(tmp_path, monkeypatch, capsys):
     assert "Toy squares" in (tmp_path / "page.html").read_text()
     assert main(["doctor"]) in (0, 1)
     assert "toy" in capsys.readouterr().out
+
+
+def test_a_number_may_be_the_name_of_a_folder():
+    assert Settings.of(load_preset("digits-tiny", {"data": 2024})).data.name == "2024"
