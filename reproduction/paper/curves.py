@@ -115,7 +115,8 @@ class QualityByTime(Experiment):
                         continue
                     file = f"figure-4-{dataset}-{protocol}{name}"
                     x = "time, VQ-VAE's whole run = 1"
-                    plots.append(Plot(file, words, x, y, lines, log_y=True))
+                    title = f"{words}, distance" if name else words
+                    plots.append(Plot(file, title, x, y, lines, log_y=True))
                     said += _passes(protocol, curves, costs, y)
         if len(costs) < 2:
             missing.append("The costs of a step: not measured.")
@@ -150,12 +151,16 @@ def _passes(
 ) -> Iterator[str]:
     """When each method passes what VQ-VAE ends with, paired by seed."""
     for method in curves:
-        if method != "VQ-VAE" and (times := _times(curves, method, costs)):
-            seeds = "seed by seed" if len(times) > 1 else "one seed"
-            yield (
-                f"{IN_WORDS[protocol]}: {method} reaches VQ-VAE's last {what} after "
-                f"{_shown(times)} of VQ-VAE's time ({seeds})."
-            )
+        if method == "VQ-VAE" or not (times := _times(curves, method, costs)):
+            continue
+        goal, seeds = f"VQ-VAE's last {what}", "" if len(times) > 1 else " (one seed)"
+        if all(time is None for time in times):
+            yield f"{IN_WORDS[protocol]}: {method} never reaches {goal}{seeds}."
+            continue
+        yield (
+            f"{IN_WORDS[protocol]}: {method} reaches {goal} after {_shown(times)} of VQ-VAE's "
+            f"time{seeds or ', seed by seed'}."
+        )
 
 
 def _times(
