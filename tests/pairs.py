@@ -1,4 +1,4 @@
-"""Two processes that stay: a start of torch in each is dearer than most of what they are asked.
+"""Two processes that stay: a start of torch in each takes longer than most of what they are asked.
 
 The fixture `pair` of conftest.py calls a function in both, `pair(function, *arguments)`: each gets
 its rank and the arguments, and what they return comes back as a list.

@@ -34,7 +34,7 @@ def of_today(config: Any) -> Any:
 
 
 def today(option: str) -> str:
-    """An option under its name of today, which is said once where it is another."""
+    """An option under its name of today; a notice tells of a former one, once."""
     new = RENAMED.get(option.removeprefix("--"))
     if new is None:
         return option
