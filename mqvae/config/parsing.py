@@ -64,9 +64,9 @@ def _in_plain_words(config: Mapping[str, Any], spelled: Spelled) -> Iterator[Non
 
 def plain(found: Namespace) -> dict[str, Any]:
     """Parsed settings in plain types, their components checked."""
-    with only_ours(found.as_dict()):
-        text = settings_parser().dump(found, "json", skip_unset=False, skip_validation=True)
-    return json.loads(text, object_hook=component)
+    # Not the parser's dump, which reads the arguments of a component back: "1e-3" comes out as a
+    # number.
+    return json.loads(json.dumps(found.as_dict()), object_hook=component)
 
 
 def component(value: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,6 @@ class Data(ABC):
     """Fields that are paths of this machine, which are not shared with a tokenizer."""
 
     def __post_init__(self) -> None:
-        # Of "1e-3" jsonargparse makes a number, and takes it.
-        object.__setattr__(self, "name", str(self.name))
         if isinstance(shape := self.__dict__.get("shape"), list):  # as files have it
             object.__setattr__(self, "shape", tuple(shape))
 

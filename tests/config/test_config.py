@@ -847,3 +847,10 @@ def test_everyday_options_are_settings():
     for option, said in (("--size", "expects int"), ("--lr", "expects float")):
         with pytest.raises(ValueError, match=f"^{option} {said}, got 'x'"):
             from_arguments(["digits-tiny", option, "x"])
+
+
+def test_a_text_that_looks_like_a_number_stays_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: digits-tiny\ndata: {root: 1e-3}\n")
+    settings, _, _ = from_arguments([str(tmp_path / "mine.yaml"), "--data.name", "2e-3"])
+    assert (settings.data.root, settings.data.name) == ("1e-3", "2e-3")
+    assert Settings.of(settings.config()).data == settings.data
