@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_shard
 
 from mqvae import data
 from mqvae.config import Settings, load_preset
@@ -42,16 +43,6 @@ def photos(folder, numbers):
     for number in numbers:
         save(folder / f"{number:04}.png", number)
     return folder
-
-
-def write_shard(path, samples):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, content in samples:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            shard.addfile(member, io.BytesIO(content))
-    return path
 
 
 def splits(folder):

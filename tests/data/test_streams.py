@@ -4,13 +4,13 @@ import dataclasses
 import io
 import json
 import os
-import tarfile
 import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tars import write_shard
 
 from mqvae import data
 from mqvae.cli import main
@@ -310,16 +310,6 @@ def test_nothing_but_broken_images_is_an_error(tmp_path):
 
 
 # -- shards ----------------------------------------------------------------------------------------
-
-
-def write_shard(path, samples):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, content in samples:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            shard.addfile(member, io.BytesIO(content))
-    return path
 
 
 def png(seed, size=(8, 8)):
