@@ -45,9 +45,9 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
     while rest:
         argument = rest.popleft()
         option, given, value = argument.partition("=")
-        option = today(option)
         if not option.startswith("-"):
             raise MqvaeError(f"there is an argument too many: '{argument}'.")
+        option = today(option)
         name = SHORT.get(option, option[2:])
         if option not in known and not any(option.startswith(f"--{slot}.") for slot in SLOTS):
             raise MqvaeError(

@@ -29,10 +29,10 @@ def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
     """
     _check_names("", (part for name in delta for part in _parts(name)))
     data = delta.get("data")
-    if isinstance(data, str | int | float) and not isinstance(
-        data, bool
-    ):  # a folder is called 2024
-        delta = {**delta, "data": source_of(str(data))}
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        data = str(data)  # a folder may be called 2024
+    if isinstance(data, str):
+        delta = {**delta, "data": source_of(data)}
     if any("." in name for name in delta):  # `update.xi: 0.5`, as options are
         dotted, delta = delta, {}
         for name, given in dotted.items():

@@ -331,3 +331,8 @@ def test_options_are_read_under_their_older_names_with_a_notice(capsys):
     said = capsys.readouterr().err
     assert said.count("--trainer.average is --trainer.ema_decay now") == 1
     assert said.count("--data.above is --update.upper_batch now") == 1
+
+
+def test_an_older_name_is_an_option_and_no_argument():
+    with pytest.raises(MqvaeError, match=r"an argument too many: 'trainer\.parts'"):
+        from_arguments(["digits-tiny", "--steps", "2", "trainer.parts", "2"])
