@@ -30,18 +30,18 @@ class QualityByTime(Experiment):
     def wants(self, study: Study) -> Iterator[Work]:
         for dataset in study.datasets(FASHION):
             comparison = study.comparison("reconstruction", dataset, self.methods)
-            yield from self._along(study, dataset).values()
+            for protocol in SHOWN:
+                yield from self._along(study, protocol, dataset).values()
             yield from comparison.wanted(study.results, {})
         yield from study.costing("reconstruction", self.methods).values()
 
-    def _along(self, study: Study, dataset: str) -> dict[tuple[Protocol, str], Along]:
-        """What measures the distance in training, of the first seed, by protocol and method."""
+    def _along(self, study: Study, protocol: Protocol, dataset: str) -> dict[str, Along]:
+        """What measures the distance in training, of the first seed, by method."""
         comparison, found = study.comparison("reconstruction", dataset, self.methods), {}
-        for protocol in SHOWN:
-            for method in self.methods:
-                with suppress(LookupError):  # its learning rate cannot be told yet
-                    run = comparison.runs(protocol, method, study.results, {})[0]
-                    found[protocol, method] = Along(replace(run, final=False))
+        for method in self.methods:
+            with suppress(LookupError):  # its learning rate cannot be told yet
+                run = comparison.runs(protocol, method, study.results, {})[0]
+                found[method] = Along(replace(run, final=False))
         return found
 
     def _distances(
@@ -50,9 +50,9 @@ class QualityByTime(Experiment):
         """By method, the distance in training in the form of a curve; and which distance it is."""
         curves: dict[str, list[Mapping[str, Any]]] = {}
         name = "frechet_vgg16"
-        for (of, method), along in self._along(study, dataset).items():
+        for method, along in self._along(study, protocol, dataset).items():
             content = study.results.get(along)
-            if of == protocol and content and "points" in content:
+            if content and "points" in content:
                 step, value = zip(*content["points"], strict=True)
                 curves[method] = [{"step": step, "validation": value}]
                 name = content["distance"]

@@ -120,7 +120,7 @@ class Beginning(OfRun):
 
     Attributes:
         run: The run.
-        steps: Updates, at a checkpoint.
+        steps: Number of training steps, at a checkpoint.
     """
 
     steps: int
