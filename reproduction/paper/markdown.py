@@ -1,7 +1,7 @@
-"""The page as Markdown, and the files that it shows."""
+"""The page as Markdown, with a page for each section of several, and the files that they show."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mqvae.errors import MqvaeError
 from reproduction.paper.cells import (
@@ -25,32 +25,51 @@ from reproduction.paper.plots import draw, standalone
 from reproduction.paper.sections import PROTOCOLS, Claim, Page, Row, Section, Table
 
 
-def markdown(page: Page) -> str:
-    """The page as GitHub shows it; its `files` lie in a folder of its name."""
+def markdown(page: Page) -> dict[str, str]:
+    """File -> what GitHub shows; pictures and pages of sections lie in a folder of the page's name.
+
+    A page of one section has it on it, as it has one of its own name; others have a page each.
+    """
+    here = [s for s in page.sections if s.name == page.name or len(page.sections) == 1]
+    apart = [s for s in page.sections if s not in here]
+    own = {section.name: f"{page.name}/{section.name}.md" for section in apart}
     lines = [f"# {page.title}: scale `{page.scale}`", ""]
     if page.scale == "debug":
         lines += [f"> {DEBUG}", ""]
-    lines += _claims(page.claims)
+    lines += _claims(page.claims, own)
     if page.headline:
         lines += [f"**{prose(page.headline[0])}**", ""]
         lines += [f"{prose(sentence)}\n" for sentence in page.headline[1:]] if page.claims else []
         lines += _bullets(page.headline[1:] if not page.claims else ())
+    for section in here:
+        lines += _section(section, f"{page.name}/")
+    if apart:
+        lines += ["Pages with claims, tables, pictures and what is missing:", ""]
+        lines += [f"* [{prose(s.title)}]({own[s.name]})" for s in apart] + [""]
     how = _bullets([f"{name}: {value}" for name, value in page.conditions.items()])
     if used := protocols(page):
         how += [*_bullets([PROTOCOLS[each] for each in used]), prose(LEGEND), ""]
     lines += _folded("Sizes, protocols, machines", how)
-    for section in page.sections:
-        lines += _section(section, page.name)
     if page.taken:
         lines += ["## What the paper does not say, and what we took", ""]
         lines += _bullets([f"{name}: {value}" for name, value in page.taken.items()])
     if page.commands:
         lines += ["## Commands", "", "```sh", *page.commands, "```", ""]
-    return "\n".join(lines)
+    found = {f"{page.name}.md": lines}
+    for section in apart:
+        used = protocols(Page(page.scale, (), {}, [section]))
+        told = _bullets([PROTOCOLS[each] for each in used]) + ([prose(LEGEND), ""] if used else [])
+        found[own[section.name]] = [
+            *(_section(section, "", "#")),
+            *_folded("Protocols", told),
+            f"[{prose(page.title)}](../{page.name}.md): all tables and figures, sizes, machines.",
+            "",
+        ]
+    return {name: "\n".join(lines) for name, lines in found.items()}
 
 
-def _claims(claims: Sequence[Claim]) -> list[str]:
-    """Each claim, the paper's value, ours, and a verdict."""
+def _claims(claims: Sequence[Claim], pages: Mapping[str, str]) -> list[str]:
+    """Each claim, the paper's value, ours, a verdict; its section is a link if it has a page."""
     if not claims:
         return []
     shown = [p for p in SHORT if any(p in claim.here for claim in claims)]
@@ -58,7 +77,9 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
     lines = [_line(heads), "|:--|:--|" + ":--|" * (len(shown) + 1)]
     for claim in claims:
         name = prose(claim.claim, cell=True)
-        name += f" ({claim.section.replace('-', ' ')})" if claim.section else ""
+        if claim.section:
+            said, own = claim.section.replace("-", " "), pages.get(claim.section)
+            name += f" ([{said}]({own}))" if own else f" ({said})"
         here = [claim.here.get(p, "-") for p in shown]
         cells = [claim.paper, *here, claim.verdict]
         lines.append(_line([name, *(prose(cell, cell=True) for cell in cells)]))
@@ -114,11 +135,11 @@ def prose(text: str, *, cell: bool = False) -> str:
     return joined.replace("|", "\\|") if cell else joined
 
 
-def _section(section: Section, folder: str) -> list[str]:
-    lines = [f"## {prose(section.title)}", ""]
+def _section(section: Section, folder: str, level: str = "##") -> list[str]:
+    lines = [f"{level} {prose(section.title)}", ""]
     if section.claim:
         lines += [f"The paper: {prose(section.claim)}", ""]
-    lines += _claims(section.judged)
+    lines += _claims(section.judged, {})
     if len(section.verdict) == 1:
         lines += [f"**Here:** {prose(section.verdict[0])}", ""]
     elif section.verdict:
@@ -128,12 +149,12 @@ def _section(section: Section, folder: str) -> list[str]:
             lines += _table(table)
     for plot in section.plots:
         text = prose(f"{plot.title}: {plot.y} over {plot.x}")
-        lines += [f"**{prose(plot.title)}**", "", f"![{text}]({folder}/{plot.name}.svg)", ""]
+        lines += [f"**{prose(plot.title)}**", "", f"![{text}]({folder}{plot.name}.svg)", ""]
     if section.images:
         lines += ["| | |", "|:--|:--|"]
         for i, image in enumerate(section.images):
             title = prose(image.title, cell=True)
-            lines.append(f"| {title} | ![{title}]({folder}/{image_name(section, i)}) |")
+            lines.append(f"| {title} | ![{title}]({folder}{image_name(section, i)}) |")
         lines.append("")
     if section.missing:
         lines += ["Missing:", "", *_bullets(section.missing)]

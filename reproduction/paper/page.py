@@ -10,10 +10,10 @@ from reproduction.paper.sections import Page
 
 
 def write_page(page: Page, out: Path) -> list[Path]:
-    """Page -> NAME.md, what it shows under NAME/, and NAME.html.
+    """Page -> NAME.md, what it shows and leads to under NAME/, and NAME.html.
 
-    The same page gives the same bytes. Each file is written whole or not at all; pictures that
-    the previous NAME.md showed and this one does not are removed.
+    The same page gives the same bytes. Each file is written whole or not at all; what the previous
+    NAME.md showed and this one does not is removed.
 
     Args:
         page: What it says.
@@ -26,24 +26,25 @@ def write_page(page: Page, out: Path) -> list[Path]:
         ValueError: two plots have one name, or an image is not one.
     """
     out = Path(out)
-    pictures = files(page)
-    pages = {f"{page.name}.md": markdown(page), f"{page.name}.html": html(page)}
-    folder = out / page.name
-    folder.mkdir(parents=True, exist_ok=True)
-    stale = _shown(out, page.name) - pictures.keys()
-    for name, content in pictures.items():
-        write_whole(folder / name, content)
-    for name, page_text in pages.items():
-        write_whole(out / name, page_text)
+    pages = {**markdown(page), f"{page.name}.html": html(page)}
+    pictures = {f"{page.name}/{name}": content for name, content in files(page).items()}
+    stale = _shown(out, page.name) - pages.keys() - pictures.keys()
+    (out / page.name).mkdir(parents=True, exist_ok=True)
+    for name, content in (pictures | pages).items():
+        write_whole(out / name, content)
     for name in sorted(stale):
-        (folder / name).unlink(missing_ok=True)
-    return [out / name for name in pages]
+        (out / name).unlink(missing_ok=True)
+    return [out / f"{page.name}.{suffix}" for suffix in ("md", "html")]
 
 
 def _shown(out: Path, name: str) -> set[str]:
-    """The pictures that a page shows."""
-    file = out / f"{name}.md"
-    if not file.is_file():
-        return set()
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return set(re.findall(rf"\]\({name}/(\w[\w.-]*\.(?:svg|png))\)", text))
+    """What a page and those of its sections show and lead to, as paths below `out`."""
+    found, pages = set[str](), [f"{name}.md"]
+    for each in pages:
+        if (out / each).is_file():
+            text = (out / each).read_text(encoding="utf-8", errors="replace")
+            names = re.findall(rf"\]\((?:{name}/)?(\w[\w.-]*\.(?:svg|png|md))\)", text)
+            shown = {f"{name}/{file}" for file in names} - found
+            pages += sorted(file for file in shown if file.endswith(".md"))
+            found |= shown
+    return found

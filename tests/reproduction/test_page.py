@@ -253,8 +253,13 @@ def figures(page: Page) -> list[str]:
     return [each for each in found if each]
 
 
+def whole(page: Page) -> str:
+    """The page as Markdown with those of its sections."""
+    return "\n".join(markdown(page).values())
+
+
 def test_every_figure_is_on_every_page(page: Page, reader: Reader) -> None:
-    words = markdown(page)
+    words = whole(page)
     terminal = "".join(text(each, width=80) for s in page.sections for each in s.tables)
     assert len(figures(page)) > 300
     for figure in figures(page):
@@ -264,7 +269,7 @@ def test_every_figure_is_on_every_page(page: Page, reader: Reader) -> None:
 
 
 def test_every_sentence_is_on_both_pages(page: Page, reader: Reader) -> None:
-    words = markdown(page).replace("\\", "")
+    words = whole(page).replace("\\", "")
     sentences = [*page.headline, *page.conditions.values(), *page.commands]
     for section in page.sections:
         sentences += [section.title, section.claim, *section.verdict, *section.missing]
@@ -317,7 +322,7 @@ def test_examples(module) -> None:
 def test_hostile_text_stays_text(source: str, reader: Reader, page: Page) -> None:
     assert "<script>alert" not in source and "<i>ends" not in source
     assert "<script>alert(1)</script>" in reader.text
-    words = markdown(page)
+    words = whole(page)
     assert "| &lt;script>alert(1)&lt;/script> |" in words
     assert "| a\\|b\\_c\\_d |" in words
     assert "| \\*nothing\\* |" in words
@@ -325,7 +330,7 @@ def test_hostile_text_stays_text(source: str, reader: Reader, page: Page) -> Non
 
 
 def test_markdown_tables_have_equally_many_cells(page: Page) -> None:
-    blocks = re.findall(r"(?:^\|.*\|\n)+", markdown(page), re.M)
+    blocks = re.findall(r"(?:^\|.*\|\n)+", whole(page), re.M)
     # Claims twice, eight columns in two halves for each of two protocols, and the odd table.
     assert len(blocks) == 8
     for block in blocks:
@@ -356,8 +361,10 @@ def test_files_are_drawings_that_stand_alone(page: Page) -> None:
         assert "http" not in drawing.replace("http://www.w3.org/2000/svg", "")
     for label in METHODS[:6]:
         assert f">{label}</text>" in drawings["figure-4-updates.svg"]
-    words = markdown(page)
-    assert set(re.findall(r"\]\(reproduction/([^)]+)\)", words)) == found.keys()
+    words = whole(page)
+    assert set(re.findall(r"\]\(([^/)]+\.(?:svg|png))\)", words)) == found.keys()
+    pages = markdown(page).keys() - {"reproduction.md"}
+    assert set(re.findall(r"\]\((reproduction/[^)]+\.md)\)", words)) == pages
     assert found["figure-5-images-1.png"] == page.sections[2].images[0].png
 
 
@@ -365,7 +372,7 @@ def test_the_same_page_gives_the_same_bytes(page: Page, source: str, tmp_path: P
     assert write_page(page, tmp_path / "a" / "b")[0] == tmp_path / "a" / "b" / "reproduction.md"
     write_page(page, tmp_path / "c")
     first = {p.relative_to(tmp_path / "a" / "b"): p for p in (tmp_path / "a" / "b").rglob("*.*")}
-    assert len(first) == 10
+    assert len(first) == 14  # four sections have a page each
     for name, file in first.items():
         assert file.read_bytes() == (tmp_path / "c" / name).read_bytes(), name
     assert (tmp_path / "c" / "reproduction.html").read_bytes() == source.encode()
@@ -392,7 +399,7 @@ def test_names_of_files_are_checked() -> None:
 
 def test_an_empty_page_and_a_debug_one() -> None:
     empty = Page("debug", (), {}, ())
-    assert "the figures mean nothing" in markdown(empty)
+    assert "the figures mean nothing" in whole(empty)
     assert "the figures mean nothing" in Reader(html(empty)).text
     assert files(empty) == {}
 

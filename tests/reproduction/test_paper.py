@@ -748,7 +748,8 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
     assert main(["all", "--scale", "debug", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     html = (out / "reproduction.html").read_text()
-    markdown = (out / "reproduction.md").read_text()
+    pages = {path: path.read_text() for path in out.glob("**/*.md")}
+    markdown = "".join(pages.values())
     lines = {line["name"]: line for line in read(out / "results.jsonl")}
     for experiment in EXPERIMENTS.values():
         assert (experiment.title in said) == experiment.of_paper
@@ -764,7 +765,7 @@ def test_all_at_the_debug_scale(tmp_path, capsys):
     assert main(["all", "--scale", "debug", "--out", str(out)]) == 0
     assert (out / "results.jsonl").stat().st_mtime_ns == written
     assert (out / "reproduction.html").read_text() == html
-    assert (out / "reproduction.md").read_text() == markdown
+    assert {path: path.read_text() for path in out.glob("**/*.md")} == pages
 
 
 def test_where_the_levels_differ_at_the_debug_scale(tmp_path, monkeypatch, capsys):
