@@ -1,7 +1,7 @@
 """What a step, the quantizer, a whole run, memory and processes cost: `python -m benchmarks`.
 
 Sections are measured one by one. Each leaves `performance/SECTION.json` and its pictures in the
-folder it is given, and `performance.md` there is made of all of them.
+folder it is given, and the pages there, `PAGES`, are made of all of them.
 """
 
 import datetime
@@ -33,15 +33,29 @@ ON_CPUS = "processes"
 OF_A_PRESET = ("memory", "processes")
 """Those that measure the steps of any preset."""
 
-INTRODUCTION = """\
-# Performance
+PAGES = {
+    "performance.md": ("Performance of a training step", ("step", "memory", CHECKS)),
+    "performance-quantizer.md": (
+        "Performance of the quantizer and of a whole run",
+        ("quantizer", "whole"),
+    ),
+    "performance-sizes.md": (
+        "Performance at growing sizes and over processes",
+        ("scaling", "processes"),
+    ),
+}
+"""Title and sections of each page."""
 
-Made by `python -m benchmarks`; the figures are in `performance/`. Contestants take turns within
+INTRODUCTION = """\
+Made by `python -m benchmarks`; the numbers are in `performance/`. The methods that are compared take turns within
 one process, in an order drawn anew every round, after two rounds that do not count. A ratio is that
-of the medians; the quartiles are of the ratios within a round. *By operation count* takes encoder
-and decoder alike and a backward pass for two forward ones. What was tried and did not pay is in
-[benchmarks/notes.md](../benchmarks/notes.md).
+of the medians; the quartiles are of the ratios within a round. *At most* is a bound set beforehand, *held* whether the
+ratio stayed below it.{} More measurements: {}.
 """
+
+COUNTS = """ *By operation count* takes encoder
+and decoder alike and a backward pass for two forward ones. What was tried and did not pay is in
+[benchmarks/notes.md](../benchmarks/notes.md)."""
 
 ABSENT = """\
 ## Not measured on a GPU
@@ -145,7 +159,8 @@ def write(
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
-    (out / "performance.md").write_text(page(path.parent), encoding="utf-8")
+    for name in PAGES:
+        (out / name).write_text(page(path.parent, name), encoding="utf-8")
 
 
 def file_of(out: Path, section: str, device: str) -> Path:
@@ -153,10 +168,14 @@ def file_of(out: Path, section: str, device: str) -> Path:
     return out / "performance" / f"{section}{'' if device == 'cpu' else f'-{device}'}.json"
 
 
-def page(folder: Path) -> str:
-    """performance.md, from the sections in a folder."""
-    parts = [INTRODUCTION]
-    for section, words in {**SECTIONS, CHECKS: "tests, and the paper's sizes"}.items():
+def page(folder: Path, name: str = "performance.md") -> str:
+    """One of `PAGES`, from the sections in a folder."""
+    title, sections = PAGES[name]
+    others = ", ".join(f"[{other}]({other})" for other in PAGES if other != name)
+    first = name == "performance.md"
+    parts = [f"# {title}\n", INTRODUCTION.format(COUNTS if first else "", others)]
+    for section in sections:
+        words = {**SECTIONS, CHECKS: "tests, and the paper's sizes"}[section]
         for suffix, where in (("", ""), ("-cuda", " on a GPU")):
             path = folder / f"{section}{suffix}.json"
             if not path.is_file():
@@ -170,6 +189,6 @@ def page(folder: Path) -> str:
             parts += [Table(**table).markdown() + "\n" for table in content["tables"]]
             parts += [f"![{name}](performance/{name})\n" for name in content["pictures"]]
     absent = [s for s in SECTIONS if s != ON_CPUS and not (folder / f"{s}-cuda.json").is_file()]
-    if absent:
+    if first and absent:
         parts.append(ABSENT.format(", ".join(absent)))
     return "\n".join(parts)

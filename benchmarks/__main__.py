@@ -9,7 +9,7 @@ from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.optional import ExtraMissing
 
 DESCRIPTION = """\
-Measure on this machine. Prints tables and writes them, with plots, to DIR/performance.md and
+Measure on this machine. Prints tables and writes them, with plots, to DIR/performance*.md and
 DIR/performance/. `python -m benchmarks gpu` is all there is to measure on a GPU, with options of
 its own, as have the scripts beside: python -m benchmarks.NAME --help."""
 

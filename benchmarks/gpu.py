@@ -4,7 +4,7 @@
 
 The CUDA tests, then every section of `python -m benchmarks` that has no results of this GPU in DIR
 yet, then Table 1 at the paper's sizes for so many minutes, which the same command continues. Writes
-DIR/performance.md and DIR/performance/, and the finished runs of Table 1 to the results that
+DIR/performance*.md and DIR/performance/, and the finished runs of Table 1 to the results that
 `python -m reproduction table-1 --scale paper --published` shows.
 """
 

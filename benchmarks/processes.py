@@ -87,7 +87,7 @@ def run(*, device: str, rounds: int | None, only: str, preset: str | None = None
         ),
         Table(
             "processes-model",
-            "Many GPUs, by the model of docs/processes.md: not measured",
+            "Many GPUs, by the model of docs/processes-cost.md: not measured",
             conditions,
             model.rows(counts, batch),
         ),

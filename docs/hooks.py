@@ -53,10 +53,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     uri = page.file.src_uri
     # Code hosts read Markdown inside of HTML unasked.
     markdown = markdown.replace("<details>", '<details markdown="1">')
-    if uri == "reference/commands.md":
-        markdown += commands()
+    if uri in ("reference/commands.md", "reference/commands-codes.md"):
+        markdown += commands(of_codes=uri.endswith("-codes.md"))
     elif uri.startswith("reference/"):
-        markdown = markdown.replace("\n::: ", f"\n{summary(markdown)}\n\n::: ", 1)
+        markdown = re.sub(r"\n(?=::: |## )", lambda _: f"\n{summary(markdown)}\n\n", markdown, count=1)
     if uri in NOTEBOOKS:
         there = posixpath.basename(uri).replace(".md", ".ipynb")
         markdown = markdown.replace("\n\n", f"\n\n[As a notebook]({there})\n\n", 1)
@@ -147,10 +147,16 @@ def summary(markdown: str) -> str:
     return "\n".join(rows)
 
 
-def commands() -> str:
-    """What `mqvae --help` and `mqvae COMMAND --help` print."""
-    parts = ["", help_of([])]
+# Commands on a page of their own: what a phone shows on one has to end.
+OF_CODES = ("encode", "decode", "compress", "decompress", "export", "import", "pretrained", "prior", "sample")
+
+
+def commands(of_codes: bool) -> str:
+    """What `mqvae --help` and `mqvae COMMAND --help` print, of one of the two pages."""
+    parts = [""] if of_codes else ["", help_of([])]
     for name, what in COMMANDS.items():
+        if (name in OF_CODES) != of_codes:
+            continue
         parts += [f"## mqvae {name}", f"{what[0].upper()}{what[1:]}.", help_of([name])]
     return "\n\n".join(parts)
 

@@ -104,8 +104,12 @@ def test_a_table_in_words():
 
 def test_the_page_of_the_documentation_is_made_of_its_figures():
     folder = ROOT / "docs" / "performance"
-    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == bench.page(folder), (
-        "run: python -m benchmarks SECTION --out docs"
+    for name in bench.PAGES:
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == bench.page(folder, name), (
+            "run: python -m benchmarks SECTION --out docs"
+        )
+    assert sorted(s for _, sections in bench.PAGES.values() for s in sections) == sorted(
+        [*bench.SECTIONS, bench.CHECKS]
     )
     measured = {path.stem for path in folder.glob("*.json")}
     assert {"step", "quantizer", "whole", "scaling"} <= measured
@@ -507,7 +511,7 @@ VQGAN = {
 
 
 def rows_of_the_page_of_processes():
-    """The table of the model in docs/processes.md."""
+    """The table of the model in docs/processes-cost.md."""
     lines = [
         f"| step | GFLOP an image | MB | reductions | {' | '.join(model.CLUSTERS)} |",
         "|---" * (4 + len(model.CLUSTERS)) + "|",
@@ -523,7 +527,7 @@ def rows_of_the_page_of_processes():
 
 
 def test_the_page_of_processes_has_the_models_figures():
-    page = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "processes-cost.md").read_text(encoding="utf-8")
     assert "\n".join(rows_of_the_page_of_processes()) in page
 
 

@@ -398,7 +398,7 @@ SENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [(LOOK, NETWORK), (ANSWER, NETWORK), (BOOK, "2 P_C"), (STEP, NETWORK)],
     ),
 }
-PAGE = Path(__file__).parents[2] / "docs" / "processes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "processes-cost.md"
 
 
 def sizes_of(network: VQNetwork) -> dict[str, int]:
@@ -430,7 +430,7 @@ def numbers(formula: str, sizes: dict[str, int]) -> int:
 
 
 def rows_of_the_page() -> list[str]:
-    """The table of docs/processes.md."""
+    """The table of docs/processes-cost.md."""
     sizes = sizes_of(vqvae(1, num_codes=1024, dim=64, width=64))
     lines = ["| rule | reductions | what they are for, and numbers | MB |", "|---|---|---|---|"]
     for title, sent in SENT.values():

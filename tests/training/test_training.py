@@ -115,7 +115,7 @@ def test_the_weights_average_has_the_decay_that_help_and_page_say():
             expected = decay * expected + (1 - decay) * value
     assert average.module.weight.item() == pytest.approx(expected, rel=1e-4)
     assert average.module.weight.item() != pytest.approx(np.mean(values), rel=1e-2)
-    page = Path(__file__).parents[2] / "docs" / "training.md"
+    page = Path(__file__).parents[2] / "docs" / "training-settings.md"
     for text in (page.read_text(encoding="utf-8"), Trainer.__doc__):
         assert "(1 + n) / (10 + n)" in text and "plain mean" not in text
 
