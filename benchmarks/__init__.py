@@ -47,10 +47,10 @@ PAGES = {
 """Title and sections of each page."""
 
 INTRODUCTION = """\
-Made by `python -m benchmarks`; the numbers are in `performance/`. The methods that are compared take turns within
-one process, in an order drawn anew every round, after two rounds that do not count. A ratio is that
-of the medians; the quartiles are of the ratios within a round. *At most* is a bound set beforehand, *held* whether the
-ratio stayed below it.{} More measurements: {}.
+Made by `python -m benchmarks`; the numbers are in `performance/`. What is compared takes turns
+within one process, in an order drawn anew every round, after two rounds that do not count. A ratio
+is that of the medians; the quartiles are of the ratios within a round. *At most* is a bound set
+beforehand, *held* whether the ratio stayed below it.{} More measurements: {}.
 """
 
 COUNTS = """ *By operation count* takes encoder

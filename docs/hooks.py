@@ -56,7 +56,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if uri in ("reference/commands.md", "reference/commands-codes.md"):
         markdown += commands(of_codes=uri.endswith("-codes.md"))
     elif uri.startswith("reference/"):
-        markdown = re.sub(r"\n(?=::: |## )", lambda _: f"\n{summary(markdown)}\n\n", markdown, count=1)
+        first = re.search(r"^(?:::: |## )", markdown, re.MULTILINE)
+        if first is not None:
+            at = first.start()
+            markdown = f"{markdown[:at]}{summary(markdown)}\n\n{markdown[at:]}"
     if uri in NOTEBOOKS:
         there = posixpath.basename(uri).replace(".md", ".ipynb")
         markdown = markdown.replace("\n\n", f"\n\n[As a notebook]({there})\n\n", 1)
@@ -147,8 +150,9 @@ def summary(markdown: str) -> str:
     return "\n".join(rows)
 
 
-# Commands on a page of their own: what a phone shows on one has to end.
-OF_CODES = ("encode", "decode", "compress", "decompress", "export", "import", "pretrained", "prior", "sample")
+# Of the two pages of commands, those of the second: one would be too long for a phone.
+OF_CODES = {"encode", "decode", "compress", "decompress", "export", "import"}
+OF_CODES |= {"pretrained", "prior", "sample"}
 
 
 def commands(of_codes: bool) -> str:
