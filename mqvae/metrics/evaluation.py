@@ -51,8 +51,8 @@ class Evaluation:
     """Metrics over a whole split.
 
     Attributes:
-        metrics: The task's own, then perplexity, usage (0 to 1), gradient_gap, bits and further
-            ones.
+        metrics: The task's own, then perplexity, usage (0 to 1), gradient_gap and bits, which
+            there are of codes alone, and further ones.
         described: What each of them is.
         protocol: What they were computed on, and how.
         code_counts: How often codes were chosen.
@@ -158,7 +158,7 @@ def evaluate(
                 shown = task.images(output)
                 for metric in further.values():
                     metric.update(shown, x)
-            if full:
+            if full and bits is not None:
                 of_filled = target if filled is x else task.target(filled, y)
                 gap = _gradient_gap(network, task, filled, of_filled)
                 gaps += torch.tensor([gap, 1.0], dtype=torch.float64)
@@ -167,35 +167,41 @@ def evaluate(
         found = measured.compute(total)
         pictures = measured.show(x, passed(x, fill(x))[0])
     counts = counts.of_all_processes() if together else counts
-    gap, measured_batches = total(gaps).tolist()
-    costs, costs_described = bits.compute(counts, total, together=together) if bits else ({}, {})
-    if are_vectors and bits is not None:
-        del costs["bits_per_pixel"], costs_described["bits_per_pixel"]
-        costs |= shared(found_codes, quantizer.groups, device=device, together=together)
-        costs_described |= SHARED
-    return Evaluation(
-        metrics={
-            **found,
+    protocol: dict[str, str | int] = {
+        "dataset": images.name,
+        "split": images.split,
+        "images": len(images),
+        "batch_size": min(max(sizes), len(images)),
+        "precision": "float32",
+    }
+    of_codes, codes_described = dict[str, float](), dict[str, Metric]()
+    if bits is not None:
+        gap, measured_batches = total(gaps).tolist()
+        costs, costs_described = bits.compute(counts, total, together=together)
+        if are_vectors:
+            del costs["bits_per_pixel"], costs_described["bits_per_pixel"]
+            costs |= shared(found_codes, quantizer.groups, device=device, together=together)
+            costs_described |= SHARED
+        of_codes = {
             "perplexity": counts.perplexity,
             "usage": counts.usage,
             "gradient_gap": gap / measured_batches,
             **costs,
+        }
+        codes_described = {**CODES, **costs_described}
+        protocol["gradient_gap_batches"] = round(measured_batches)
+    return Evaluation(
+        metrics={
+            **found,
+            **of_codes,
             **{name: metric.compute(total) for name, metric in further.items()},
         },
         described={
             **{name: metric for name, metric in task.metrics.items() if name in found},
-            **CODES,
-            **costs_described,
+            **codes_described,
             **{name: metric.described() for name, metric in further.items()},
         },
-        protocol={
-            "dataset": images.name,
-            "split": images.split,
-            "images": len(images),
-            "batch_size": min(max(sizes), len(images)),
-            "precision": "float32",
-            "gradient_gap_batches": round(measured_batches),
-        },
+        protocol=protocol,
         code_counts=counts,
         pictures=tuple(pictures),
     )

@@ -54,12 +54,12 @@ class Comparison:
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
     ) -> Run:
         """A run of it."""
-        steps = steps or self.scale.steps(self.task, self.dataset)
-        return Run(
-            *(self.scale.name, self.task, self.dataset, method, rate, steps, seed, final),
-            self.size,
-            self.few,
-        )
+        steps, size = steps or self.scale.steps(self.task, self.dataset), self.size
+        if size and METHODS[method].preset == "no-quantization":  # has dimensions alone
+            own = self.scale.settings[self.task]["quantizer"]["init_args"]
+            size = None if size[1] == own["dim"] else (own.get("num_codes", 1024), size[1])
+        named = (self.scale.name, self.task, self.dataset, method, rate, steps, seed, final)
+        return Run(*named, size, self.few)
 
     def paper_rate(self, method: str) -> float | None:
         """The codebook's rate in our reading of the paper's protocol."""

@@ -126,11 +126,13 @@ def prose(text: str, *, cell: bool = False) -> str:
 
     >>> prose("1 < 2 * a_b, see `a_*`")
     '1 &lt; 2 \\\\* a\\\\_b, see `a_*`'
+    >>> prose("+ replace: a bullet's text, not a bullet")
+    "\\\\+ replace: a bullet's text, not a bullet"
     """
     found = re.split(r"(`[^`]+`)", " ".join(text.split()))
     for i in range(0, len(found), 2):
         plain = found[i].replace("&", "&amp;").replace("<", "&lt;")
-        found[i] = re.sub(r"([\\`*_\[\]~$])", r"\\\1", plain)
+        found[i] = re.sub(r"([\\`*_\[\]~$]|^[+#-](?= ))", r"\\\1", plain)
     joined = "".join(found)
     return joined.replace("|", "\\|") if cell else joined
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from mqvae.metrics import METRICS
+from mqvae.metrics import CODES, METRICS
 from reproduction.paper.comparison import Comparison
 from reproduction.paper.methods import METHODS, paper_value
 from reproduction.paper.results import Results
@@ -94,7 +94,8 @@ def table(
         cells = {}
         for column in columns:
             values = _values(made, column)
-            if len(values) == len(made):  # not measured of some seeds alone
+            # Not measured of some seeds alone.
+            if _has(method, column) and len(values) == len(made):
                 published = _published(number, comparison, method, column)
                 cells[column.key] = Cell(values, published)
         rows.append(_row(protocol, method, made, cells, results))
@@ -102,6 +103,11 @@ def table(
     own = number is None or any(c.paper is not None for row in rows for c in row.cells.values())
     title = title_of(comparison) + ("" if own else ", which the paper's table does not have")
     return Table(title, columns, rows, [*_notes(found, comparison), *elsewhere], folded=True)
+
+
+def _has(method: str, column: Column) -> bool:
+    """Whether there is such a metric: without a codebook there is none of codes."""
+    return column.key not in CODES or METHODS[method].preset != "no-quantization"
 
 
 def by_protocol(made: Table, key: str) -> Table:
@@ -162,6 +168,8 @@ def lacking(
                 words = f"{IN_WORDS[protocol].lower()}{seeds}"
                 parts.setdefault(method, []).append(words)
     where = comparison.dataset
+    if comparison.size:
+        where += ", {:,} codes of {}".format(*comparison.size)
     if made is None:
         yield f"{where}, in every protocol: {', '.join(comparison.methods)}."
         return
@@ -169,7 +177,9 @@ def lacking(
         told = (f"{method} ({'; '.join(words)})" for method, words in parts.items())
         yield f"{where}: {', '.join(told)}."
     for column in made.columns:
-        without = dict.fromkeys(r.method for r in made.rows if column.key not in r.cells)
+        without = dict.fromkeys(
+            r.method for r in made.rows if column.key not in r.cells and _has(r.method, column)
+        )
         if without:
             yield f"{where}, {column.title} of all seeds: {', '.join(without)}."
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mqvae import VectorQuantizer, VQNetwork, vqvae
+from mqvae import NoQuantizer, VectorQuantizer, VQNetwork, vqvae
 from mqvae.data import InMemory
 from mqvae.metrics import evaluate, evaluating, evaluation
 from mqvae.metrics.bits import BITS
@@ -116,6 +116,15 @@ def test_outputs_beyond_the_range_count_for_mse_and_not_for_psnr():
     assert figures["mse"] == pytest.approx((3 - x).square().mean().item(), rel=1e-6)
     expected = -10 * (1 - x).square().flatten(1).mean(1).log10().mean().item()
     assert figures["psnr"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_codes_there_are_no_metrics_of_them():
+    images = pictures(10)
+    network = network_for(images)
+    network.quantizer = NoQuantizer(network.quantizer.dim)
+    found = evaluate(network, Reconstruction(), images)
+    assert found.metrics.keys() == found.described.keys() == {"mse", "psnr"}
+    assert "gradient_gap_batches" not in found.protocol
 
 
 def test_colour():

@@ -465,6 +465,10 @@ def test_rates_that_another_comparison_has_chosen_are_kept(tmp_path):
         judge(own, results, {("VQ-VAE", rate): abs(rate - 2e-2)})
     runs = larger.runs("matched", "VQ-VAE", results, {})
     assert {(run.rate, run.size) for run in runs} == {(2e-2, (16384, 64))}
+    # Without a codebook there are dimensions, and no number of codes.
+    sizes = ((16384, 8), (1024, 8), (16384, 64))
+    bounds = [dataclasses.replace(own, size=s).run("No quantization", None, 0) for s in sizes]
+    assert [run.size for run in bounds] == [(1024, 8), (1024, 8), None]
 
 
 def test_where_no_rate_works_that_is_said(tmp_path):
@@ -725,6 +729,16 @@ def test_rows_that_are_not_complete_say_so(tmp_path):
     assert metrics == []
     (said,) = lacking(compared, results, {}, None)
     assert said == "fashion-mnist, in every protocol: VQ-VAE."
+
+
+def test_without_a_codebook_there_is_nothing_of_codes_to_show_or_to_miss(tmp_path):
+    compared, results = comparison("No quantization", seeds=1), Results(tmp_path / "results.jsonl")
+    run = compared.run("No quantization", None, 0)
+    results.put(run, result(run, 8e-3))  # an older result has a perplexity, of 1
+    made = table(compared, 1, results, {})
+    assert {column.key for column in made.columns} == {"mse", "perplexity"}
+    assert all(row.cells.keys() == {"mse"} for row in made.rows)
+    assert list(lacking(compared, results, {}, made)) == []
 
 
 # -- the command ----------------------------------------------------------------------------------
