@@ -293,7 +293,7 @@ def test_other_quantizers_take_part(kind, tmp_path):
     rule = "Joint" if kind in ("gumbel", "none") else "Meta"
     summary = begin(settings(few, rule=rule), tmp_path / "run").fit()
     assert 0 <= summary["f1"] <= 1
-    assert summary["gradient_gap"] < float("inf")
+    assert ("gradient_gap" in summary) == (kind != "none")
 
 
 def test_the_exact_hypergradient_takes_part(tmp_path):
