@@ -53,6 +53,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     uri = page.file.src_uri
     # Code hosts read Markdown inside of HTML unasked.
     markdown = markdown.replace("<details>", '<details markdown="1">')
+    markdown = re.sub(INDENTED, fenced, markdown, flags=re.MULTILINE)
     if uri in ("reference/commands.md", "reference/commands-codes.md"):
         markdown += commands(of_codes=uri.endswith("-codes.md"))
     elif uri.startswith("reference/"):
@@ -78,7 +79,63 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     pattern = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
-    return re.sub(pattern, lambda found: mathml(found[2], found[1], page), content, flags=re.S)
+    content = re.sub(pattern, lambda found: mathml(found[2], found[1], page), content, flags=re.S)
+    # A line ends neither within an option nor after its dashes.
+    content = re.sub(
+        r"(?<!<pre>)<code>[^<]*--[^<]*</code>",
+        lambda code: re.sub(r"--\w[\w.-]*", r'<span class="option">\g<0></span>', code[0]),
+        content,
+    )
+    # A picture leads to itself, to be enlarged.
+    content = re.sub(r'(?<!>)<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', content)
+    return re.sub(r"<table>.*?</table>", lambda table: cards(table[0]), content, flags=re.S)
+
+
+INDENTED = r"(?<=\n\n)(?: {4}[^\n]*\n(?:\n(?= {4}))?)+"
+"""A block of code without a language, outside of lists."""
+
+SHELL = ("$", "MQVAE", "apt-get", "cd", "git", "make", "mqvae", "pip", "python", "torchrun")
+
+
+def fenced(found: re.Match[str]) -> str:
+    """An indented block of code with its language, to be coloured."""
+    text = inspect.cleandoc(found[0])
+    before = found.string[: found.start()].rstrip().rpartition("\n")[2]
+    if before.lstrip().startswith(("* ", "- ")) or re.match(r"\d+\. | {2}", before):
+        return found[0]  # of a list
+    if text.startswith(SHELL) and not text.startswith("mqvae: "):
+        language = "bash"
+    elif re.match(r"\w+:( |$)", text, re.MULTILINE) and "error:" not in text:
+        language = "yaml"
+    else:
+        language = "python" if re.match(r"[\w.]+( = |\()", text) else "text"
+    return f"```{language}\n{text}\n```\n"
+
+
+def cards(table: str) -> str:
+    """A table that has whole sentences beside its first column: a phone shows rows one by one."""
+    titles = [plain(title) for title in re.findall(r"<th[^>]*>(.*?)</th>", table, re.S)]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in rows]
+    long = any(len(plain(cell)) > LONG for row in cells for cell in row[1:])
+    if len(titles) < 3 or not long:
+        return table
+
+    def labelled(row: re.Match[str]) -> str:
+        each = iter(titles)
+        return re.sub("<td", lambda _: f'<td data-title="{html.escape(next(each))}"', row[0])
+
+    return re.sub(r"<tr>.*?</tr>", labelled, table, flags=re.S).replace(
+        "<table", "<table data-cards"
+    )
+
+
+LONG = 50
+"""Letters of a cell that is a sentence."""
+
+
+def plain(cell: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", cell)).strip()
 
 
 def site_link(link: str, home: str, uri: str) -> str:

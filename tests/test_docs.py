@@ -212,6 +212,13 @@ def test_every_public_name_is_in_the_reference_once():
     assert sorted(named) == sorted({*mqvae.__all__} - OLDER)
 
 
+def words(page: str) -> int:
+    """Of an HTML page, without what is folded."""
+    article = re.search(r"<article.*</article>", page, re.DOTALL)[0]
+    article = re.sub(r"<details.*?</details>", "", article, flags=re.DOTALL)
+    return len(re.sub(r"<[^>]+>", " ", article).split())
+
+
 def test_the_site(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
@@ -233,6 +240,8 @@ def test_the_site(tmp_path):
         assert not loaded, (name, loaded)
         assert 'class="arithmatex"' not in text, name
         assert not re.search(r">[\w/]+\.md</a>", text), name
+        # 12 screens of a phone, which only a browser could measure.
+        assert name == "404.html" or words(text) <= 2000, (name, words(text))
         # Search from a disk: its index is a script, and a frame stands in for the worker.
         assert "iframe-worker.js" in text
     assert (tmp_path / "search" / "search_index.js").is_file()
@@ -240,6 +249,10 @@ def test_the_site(tmp_path):
     assert json.loads((tmp_path / "tutorial.ipynb").read_text())["nbformat"] == 4
     assert 'href="tutorial.ipynb"' in pages["tutorial.html"]
     assert '<a class="autorefs autorefs-internal"' in pages["reference/tasks.html"]
+    # Indented code is coloured, and rows of sentences are cards on a phone.
+    assert '<span class="nt">base</span>' in pages["training.html"]
+    assert "<table data-cards>" in pages["training.html"]
+    assert '<td data-title="cost">1.01</td>' in pages["methods.html"]
     commands = pages["reference/commands.html"] + pages["reference/commands-codes.html"]
     for command in COMMANDS:
         assert commands.count(f"usage: mqvae {command}") == 1
