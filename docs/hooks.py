@@ -86,6 +86,10 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
         lambda code: re.sub(r"--\w[\w.-]*", r'<span class="option">\g<0></span>', code[0]),
         content,
     )
+    # The names of tests are for who reads the code.
+    content = re.sub(
+        r"<code>(test_\w+\.py::\w+)</code>", r'<abbr title="tests: \1">test</abbr>', content
+    )
     # A picture leads to itself, to be enlarged.
     content = re.sub(r'(?<!>)<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', content)
     return re.sub(r"<table>.*?</table>", lambda table: cards(table[0]), content, flags=re.S)
