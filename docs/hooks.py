@@ -9,6 +9,7 @@ import logging
 import os
 import posixpath
 import re
+import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
@@ -103,7 +104,7 @@ SHELL = ("$", "MQVAE", "apt-get", "cd", "git", "make", "mqvae", "pip", "python",
 
 def fenced(found: re.Match[str]) -> str:
     """An indented block of code with its language, to be coloured."""
-    text = inspect.cleandoc(found[0])
+    text = textwrap.dedent(found[0]).strip("\n")
     before = found.string[: found.start()].rstrip().rpartition("\n")[2]
     if before.lstrip().startswith(("* ", "- ")) or re.match(r"\d+\. | {2}", before):
         return found[0]  # of a list

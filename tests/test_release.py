@@ -43,12 +43,19 @@ def test_the_public_gate_is_the_one_by_hand():
 def test_the_wheel_carries_what_the_program_reads(tmp_path):
     hatchling = pytest.importorskip("hatchling.builders.wheel")
     pytest.importorskip("hatch_vcs")  # which the version comes from
+    pytest.importorskip("hatch_fancy_pypi_readme")
     [path] = hatchling.WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
     with zipfile.ZipFile(path) as wheel:
         found = set(wheel.namelist())
         weights = [file for file in wheel.infolist() if "/weights/tokenizers/" in file.filename]
         tokenizers = sum(file.compress_size for file in weights)
         code = sum(file.compress_size for file in wheel.infolist()) - tokenizers
+        [metadata] = [name for name in found if name.endswith(".dist-info/METADATA")]
+        _, readme = wheel.read(metadata).decode().split("\n\n", 1)
+    # What an index shows has no link or picture that is only in the repository.
+    assert readme.startswith("# mqvae") and "mqvae train photos/" in readme
+    assert set(re.findall(r"\]\(([^)]*)", readme)) <= set(re.findall(r"https?:[^)]*", readme))
+    assert "Held-out photographs" not in readme
     folders = {name.partition("/")[0] for name in found}
     version = mqvae.__version__.replace("+", r"\+")
     # That of a changed tree has the day at its end.
