@@ -194,20 +194,21 @@ TABLE: dict[str, Method] = {
 WORDS = """\
 # Which loss reaches which parameters
 
-L = L_task + β · L_commitment + L_codebook + L_prior (`auxiliary_loss` × its weight), and φ, θ, C
-are encoder, decoder and quantizer. Every cell is measured: one step by plain descent (by AdamW
-where the method differentiates AdamW's step), with each loss alone, with all of them, and with all
-but one, and the weights compared bit for bit. In a cell,
+L = L_task + β · L_commitment + L_codebook + L_prior (`auxiliary_loss` × its weight); φ, θ, C are
+encoder, decoder and quantizer. A cell lists the losses that change these parameters:
 
-- task stands for a gradient of the task loss: with no other loss there, it moves the parameters;
-- *task* for one that comes by the answer of the other level alone, and is gone at ξ = 0;
-- *task* × codebook for one that is carried by the codebook loss besides, and is gone without it;
-- (task) for a loss that sends no gradient, but decides where another loss's is taken: at new
+- task: a gradient of the task loss reaches the parameters;
+- *task*: it reaches them through the look-ahead alone, and vanishes at ξ = 0;
+- *task* × codebook: the same, and only together with the codebook loss;
+- (task): no gradient, but the loss decides where the gradient of another one is taken: at new
   embeddings, or under a new codebook;
-- what is not there never matters: without that loss the step is the same to the bit.
+- a loss that is not listed changes nothing, to the bit.
 
-So the task loss never reaches the codebook of a VQ-VAE, and that of MQ-VAE by the indirect term
-alone.
+Every cell is measured: one step by plain descent (by AdamW where the method differentiates AdamW's
+step) with each loss alone, with all of them, and with all but one.
+
+So the task loss never reaches the codebook of a VQ-VAE, and reaches that of MQ-VAE by the indirect
+term alone.
 
 """
 

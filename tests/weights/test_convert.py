@@ -94,7 +94,7 @@ def test_attention_on_several_levels_or_none():
 
 
 def test_the_documented_names_are_the_code():
-    text = (Path(__file__).parents[2] / "docs" / "vqgan.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
     rows = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \| `([\w.]+)` \|$", text, re.MULTILINE)
     assert tuple(rows) == NAMES
     for ours, theirs in IN_BLOCKS.items():
