@@ -1,6 +1,7 @@
 """One rule lays settings over settings, whichever way they are given."""
 
 import json
+from functools import cache
 
 import pytest
 import yaml
@@ -167,27 +168,36 @@ def found_at(settings, place):
     return {"class_path": level.get("class_path"), **level.get("init_args", level)}
 
 
-@pytest.mark.parametrize(("said", "options", "place", "expected"), CASES.values(), ids=CASES.keys())
-def test_every_way_of_saying_it_means_the_same(tmp_path, said, options, place, expected):
+@cache
+def base_in_full():
+    return Settings.of(BASE).config()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_of_saying_it_means_the_same(tmp_path, case):
+    said, options, place, expected = CASES[case]
     base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
     base.write_text(yaml.safe_dump(BASE))
     over.write_text(yaml.safe_dump(said))
     file = tmp_path / "file.yaml"
     file.write_text(yaml.safe_dump({"base": "base.yaml", **said}))
     ways = {
-        "base": from_arguments([str(file)])[0],
-        "config": from_arguments([str(base), "--config", str(over)])[0],
-        "options": from_arguments([str(base), *options])[0],
-        "python": Settings.of(BASE, said),
-        "preset": Settings.of(load_preset(str(base), said)),
-        "twice": Settings.of(Settings.of(BASE).config(), said, said),
+        "base": lambda: from_arguments([str(file)])[0],
+        "config": lambda: from_arguments([str(base), "--config", str(over)])[0],
+        "preset": lambda: Settings.of(load_preset(str(base), said)),
+        "twice": lambda: Settings.of(base_in_full(), said, said),
     }
-    for way, settings in ways.items():
+    # Of each case, as options and in Python; in files and over a whole config by turns.
+    by_turns = list(ways)[list(CASES).index(case) % len(ways)]
+    python = Settings.of(BASE, said)
+    found = {"python": python, "options": from_arguments([str(base), *options])[0]}
+    found[by_turns] = ways[by_turns]()
+    for way, settings in found.items():
         level = found_at(settings, place)
         for name, value in expected.items():
             assert level.get(name) == value, (way, name)
         if way != "twice":  # whose base has every default written out
-            assert settings == ways["python"], way
+            assert settings == python, way
 
 
 def test_a_level_of_another_class_takes_the_weight_decay_of_both():

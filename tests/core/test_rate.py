@@ -103,22 +103,20 @@ def lloyd(quantizer, steps, *, number=500, scale=lambda step: 1.0):
     return torch.stack(spent)  # (steps, books)
 
 
-# Targets to the extreme; embeddings that grow, shrink, or are thirty times as large all at once.
+# Targets to the extreme, and embeddings that shrink, grow, or stay and then are thirty times as
+# large all at once.
 STRESS = [
-    ({"bits": 5.0}, None),
-    ({"bits": 1.0}, None),
-    ({"bits": 5.0}, lambda step: 1.005**step),
-    ({"bits": 5.0}, lambda step: 0.998**step),
-    ({"bits": 5.0, "after": 0}, None),
-    ({"bits": 5.0}, lambda step: 1.0 if step < 500 else 30.0),
+    ({"bits": 1.0}, lambda step: 0.998**step),
+    ({"bits": 5.0, "after": 0}, lambda step: 1.005**step),
+    ({"bits": 5.0}, lambda step: 1.0 if step < 300 else 30.0),
 ]
 
 
 @pytest.mark.parametrize(("options", "scale"), STRESS)
 def test_the_bits_asked_for_are_spent_and_nothing_collapses(options, scale):
-    quantizer = quantizer_with_rate(256, **options)
-    quantizer.initialize(spread(4000, 4))
-    spent = lloyd(quantizer, 1000, scale=scale or (lambda step: 1.0))
+    quantizer = quantizer_with_rate(128, **options)
+    quantizer.initialize(spread(1500, 4))
+    spent = lloyd(quantizer, 600, number=300, scale=scale)
     assert spent[-100:].mean().item() == pytest.approx(options["bits"], abs=0.15)
     assert spent.min() > 0.75 * options["bits"]
 
@@ -134,8 +132,8 @@ def test_a_target_above_what_the_codes_have_leaves_the_nearest():
 
 def test_each_group_has_its_own_prices():
     quantizer = mqvae.VectorQuantizer(64, 8, groups=2, rate=mqvae.RateAware(bits=3.0))
-    quantizer.initialize(spread(4000, 8))
-    spent = lloyd(quantizer, 700)
+    quantizer.initialize(spread(1500, 8))
+    spent = lloyd(quantizer, 500, number=300)
     assert quantizer.prices.probabilities.shape == (2, 64)
     assert spent[-100:].mean(0).tolist() == pytest.approx([3.0, 3.0], abs=0.35)
 
@@ -245,9 +243,9 @@ def test_embeddings_that_are_not_finite_leave_the_prices_finite():
 def test_every_stage_of_a_residual_quantizer_has_a_rate():
     stages = [mqvae.VectorQuantizer(64, 4, rate=mqvae.RateAware(bits=b)) for b in (3.0, 2.0)]
     quantizer = mqvae.ResidualQuantizer(stages)
-    z = spread(1000, 4)
+    z = spread(300, 4)
     quantizer.initialize(z)
-    for _ in range(700):
+    for _ in range(400):
         quantizer.record(z, quantizer.encode(z))
         quantizer.update()
     spent = [stage.prices.spent.item() for stage in stages]
