@@ -10,6 +10,7 @@ from itertools import combinations, groupby
 
 import pytest
 import torch
+from markupsafe import Markup
 from pairs import Pair
 from rounding import Rounding
 
@@ -91,6 +92,17 @@ def pair():
     both = Pair()
     yield both
     both.stop()
+
+
+@pytest.fixture
+def uncharted(monkeypatch):
+    """Reports without what is drawn in their charts, for tests of their words, tables, pictures."""
+
+    def empty(draw, *, name, alt, width=0):
+        return Markup('<svg class="chart" role="img" aria-label="{}"></svg>').format(alt)
+
+    for module in ("charts", "rates"):
+        monkeypatch.setattr(f"mqvae.report.{module}.drawing", empty)
 
 
 @pytest.fixture(scope="session")

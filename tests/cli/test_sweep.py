@@ -115,6 +115,7 @@ def test_a_sweep_is_plain_runs_and_one_report(tmp_path, capsys, monkeypatch):
     assert "with other settings: choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
     out = tmp_path / "out"
     swept = ["--sweep", "optimizer.network_lr=1e30,1e-3", "--optimizer.warmup", "0"]
@@ -125,6 +126,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
     assert not (out / "optimizer.network_lr=1e30" / "summary.json").exists()
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_a_sweep_that_is_stopped_goes_on(tmp_path, capsys, monkeypatch):
     from mqvae.training.loop import Training
 

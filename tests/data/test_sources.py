@@ -277,6 +277,7 @@ def load_toy(split, root, reading, download):
 '''
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_one_file_and_one_row_add_a_data_set(tmp_path, monkeypatch, capsys):
     (tmp_path / "toy.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)

@@ -168,6 +168,7 @@ def test_no_stage_collapses_on_vectors_of_length_one(run):
     assert len(codes.unique(dim=0)) > 4 * len(codes[:, :1].unique(dim=0))
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_collisions_are_counted_and_reported(run, tmp_path):
     codes = [torch.tensor([[1, 2], [1, 3], [1, 2]]), torch.tensor([[1, 2], [0, 0]])]
     found = shared(codes, 2, device="cpu", together=False)

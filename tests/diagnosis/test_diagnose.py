@@ -391,6 +391,7 @@ def test_a_gan_is_measured_by_its_reconstruction(tmp_path):
     assert measured.figure == "mse"
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_command_and_the_report(made, tmp_path, capsys):
     run = with_codebook(made, tmp_path / "run", lambda codebook: codebook)
     (run / "summary.json").write_bytes((made / "summary.json").read_bytes())

@@ -20,6 +20,8 @@ from mqvae.report.pictures import codebooks, samples
 from mqvae.report.reading import read_run
 from mqvae.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("uncharted")  # what charts draw is in test_report.py
+
 STAGE = {"class_path": "mqvae.VectorQuantizer", "init_args": {"num_codes": 12, "dim": 4}}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -85,6 +85,7 @@ PICTURES = [
         "reference": False,
     },
 ]
+without_charts = pytest.mark.usefixtures("uncharted")
 JOINT = {"class_path": "mqvae.core.rules.Joint", "init_args": {}}
 
 
@@ -263,12 +264,14 @@ def test_best_follows_the_direction_and_skips_columns_without_a_winner(page: Pag
     assert page.best == ["5.10", "22.92", "191.2", "9.90"]
 
 
+@without_charts
 def test_words_compare_to_the_first_run_for_better_and_worse(three: list[Path], tmp_path: Path):
     text = read([three[1], three[0], three[2]], tmp_path / "r.html").text
     assert "VQ-VAE (one AdamW): MSE 56.9% higher (worse), at 1.00 times the cost of a step." in text
     assert "MQ-VAE: MSE 17.6% higher (worse), at 2.50 times the cost of a step." in text
 
 
+@without_charts
 def test_lead_and_title_name_data_steps_and_images(page: Page, tmp_path: Path) -> None:
     assert (
         "Three networks trained for 1,200 steps each on Fashion-MNIST and measured on the same "
@@ -289,6 +292,7 @@ def test_settings_show_what_differs_and_fold_what_is_shared(page: Page) -> None:
     assert not shared.keys() & differing.keys()
 
 
+@without_charts
 def test_small_print_is_enough_to_do_it_again(three: list[Path]) -> None:
     text = read(three, three[0].parent / "report.html").text
     assert "split = test, images = 10000, batch_size = 512" in text
@@ -338,6 +342,7 @@ def test_figures_take_colours_from_the_page_and_say_what_they_show(page: Page) -
     assert "16 of 64 codes used over 10,000 test images, 48 not, perplexity 1" in page.text
 
 
+@without_charts
 def test_no_gradient_dynamics_without_a_hypergradient(
     three: list[Path], page: Page, tmp_path: Path
 ):
@@ -363,6 +368,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert """mqvae evaluate 'a b'"'"'c'""" in page.text
 
 
+@without_charts
 def test_unfinished_run_is_shown_as_far_as_it_got(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "half", "Half", finished=False)
     (run / "code_counts.csv").unlink()
@@ -378,6 +384,7 @@ def test_unfinished_run_is_shown_as_far_as_it_got(three: list[Path], tmp_path: P
     assert "Unfinished, shown as far as it got: Half." in page.text
 
 
+@without_charts
 def test_why_a_run_failed_is_said(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "half", "Half", finished=False)
     cause = "the task loss is nan at step 51."
@@ -390,6 +397,7 @@ def test_why_a_run_failed_is_said(three: list[Path], tmp_path: Path) -> None:
     assert "kept in X" not in page.text
 
 
+@without_charts
 def test_skipped_steps_are_said(three: list[Path], tmp_path: Path) -> None:
     file = three[0] / "summary.json"
     summary = json.loads(file.read_text())
@@ -411,6 +419,7 @@ def test_run_that_has_just_begun(content: str | None, tmp_path: Path) -> None:
         assert sentence in page.text
 
 
+@without_charts
 def test_missing_samples_leave_a_labelled_gap(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "bare", "Bare")
     for file in (run / "samples").iterdir():
@@ -428,6 +437,7 @@ def test_errors_are_shown_image_by_image(three: list[Path]) -> None:
     assert (errors == np.minimum(4 * np.abs(made - first), 255)).all()
 
 
+@without_charts
 def test_sizes_and_speed_are_columns_and_the_table_goes_along(tmp_path: Path) -> None:
     bits = {"entropy": 6.4, "bits_per_pixel": 0.4, "parameters": 412737}
     runs = [make_run(tmp_path / "a", "A", summary=bits), make_run(tmp_path / "b", 'B, "2"')]
@@ -444,6 +454,7 @@ def test_sizes_and_speed_are_columns_and_the_table_goes_along(tmp_path: Path) ->
     assert (rows[1]["device"], rows[1]["Compression"]) == ("cpu, 2 threads", "")
 
 
+@without_charts
 def test_no_place_of_the_machine_is_named(tmp_path: Path) -> None:
     source = {"source": "12 image files in /home/me/pictures"}
     run = make_run(tmp_path / "a", data="/home/me/pictures", summary=source)
@@ -452,6 +463,7 @@ def test_no_place_of_the_machine_is_named(tmp_path: Path) -> None:
     assert "/home/me" not in page.source
 
 
+@without_charts
 def test_runs_with_other_images_get_their_own_originals(three: list[Path], tmp_path: Path) -> None:
     tiles = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
     run = make_run(tmp_path / "colour", "Colour", tiles=tiles)
@@ -466,6 +478,7 @@ def evaluated(run: Path, name: str, content: dict[str, Any]) -> None:
     (run / "evaluations" / f"{name}.json").write_text(json.dumps(content))
 
 
+@without_charts
 def test_evaluation_takes_precedence_and_brings_columns(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "measured", "Measured")
     fid = {"title": "FID", "better": "lower", "protocol": "features of Inception"}
@@ -523,6 +536,7 @@ def classify(folder: Path, name: str, accuracy: float, counts: np.ndarray) -> Pa
     return run
 
 
+@without_charts
 def test_another_task_has_its_own_columns_words_and_pictures(tmp_path: Path) -> None:
     counts = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
     runs = [
@@ -550,6 +564,7 @@ def test_another_task_has_its_own_columns_words_and_pictures(tmp_path: Path) -> 
     assert shares[:3] == ["--share: 80%", "--share: 20%", "--share: 0%"]
 
 
+@without_charts
 def test_large_matrix_is_a_picture(tmp_path: Path) -> None:
     run = classify(tmp_path / "a", "A", 0.8, np.eye(100, dtype=int) * 7)
     page = read([run], tmp_path / "r.html")
@@ -560,6 +575,7 @@ def test_large_matrix_is_a_picture(tmp_path: Path) -> None:
     assert not [caption for caption in page.tables if "Confusion" in caption]
 
 
+@without_charts
 def test_nothing_to_show_is_left_out_or_said(three: list[Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "silent", "Silent", summary={"pictures": []})
     assert "amples" not in read([run], tmp_path / "r.html").text
@@ -580,6 +596,7 @@ def test_validation_is_a_dashed_line_of_its_own(three: list[Path], tmp_path: Pat
     assert "validation" not in read(three, tmp_path / "r.html").text
 
 
+@without_charts
 def test_runs_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"seed-{seed}", rows=5) for seed in (0, 1)]
     rows = read(runs, tmp_path / "r.html").table("Quality")
@@ -607,6 +624,7 @@ def test_more_runs_than_colours(tmp_path: Path) -> None:
     assert sum("most frequent first. Codes used: Run 0" in alt for alt in alts) == 1
 
 
+@without_charts
 def test_runs_of_a_sweep_are_called_by_what_differs_and_sorted_by_it(tmp_path: Path) -> None:
     folders = ["seed=0,optimizer.codebook_lr=1e-3", "seed=0,optimizer.codebook_lr=6e-2"]
     rates = (1e-3, 6e-2)
@@ -676,6 +694,7 @@ def test_no_runs_and_folders_that_are_none(tmp_path: Path) -> None:
 EVALUATION = "evaluations/test-last.json"
 
 
+@without_charts
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -732,6 +751,7 @@ def test_damaged_matrix_is_named(content: str, message: str, tmp_path: Path) -> 
         write_report([run], tmp_path / "r.html")
 
 
+@without_charts
 def test_folders_above_the_page_are_made_and_nothing_else_is_left(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows=3)
     out = tmp_path / "new" / "folder" / "r.html"

@@ -11,6 +11,8 @@ from test_report import HEADER, make_run
 from mqvae.cli import main
 from mqvae.report import watch
 
+pytestmark = pytest.mark.usefixtures("uncharted")  # what charts draw is in test_report.py
+
 ROW = "1210,500,0.004,0.01,0.02,90,0.1,3e-4,6e-2,,,\n"
 
 
