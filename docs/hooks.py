@@ -113,7 +113,7 @@ def fenced(found: re.Match[str]) -> str:
     elif re.match(r"\w+:( |$)", text, re.MULTILINE) and "error:" not in text:
         language = "yaml"
     else:
-        language = "python" if re.match(r"[\w.]+( = |\()", text) else "text"
+        language = "python" if re.match(r"from \w|import \w|[\w.]+( = |\()", text) else "text"
     return f"```{language}\n{text}\n```\n"
 
 
