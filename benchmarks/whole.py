@@ -36,7 +36,7 @@ def run(*, device: str, rounds: int | None, only: str) -> list[Table]:
     rows.append(
         {
             "what": "from `mqvae train` to the first update",
-            "figure": starts[len(starts) // 2],
+            "value": starts[len(starts) // 2],
             "unit": f"s ({starts[0]:.1f} to {starts[-1]:.1f} in {len(starts)} starts)",
         }
     )
@@ -66,21 +66,21 @@ def loop_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
         rows.append(
             {
                 "what": f"{rule}: updates per second, bare step",
-                "figure": len(begun) / bare,
+                "value": len(begun) / bare,
                 "unit": "1/s",
             }
         )
         rows.append(
             {
                 "what": f"{rule}: updates per second, whole run",
-                "figure": len(begun) / whole,
+                "value": len(begun) / whole,
                 "unit": "1/s",
             }
         )
         rows.append(
             {
                 "what": f"{rule}: share of the loop",
-                "figure": 100 * share,
+                "value": 100 * share,
                 "unit": "%",
                 "at most": 100 * LOOP_AT_MOST,
                 "held": "yes" if share <= LOOP_AT_MOST else "no",
@@ -93,7 +93,7 @@ def loop_rows(folder: Path, device: str) -> list[dict[str, Cell]]:
         rows.append(
             {
                 "what": f"{rule}: a checkpoint",
-                "figure": checkpoint,
+                "value": checkpoint,
                 "unit": f"s, {100 * checkpoint / (every * whole / len(begun)):.1f}% of the run",
             }
         )
@@ -162,7 +162,7 @@ def rate_rows(folder: Path) -> list[dict[str, Cell]]:
         rows.append(
             {
                 "what": f"{what}: {'codes' if what == 'encoding' else 'images'} per second",
-                "figure": per_image * len(images) / taken,
+                "value": per_image * len(images) / taken,
                 "unit": f"1/s, {taken / passes:.2f} times the bare passes",
             }
         )

@@ -110,7 +110,7 @@ def fenced(found: re.Match[str]) -> str:
         return found[0]  # of a list
     if text.startswith(SHELL) and not text.startswith("mqvae: "):
         language = "bash"
-    elif re.match(r"\w+:( |$)", text, re.MULTILINE) and "error:" not in text:
+    elif re.match(r"[a-z_]+:( |$)", text, re.MULTILINE) and not text.startswith("mqvae: "):
         language = "yaml"
     else:
         language = "python" if re.match(r"from \w|import \w|[\w.]+( = |\()", text) else "text"

@@ -351,7 +351,7 @@ def test_a_whole_run(monkeypatch, tmp_path):
     monkeypatch.setattr(whole, "IMAGES", 64)
     monkeypatch.setattr(whole, "start_seconds", lambda device: 2.0)
     (table,) = whole.run(device="cpu", rounds=2, only="")
-    figures = {row["what"]: row["figure"] for row in table.rows}
+    figures = {row["what"]: row["value"] for row in table.rows}
     assert figures["from `mqvae train` to the first update"] == 2.0
     for name in ("Joint", "Meta"):
         bare = figures[f"{name}: updates per second, bare step"]
