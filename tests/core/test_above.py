@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import settings_of
 
 import mqvae
 from mqvae.config import Settings, from_arguments, load_preset
@@ -11,10 +12,10 @@ from mqvae.runs import Run
 from mqvae.training import Interrupted, begin, loop
 from mqvae.training import resume as go_on
 
-# 1,500 images, 150 of them for validation: in batches of 270 they are 5 steps an epoch.
+# 5 steps an epoch; all images for validation are one batch.
 SMALL = {
     "steps": 7,
-    "data": {"name": "digits", "side": 8, "batch_size": 270},
+    "data": {"name": "digits", "side": 8, "batch_size": 50, "limit": 250, "validation": 50},
     "network": {"width": 4, "residual_blocks": 1},
     "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
     "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 3},
@@ -22,7 +23,7 @@ SMALL = {
 
 
 def settings(above="same", **delta):
-    return Settings.of(load_preset("digits-tiny", SMALL, {"update": {"upper_batch": above}}), delta)
+    return settings_of("digits-tiny", SMALL, {"update": {"upper_batch": above}}, over=(delta,))
 
 
 def weights(folder):
@@ -62,14 +63,14 @@ def test_held_out_batches_are_of_the_validation_images(tmp_path, monkeypatch):
     seen = Seen(monkeypatch)
     training = begin(settings("held-out"), tmp_path / "run")
     training.fit()
-    pixels, _ = training.splits.validation.take(torch.arange(150))
+    pixels, _ = training.splits.validation.take(torch.arange(50))
     validation = {x.numpy().tobytes() for x in (pixels / 255)}
     trained = {x.numpy().tobytes() for x in torch.cat(seen.below)}
     for batch in seen.above:
-        assert len(batch) == 150  # all there are
+        assert len(batch) == 50  # all there are
         assert {x.numpy().tobytes() for x in batch} == validation
     assert not torch.equal(seen.above[0], seen.above[1])  # in another order each time
-    assert len(trained) > 1000
+    assert len(trained) == 250
     assert not trained & validation
 
 
@@ -123,16 +124,16 @@ def test_a_limit_leaves_the_held_out_images_as_they_are():
 
 def test_a_run_of_few_images_sees_no_others(tmp_path, monkeypatch):
     seen = Seen(monkeypatch)
-    few = {"limit": 300, "validation": 60}
+    few = {"limit": 300, "validation": 40}
     training = begin(settings("held-out", data=few), tmp_path / "run")
     training.fit()
     assert len(training.splits.train) == 300
-    for batches, images, count in (
-        (seen.below, training.splits.train, 270),
-        (seen.above, training.splits.validation, 60),
+    for batches, images, whole in (
+        (seen.below, training.splits.train, False),
+        (seen.above, training.splits.validation, True),
     ):
         found = {(x * 255).round().byte().numpy().tobytes() for x in torch.cat(batches)}
-        assert found == pictures(images) if count == 60 else found <= pictures(images)
+        assert found == pictures(images) if whole else found <= pictures(images)
 
 
 def test_skipping_leaves_out_a_batch():

@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from problems import make
+from small import settings_of
 from test_hypergradient import XI, hypergradient, relative
 from torch.nn.functional import cross_entropy
 
@@ -236,7 +237,7 @@ QUANTIZERS = {
 
 def settings(*deltas, rule="Meta"):
     update = {"update": {"class_path": f"mqvae.{rule}"}}
-    return Settings.of(load_preset(PRESET, SMALL), update, *deltas)
+    return settings_of(PRESET, SMALL, over=(update, *deltas))
 
 
 def state(folder):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from pairs import meet
+from small import settings_of
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +34,6 @@ from mqvae import (
     VQNetwork,
 )
 from mqvae.cli import main
-from mqvae.config import Settings, load_preset
 from mqvae.core.gap import gradient_gap
 from mqvae.diagnosis.choice import losses_of_images
 from mqvae.networks.discriminator import JointBatchNorm
@@ -535,7 +535,7 @@ def settings(*deltas, rule="Meta", **options):
         "update": {"class_path": f"mqvae.{rule}"},
         "task": task,
     }
-    return Settings.of(load_preset("digits-tiny", run, *deltas))
+    return settings_of("digits-tiny", run, *deltas)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

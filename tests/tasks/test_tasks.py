@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from small import settings_of
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 import mqvae
-from mqvae.config import Settings, load_preset
 from mqvae.core.distributed import mean_across_processes
 from mqvae.core.optimizer import apply
 from mqvae.networks.architecture import Inputs
@@ -125,7 +125,7 @@ CLASSIFIER = {
 
 def settings(*deltas, rule="Meta"):
     update = {"update": {"class_path": f"mqvae.{rule}"}}
-    return Settings.of(load_preset("digits-tiny", SMALL), update, *deltas)
+    return settings_of("digits-tiny", SMALL, over=(update, *deltas))
 
 
 def weights(folder):

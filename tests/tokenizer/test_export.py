@@ -1,7 +1,9 @@
 """`mqvae export`: programs that give what the tokenizer gives."""
 
 import re
+import shutil
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mqvae.core.nearest import _at_once, nearest
 from mqvae.core.quantizers import gumbel
 from mqvae.optional import ExtraMissing
 from mqvae.tokenizer import Tokenizer
-from mqvae.tokenizer.export import export
+from mqvae.tokenizer.export import FORMATS, export
 from mqvae.training import begin, inputs_of
 
 SMALL = {
@@ -49,13 +51,33 @@ def images_of(tokenizer):
 
 
 # Every quantizer is exported in core/test_compile.py.
-def test_programs_give_what_the_tokenizer_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(gumbel, "CACHED", 20 * 30)  # blocks, which a program has none of
-    tokenizer = made()
-    tokenizer.network.train()  # by mistake: programs are for evaluation, as `encode` is
-    written = export(tokenizer, tmp_path / "out", formats=["pt2"])
-    assert [path.name for path in written] == ["encoder.pt2", "decoder.pt2"]
-    encoder, decoder = (torch.export.load(path).module() for path in written)
+needed = ("onnx", "onnxruntime", "onnxscript")
+absent = [name for name in needed if find_spec(name) is None]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A tokenizer and the folder of its programs, of both kinds where ONNX can be had."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")  # of the packages that ONNX takes
+        patch.setattr(gumbel, "CACHED", 20 * 30)  # blocks, which a program has none of
+        tokenizer = made()
+        tokenizer.network.train()  # by mistake: programs are for evaluation, as `encode` is
+        folder = tmp_path_factory.mktemp("exported")
+        written = export(tokenizer, folder, formats=["pt2"] if absent else FORMATS)
+    names = [f"{part}.{kind}" for part in ("encoder", "decoder") for kind in ("pt2", "onnx")]
+    assert [p.name for p in written] == [n for n in names if n.endswith("pt2") or not absent]
+    # The network may still be trained.
+    assert all(p.requires_grad for p in tokenizer.network.parameters())
+    assert all(part.training for part in tokenizer.network.modules())
+    return tokenizer, folder
+
+
+def test_programs_give_what_the_tokenizer_gives(exported):
+    tokenizer, folder = exported
+    encoder, decoder = (
+        torch.export.load(folder / f"{name}.pt2").module() for name in ("encoder", "decoder")
+    )
     for x in images_of(tokenizer):
         codes = tokenizer.encode(x)
         assert len(codes.unique()) > 2
@@ -64,9 +86,6 @@ def test_programs_give_what_the_tokenizer_gives(tmp_path, monkeypatch):
         assert torch.allclose(images, tokenizer.decode(codes), atol=1e-6)
         # A program is used, not trained: without no_grad it holds no graph.
         assert not images.requires_grad and not encoder(x.requires_grad_()).requires_grad
-    # The network may still be.
-    assert all(p.requires_grad for p in tokenizer.network.parameters())
-    assert all(part.training for part in tokenizer.network.modules())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (500, 130, 6), (70, 1000, 3)])
@@ -90,13 +109,6 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("there") / "runs" / "first"
-    begin(Settings.of(load_preset("digits-tiny", SMALL)), folder).fit()
-    return folder
-
-
 def page(number):
     """A block of the documentation's part on exports."""
     text = (Path(__file__).parents[2] / "docs" / "tokenizer.md").read_text()
@@ -105,40 +117,44 @@ def page(number):
     return compile(blocks[number], "docs/tokenizer.md", "exec")
 
 
-def test_the_command(run, capsys, monkeypatch):
-    assert main(["export", str(run), "--formats", "pt2"]) == 0
+def test_the_command(exported, tmp_path, capsys, monkeypatch):
+    """The programs that it writes by itself are in test_docs.py, with the tutorial."""
+    _, programs = exported
+    run, asked = tmp_path / "runs" / "first", []
+    begin(Settings.of(load_preset("digits-tiny", SMALL)), run)
+
+    def copying(tokenizer, folder, *, formats):
+        asked.append(formats)
+        return [Path(p) for p in [shutil.copytree(programs, folder) / "decoder.pt2"]]
+
+    monkeypatch.setattr("mqvae.tokenizer.export.export", copying)
+    assert main(["export", str(run)]) == 0
     said = capsys.readouterr().out
     assert "sides multiples of 4 → 4 × 4 codes for 16 pixels" in said
     assert f"written: {run / 'export' / 'decoder.pt2'} (" in said
-    assert sorted(p.name for p in (run / "export").iterdir()) == ["decoder.pt2", "encoder.pt2"]
     assert main(["export", str(run), "--formats", "pt2"]) == 2
     assert "export exists already: choose another --out, or add --overwrite" in (
         capsys.readouterr().err
     )
-    monkeypatch.chdir(run.parent.parent)
+    assert main(["export", str(run), "--formats", "pt2, onnx", "--out", str(tmp_path / "o")]) == 0
+    assert asked == [["pt2", "onnx"]] * 2
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(page(0), names)
     assert names["images"].shape == (2, 1, 16, 24)
-
-
-needed = ("onnx", "onnxruntime", "onnxscript")
-absent = [name for name in needed if find_spec(name) is None]
+    if not absent:
+        exec(page(1), {})
 
 
 @pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)}: pip install 'mqvae[onnx]'")
 @pytest.mark.filterwarnings("default")  # they are other packages' own
-def test_onnxruntime_gives_what_the_tokenizer_gives(run, monkeypatch):
+def test_onnxruntime_gives_what_the_tokenizer_gives(exported):
     import onnxruntime
 
-    assert main(["export", str(run), "--formats", "onnx", "--overwrite"]) == 0
-    monkeypatch.chdir(run.parent.parent)
-    exec(page(1), {})
-    tokenizer = Tokenizer.from_run(run, device="cpu")
-
-    def program(name: str):
-        return onnxruntime.InferenceSession(run / "export" / name)
-
-    encoder, decoder = program("encoder.onnx"), program("decoder.onnx")
+    tokenizer, folder = exported
+    encoder, decoder = (
+        onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("encoder", "decoder")
+    )
     for x in images_of(tokenizer):
         codes = tokenizer.encode(x)
         (found,) = encoder.run(["codes"], {"images": x.numpy()})

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
+from small import settings_of
 
 from mqvae.cli import main
-from mqvae.config import Settings, load_preset
+from mqvae.config import Settings
 from mqvae.data import Batches
 from mqvae.runs import Run
 from mqvae.training import NotFinite, Training, begin
@@ -51,7 +52,8 @@ CASES = {
 
 
 def settings(name):
-    return Settings.of(load_preset(f"methods/{name.removesuffix('-replace')}", SMALL), CASES[name])
+    method = name.removesuffix("-replace")
+    return settings_of(f"methods/{method}", SMALL, over=(CASES[name],))
 
 
 def book_of(training):

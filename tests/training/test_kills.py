@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import settings_of
 
-from mqvae.config import Settings, load_preset
 from mqvae.core import look_ahead
 from mqvae.data import Batches
 from mqvae.runs import Run
@@ -53,7 +53,7 @@ CASES = {
 
 def settings(case, *deltas):
     preset, own = CASES[case]
-    return Settings.of(load_preset(preset, SMALL, own), *deltas)
+    return settings_of(preset, SMALL, own, over=deltas)
 
 
 def rows(folder):

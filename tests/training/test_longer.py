@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 import yaml
+from small import settings_of
 
 from mqvae.cli import main
-from mqvae.config import Settings, load_preset
 from mqvae.errors import MqvaeError
 from mqvae.runs import Run
 from mqvae.training import Interrupted, begin, resume, warmup_cosine
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def settings(*deltas):
-    return Settings.of(load_preset("digits-tiny", SMALL, *deltas))
+    return settings_of("digits-tiny", SMALL, *deltas)
 
 
 def rows(folder):

@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small import settings_of
 
-from mqvae.config import Settings, Trainer, load_preset
+from mqvae.config import Settings, Trainer
 from mqvae.core.rules import Update
 from mqvae.errors import MqvaeError
 from mqvae.metrics import evaluate
@@ -40,11 +41,11 @@ from mqvae.training import (
 from mqvae.training import resume as go_on
 from mqvae.training.memory import is_out_of_memory, what_to_lower
 
-# 1,500 images, 150 of them for validation: in batches of 270 they are 5 steps an epoch.
+# 5 steps an epoch.
 SMALL = {
     "name": "small",
     "steps": 12,
-    "data": {"name": "digits", "side": 8, "batch_size": 270},
+    "data": {"name": "digits", "side": 8, "batch_size": 30, "limit": 150},
     "network": {"width": 4, "residual_blocks": 1},
     "quantizer": {"init_args": {"num_codes": 16, "dim": 4}},
     "trainer": {"accelerator": "cpu", "log_every": 2, "checkpoint_every": 5},
@@ -65,7 +66,7 @@ RULES = {
 
 
 def settings(delta=None, *, rule="joint"):
-    return Settings.of(load_preset("digits-tiny", SMALL, {"update": RULES[rule]}), delta or {})
+    return settings_of("digits-tiny", SMALL, {"update": RULES[rule]}, over=(delta or {},))
 
 
 def weights(folder, name="last"):
@@ -635,7 +636,7 @@ def test_a_step_that_does_not_fit_in_memory(tmp_path, monkeypatch, fails):
     assert str(tmp_path / "run" / "checkpoints" / "last") in said
     assert (
         "--trainer.micro_batches 2 (the same batch, in smaller parts), "
-        "--trainer.precision bf16-mixed, --batch-size 135 (now 270)"
+        "--trainer.precision bf16-mixed, --batch-size 15 (now 30)"
     ) in said
     assert all_finite(Run(tmp_path / "run")) == 5
     assert is_out_of_memory(raised.value.__cause__)
@@ -689,7 +690,7 @@ class Checkpointed(VQVAE):
     [
         ({"trainer": {"micro_batches": 4}}, 2,
          "--trainer.micro_batches 8 (the same batch, in smaller parts), "
-         "--trainer.precision bf16-mixed, --batch-size 134 (now 270)"),
+         "--trainer.precision bf16-mixed, --batch-size 14 (now 30)"),
         ({"data": {"batch_size": 1}, "trainer": {"precision": "bf16-mixed"}}, 1,
          "a smaller --size or a smaller network"),
     ],
