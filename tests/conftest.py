@@ -77,6 +77,8 @@ def pytest_collection_modifyitems(items):
 
     groups = groupby(items, lambda item: getattr(item, "function", None))
     items[:] = [item for function, group in groups for item in cut(function, list(group))]
+    # The first go to one worker: two processes are started once, and not by each.
+    items.sort(key=lambda item: "pair" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(autouse=True)

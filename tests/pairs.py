@@ -31,10 +31,15 @@ class Pair:
         self.processes: list[Any] = []
 
     def start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
+        # Both are forks of a process that has imported what takes long, and done nothing else.
+        methods = multiprocessing.get_all_start_methods()
+        start = "forkserver" if "forkserver" in methods else "spawn"
+        context: Any = multiprocessing.get_context(start)
+        if start == "forkserver":
+            context.set_forkserver_preload(["torch._dynamo", "mqvae.cli.train", "mqvae.training"])
         for rank in range(2):
-            here, there = spawn.Pipe()
-            self.processes.append(spawn.Process(target=_serve, args=(rank, there), daemon=True))
+            here, there = context.Pipe()
+            self.processes.append(context.Process(target=_serve, args=(rank, there), daemon=True))
             self.processes[-1].start()
             there.close()
             self.pipes.append(here)

@@ -171,7 +171,7 @@ def test_a_method_trains_and_goes_on(name, tmp_path):
     settings = load_preset(
         "fashion-mnist-demo",
         {
-            "steps": 4 if first else 2,
+            "steps": 4 if first else 1,
             "data": {"name": "digits", "side": 8, "batch_size": 32},
             "network": {"width": 8, "residual_blocks": 1},
             "trainer": {"accelerator": "cpu", "checkpoint_every": 2, "loggers": []},

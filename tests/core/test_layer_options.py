@@ -257,6 +257,7 @@ def normalized(seed: int) -> Tensor:
     return nn.functional.normalize(torch.randn(256, DIM, generator=generator), dim=1)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("codebook", [None, MovingAverage(0.9)], ids=["learned", "ema"])
 @pytest.mark.parametrize("initialize", [None, "kmeans"])
 def test_no_stage_collapses_on_normalized_vectors(codebook, initialize):

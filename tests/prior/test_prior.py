@@ -299,7 +299,7 @@ def test_a_prior_of_before_there_were_two_kinds_is_a_pixelcnn(run):
 # -- training --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("architecture", "steps"), [("pixelcnn", 100), ("transformer", 250)])
+@pytest.mark.parametrize(("architecture", "steps"), [("pixelcnn", 100), ("transformer", 180)])
 def test_training_learns_what_neighbours_say(run, architecture, steps):
     settings = PriorSettings(steps, architecture=architecture, width=16, layers=3, lr=1e-2)
     training = begin_prior(run, settings, device="cpu")

@@ -206,8 +206,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="ne
 def test_a_lost_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, capsys):
     folder = tmp_path / "run"
     command = ["mqvae", "train", *LONG, "--steps", "100000", "--out", str(folder)]
-    process = started(*command, "--trainer.devices", "2")
-    wait_for_step(folder, 20, process)
+    process = started(*command, "--trainer.checkpoint_every", "5", "--trainer.devices", "2")
+    wait_for_step(folder, 5, process)
     (other,) = children(process)
     os.kill(other, signal.SIGKILL)
     began = time.monotonic()

@@ -296,7 +296,7 @@ def test_a_folder_of_images_is_found_from_anywhere(tmp_path, monkeypatch):
         pixels = np.random.default_rng(i).integers(0, 256, (10, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{i:02}.jpg")
     monkeypatch.chdir(tmp_path)
-    delta = {"data": {"name": "pictures", "batch_size": 5}, "steps": 2}
+    delta = {"data": {"name": "pictures", "batch_size": 5, "limit": None}, "steps": 2}
     training = begin(settings(delta), "run")
     assert training.run.config["data"]["init_args"]["name"] == str(images)
     assert training.run.config["data"]["init_args"]["channels"] == 3
@@ -430,7 +430,7 @@ def test_the_codebook_starts_as_k_means_of_embeddings(tmp_path, groups):
 
 def test_codes_spread_from_the_first_row_on(finished):
     assert float(rows(finished("joint"))[0]["usage"]) > 0.9
-    assert float(rows(finished("joint"))[0]["perplexity"]) > 8
+    assert float(rows(finished("joint"))[0]["perplexity"]) > 6
 
 
 # -- stopping and going on -------------------------------------------------------------------------
