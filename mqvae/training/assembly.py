@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -128,12 +128,15 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     Raises:
         ValueError: if parts do not fit each other or the images.
     """
-    start = settings.start
-    if settings.warm_start.unquantized and start is not None and "codebook" in start.parts:
-        raise MqvaeError(
-            "warm_start.unquantized ends in a codebook from k-means, which would replace that of "
-            f"{start.run}: leave it out, or take --from.parts encoder,decoder."
-        )
+    start, warm = settings.start, settings.warm_start
+    if warm.unquantized and start is not None and "codebook" in start.parts:
+        if processes.first:
+            print(
+                f"mqvae: all steps are quantized (warm_start.unquantized is 0, not "
+                f"{warm.unquantized:g}): k-means would replace the codebook of {start.run}",
+                file=sys.stderr,
+            )
+        settings = replace(settings, warm_start=replace(warm, unquantized=0.0))
     torch.manual_seed(settings.seed)
     device = processes.device
     components = settings.components()

@@ -84,6 +84,7 @@ OURS: Mapping[str, Method] = {  # what the paper does not have, beside it
         Method("EMA, 0.9", "ema-short", None),
         Method("EMA + replace", "ema-replace", None),
         Method("EMA + replace + group", "ema-replace-group", None),
+        Method("EMA + replace + warm start", "recommended", None),
         Method("EMA + transport", "ema-transport", None),
         Method("EMA + transport + replace", "ema-transport-replace", None),
         Method("Transport", "transport"),

@@ -44,6 +44,7 @@ from mqvae import (
     VQNetwork,
 )
 from mqvae.config import Start
+from mqvae.runs import Run
 from mqvae.training import Interrupted, begin
 from mqvae.training.schedule import Onset
 
@@ -434,11 +435,17 @@ def test_a_warm_start_goes_on_as_if_never_stopped(tmp_path, monkeypatch, rule, s
     same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_codebook_from_elsewhere_is_not_replaced(tmp_path):
-    asked = replace(settings(WARM), start=Start("runs/other"))
-    with pytest.raises(ValueError, match=r"which would replace that of .*runs/other") as caught:
-        begin(asked, tmp_path / "run")
-    assert "--from.parts encoder,decoder" in str(caught.value)
+def test_a_codebook_from_elsewhere_is_not_replaced(tmp_path, capsys):
+    begin(settings(), tmp_path / "other").fit()
+    model = Run(tmp_path / "other").load("last", training=False).model
+    asked = replace(settings(WARM), start=Start(str(tmp_path / "other")))
+    training = begin(asked, tmp_path / "run")
+    codebook = training.parts.network.quantizer.table().detach()
+    assert torch.equal(codebook, model["quantizer.codebook.weight"])
+    assert "all steps are quantized" in capsys.readouterr().err
+    assert Run(tmp_path / "run").config["warm_start"] == {"unquantized": 0.0, "gradual": 0.5}
+    parts = replace(asked, start=Start(str(tmp_path / "other"), ("encoder", "decoder")))
+    assert begin(parts, tmp_path / "parts").settings.warm_start.unquantized == 0.25
 
 
 def test_more_than_all_updates_are_refused():
