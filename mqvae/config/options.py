@@ -1,6 +1,8 @@
 """Everything that can be set, in the words that --help shows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -182,12 +184,32 @@ SETTINGS: Mapping[str, Any] = {
 USUAL: Mapping[str, Any] = {"seed": 0, "steps": 1000, "freeze": (), "overwrite": False}
 
 
+class _Parser(ArgumentParser):
+    """Checks settings that are parsed, and not once more where they are completed."""
+
+    checked: ContextVar[bool] = ContextVar("checked", default=False)
+
+    def validate(self, *args: Any, **options: Any) -> None:
+        if not self.checked.get():
+            super().validate(*args, **options)
+
+
+@contextmanager
+def checked_before() -> Iterator[None]:
+    """Settings that are parsed here have been checked by `settings_parser()` before."""
+    token = _Parser.checked.set(True)
+    try:
+        yield
+    finally:
+        _Parser.checked.reset(token)
+
+
 @cache
 def settings_parser() -> ArgumentParser:
     """The parser of all settings, with type, range and default of each."""
     for name in mqvae.__all__:  # classes answer to their names once they are imported
         getattr(mqvae, name)
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    parser = _Parser(exit_on_error=False, allow_abbrev=False, add_help=False)
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, default=USUAL.get(name))
     for name, group in GROUPS.items():

@@ -11,7 +11,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from mqvae.config.classes import UNFIT, choices, find, is_ours, only_ours
 from mqvae.config.faults import Spelled, fault_in, shortened
-from mqvae.config.options import LEVELS, SLOTS, settings_parser
+from mqvae.config.options import LEVELS, SLOTS, checked_before, settings_parser
 from mqvae.errors import MqvaeError
 
 
@@ -42,14 +42,14 @@ def parsed(config: Mapping[str, Any], spelled: Spelled = str) -> Namespace:
 
 
 def with_defaults(given: Namespace, spelled: Spelled = str) -> Namespace:
-    """Complete parsed settings with defaults.
+    """Complete settings that `parsed` has read and checked with defaults.
 
     Raises:
         MqvaeError: in plain words.
     """
     # Another class than a slot's usual one would take that one's defaults where both have them.
     emptied = Namespace({slot: None for slot in SLOTS if slot in given})
-    with _in_plain_words(given.as_dict(), spelled):
+    with _in_plain_words(given.as_dict(), spelled), checked_before():
         return settings_parser().parse_object(given.clone(), namespace=emptied)
 
 
