@@ -53,12 +53,12 @@ bench: install ## what steps and runs cost on this machine: ARGS="step --out doc
 	$(python) -m benchmarks $(ARGS)
 
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
-beside := tests/reproduction tests/benchmarks
+beside := tests/reproduction tests/benchmarks tests/website
 
 test: install ## the tests of the package
 	$(pytest) $(addprefix --ignore=,$(beside)) $(ARGS)
 
-test-beside: install ## the tests of reproduction/ and benchmarks/
+test-beside: install ## the tests of reproduction/, benchmarks/, and the site
 	$(pytest) $(beside) $(ARGS)
 
 test-all: install ## all tests
