@@ -1,7 +1,6 @@
-"""Functions become commands."""
+"""Functions become commands: their signatures make the options, their docstrings the help."""
 
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from mqvae.cli.own_modules import OWN_MODULES, imported
-from mqvae.cli.parser import text_of
+from mqvae.cli.parser import options_of, text_of
 from mqvae.errors import MqvaeError, brief, did_you_mean
 from mqvae.optional import ExtraMissing
 
@@ -43,8 +42,6 @@ ELSEWHERE = {
     "methods": "presets",
     "sample": "prior",
 }
-# What a checkout of the repository has beside the package, and how it is typed there.
-MOVED = {"bench": "python -m benchmarks", "reproduce": "python -m reproduction"}
 
 USAGE = """usage: mqvae COMMAND …
 
@@ -79,11 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"mqvae {code().version}")
         return 0
-    if name in MOVED:
-        return _fail(
-            f"'{name}' is not part of the package any more. In a checkout of the repository, type: "
-            f"{shlex.join([*MOVED[name].split(), *rest])}"
-        )
     if name not in COMMANDS:
         return _fail(
             f"there is no command '{name}'.{did_you_mean(name, COMMANDS)} Commands: "
@@ -92,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in rest
     rest = [a for a in rest if a != "--debug"]
     try:
-        return _command(name)(imported(rest))
+        command, rest = _command(name), imported(rest)
+        if name == "train":  # whose options are a run's settings
+            return command(rest)
+        return command(**options_of(name, command, rest))
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BrokenPipeError:  # as of `mqvae doctor | head`
@@ -142,7 +137,7 @@ def _owned_up(error: Exception) -> str:
     )
 
 
-def _command(name: str) -> Callable[[list[str]], int]:
+def _command(name: str) -> Callable[..., int]:
     # Imported when it runs, so that `mqvae --help` answers at once.
     module = import_module(f"mqvae.cli.{ELSEWHERE.get(name, name)}")
     return getattr(module, name + "_" * iskeyword(name))

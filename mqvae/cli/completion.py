@@ -5,8 +5,6 @@ import io
 import re
 from collections.abc import Iterable
 
-from mqvae.cli.parser import parser_of
-
 # zsh runs bash's completions. What is no option is a file or a folder: runs, images, YAML.
 SCRIPT = """\
 # mqvae completion, for bash and zsh: eval "$(mqvae completion)", or a file that the shell reads.
@@ -29,13 +27,12 @@ complete -o default -F _mqvae mqvae
 """
 
 
-def completion(arguments: list[str]) -> int:
-    parser_of(
-        "completion",
-        "Prints what bash and zsh need to complete commands, presets and options: put "
-        '`eval "$(mqvae completion)"` into ~/.bashrc or ~/.zshrc, or, for a shell that starts at '
-        "once, its output into a file that they read.",
-    ).parse_args(arguments)
+def completion() -> int:
+    """Prints what bash and zsh need to complete commands, presets and options.
+
+    Put `eval "$(mqvae completion)"` into ~/.bashrc or ~/.zshrc, or, for a shell that starts at
+    once, its output into a file that they read.
+    """
     from mqvae.cli import COMMANDS
     from mqvae.config import preset_names
     from mqvae.config.presets import RECOMMENDED

@@ -1,9 +1,9 @@
 """`mqvae diagnose`."""
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from mqvae.cli.parser import add_accept, add_machine, add_run, parser_of
+from mqvae.cli.parser import AcceptChanged, RunName
 from mqvae.cli.terminal import quiet
 
 if TYPE_CHECKING:
@@ -11,50 +11,39 @@ if TYPE_CHECKING:
     from mqvae.diagnosis.run import Diagnosis
 
 
-def diagnose(arguments: list[str]) -> int:
-    parser = parser_of(
-        "diagnose", "What limits a run, and what to try; writes diagnosis.json, for the report."
-    )
-    add_run(parser)
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="training images that the codebook is refitted to (default: 10000)",
-    )
-    parser.add_argument(
-        "--searched",
-        type=int,
-        metavar="N",
-        help="test images whose codes are chosen by the task's loss (default: 200, of a GAN 8)",
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=8,
-        metavar="N",
-        help="steps of a copy in which drift is measured (default: 8)",
-    )
-    add_machine(parser, default=None)
-    add_accept(parser)
-    options = parser.parse_args(arguments)
+def diagnose(
+    run: RunName,
+    *,
+    images: int = 10_000,
+    searched: Annotated[int | None, "N"] = None,
+    steps: int = 8,
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] | None = None,
+    accept_changed_data: AcceptChanged = False,
+) -> int:
+    """What limits a run, and what to try; writes diagnosis.json, for the report.
+
+    Args:
+        images: Training images that the codebook is refitted to.
+        searched: Test images whose codes are chosen by the task's loss (default: 200, of a GAN 8).
+        steps: Steps of a copy in which drift is measured.
+        accelerator: What it runs on (default: the run's own).
+    """
     from mqvae.diagnosis.run import diagnose as of_run
     from mqvae.diagnosis.run import write_diagnosis
     from mqvae.runs import Run
 
     quiet()
     diagnosis = of_run(
-        options.run,
-        images=options.images,
-        searched=options.searched,
-        steps=options.steps,
-        accelerator=options.accelerator,
-        accept_changed_data=options.accept_changed_data,
+        run,
+        images=images,
+        searched=searched,
+        steps=steps,
+        accelerator=accelerator,
+        accept_changed_data=accept_changed_data,
     )
     print(_text(diagnosis))
-    written = write_diagnosis(diagnosis, Run(options.run))
-    print(f"written: {written}\nnext: mqvae report {shlex.quote(options.run)} --out report.html")
+    written = write_diagnosis(diagnosis, Run(run))
+    print(f"written: {written}\nnext: mqvae report {shlex.quote(run)} --out report.html")
     return 0
 
 

@@ -5,8 +5,6 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mqvae.cli.parser import parser_of
-
 
 class Finding(NamedTuple):
     """A line of the answer.
@@ -22,13 +20,11 @@ class Finding(NamedTuple):
     text: str
 
 
-def doctor(arguments: list[str]) -> int:
-    parser = parser_of(
-        "doctor",
-        "Says what is here: versions, devices, data sets, trained networks and optional packages, "
-        "and of what is missing what it would be for and how to get it. Downloads nothing.",
-    )
-    parser.parse_args(arguments)
+def doctor() -> int:
+    """Says what is here: versions, devices, data sets, trained networks and optional packages.
+
+    Of what is missing it says what it would be for and how to get it. Downloads nothing.
+    """
     for title, findings in (
         ("Program", _program()),
         ("Devices", _devices()),

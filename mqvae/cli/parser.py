@@ -1,12 +1,24 @@
-"""Options, and what is said of those that do not fit."""
+"""A command's options, from its function; and what is said of those that do not fit."""
 
 import argparse
 import errno
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from mqvae.errors import MqvaeError, did_you_mean
 
@@ -21,6 +33,36 @@ ADVICE = {
     errno.ENOSPC: " Make room, or take a path on another disk.",
     errno.EROFS: " Take a path that can be written to.",
 }
+
+# Parameters of several commands: type, placeholder in the help, and meaning.
+RunName = Annotated[str, "RUN", "A run's folder, or a tokenizer of `mqvae pretrained` by its name"]
+Checkpoint = Annotated[Literal["last", "best"], "", "Which of the run's checkpoints"]
+Accelerator = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], "", "What it runs on; auto is a GPU if there is one"
+]
+AcceptChanged = Annotated[
+    bool,
+    "",
+    "Use the images that are there now, though they are not those that the run had; what is "
+    "written says so",
+]
+Refine = Annotated[
+    int | None,
+    "PASSES",
+    "Look for better codes than the nearest by so many passes through the decoder and back "
+    "(default: nearest codes)",
+]
+BitsWeight = Annotated[
+    float | None,
+    "X",
+    "With --refine: what a bit of an image's codes may cost in its loss; try 1e-5 (default: 0)",
+]
+BitsOf = Annotated[
+    Literal["codebook", "prior"] | None,
+    "",
+    "With --bits-weight: what counts the bits, a codebook that was trained with a rate or the "
+    "run's prior (default: codebook)",
+]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,37 +84,86 @@ class _Parser(argparse.ArgumentParser):
         raise MqvaeError(f"{message}.")
 
 
-def parser_of(command: str, description: str) -> argparse.ArgumentParser:
-    return _Parser(prog=f"mqvae {command}", description=description, allow_abbrev=False)
+def parser_of(command: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
+    """The parser of a command.
 
-
-def also(parser: argparse.ArgumentParser, old: str, new: str) -> None:
-    """Read an option's older spelling for one version more; no help lists it."""
-    parser._option_string_actions[old] = parser._option_string_actions[new]
-
-
-def add_run(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
-    """RUN, or several: the folder of a run, or the name of a tokenizer.
-
-    Args:
-        parser: Takes the argument.
-        many: Take one or more, as `runs`.
+    Positional parameters of its function are arguments, keyword-only ones options. A hint may be
+    `Annotated` with placeholder and meaning; other meanings are in the docstring. `**settings` are
+    the fields of the dataclass that it is annotated with, as far as they are given.
     """
-    parser.add_argument(
-        "runs" if many else "run",
-        metavar="RUN",
-        nargs="+" if many else None,
-        action=_AsRun,
-        help="a run's folder, or a tokenizer of `mqvae pretrained` by its name",
-    )
+    from docstring_parser import parse
+
+    page = parse(function.__doc__ or "")
+    words = " ".join(filter(None, (page.short_description, page.long_description)))
+    parser = _Parser(prog=f"mqvae {command}", description=words, allow_abbrev=False)
+    hints = get_type_hints(function, include_extras=True)
+    meanings = {each.arg_name: each.description or "" for each in page.params}
+    for name, parameter in signature(function).parameters.items():
+        hint = hints.get(name, str)
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            fields = get_args(hint)[1]
+            types, told = get_type_hints(fields), parse(fields.__doc__ or "").params
+            for each in told:
+                own = signature(fields).parameters[each.arg_name]
+                words = {each.arg_name: each.description or ""}
+                _add(parser, own, types[each.arg_name], words, default=argparse.SUPPRESS)
+        else:
+            _add(parser, parameter, hint, meanings, default=parameter.default)
+    return parser
 
 
-class _AsRun(argparse.Action):
-    """Keeps folders of runs; not a type, whose errors argparse words anew."""
+def _add(
+    parser: argparse.ArgumentParser,
+    parameter: Parameter,
+    hint: Any,
+    meanings: Mapping[str, str],
+    *,
+    default: Any,
+) -> None:
+    """Add the argument or option of a parameter."""
+    name, metavar, words = parameter.name, "", " ".join(meanings.get(parameter.name, "").split())
+    if get_origin(hint) is Annotated:
+        hint, metavar, *shared = get_args(hint)
+        words = words or "".join(shared)
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    how: dict[str, Any] = {}
+    if get_origin(hint) is list:
+        how["nargs"] = "+" if default is Parameter.empty else "*"
+    elif get_origin(hint) is not Literal and kinds:  # or None
+        (hint,) = kinds
+    if get_origin(hint) is Literal:
+        how["choices"] = get_args(hint)
+    elif hint is bool:
+        how["action"] = "store_true"
+    elif hint in (int, float):
+        how |= {"type": hint, "metavar": metavar or ("N" if hint is int else "X")}
+    elif metavar or parameter.kind is not Parameter.KEYWORD_ONLY:
+        how["metavar"] = metavar or name.upper()
+    words = re.sub(r"^[A-Z](?=[a-z]*\b)", lambda first: first[0].lower(), words.removesuffix("."))
+    shown = parameter.default
+    said = shown in (Parameter.empty, None, "", ()) or shown is False or "(default" in words
+    if not said:
+        words = f"{words} (default: {shown})".strip()
+    how["help"] = words.replace("%", "%%")
+    if parameter.kind is not Parameter.KEYWORD_ONLY and default is not argparse.SUPPRESS:
+        if default not in (Parameter.empty, ()):
+            how |= {"nargs": "?", "default": default}
+        parser.add_argument(name, **how)
+        return
+    if default is Parameter.empty:
+        how["required"] = True
+    else:
+        how["default"] = default
+    parser.add_argument(f"--{name.strip('_').replace('_', '-')}", dest=name, **how)
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        many = isinstance(values, list)
-        setattr(namespace, self.dest, [_run(v) for v in values] if many else _run(values))
+
+def options_of(command: str, function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
+    """What a command's function is called with; tokenizers by their names are folders of runs."""
+    options = vars(parser_of(command, function).parse_args(arguments))
+    for name in {"run", "runs"} & options.keys():
+        given = options[name]
+        options[name] = _run(given) if isinstance(given, str) else [_run(each) for each in given]
+    return options
 
 
 def _run(name: str) -> str:
@@ -83,96 +174,42 @@ def _run(name: str) -> str:
     return run_folder(name)
 
 
-def add_machine(
-    parser: argparse.ArgumentParser, shared: str = "", *, default: str | None = "auto"
-) -> None:
-    """--accelerator and, where processes share something, --devices; as a run's `trainer`.
-
-    Args:
-        parser: Takes the options.
-        shared: What processes share; empty where there is one.
-        default: Accelerator if none is given; None for the run's own.
-    """
-    parser.add_argument(
-        "--accelerator",
-        default=default,
-        choices=("auto", "cpu", "cuda", "mps"),
-        help="what it runs on; " + ("a GPU if there is one" if default else "the run's own"),
-    )
-    if shared:
-        parser.add_argument(
-            "--devices", type=int, default=1, metavar="N", help=f"processes that share {shared}"
-        )
-
-
-def add_accept(parser: argparse.ArgumentParser) -> None:
-    """--accept-changed-data, of all commands that use a run's own images."""
-    parser.add_argument(
-        "--accept-changed-data",
-        action="store_true",
-        help="use the images that are there now, though they are not those that the run had; what "
-        "is written says so",
-    )
-
-
-def add_refinement(parser: argparse.ArgumentParser) -> None:
-    """--refine, and what belongs to it."""
-    parser.add_argument(
-        "--refine",
-        type=int,
-        metavar="PASSES",
-        help="look for better codes than the nearest by so many passes through the decoder and "
-        "back (default: nearest codes)",
-    )
-    parser.add_argument(
-        "--bits-weight",
-        type=float,
-        metavar="X",
-        help="with --refine: what a bit of an image's codes may cost in its loss; try 1e-5 "
-        "(default: 0)",
-    )
-    parser.add_argument(
-        "--bits-of",
-        choices=("codebook", "prior"),
-        help="with --bits-weight: what counts the bits, a codebook that was trained with a rate or "
-        "the run's prior (default: codebook)",
-    )
-
-
-def refinement_of(options: argparse.Namespace) -> "Refinement | None":
-    """The refinement that `add_refinement`'s options ask for, without the prior.
+def refinement_of(
+    refine: int | None, bits_weight: float | None, bits_of: str | None
+) -> "Refinement | None":
+    """The refinement that options ask for, without the prior.
 
     Raises:
         ValueError: if a number is out of range, or an option is missing that others belong to.
     """
-    if options.bits_of is not None and options.bits_weight is None:
+    if bits_of is not None and bits_weight is None:
         raise MqvaeError("--bits-of says what counts bits, which weigh nothing: add --bits-weight.")
-    if options.refine is None:
-        if options.bits_weight is not None:
+    if refine is None:
+        if bits_weight is not None:
             raise MqvaeError("--bits-weight is of refined codes: add --refine 10.")
         return None
     from mqvae.refine.refinement import Refinement
 
-    return Refinement(options.refine, bits_weight=options.bits_weight or 0.0)
+    return Refinement(refine, bits_weight=bits_weight or 0.0)
 
 
 def with_prior(
-    refine: "Refinement | None", options: argparse.Namespace, tokenizer: "Tokenizer"
+    how: "Refinement | None", bits_of: str | None, tokenizer: "Tokenizer"
 ) -> "Refinement | None":
     """The refinement with the run's prior, where that counts the bits.
 
     Raises:
         ValueError: if the run has none.
     """
-    if refine is None or options.bits_of != "prior":
-        return refine
+    if how is None or bits_of != "prior":
+        return how
     from mqvae.prior import load_prior
 
-    return replace(refine, prior=load_prior(tokenizer))
+    return replace(how, prior=load_prior(tokenizer))
 
 
-def processes_of(options: argparse.Namespace) -> "Processes":
-    """The processes that `add_machine`'s options ask for, met and ready.
+def processes_of(accelerator: Any, devices: int = 1) -> "Processes":
+    """The processes that options ask for, met and ready.
 
     Raises:
         ValueError: if this machine has no such accelerator, or not as many.
@@ -180,9 +217,7 @@ def processes_of(options: argparse.Namespace) -> "Processes":
     from mqvae.config import Trainer
     from mqvae.training import Processes
 
-    return Processes(
-        Trainer(accelerator=options.accelerator, devices=getattr(options, "devices", 1))
-    )
+    return Processes(Trainer(accelerator=accelerator, devices=devices))
 
 
 def folder_for(path: str, *, overwrite: bool) -> Path:

@@ -2,11 +2,9 @@
 
 from itertools import groupby
 
-from mqvae.cli.parser import parser_of
 
-
-def presets(arguments: list[str]) -> int:
-    parser_of("presets", "Lists the presets: data, network and length.").parse_args(arguments)
+def presets() -> int:
+    """Lists the presets: data, network and length."""
     from mqvae.config.presets import PRESETS, listed
 
     for line in listed(PRESETS):
@@ -15,10 +13,8 @@ def presets(arguments: list[str]) -> int:
     return 0
 
 
-def methods(arguments: list[str]) -> int:
-    parser_of(
-        "methods", "Lists the methods: quantizer, update rule and the codebook's optimizer."
-    ).parse_args(arguments)
+def methods() -> int:
+    """Lists the methods: quantizer, update rule and the codebook's optimizer."""
     from mqvae.config.presets import METHODS, listed
 
     for group, lines in groupby(listed(METHODS), lambda line: line.group):

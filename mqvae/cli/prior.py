@@ -1,40 +1,59 @@
 """`mqvae prior` and `mqvae sample`."""
 
-import argparse
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mqvae.cli.parser import (
-    add_accept,
-    add_machine,
-    add_run,
-    also,
-    folder_for,
-    parser_of,
-    processes_of,
-)
+from mqvae.cli.parser import Accelerator, AcceptChanged, RunName, folder_for, processes_of
 from mqvae.cli.terminal import print_metrics, quiet, to_the_end
 from mqvae.errors import MqvaeError, refused
+from mqvae.prior import PriorSettings, begin_prior, resume_prior
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mqvae.prior import PriorTraining
-
 GRID = 64  # images of samples.png at most
 
 
-def prior(arguments: list[str]) -> int:
-    options = _prior_parser().parse_args(arguments)
+def prior(
+    run: RunName,
+    *,
+    checkpoint: Literal["last", "best"] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    accelerator: Accelerator = "auto",
+    accept_changed_data: AcceptChanged = False,
+    **settings: Annotated[Any, PriorSettings],
+) -> int:
+    """Train a PixelCNN or a transformer over the codes of a run, in RUN/prior.
+
+    Args:
+        checkpoint: Which of the run's checkpoints, whose codes it learns (default: last).
+        overwrite: Replace a prior that is there.
+        resume: Resume where it stopped.
+    """
     from mqvae.prior.distance import FILE
 
     quiet()
-    training = _training(options)
+    if resume:
+        given = {**settings, "checkpoint": checkpoint, "overwrite": overwrite or None}
+        named = [f"--{k.replace('_', '-')}" for k, value in given.items() if value is not None]
+        if named:
+            names = " ".join(named)
+            raise MqvaeError(f"--resume uses the prior's own settings: leave out {names}.")
+        device = processes_of(accelerator).device
+        training = resume_prior(run, device=device, accept_changed_data=accept_changed_data)
+    else:
+        training = begin_prior(
+            run,
+            PriorSettings(**settings),
+            checkpoint=checkpoint or "last",
+            device=processes_of(accelerator).device,
+            overwrite=overwrite,
+            accept_changed_data=accept_changed_data,
+        )
     folder, steps = training.run.folder, training.config.prior.steps
-    go_on = f"mqvae prior {shlex.quote(options.run)} --resume"
     if training.step == steps and (folder / "summary.json").is_file():
         print(f"{folder} is complete: all {steps:,} steps are done.")
         return 0
@@ -44,98 +63,37 @@ def prior(arguments: list[str]) -> int:
         + (f" (from step {training.step:,})" if training.step else ""),
         file=sys.stderr,
     )
+    go_on = f"mqvae prior {shlex.quote(run)} --resume"
     summary, code = to_the_end(training.fit, steps, go_on)
     if summary is not None:
         print_metrics(summary, summary["figures"])
         if training.distance is not None:
             print(f"distance of samples by steps: {folder / FILE}")
-        print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(options.run)} --out samples")
+        print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(run)} --out samples")
     return code
 
 
-def _prior_parser() -> argparse.ArgumentParser:
-    from docstring_parser import parse
+def sample(
+    run: RunName,
+    *,
+    out: Annotated[str, "DIR"],
+    count: int = 64,
+    seed: int = 0,
+    temperature: float = 1.0,
+    class_: Annotated[int | None, "N"] = None,
+    accelerator: Accelerator = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Draw images from a run's prior: PNG files, samples.png and codes.npz.
 
-    from mqvae.prior import PriorSettings
-
-    parser = parser_of(
-        "prior", "Train a PixelCNN or a transformer over the codes of a run, in RUN/prior."
-    )
-    add_run(parser)
-    meanings = {p.arg_name: p.description for p in parse(PriorSettings.__doc__ or "").params}
-    for field in dataclasses.fields(PriorSettings):
-        option, words = f"--{field.name.replace('_', '-')}", meanings[field.name]
-        if isinstance(field.default, bool):
-            parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
-            continue
-        if field.default is not None:
-            words = f"{words} (default: {field.default})"
-        kind = next(kind for kind in (str, int, float) if field.type in (kind, kind | None))
-        metavar = "NAME" if kind is str else "N"
-        parser.add_argument(
-            option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=words
-        )
-        also(parser, f"--{field.name}", option)
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        default=argparse.SUPPRESS,
-        help="of the run, whose codes it learns (last)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a prior that is there")
-    parser.add_argument("--resume", action="store_true", help="resume where it stopped")
-    add_machine(parser)
-    add_accept(parser)
-    return parser
-
-
-def _training(options: argparse.Namespace) -> "PriorTraining":
-    from mqvae.prior import PriorSettings, begin_prior, resume_prior
-
-    others = ("run", "overwrite", "resume", "accelerator", "accept_changed_data")
-    given = {name: value for name, value in vars(options).items() if name not in others}
-    if options.resume:
-        if given or options.overwrite:
-            named = [*given, *["overwrite"] * options.overwrite]
-            names = " ".join(f"--{name.replace('_', '-')}" for name in named)
-            raise MqvaeError(f"--resume uses the prior's own settings: leave out {names}.")
-        return resume_prior(
-            options.run,
-            device=processes_of(options).device,
-            accept_changed_data=options.accept_changed_data,
-        )
-    checkpoint = given.pop("checkpoint", "last")
-    return begin_prior(
-        options.run,
-        PriorSettings(**given),
-        checkpoint=checkpoint,
-        device=processes_of(options).device,
-        overwrite=options.overwrite,
-        accept_changed_data=options.accept_changed_data,
-    )
-
-
-def sample(arguments: list[str]) -> int:
-    parser = parser_of(
-        "sample", "Draw images from a run's prior: PNG files, samples.png and codes.npz."
-    )
-    add_run(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="how many (64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="X", help="below 1 for likelier codes"
-    )
-    parser.add_argument(
-        "--class",
-        type=int,
-        dest="label",
-        metavar="N",
-        help="class of all images; a conditional prior takes its classes in turn without it",
-    )
-    add_machine(parser)
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder in use")
-    options = parser.parse_args(arguments)
+    Args:
+        out: Folder for the images.
+        count: How many.
+        seed: Of the noise.
+        temperature: Below 1 for likelier codes.
+        class_: Class of all images; a conditional prior takes its classes in turn without it.
+        overwrite: Write into a folder in use.
+    """
     import torch
 
     from mqvae.prior.sampling import codes_of, images_of, load_prior, sample_codes
@@ -143,35 +101,28 @@ def sample(arguments: list[str]) -> int:
     from mqvae.runs import Run
     from mqvae.tokenizer import Tokenizer
 
-    out = folder_for(options.out, overwrite=options.overwrite)
-    if not 0 <= options.seed < 2**32:
-        raise MqvaeError(f"--seed must lie in 0 … {2**32 - 1}, got {options.seed}.")
-    run = Run(options.run)
-    config = PriorConfig.load(run.folder / FOLDER)
-    tokenizer = Tokenizer.from_run(
-        options.run, checkpoint=config.checkpoint, device=processes_of(options).device
-    )
+    folder = folder_for(out, overwrite=overwrite)
+    if not 0 <= seed < 2**32:
+        raise MqvaeError(f"--seed must lie in 0 … {2**32 - 1}, got {seed}.")
+    config = PriorConfig.load(Run(run).folder / FOLDER)
+    device = processes_of(accelerator).device
+    tokenizer = Tokenizer.from_run(run, checkpoint=config.checkpoint, device=device)
     network = load_prior(tokenizer)
-    if options.label is not None and not network.classes:
+    if class_ is not None and not network.classes:
         raise MqvaeError(
-            f"the prior of {options.run} is not conditioned on classes: leave out --class, or "
+            f"the prior of {run} is not conditioned on classes: leave out --class, or "
             "train it with --conditional."
         )
-    if options.label is not None and not 0 <= options.label < network.classes:
-        raise MqvaeError(f"--class must lie in 0 … {network.classes - 1}, got {options.label}.")
+    if class_ is not None and not 0 <= class_ < network.classes:
+        raise MqvaeError(f"--class must lie in 0 … {network.classes - 1}, got {class_}.")
+    source = torch.Generator().manual_seed(seed)
     with refused("--count"):
-        codes = sample_codes(
-            network,
-            options.count,
-            torch.Generator().manual_seed(options.seed),
-            temperature=options.temperature,
-            label=options.label,
-        )
+        codes = sample_codes(network, count, source, temperature=temperature, label=class_)
     drawn = codes_of(tokenizer, codes)
-    tokenizer.decode_to_files(drawn, out)
-    drawn.save(out / "codes.npz")
-    _grid(images_of(tokenizer, codes[:GRID]), out / "samples.png")
-    print(f"{options.count:,} images: {out}\nside by side: {out / 'samples.png'}")
+    tokenizer.decode_to_files(drawn, folder)
+    drawn.save(folder / "codes.npz")
+    _grid(images_of(tokenizer, codes[:GRID]), folder / "samples.png")
+    print(f"{count:,} images: {folder}\nside by side: {folder / 'samples.png'}")
     return 0
 
 

@@ -5,9 +5,9 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mqvae.cli.parser import add_accept, also, parser_of
+from mqvae.cli.parser import AcceptChanged, parser_of
 from mqvae.cli.sweep import sweep
 from mqvae.cli.terminal import print_metrics, quiet, to_the_end
 from mqvae.errors import MqvaeError
@@ -91,40 +91,47 @@ def _training(arguments: list[str]) -> "Training":
 
 
 def _resumed(arguments: list[str]) -> "Training":
-    parser = parser_of("train", "Resume a run where it stopped.")
-    parser.add_argument("--resume", metavar="RUN", required=True, help="the run's folder")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="train on to this number of steps in all; learning rates follow warm-up and cosine "
-        "over it (default: the run's own)",
-    )
-    for name, kind in (("devices", int), ("accelerator", str)):
-        parser.add_argument(f"--{name}", type=kind)
-        also(parser, f"--trainer.{name}", f"--{name}")
-    add_accept(parser)
-    options, others = parser.parse_known_args(arguments)
+    spelled = [re.sub(r"^--trainer\.(?=devices|accelerator)", "--", each) for each in arguments]
+    options, others = parser_of("train", _resume).parse_known_args(spelled)
     if others:
         raise MqvaeError(
             f"--resume takes the run's own settings: leave out {' '.join(others)}. Only "
             "--steps, --devices and --accelerator may change."
         )
+    return _resume(**vars(options))
+
+
+def _resume(
+    *,
+    resume: Annotated[str, "RUN"],
+    steps: Annotated[int | None, "N"] = None,
+    devices: int | None = None,
+    accelerator: str | None = None,
+    accept_changed_data: AcceptChanged = False,
+) -> Any:
+    """Resume a run where it stopped.
+
+    Args:
+        resume: The run's folder.
+        steps: Train on to this number of steps in all; learning rates follow warm-up and cosine
+            over it (default: the run's own).
+        devices: Processes on this machine (default: the run's own).
+        accelerator: What it runs on (default: the run's own).
+    """
     from mqvae.config import Settings
     from mqvae.runs import Run
-    from mqvae.training import resume
+    from mqvae.training import resume as resumed
 
-    run = Run(options.resume)
+    run = Run(resume)
     settings = Settings.of_run(run).config()
-    for name in ("devices", "accelerator"):
-        if (given := getattr(options, name)) is not None:
-            settings["trainer"][name] = given
+    changed = {"devices": devices, "accelerator": accelerator}
+    settings["trainer"] |= {name: value for name, value in changed.items() if value is not None}
     before = settings["steps"]
-    training = resume(
+    training = resumed(
         run,
         trainer=Settings.of(settings).trainer,
-        steps=options.steps,
-        accept_changed_data=options.accept_changed_data,
+        steps=steps,
+        accept_changed_data=accept_changed_data,
     )
     if training.settings.steps != before and training.processes.first:
         print(_stretched(training, before), file=sys.stderr)

@@ -560,14 +560,6 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: mqvae {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("typed", "module"), [("bench", "benchmarks"), ("reproduce", "reproduction")]
-)
-def test_commands_that_were_of_the_package_say_where_they_are(typed, module, capsys):
-    assert main([typed, "name", "--only", "a b"]) == 2
-    assert f"type: python -m {module} name --only 'a b'\n" in capsys.readouterr().err
-
-
 def test_train_help_lists_options(capsys):
     assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
@@ -584,23 +576,3 @@ def test_presets_and_methods_are_listed(capsys):
     out = capsys.readouterr().out
     assert out.startswith("to begin with:\n  recommended ")
     assert out.index("variants for comparison:") > out.index("  mq-vae-exact ")
-
-
-@pytest.mark.parametrize(
-    ("command", "old", "new"),
-    [
-        ("encode", "--on_error", "--on-error"),
-        ("import", "--side", "--size"),
-        ("prior", "--batch_size", "--batch-size"),
-    ],
-)
-def test_older_spellings_are_read_and_not_listed(command, old, new, capsys):
-    assert main([command, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert new in out and old not in out
-    value = "stop" if command == "encode" else "3"
-    rest = {"encode": ["images", "--out", "codes"], "import": ["--out", "run"], "prior": []}[
-        command
-    ]
-    assert main([command, "nowhere", *rest, old, value]) == 2
-    assert "no option" not in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_a_repaired_image_gets_its_codes(run, photos, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     content = (photos / "13.png").read_bytes()
     (photos / "13.png").write_bytes(content[:40])
-    command = ["encode", str(run), "photos", "--out", "codes", "--on_error", "skip", "--fit"]
+    command = ["encode", str(run), "photos", "--out", "codes", "--on-error", "skip", "--fit"]
     for there in ("", ", all there before"):
         assert main(command) == 0
         said = capsys.readouterr()
