@@ -45,6 +45,29 @@ def at_least(least: float, **options: float) -> None:
             raise MqvaeError(f"{name} must be {least:g} or more, got {value}.")
 
 
+def at_most(most: float, **options: float) -> None:
+    """Refuse options that are above a bound, or no number.
+
+    Raises:
+        MqvaeError: names the first.
+    """
+    for name, value in options.items():
+        if not value <= most:
+            raise MqvaeError(f"{name} must be {most:,} or less, got {value}.")
+
+
+def one_of(known: Iterable[str | None], **options: str | None) -> None:
+    """Refuse words that are not known, among which None stands for no choice.
+
+    Raises:
+        MqvaeError: names the first.
+    """
+    words = [word for word in known if word is not None]
+    for name, value in options.items():
+        if value not in known:
+            raise MqvaeError(f"{name} must be {' or '.join(words)}, got {value!r}.")
+
+
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Inside, where a user's values are handed over, what a library refuses is the user's to mend.

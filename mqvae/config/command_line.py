@@ -7,7 +7,6 @@ from typing import Any
 
 from mqvae.config.merging import put
 from mqvae.config.options import FLAGS, SLOTS, settings_parser
-from mqvae.config.renamed import today
 from mqvae.config.sources import source_of
 from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.files import parsed_yaml
@@ -47,7 +46,6 @@ def typed(arguments: list[str]) -> tuple[dict[str, Any], list[str], str | None]:
         option, given, value = argument.partition("=")
         if not option.startswith("-"):
             raise MqvaeError(f"there is an argument too many: '{argument}'.")
-        option = today(option)
         name = SHORT.get(option, option[2:])
         if option not in known and not any(option.startswith(f"--{slot}.") for slot in SLOTS):
             raise MqvaeError(

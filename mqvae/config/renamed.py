@@ -1,12 +1,9 @@
-"""Settings under their older names, as older files and commands have them."""
+"""Settings under their older names, as older files have them."""
 
-import sys
-from functools import cache
 from typing import Any
 
 from mqvae.config.classes import canonical
 from mqvae.config.merging import put
-from mqvae.core.distributed import is_first
 
 RENAMED = {
     "trainer.average": "trainer.ema_decay",
@@ -33,33 +30,15 @@ def of_today(config: Any) -> Any:
     return found
 
 
-def today(option: str) -> str:
-    """An option under its name of today; a notice tells of a former one, once."""
-    new = RENAMED.get(option.removeprefix("--"))
-    if new is None:
-        return option
-    _say(option, f"--{new}")
-    return f"--{new}"
-
-
-@cache
-def _say(old: str, new: str) -> None:
-    if is_first():
-        print(f"mqvae: {old} is {new} now; the old name is read for one version", file=sys.stderr)
-
-
 def _without_retired(config: Any) -> Any:
     if isinstance(config, list):
         return [_without_retired(item) for item in config]
     if not isinstance(config, dict):
         return config
     found = {key: _without_retired(value) for key, value in config.items()}
-    retired = RETIRED.get(canonical(str(found.get("class_path"))))
+    retired = RETIRED.get(canonical(str(found.get("class_path"))), {})
     arguments = found.get("init_args")
-    if retired and isinstance(arguments, dict):
-        found["init_args"] = {
-            key: value
-            for key, value in arguments.items()
-            if key not in retired or value != retired[key]
-        }
+    for key, value in retired.items() if isinstance(arguments, dict) else ():
+        if key in arguments and arguments[key] == value:
+            del arguments[key]
     return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.passes import full
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 
 FLOOR = 0.1  # least probability of a code, in units of 1/K: one that nothing chooses stays payable
 SLOW = 0.99  # decay of the distortion's average
@@ -58,8 +58,7 @@ class RateAware:
     def __post_init__(self) -> None:
         if not (self.bits > 0 and math.isfinite(self.bits)):
             raise MqvaeError(f"bits must be more than 0 bits a code, got {self.bits}.")
-        if self.after < 0:
-            raise MqvaeError(f"after must be 0 or more training steps, got {self.after}.")
+        at_least(0, after=self.after)
         if not 0 <= self.decay < 1:
             raise MqvaeError(f"decay must lie in [0, 1), got {self.decay}.")
 

@@ -10,7 +10,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import VectorQuantizer
 from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.metrics import evaluating
 from mqvae.progress import watched_batches
 from mqvae.tasks import Task
@@ -82,11 +82,8 @@ def best_of_nearest(
             finite, or there are no images.
     """
     quantizer = quantizer_of(network)
-    if candidates < 1 or sweeps < 1 or not tolerance >= 0:
-        raise MqvaeError(
-            "candidates and sweeps must be 1 or more and tolerance 0 or more, got "
-            f"{candidates}, {sweeps} and {tolerance}."
-        )
+    at_least(1, candidates=candidates, sweeps=sweeps)
+    at_least(0, tolerance=tolerance)
     candidates = min(candidates, quantizer.num_codes)
     drawn = sample(images, count, seed=seed)
     figures = [task.measurement(), task.measurement()]

@@ -13,7 +13,7 @@ from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import VectorQuantizer
 from mqvae.data import Images, fitting
 from mqvae.diagnosis.subject import quantizer_of, sample
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.metrics import Evaluation, evaluate, evaluating
 from mqvae.progress import watched, watched_batches
 from mqvae.tasks import Task
@@ -90,11 +90,8 @@ def refitted(
             the embeddings are not finite, or there are no images.
     """
     quantizer = quantizer_of(network)
-    if iterations < 1 or not tolerance >= 0:
-        raise MqvaeError(
-            "iterations must be 1 or more and tolerance 0 or more, got "
-            f"{iterations} and {tolerance}."
-        )
+    at_least(1, iterations=iterations)
+    at_least(0, tolerance=tolerance)
     drawn = sample(train, count, seed=seed)
     before = evaluate(network, task, test, device=device)
     z_e = embeddings(network, drawn, device)

@@ -17,7 +17,7 @@ from mqvae.diagnosis.measured import Finding, Measured
 from mqvae.diagnosis.motion import Motion, motion
 from mqvae.diagnosis.refit import refitted
 from mqvae.diagnosis.subject import quantizer_of
-from mqvae.errors import MqvaeError
+from mqvae.errors import at_least
 from mqvae.files import write_json
 from mqvae.runs import Run
 from mqvae.runs.known import Changes
@@ -81,9 +81,7 @@ def diagnose(
         ValueError: if it is no run, is damaged, has another quantizer than a `VectorQuantizer` or
             a loss that is no mean over images, or a number is not positive.
     """
-    for name, number in (("images", images), ("searched", searched), ("steps", steps)):
-        if number is not None and number < 1:
-            raise MqvaeError(f"{name} must be 1 or more, got {number}.")
+    at_least(1, images=images, searched=1 if searched is None else searched, steps=steps)
     run = Run(folder)
     settings = Settings.of_run(run)
     trainer = dataclasses.replace(settings.trainer, devices=1)

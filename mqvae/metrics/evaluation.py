@@ -65,11 +65,6 @@ class Evaluation:
     code_counts: CodeCounts
     pictures: tuple[Picture, ...] = ()
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """`metrics`, by its former name."""
-        return self.metrics
-
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:

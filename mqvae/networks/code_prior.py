@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least, at_most
 from mqvae.networks.architecture import MOST_LAYERS
 
 
@@ -34,13 +34,9 @@ class CodePrior(nn.Module, ABC):
         super().__init__()
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise MqvaeError(f"shape must be (h, w) or (h, w, G), got {tuple(shape)}.")
-        for name, value in (("num_codes", num_codes), ("width", width), ("layers", layers)):
-            if value < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
-        if layers > MOST_LAYERS:
-            raise MqvaeError(f"layers must be {MOST_LAYERS:,} or less, got {layers}.")
-        if classes < 0:
-            raise MqvaeError(f"classes must be 0 or more, got {classes}.")
+        at_least(1, num_codes=num_codes, width=width, layers=layers)
+        at_most(MOST_LAYERS, layers=layers)
+        at_least(0, classes=classes)
         self.num_codes = num_codes
         self.shape = tuple(shape)
         self.groups = shape[2] if len(shape) == 3 else 1
@@ -158,8 +154,7 @@ class CodePrior(nn.Module, ABC):
         Raises:
             ValueError: if `count` is less than 1, or classes are missing or not expected.
         """
-        if count < 1:
-            raise MqvaeError(f"count must be 1 or more, got {count}.")
+        at_least(1, count=count)
         self._check_labels(labels, count)
         return self._walk(choose, count, labels).view(count, *self.shape)
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mqvae.core.distributed import mean_with_graph, process_rank, shared, world_size
 from mqvae.core.passes import full
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least, at_most
 
 WIDEST = 8  # times the width of the first layer
 MOST_LAYERS = 32  # each of which takes images of twice the side
@@ -32,11 +32,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 3, *, width: int = 64, layers: int = 3) -> None:
         super().__init__()
-        for name, value in (("width", width), ("layers", layers)):
-            if value < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {value}.")
-        if layers > MOST_LAYERS:
-            raise MqvaeError(f"layers must be {MOST_LAYERS} or less, got {layers}.")
+        at_least(1, width=width, layers=layers)
+        at_most(MOST_LAYERS, layers=layers)
         self.smallest = 3 * 2**layers  # pixels a side of which one logit is left
         widths = [width * min(2**i, WIDEST) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), _leaky()]

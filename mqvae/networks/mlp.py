@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 
@@ -29,8 +29,7 @@ class MLP(Architecture):
 
     def __post_init__(self) -> None:
         check_normalization(self.normalization)
-        if self.width < 1:
-            raise MqvaeError(f"width must be 1 or more, got {self.width}.")
+        at_least(1, width=self.width)
         if not 0 <= self.layers <= MOST_LAYERS:
             raise MqvaeError(f"layers must lie in 0 … {MOST_LAYERS:,}, got {self.layers}.")
 

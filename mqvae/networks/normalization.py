@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import one_of
 
 Normalization: TypeAlias = Literal["batch", "layer"]
 
@@ -41,7 +41,4 @@ def check_normalization(normalization: Normalization | None) -> None:
     Raises:
         ValueError: if it is neither of those that `norms` knows.
     """
-    if normalization not in (None, *get_args(Normalization)):
-        raise MqvaeError(
-            f"normalization must be 'batch' or 'layer', or None for neither, got {normalization!r}."
-        )
+    one_of((None, *get_args(Normalization)), normalization=normalization)

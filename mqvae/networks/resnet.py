@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least, one_of
 from mqvae.networks.architecture import Architecture, Inputs
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 
@@ -44,10 +44,8 @@ class ResNet18(Architecture):
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        if self.base_width < 1:
-            raise MqvaeError(f"base_width must be 1 or more, got {self.base_width}.")
-        if self.stem not in ("small", "imagenet", None):
-            raise MqvaeError(f"stem must be 'small' or 'imagenet', got {self.stem!r}.")
+        at_least(1, base_width=self.base_width)
+        one_of(("small", "imagenet", None), stem=self.stem)
         check_normalization(self.normalization)
 
     def check(self, inputs: Inputs) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import VectorQuantizer
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least, at_most
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 
@@ -222,7 +222,5 @@ def _check(width: int, residual_blocks: int, stride: int) -> None:
             + ("an even number of 2 or more" if least == 2 else f"a multiple of {least}")
             + f", got {width}."
         )
-    if residual_blocks < 0:
-        raise MqvaeError(f"residual_blocks must be 0 or more, got {residual_blocks}.")
-    if residual_blocks > MOST_LAYERS:
-        raise MqvaeError(f"residual_blocks must be {MOST_LAYERS:,} or less, got {residual_blocks}.")
+    at_least(0, residual_blocks=residual_blocks)
+    at_most(MOST_LAYERS, residual_blocks=residual_blocks)

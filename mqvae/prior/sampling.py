@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.metrics.bits import Prior
 from mqvae.networks.code_prior import CodePrior
 from mqvae.prior.codes import bits
@@ -84,8 +84,7 @@ def sample_codes(
     Raises:
         ValueError: if an argument is out of range.
     """
-    if count < 1:
-        raise MqvaeError(f"count must be 1 or more, got {count}.")
+    at_least(1, count=count)
     labels: Tensor | None = None
     if prior.classes and label is None:
         labels = torch.arange(count) % prior.classes

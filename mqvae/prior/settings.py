@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mqvae.core.quantizers import NoQuantizer
-from mqvae.errors import MqvaeError, refused
+from mqvae.errors import MqvaeError, at_least, one_of, refused
 from mqvae.metrics.registry import FRECHET
 from mqvae.networks.code_prior import CodePrior
 from mqvae.networks.pixelcnn import PixelCNN
@@ -61,22 +61,14 @@ class PriorSettings:
     distance: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "width", "layers", "batch_size"):
-            if getattr(self, name) < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        sizes = ("steps", "width", "layers", "batch_size")
+        at_least(1, **{name: getattr(self, name) for name in sizes})
         if self.seed >= 2**32:
             raise MqvaeError(f"seed must lie in 0 … {2**32 - 1}, got {self.seed}.")
-        for name in ("seed", "samples_every"):
-            if getattr(self, name) < 0:
-                raise MqvaeError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.samples < 2:
-            raise MqvaeError(f"samples must be 2 or more, got {self.samples}.")
-        if self.distance not in (None, *FRECHET):
-            raise MqvaeError(f"distance must be {' or '.join(FRECHET)}, got {self.distance!r}.")
-        if self.architecture not in (None, *ARCHITECTURES):
-            raise MqvaeError(
-                f"architecture must be {' or '.join(ARCHITECTURES)}, got {self.architecture!r}."
-            )
+        at_least(0, seed=self.seed, samples_every=self.samples_every)
+        at_least(2, samples=self.samples)
+        one_of((None, *FRECHET), distance=self.distance)
+        one_of((None, *ARCHITECTURES), architecture=self.architecture)
         if not 0 < self.lr < float("inf"):
             raise MqvaeError(f"lr must be above 0, got {self.lr}.")
         if not 0 <= self.warmup < 1:

@@ -19,7 +19,7 @@ from mqvae.runs.results import Counts
 
 @dataclass(frozen=True)
 class Figure:
-    """What one figure is, as the run describes it: fields as in `mqvae.tasks.Figure`."""
+    """What one figure is, as the run describes it: fields as in `mqvae.tasks.Metric`."""
 
     title: str
     better: str | None = None

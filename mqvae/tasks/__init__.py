@@ -5,12 +5,10 @@ from mqvae.tasks.classification import Classification
 from mqvae.tasks.reconstruction import Reconstruction, VectorReconstruction
 from mqvae.tasks.task import (
     AuxiliaryOptimizer,
-    Figure,
     Matrix,
     Measurement,
     Metric,
     Picture,
-    Player,
     Strip,
     Task,
 )
@@ -19,12 +17,10 @@ __all__ = [
     "Adversarial",
     "AuxiliaryOptimizer",
     "Classification",
-    "Figure",
     "Matrix",
     "Measurement",
     "Metric",
     "Picture",
-    "Player",
     "Reconstruction",
     "Strip",
     "Task",

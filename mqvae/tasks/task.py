@@ -34,9 +34,6 @@ class Metric:
     scale: float = 1.0
 
 
-Figure = Metric  # its former name
-
-
 @dataclass(frozen=True)
 class Strip:
     """Images beside each other, `samples/NAME.png` of a run.
@@ -115,9 +112,6 @@ class AuxiliaryOptimizer:
     schedule: LRScheduler | None = None
 
 
-Player = AuxiliaryOptimizer  # its former name
-
-
 class Task(LossModule, ABC):
     """What a network is trained for.
 
@@ -135,12 +129,6 @@ class Task(LossModule, ABC):
 
     logs: ClassVar[Sequence[str]] = ()
     """Names of what `step` returns, columns of metrics.csv; it may leave some out."""
-
-    def __init_subclass__(cls, **options: object) -> None:
-        super().__init_subclass__(**options)
-        for former, name in (("figures", "metrics"), ("players", "auxiliary_optimizers")):
-            if former in vars(cls):
-                setattr(cls, name, vars(cls)[former])
 
     @abstractmethod
     def target(self, x: Tensor, y: Tensor) -> Tensor:

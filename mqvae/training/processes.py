@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from mqvae.config import Trainer
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.training.stopping import ProcessLost, Signals
 
 AGREE_EVERY = 1.0  # seconds between two looks of all processes at whether they are asked to stop
@@ -35,8 +35,7 @@ class Processes:
     """
 
     def __init__(self, options: Trainer) -> None:
-        if options.devices < 1:
-            raise MqvaeError(f"devices must be 1 or more, got {options.devices}.")
+        at_least(1, devices=options.devices)
         here, machines = options.devices, 1
         if dist.is_available() and dist.is_torchelastic_launched():
             here = int(os.environ["LOCAL_WORLD_SIZE"])

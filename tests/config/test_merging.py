@@ -330,19 +330,3 @@ def test_an_older_run_of_a_rule_without_a_batch_above_is_read():
     older = {"data": {"init_args": {"above": "same"}}, "update": "Joint"}
     config = Settings.of(load_preset("digits-tiny", older)).config()
     assert "upper_batch" not in config["update"]["init_args"]
-
-
-def test_options_are_read_under_their_older_names_with_a_notice(capsys):
-    typed = ["digits-tiny", "--trainer.average", "0.9", "--data.above=next"]
-    config = from_arguments(typed)[0].config()
-    assert config["trainer"]["ema_decay"] == 0.9
-    assert config["update"]["init_args"]["upper_batch"] == "next"
-    from_arguments(typed)
-    said = capsys.readouterr().err
-    assert said.count("--trainer.average is --trainer.ema_decay now") == 1
-    assert said.count("--data.above is --update.upper_batch now") == 1
-
-
-def test_an_older_name_is_an_option_and_no_argument():
-    with pytest.raises(MqvaeError, match=r"an argument too many: 'trainer\.parts'"):
-        from_arguments(["digits-tiny", "--steps", "2", "trainer.parts", "2"])

@@ -444,6 +444,6 @@ def test_an_unknown_normalization_is_refused():
         *(lambda n: VQGAN(normalization=n), lambda n: ResNet18(normalization=n)),
     ):
         with pytest.raises(
-            ValueError, match="'batch' or 'layer', or None for neither, got 'group'"
+            ValueError, match="normalization must be batch or layer, got 'group'"
         ):
             kind("group")

@@ -23,7 +23,6 @@ from PIL import Image
 
 from mqvae import data
 from mqvae.data import celeba_hq, conform, imagenet, mnist
-from mqvae.data import cifar as cifar_files
 from mqvae.data import images as images_module
 from mqvae.data.batches import Batches, in_order
 from mqvae.data.images import InMemory
@@ -473,40 +472,6 @@ def test_cifar_download_is_unpacked_into_the_cache(cifar, cache, mirror, monkeyp
     test = data.load(name, "test")
     assert test.pixels.flatten(1).numpy().tolist() == rows[kind.test_list[0][0]].tolist()
     assert [path.name for path in (cache / name).iterdir()] == [kind.base_folder]
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifars_binary_version(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar_files, "COUNTS", {"train": 20, "test": 4})
-    folder = tmp_path / cifar_files.FOLDERS[name]
-    folder.mkdir()
-    classes = cifar_files.LABELS[name]
-    rows = {}
-    for split, files in cifar_files.FILES[name].items():
-        rows[split] = values((cifar_files.COUNTS[split], 3072), seed=len(rows))
-        for file, part in zip(files, np.split(rows[split], len(files))):
-            labels = [np.full((len(part), 1), number - 1) for number in classes]
-            (folder / file).write_bytes(np.hstack([*labels, part]).astype(np.uint8).tobytes())
-    for root in (tmp_path, folder):
-        for split, expected in rows.items():
-            images = data.load(name, split, root=root)
-            assert torch.equal(images.pixels.flatten(1), torch.from_numpy(expected))
-            assert images.pixels.is_contiguous() and images.shape == (3, 32, 32)
-            assert set(images.labels.tolist()) == {classes[-1] - 1}
-            assert str(folder) in images.source
-    path = folder / cifar_files.FILES[name]["test"][0]
-    whole = path.read_bytes()
-    for content, words in (
-        (whole[:-1], f"cut short or was altered: expected {len(whole):,} bytes"),
-        (bytes([classes[-1]]) * 2 + whole[2:], f"expected labels below {classes[-1]}"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(ValueError) as error:
-            data.load(name, "test", root=tmp_path)
-        says(error, path, words, "Put the original file there")
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{folder.name}/{path.name} is missing"):
-        data.load(name, "test", root=tmp_path)
 
 
 def test_svhn_reads_the_mat_file_with_zero_as_label_10(tmp_path, monkeypatch):

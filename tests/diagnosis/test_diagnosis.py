@@ -424,7 +424,7 @@ def test_wrong_numbers_are_refused():
     for part in (images, none):
         with pytest.raises(ValueError, match="needs images"):
             best_of_nearest(network, task, part, count=0 if len(part) else 5)
-    with pytest.raises(ValueError, match="candidates and sweeps must be 1 or more"):
+    with pytest.raises(ValueError, match="candidates must be 1 or more"):
         best_of_nearest(network, task, images, candidates=0)
     with pytest.raises(ValueError, match="iterations must be 1 or more"):
         refitted(network, task, images, images, iterations=0)

@@ -139,17 +139,6 @@ def rows(folder):
     return [{k: v for k, v in row.items() if k not in timed} for row in found]
 
 
-def test_former_names_of_what_a_task_says_are_read():
-    class Former(Reconstruction):
-        figures = {"mse": Metric("Error", "lower")}  # noqa: RUF012
-
-        def players(self, steps):
-            return {"none": steps}
-
-    assert Former.metrics["mse"].title == "Error"
-    assert Former().auxiliary_optimizers(3) == {"none": 3}
-
-
 # -- an auxiliary network --------------------------------------------------------------------
 
 ADVERSARIAL = {"task": {"class_path": f"{HERE}.Judged", "init_args": {"weight": 0.02}}}

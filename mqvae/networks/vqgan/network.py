@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 from mqvae.networks.vqgan.blocks import (
@@ -72,9 +72,8 @@ class VQGAN(Architecture):
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "residual_blocks", "z_channels", "group_channels"):
-            if getattr(self, name) < 1:
-                raise MqvaeError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        sizes = ("width", "residual_blocks", "z_channels", "group_channels")
+        at_least(1, **{name: getattr(self, name) for name in sizes})
         if self.residual_blocks > MOST_LAYERS or len(self.multipliers) > MOST_LAYERS:
             raise MqvaeError(f"residual_blocks and levels must be {MOST_LAYERS:,} or less.")
         if not self.multipliers or min(self.multipliers) < 1:
