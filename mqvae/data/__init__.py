@@ -1,54 +1,37 @@
 """A name, a folder or shards -> batches."""
 
-from mqvae.data.arrays import ArrayData
-from mqvae.data.batches import Batches, fitting, in_order, these
-from mqvae.data.datasets import HubData, OfDataset, TorchData
-from mqvae.data.files import Reading
-from mqvae.data.folder import has_validation, image_files, load_all, load_files
-from mqvae.data.identity import Difference, Identity, identity_of
-from mqvae.data.images import Images, InMemory, Part, first
-from mqvae.data.listing import EXTENSIONS
-from mqvae.data.look import Look, look
-from mqvae.data.places import DataNotFound, cache_folder
-from mqvae.data.registry import DATASETS, load
-from mqvae.data.source import Data, ImageData
-from mqvae.data.stored import Stored
-from mqvae.data.validation import Bounds, bounds_of, draw, hold_out, usual_count
-
-__all__ = [
-    "DATASETS",
-    "EXTENSIONS",
-    "ArrayData",
-    "Batches",
-    "Bounds",
-    "Data",
-    "DataNotFound",
-    "Difference",
-    "HubData",
-    "Identity",
-    "ImageData",
-    "Images",
-    "InMemory",
-    "Look",
-    "OfDataset",
-    "Part",
-    "Reading",
-    "Stored",
-    "TorchData",
-    "bounds_of",
-    "cache_folder",
-    "draw",
-    "first",
-    "fitting",
-    "has_validation",
-    "hold_out",
-    "identity_of",
-    "image_files",
-    "in_order",
-    "load",
-    "load_all",
-    "load_files",
-    "look",
-    "these",
-    "usual_count",
-]
+from mqvae.data.arrays import ArrayData as ArrayData
+from mqvae.data.batches import Batches as Batches
+from mqvae.data.batches import fitting as fitting
+from mqvae.data.batches import in_order as in_order
+from mqvae.data.batches import these as these
+from mqvae.data.datasets import HubData as HubData
+from mqvae.data.datasets import OfDataset as OfDataset
+from mqvae.data.datasets import TorchData as TorchData
+from mqvae.data.files import Reading as Reading
+from mqvae.data.folder import has_validation as has_validation
+from mqvae.data.folder import image_files as image_files
+from mqvae.data.folder import load_all as load_all
+from mqvae.data.folder import load_files as load_files
+from mqvae.data.identity import Difference as Difference
+from mqvae.data.identity import Identity as Identity
+from mqvae.data.identity import identity_of as identity_of
+from mqvae.data.images import Images as Images
+from mqvae.data.images import InMemory as InMemory
+from mqvae.data.images import Part as Part
+from mqvae.data.images import first as first
+from mqvae.data.listing import EXTENSIONS as EXTENSIONS
+from mqvae.data.look import Look as Look
+from mqvae.data.look import look as look
+from mqvae.data.places import DataNotFound as DataNotFound
+from mqvae.data.places import cache_folder as cache_folder
+from mqvae.data.registry import DATASETS as DATASETS
+from mqvae.data.registry import load as load
+from mqvae.data.source import Data as Data
+from mqvae.data.source import ImageData as ImageData
+from mqvae.data.stored import Stored as Stored
+from mqvae.data.validation import Bounds as Bounds
+from mqvae.data.validation import bounds_of as bounds_of
+from mqvae.data.validation import draw as draw
+from mqvae.data.validation import hold_out as hold_out
+from mqvae.data.validation import usual_count as usual_count

@@ -4,11 +4,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mqvae.tokenizer.codec import BATCH_SIZE
-from mqvae.tokenizer.codes import Codes, SizedCodes
-from mqvae.tokenizer.tokenizer import Tokenizer
-
-__all__ = ["BATCH_SIZE", "Codes", "SizedCodes", "Tokenizer"]
+from mqvae.tokenizer.codec import BATCH_SIZE as BATCH_SIZE
+from mqvae.tokenizer.codes import Codes as Codes
+from mqvae.tokenizer.codes import SizedCodes as SizedCodes
+from mqvae.tokenizer.tokenizer import Tokenizer as Tokenizer
 
 if not TYPE_CHECKING:
 

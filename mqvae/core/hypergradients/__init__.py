@@ -14,28 +14,16 @@ indirect terms below, which rest on the one and on the other, differ.
     δ           J_φ z_e · v_φ            the change of the embeddings along v_φ
 """
 
-from mqvae.core.hypergradients.amortized import Amortized
-from mqvae.core.hypergradients.derivative import Central, Derivative, ForwardMode, OneSided
-from mqvae.core.hypergradients.direct import DirectOnly
-from mqvae.core.hypergradients.exact import Exact
-from mqvae.core.hypergradients.finite_difference import FiniteDifference
-from mqvae.core.hypergradients.rule import Hypergradient, HypergradientRule
-from mqvae.core.hypergradients.transported import Transported
-from mqvae.core.hypergradients.unrolled import Unrolled
-from mqvae.core.look_ahead import Ahead
-
-__all__ = [
-    "Ahead",
-    "Amortized",
-    "Central",
-    "Derivative",
-    "DirectOnly",
-    "Exact",
-    "FiniteDifference",
-    "ForwardMode",
-    "Hypergradient",
-    "HypergradientRule",
-    "OneSided",
-    "Transported",
-    "Unrolled",
-]
+from mqvae.core.hypergradients.amortized import Amortized as Amortized
+from mqvae.core.hypergradients.derivative import Central as Central
+from mqvae.core.hypergradients.derivative import Derivative as Derivative
+from mqvae.core.hypergradients.derivative import ForwardMode as ForwardMode
+from mqvae.core.hypergradients.derivative import OneSided as OneSided
+from mqvae.core.hypergradients.direct import DirectOnly as DirectOnly
+from mqvae.core.hypergradients.exact import Exact as Exact
+from mqvae.core.hypergradients.finite_difference import FiniteDifference as FiniteDifference
+from mqvae.core.hypergradients.rule import Hypergradient as Hypergradient
+from mqvae.core.hypergradients.rule import HypergradientRule as HypergradientRule
+from mqvae.core.hypergradients.transported import Transported as Transported
+from mqvae.core.hypergradients.unrolled import Unrolled as Unrolled
+from mqvae.core.look_ahead import Ahead as Ahead
