@@ -642,7 +642,7 @@ def prepare(folder: Path) -> None:
                 "8",
                 "--layers",
                 "2",
-                "--batch_size",
+                "--batch-size",
                 "8",
                 *CPU,
             ],

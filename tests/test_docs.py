@@ -89,7 +89,7 @@ def test_the_tutorial_leads_from_images_to_samples(tmp_path, monkeypatch):
     train += ["--quantizer.num_codes", "64"]
     smaller = {
         "train": [*train, "--data.batch_size", "8", "--data.validation", "8"],
-        "prior": ["--width", "8", "--layers", "2", "--batch_size", "8"],
+        "prior": ["--width", "8", "--layers", "2", "--batch-size", "8"],
     }
     names = {"__name__": "block"}
     for cell in hooks().notebook((ROOT / "docs/tutorial.md").read_text())["cells"]:

@@ -22,8 +22,8 @@ ROOT = Path(mqvae.__file__).parent
 ORDER = [
     {"errors", "notebook", "optional", "places", "provenance", "ranges", "shown"},
     {"core"},
-    {"networks", "refine"},
-    {"data", "files"},
+    {"files", "networks", "refine"},
+    {"data"},
     {"coding", "progress", "runs", "weights"},
     {"tasks"},
     {"config", "metrics"},

@@ -1,7 +1,7 @@
 """Datasets of PyTorch and of the Hugging Face Hub."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pydoc import locate
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mqvae.data.decoding import numbers, squared, upright
-from mqvae.data.images import Images, InMemory, Part
+from mqvae.data.images import Images, Indices, InMemory, Part
 from mqvae.data.source import Data
 from mqvae.data.splits import by_number
 from mqvae.errors import MqvaeError, refused
@@ -98,11 +98,7 @@ class OfDataset(Images):
         return digest.hexdigest()
 
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         indices = torch.as_tensor(indices, dtype=torch.int64)
         rows = [self._row(index) for index in indices.tolist()]

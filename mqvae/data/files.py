@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from mqvae.data.decoding import File
-from mqvae.data.listing import Names, hashes_of
+from mqvae.data.listing import Names, hashes_of, state_of
 from mqvae.errors import MqvaeError
 
 
@@ -133,11 +133,3 @@ class Reading:
             raise MqvaeError(f"on_error is {self.on_error!r}: expected 'stop' or 'skip'")
         if self.workers is not None and self.workers < 1:
             raise MqvaeError(f"workers is {self.workers}: expected at least 1 thread that decodes")
-
-
-def state_of(path: str | bytes) -> os.stat_result | None:
-    """What the file system knows of a file; None where there is none."""
-    try:
-        return os.stat(path)
-    except OSError:
-        return None

@@ -96,22 +96,22 @@ def load_all(path: Path, reading: Reading) -> Images:
     """
     check_options(reading.side, reading.channels)
     path = path.expanduser()
-    if path.suffix == ".tar":
-        files, _ = index_shards(*expand(str(path)))
-        say(files.remark)
-        return _everything(files, reading, name=str(path), source=f"shards of {path}")
-    if not path.is_dir():
+    of_shards = path.suffix == ".tar"
+    if not of_shards and not path.is_dir():
         return load_files(image_files(path), side=reading.side, channels=reading.channels)
+    folder, shards = expand(str(path)) if of_shards else (path, shards_in(path))
     try:
-        names = list_images(path)
+        names = None if of_shards else list_images(path)
     except FileNotFoundError:
-        if shards := shards_in(path):
-            files, _ = index_shards(path, shards)
-            say(files.remark)
-            return _everything(files, reading, name=str(path), source=f"shards of {path}")
-        raise
-    source = f"{len(names)} file(s) in {path}"
-    return _everything(InFolder(str(path), names), reading, name=str(path), source=source)
+        if not shards:
+            raise
+        names = None
+    if names is not None:
+        source = f"{len(names)} file(s) in {path}"
+        return _everything(InFolder(str(path), names), reading, name=str(path), source=source)
+    files, _ = index_shards(folder, shards)
+    say(files.remark)
+    return _everything(files, reading, name=str(path), source=f"shards of {path}")
 
 
 def _everything(files: Files, reading: Reading, *, name: str, source: str) -> Images:

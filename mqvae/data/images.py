@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mqvae.data.files import Files
 from mqvae.errors import MqvaeError
 
 MAX_BYTES = 4 * 2**30
+Indices: TypeAlias = Tensor | Sequence[int]
 
 
 class Images(ABC):
@@ -68,11 +70,7 @@ class Images(ABC):
 
     @abstractmethod
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images and labels at `indices` (n,): (n, C, H, W) uint8 and (n,) int64.
 
@@ -148,11 +146,7 @@ class InMemory(Images):
         return tuple(self.pixels.shape[1:])
 
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if offsets is not None:
             raise MqvaeError(nothing_to_cut(self.name))
@@ -205,11 +199,7 @@ class Part(Images):
         return self.whole.skipped
 
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         chosen = self.indices[torch.as_tensor(indices, dtype=torch.int64)]
         return self.whole.take(chosen, offsets=offsets, out=out)

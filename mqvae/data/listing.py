@@ -12,6 +12,7 @@ from typing import overload
 import numpy as np
 
 from mqvae.data.places import cache_folder
+from mqvae.files import writing
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 CACHED_FROM = 1_000  # files; fewer are listed in no time
@@ -190,7 +191,8 @@ def _read(place: Path, folder: Path) -> Names | None:
         below = Names(kept["folders"].tobytes(), kept["folder_ends"])
         root = os.fsencode(folder)
         return all(
-            _changed_at(os.path.join(root, inside)) == then
+            (state := state_of(os.path.join(root, inside))) is not None
+            and state.st_mtime_ns == then
             for inside, then in zip(below.raw(), kept["times"].tolist(), strict=True)
         )
 
@@ -198,9 +200,10 @@ def _read(place: Path, folder: Path) -> Names | None:
     return None if kept is None else Names(kept["text"].tobytes(), kept["ends"])
 
 
-def _changed_at(path: bytes) -> int | None:
+def state_of(path: str | bytes) -> os.stat_result | None:
+    """What the file system knows of a file; None where there is none."""
     try:
-        return os.stat(path).st_mtime_ns
+        return os.stat(path)
     except OSError:
         return None
 
@@ -216,16 +219,10 @@ def kept_at(kind: str, what: str) -> Path:
 
 def keep(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays whole or not at all; a cache that cannot be written is none."""
-    # Several processes may list the same folder at a time.
-    partial = place.with_name(f"{place.stem}-{os.getpid()}.partial")
-    try:
+    with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with writing(place) as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(partial, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def read_kept(

@@ -1,14 +1,12 @@
 """Image files at the sizes that they have."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from mqvae.data.decoding import guarded, numbers, open_image, upright
 from mqvae.data.files import Files
-from mqvae.data.images import Images
+from mqvae.data.images import Images, Indices
 from mqvae.errors import MqvaeError
 
 _ORIENTATION, _ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
@@ -53,11 +51,7 @@ class BySize(Images):
         return shapes[0][0], min(s[1] for s in shapes), min(s[2] for s in shapes)
 
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Not of several sizes: take those of `parts`."""
         raise TypeError("images of several sizes are no tensor: take those of parts")
@@ -80,11 +74,7 @@ class _OfOneSize(Images):
         return self._shape
 
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         assert offsets is None and self.files is not None
         indices = torch.as_tensor(indices, dtype=torch.int64)

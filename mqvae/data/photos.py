@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mqvae.data.decoding import open_image
+from mqvae.data.decoding import guarded, head, open_image
 from mqvae.data.files import Reading
 from mqvae.data.folder import divide, image_files, load_parts
 from mqvae.data.images import Images
@@ -127,7 +128,7 @@ def photographs_in(folder: Path) -> dict[str, Path]:
 
 def largest(paths: list[Path]) -> Path:
     """The image of most pixels; the first of several."""
-    return max(paths, key=_pixels)
+    return max(paths, key=lambda path: math.prod(_size(path)))
 
 
 def cut_photographs(
@@ -161,7 +162,7 @@ def cut_photographs(
     folder = (cache_folder("photos") if out is None else out) / f"photos-{side}"
     if folder.exists() and not overwrite:
         raise MqvaeError(f"{folder} exists already: choose another --out, or add --overwrite.")
-    small = {name for name, path in photographs.items() if _shorter(path) < side}
+    small = {name for name, path in photographs.items() if min(_size(path)) < side}
     names = sorted(set(photographs) - small)
     if len(names) < 2:
         raise MqvaeError(
@@ -243,30 +244,17 @@ def _hash(name: str) -> bytes:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    try:
-        with open_image(path) as image:
-            return image.size
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _pixels(path: Path) -> int:
-    width, height = _size(path)
-    return width * height
-
-
-def _shorter(path: Path) -> int:
-    return min(_size(path))
+    return guarded(lambda: head(path), lambda: str(path))[1:]
 
 
 def _cut(path: Path, folder: Path, name: str, side: int) -> int:
     """Write the crops of one photograph; returns how many there are."""
-    try:
+
+    def read() -> Image.Image:
         with open_image(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    count = 0
+            return ImageOps.exif_transpose(opened).convert("RGB")
+
+    image, count = guarded(read, lambda: str(path)), 0
     for shorter in (side * scale for scale in SCALES):
         if shorter > min(LONGEST, *image.size):
             break
@@ -287,10 +275,3 @@ def _cut(path: Path, folder: Path, name: str, side: int) -> int:
 def _detail(crop: Image.Image) -> float:
     grey = np.asarray(crop.convert("L").resize((32, 32), Image.Resampling.BOX)).astype(np.float64)
     return float(np.mean([np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1)]))
-
-
-def _unreadable(path: Path, error: Exception) -> MqvaeError:
-    return MqvaeError(
-        f"{path} cannot be read: expected an image, got: {error}; take it out, or install its "
-        "package anew"
-    )

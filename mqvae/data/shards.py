@@ -9,7 +9,7 @@ too: with all shards open 1.4 × the time a read and 110 MiB for 20,000 samples,
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,8 +18,16 @@ from typing import IO
 import numpy as np
 
 from mqvae.data.decoding import File
-from mqvae.data.files import Files, state_of
-from mqvae.data.listing import CACHED_FROM, EXTENSIONS, Names, keep, kept_at, read_kept
+from mqvae.data.files import Files
+from mqvae.data.listing import (
+    CACHED_FROM,
+    EXTENSIONS,
+    Names,
+    keep,
+    kept_at,
+    read_kept,
+    state_of,
+)
 from mqvae.errors import MqvaeError
 
 NO_LABEL = -1
@@ -168,7 +176,7 @@ def _index(folder: Path, shards: Sequence[str]) -> dict[str, np.ndarray]:
     names: list[bytes] = []
     places: list[tuple[int, int, int]] = []
     labels: list[int] = []
-    odd = Odd()
+    odd: Odd = {kind: [] for kind in (FURTHER, TWICE, LINKS)}
     for number, shard in enumerate(shards):
         before = os.fsencode(shard.removesuffix(".tar")) + b"/"
         for sample in _samples(folder / shard, odd):
@@ -184,35 +192,25 @@ def _index(folder: Path, shards: Sequence[str]) -> dict[str, np.ndarray]:
         "start": columns[:, 1],
         "size": columns[:, 2],
         "labels": np.array(labels, dtype=np.int64),
-        "remark": np.array(odd.words(folder)),
+        "remark": np.array(_remark(odd, folder)),
     }
 
 
-class Odd:
-    """Members that are left out or met twice: how many, and the first of each kind."""
+FURTHER = "left out, as there is an image before them in their sample"
+TWICE = "stored twice, the later one is taken"
+LINKS = "left out, as they are links, devices or sparse"
+Odd = dict[str, list[str]]
+"""Members that are left out or met twice, by what is said of them."""
 
-    WORDS: Mapping[str, str] = {
-        "further": "left out, as there is an image before them in their sample",
-        "twice": "stored twice, the later one is taken",
-        "links": "left out, as they are links, devices or sparse",
-    }
 
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(self.WORDS, 0)
-        self.first: dict[str, str] = {}
-
-    def count(self, kind: str, member: str, path: Path) -> None:
-        self.counts[kind] += 1
-        self.first.setdefault(kind, f"{member} of {path.name}")
-
-    def words(self, folder: Path) -> str:
-        """A sentence; empty if there are none."""
-        parts = [
-            f"{count:,} {self.WORDS[kind]} ({self.first[kind]}{', …' * (count > 1)})"
-            for kind, count in self.counts.items()
-            if count
-        ]
-        return f"images in the shards of {folder}: {'; '.join(parts)}" if parts else ""
+def _remark(odd: Odd, folder: Path) -> str:
+    """A sentence on odd members: how many, and the first of each kind; empty without any."""
+    parts = [
+        f"{len(odd[kind]):,} {kind} ({odd[kind][0]}{', …' * (len(odd[kind]) > 1)})"
+        for kind in (FURTHER, TWICE, LINKS)
+        if odd[kind]
+    ]
+    return f"images in the shards of {folder}: {'; '.join(parts)}" if parts else ""
 
 
 @dataclass
@@ -236,7 +234,7 @@ def _samples(path: Path, odd: Odd) -> list[_Sample]:
                 is_image = os.path.splitext(f"x.{kind}")[1].lower() in EXTENSIONS
                 if not member.isreg() or member.issparse():
                     if is_image:
-                        odd.count("links", member.name, path)
+                        odd[LINKS].append(f"{member.name} of {path.name}")
                     continue
                 if not is_image and kind != "cls":
                     continue
@@ -244,10 +242,10 @@ def _samples(path: Path, odd: Odd) -> list[_Sample]:
                 if kind == "cls":
                     sample.label = _label(shard, member)
                 elif sample.name and sample.name != member.name:
-                    odd.count("further", member.name, path)
+                    odd[FURTHER].append(f"{member.name} of {path.name}")
                 else:
                     if sample.name:
-                        odd.count("twice", member.name, path)
+                        odd[TWICE].append(f"{member.name} of {path.name}")
                     sample.name, sample.size = member.name, member.size
                     sample.start = member.offset_data
             _check_end(file, shard.offset)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mqvae.data.decoding import decode, guarded, head
 from mqvae.data.files import Files, Reading
-from mqvae.data.images import Images, InMemory, check_memory, fits_memory
+from mqvae.data.images import Images, Indices, InMemory, check_memory, fits_memory
 from mqvae.errors import MqvaeError
 
 _RESIZE = "give a side to resize to (side=N, --size N)"
@@ -75,11 +75,7 @@ class Stored(Images):
             return [self.names[index] for index in sorted(self._bad)]
 
     def take(
-        self,
-        indices: Tensor | Sequence[int],
-        *,
-        offsets: Tensor | None = None,
-        out: Tensor | None = None,
+        self, indices: Indices, *, offsets: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         indices = torch.as_tensor(indices, dtype=torch.int64)
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):

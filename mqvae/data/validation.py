@@ -1,9 +1,7 @@
 """Images held out of the training set."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,16 +27,6 @@ class Bounds:
 
     validation: int
     limit: int | None = None
-
-    def to_json(self) -> dict[str, int | None]:
-        """As a run keeps it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Bounds":
-        """What `to_json` gave."""
-        limit = content["limit"]
-        return cls(int(content["validation"]), None if limit is None else int(limit))
 
 
 def usual_count(images: Images) -> int:

@@ -1,12 +1,6 @@
 """Architectures, one per file."""
 
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+import lazy_loader
 
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> ModuleType:
-        if name in ("architecture",):  # which pages write without importing them
-            return import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Which pages write without importing them.
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["architecture"])

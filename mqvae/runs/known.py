@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Known:
         }
         bounds = state["bounds"]
         accepted = tuple(state["accepted_changes"])
-        return cls(splits, None if bounds is None else Bounds.from_json(bounds), accepted)
+        return cls(splits, None if bounds is None else Bounds(**bounds), accepted)
 
     def summary(self) -> dict[str, Any]:
         """The entries about images in summary.json."""
@@ -76,7 +76,7 @@ class Known:
 
     def state(self) -> dict[str, Any]:
         """The entries about images in state.json."""
-        return {**self.summary(), "bounds": self.bounds and self.bounds.to_json()}
+        return {**self.summary(), "bounds": self.bounds and asdict(self.bounds)}
 
     def write(self, run: Run) -> None:
         """Write images.npz into a run's folder: what it takes to count what has changed."""

@@ -1,17 +1,11 @@
 """A trained run as an object: images to codes and back, shared and exported."""
 
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+import lazy_loader
 
 from mqvae.tokenizer.codec import BATCH_SIZE as BATCH_SIZE
 from mqvae.tokenizer.codes import Codes as Codes
 from mqvae.tokenizer.codes import SizedCodes as SizedCodes
 from mqvae.tokenizer.tokenizer import Tokenizer as Tokenizer
 
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> ModuleType:
-        if name in ("export",):  # which pages write without importing them
-            return import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Which pages write without importing it.
+__getattr__, _, _ = lazy_loader.attach(__name__, ["export"])

@@ -16,9 +16,8 @@ from mqvae.core.quantizers.gumbel import GumbelQuantizer
 from mqvae.data.folder import image_files
 from mqvae.errors import MqvaeError
 from mqvae.progress import watched
-from mqvae.tokenizer.codec import Codec
 from mqvae.tokenizer.codes import Codes, SizedCodes, numbered
-from mqvae.tokenizer.files import check_codes, find_images, png_names, write_pictures
+from mqvae.tokenizer.files import FileCodec, png_names, write_pictures
 from mqvae.tokenizer.shards import INDEX, shards_of
 from mqvae.tokenizer.sizes import Size, together
 
@@ -26,7 +25,7 @@ AT_ONCE = 64  # files that are encoded together, images that are decoded togethe
 
 
 def compressed(
-    tokenizer: Codec, codes: Tensor | SizedCodes, names: tuple[str, ...] = ()
+    tokenizer: FileCodec, codes: Tensor | SizedCodes, names: tuple[str, ...] = ()
 ) -> Compressed:
     """Codes as a compressed file has them; arguments as of `Tokenizer.compress`."""
     array = codes.codes if isinstance(codes, SizedCodes) else codes
@@ -56,14 +55,14 @@ def compressed(
     )
 
 
-def _whole(tokenizer: Codec, shape: tuple[int, ...]) -> Size:
+def _whole(tokenizer: FileCodec, shape: tuple[int, ...]) -> Size:
     """Size of the images that the decoder makes of codes (n, h, w, G)."""
     if tuple(shape[1:3]) == tokenizer.code_shape[:2]:
         return (tokenizer.settings.data.side or 1,) * 2
     return shape[1] * tokenizer.stride, shape[2] * tokenizer.stride
 
 
-def codewords_of(tokenizer: Codec) -> np.ndarray | None:
+def codewords_of(tokenizer: FileCodec) -> np.ndarray | None:
     """(books, K, d) codewords, one book for all groups or one for each; None without a codebook."""
     quantizer = tokenizer.network.quantizer
     if isinstance(quantizer, CodebookQuantizer):
@@ -75,7 +74,7 @@ def codewords_of(tokenizer: Codec) -> np.ndarray | None:
     return table.detach().double().cpu().numpy().reshape(-1, quantizer.num_codes, table.shape[1])
 
 
-def codes_of(tokenizer: Codec, found: Compressed) -> Tensor | SizedCodes:
+def codes_of(tokenizer: FileCodec, found: Compressed) -> Tensor | SizedCodes:
     """The codes of a compressed file: what `compressed` got."""
     _check(tokenizer, found)
     one = found.runs[0].codes.shape[3] == 1
@@ -87,7 +86,7 @@ def codes_of(tokenizer: Codec, found: Compressed) -> Tensor | SizedCodes:
     return SizedCodes(together([each for array in arrays for each in array], fill=-1), sizes)
 
 
-def _check(tokenizer: Codec, found: Compressed) -> None:
+def _check(tokenizer: FileCodec, found: Compressed) -> None:
     if found.model != tokenizer.model:
         raise MqvaeError(
             f"the codes were made with other weights ({found.model[:8]}) than those of "
@@ -105,7 +104,7 @@ def _check(tokenizer: Codec, found: Compressed) -> None:
 
 
 def of_images(
-    tokenizer: Codec, what: str, *, fit: bool = False, accept_changed_data: bool = False
+    tokenizer: FileCodec, what: str, *, fit: bool = False, accept_changed_data: bool = False
 ) -> Compressed:
     """Codes of images, or of a file or folder that `mqvae encode` wrote, to be compressed.
 
@@ -129,7 +128,7 @@ def of_images(
         with suppress(FileNotFoundError):  # a folder of shards
             paths = image_files(path)
     if not paths:
-        images = find_images(tokenizer, what, fit=fit, accept_changed_data=accept_changed_data)
+        images = tokenizer.find_images(what, fit=fit, accept_changed_data=accept_changed_data)
         return _of_codes(tokenizer, [tokenizer.encode_images(images)])
     parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
     found = [
@@ -139,11 +138,11 @@ def of_images(
     return _joined(found, tuple(each.relative_to(root).as_posix() for each in paths))
 
 
-def _of_codes(tokenizer: Codec, parts: Iterable[Codes]) -> Compressed:
+def _of_codes(tokenizer: FileCodec, parts: Iterable[Codes]) -> Compressed:
     found: list[Compressed] = []
     names: list[str] = []
     for codes in parts:
-        check_codes(tokenizer, codes)
+        tokenizer.check_codes(codes)
         found.append(compressed(tokenizer, torch.from_numpy(codes.codes.astype(np.int64))))
         names += codes.names
     numbers = numbered(len(names))
@@ -164,7 +163,7 @@ def _of(run: SameSize) -> tuple[Size, tuple[int, ...]]:
     return run.size, run.codes.shape[1:]
 
 
-def to_files(tokenizer: Codec, found: Compressed, folder: Path) -> int:
+def to_files(tokenizer: FileCodec, found: Compressed, folder: Path) -> int:
     """Write the images of a compressed file as PNG files; returns how many.
 
     Raises:

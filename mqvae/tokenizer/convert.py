@@ -1,8 +1,10 @@
 """Tokenizers of other projects, made into runs."""
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,14 +93,7 @@ def _torch(path: Path) -> Any:
 
 
 def import_run(
-    file: str | Path,
-    out: str | Path,
-    *,
-    data: str = "imagenet",
-    root: str | None = None,
-    side: int = 256,
-    distance: Literal["euclidean", "cosine"] | None = None,
-    overwrite: bool = False,
+    file: str | Path, out: str | Path, *, overwrite: bool = False, **how: Any
 ) -> tuple[Run, Imported]:
     """Make a run of a tokenizer of taming-transformers or LlamaGen.
 
@@ -108,19 +103,14 @@ def import_run(
     Args:
         file: The checkpoint.
         out: The run folder to make.
-        data: The images that it is measured on: a data set or a folder, as `data.name`.
-        root: Folder of their files, as `data.root`.
-        side: Pixels a side of the images that it was trained on.
-        distance: What is near, if it is not what the project usually takes.
         overwrite: Replace a run at `out`.
+        how: As of `converted`.
 
     Raises:
         ValueError: if the file is not such a tokenizer, or `out` is in use.
     """
     Run.require_free(out, overwrite=overwrite)
-    settings, checkpoint, found = converted(
-        file, data=data, root=root, side=side, distance=distance
-    )
+    settings, checkpoint, found = converted(file, **how)
     run = Run.create(out, settings.config(), overwrite=overwrite)
     run.save("last", checkpoint)
     return run, found
@@ -134,7 +124,18 @@ def converted(
     side: int = 256,
     distance: Literal["euclidean", "cosine"] | None = None,
 ) -> tuple[Settings, Checkpoint, Imported]:
-    """Settings and weights of a tokenizer of taming-transformers or LlamaGen; see `import_run`."""
+    """Settings and weights of a tokenizer of taming-transformers or LlamaGen.
+
+    Args:
+        file: The checkpoint.
+        data: The images that it is measured on: a data set or a folder, as `data.name`.
+        root: Folder of their files, as `data.root`.
+        side: Pixels a side of the images that it was trained on.
+        distance: What is near, if it is not what the project usually takes.
+
+    Raises:
+        ValueError: if the file is not such a tokenizer.
+    """
     try:
         found = imported(read_tensors(file), side=side)
     except ValueError as error:
@@ -169,15 +170,7 @@ def _delta(found: Imported, near: type[Distance], *, data: str, root: str | None
         },
         "network": {
             "class_path": "mqvae.VQGAN",
-            "init_args": {
-                "width": network.width,
-                "multipliers": list(network.multipliers),
-                "residual_blocks": network.residual_blocks,
-                "attention_at": list(network.attention_at),
-                "z_channels": network.z_channels,
-                "group_channels": network.group_channels,
-                "signed": True,
-            },
+            "init_args": json.loads(json.dumps(asdict(network))),  # lists for tuples
         },
         "quantizer": {
             "class_path": "mqvae.VectorQuantizer",

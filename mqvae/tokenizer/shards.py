@@ -18,9 +18,9 @@ from mqvae.errors import MqvaeError
 from mqvae.files import read_json, write_json
 from mqvae.progress import watched
 from mqvae.refine.refinement import Refinement
-from mqvae.tokenizer.codec import BATCH_SIZE, Codec, at_once
+from mqvae.tokenizer.codec import BATCH_SIZE, at_once
 from mqvae.tokenizer.codes import Codes, form_of
-from mqvae.tokenizer.files import decode_to_files, is_inside
+from mqvae.tokenizer.files import FileCodec, is_inside
 
 SHARD = 10_000  # images of 64 × 64; fewer of larger ones
 INDEX = "index.json"
@@ -49,7 +49,7 @@ class Shards:
     def __init__(
         self,
         folder: str | Path,
-        tokenizer: Codec,
+        tokenizer: FileCodec,
         images: Images,
         *,
         size: int | None = None,
@@ -231,7 +231,7 @@ def shards_of(folder: str | Path) -> Iterator[Codes]:
     return (Codes.load(folder / name) for name in index["pieces"])
 
 
-def decode_shards(tokenizer: Codec, codes: str | Path, folder: str | Path) -> int:
+def decode_shards(tokenizer: FileCodec, codes: str | Path, folder: str | Path) -> int:
     """Write the images of a folder of codes as PNG files; returns how many.
 
     A file is called as its image, with `.png` after the whole name if it does not end so already:
@@ -245,12 +245,12 @@ def decode_shards(tokenizer: Codec, codes: str | Path, folder: str | Path) -> in
         names = tuple(name for shard in found for name in shard.names)
         rows = np.concatenate([shard.codes for shard in found])
         whole = replace(found[0], codes=rows, names=names)
-        return decode_to_files(tokenizer, whole, Path(folder), None)
+        return tokenizer.decode_to_files(whole, folder)
     done = 0
     for shard in shards_of(codes):
         if shard.names:
             paths = [_png(name, done + i) for i, name in enumerate(shard.names)]
-            done += decode_to_files(tokenizer, shard, Path(folder), paths)
+            done += tokenizer.decode_to_files(shard, folder, paths=paths)
     return done
 
 

@@ -90,15 +90,8 @@ def read(folder: Path) -> tuple[Settings, Checkpoint]:
     return settings, Checkpoint(weights, {}, {"step": step}, digest=digest)
 
 
-def downloaded(
-    name: str,
-    *,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Path:
-    """The folder that the files of a repository are in.
+def downloaded(name: str, **asking: Any) -> Path:
+    """The folder that the files of a repository are in; the rest as of `snapshot_download`.
 
     Raises:
         ValueError: if they cannot be had.
@@ -115,15 +108,7 @@ def downloaded(
         "check the name and the network; a private repository needs `hf auth login`, and what was "
         "downloaded before is found by local_files_only=True",
     ):
-        folder = hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=list(FILES),
-        )
-    return Path(folder)
+        return Path(hub.snapshot_download(name, allow_patterns=list(FILES), **asking))
 
 
 def from_hub(repository: str, file: str, **asking: Any) -> Path:
@@ -143,16 +128,11 @@ def from_hub(repository: str, file: str, **asking: Any) -> Path:
 
 
 def uploaded(
-    tokenizer: Codec,
-    repo_id: str,
-    *,
-    commit_message: str,
-    private: bool | None,
-    token: str | None,
-    branch: str | None,
-    create_pr: bool | None,
+    tokenizer: Codec, repo_id: str, *, private: bool | None, token: str | None, **commit: Any
 ) -> str:
     """Put what `write` writes into a repository; returns the commit's address.
+
+    The rest is as of `HfApi.upload_folder`.
 
     Raises:
         ValueError: if the Hub does not take it, or there is no network.
@@ -168,14 +148,8 @@ def uploaded(
         write(tokenizer, Path(folder))
         with asking:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=branch,
-                create_pr=create_pr,
-            )
-    return str(commit.commit_url)
+            made = api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+    return str(made.commit_url)
 
 
 @contextmanager

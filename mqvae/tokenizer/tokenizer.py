@@ -1,7 +1,6 @@
 """A trained run as an object that encodes and decodes, is shared and read again."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,17 @@ from torch import Tensor
 from mqvae.config import Settings
 from mqvae.config.settings import inputs_of
 from mqvae.core.quantizers import NoQuantizer
-from mqvae.data import Images
 from mqvae.errors import MqvaeError
 from mqvae.notebook import html_table
 from mqvae.runs import Checkpoint, Run
-from mqvae.tokenizer import files
-from mqvae.tokenizer.codec import Codec
-from mqvae.tokenizer.codes import Codes, SizedCodes
+from mqvae.tokenizer.codes import SizedCodes
+from mqvae.tokenizer.files import FileCodec
 from mqvae.tokenizer.pretrained import located
 from mqvae.tokenizer.sharing import downloaded, read, uploaded, write
 from mqvae.weights.packaged import packaged
 
 
-class Tokenizer(Codec):
+class Tokenizer(FileCodec):
     """A trained network with the preprocessing of its run.
 
     Args:
@@ -181,17 +178,10 @@ class Tokenizer(Codec):
         Returns:
             The address of the commit.
         """
-        return uploaded(
-            self,
-            repo_id,
-            commit_message=commit_message,
-            private=private,
-            token=token,
-            branch=branch,
-            create_pr=create_pr,
-        )
+        how = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
+        return uploaded(self, repo_id, private=private, token=token, **how)
 
-    # -- codes as bytes and files ------------------------------------------------------------------
+    # -- codes as bytes ----------------------------------------------------------------------------
 
     def compress(self, codes: Tensor | SizedCodes) -> bytes:
         """Codes in as few bytes as an adaptive model of their neighbours makes of them.
@@ -225,52 +215,3 @@ class Tokenizer(Codec):
         from mqvae.tokenizer.compression import codes_of
 
         return codes_of(self, Compressed.from_bytes(content))
-
-    def find_images(
-        self,
-        what: str,
-        *,
-        fit: bool = False,
-        on_error: str = "stop",
-        accept_changed_data: bool = False,
-    ) -> Images:
-        """An image file, a folder, shards, or a split of the run's dataset, to be encoded.
-
-        Files stay on the disk: each is wanted once.
-
-        Args:
-            what: A path, or "test", "validation", or "train" with the validation images in it.
-            fit: Resize, crop and convert files to what the run was trained on.
-            on_error: "stop" at an image that cannot be read, or "skip" it.
-            accept_changed_data: Take a split as it is, though it has other images than the run had.
-
-        Raises:
-            ValueError: if it is none of these, the images do not fit the run, or a split has other
-                images than the run had.
-        """
-        return files.find_images(
-            self, what, fit=fit, on_error=on_error, accept_changed_data=accept_changed_data
-        )
-
-    def check_codes(self, codes: Codes) -> None:
-        """Refuse codes that this network did not make or cannot decode.
-
-        Raises:
-            ValueError: if count, range or shape do not fit, or another network made them.
-        """
-        files.check_codes(self, codes)
-
-    def decode_to_files(
-        self, codes: Codes, folder: str | Path, *, paths: Sequence[Path] | None = None
-    ) -> int:
-        """Write the images of codes as PNG files; returns how many.
-
-        Args:
-            codes: What to decode.
-            folder: Where the files go.
-            paths: One for each, in the folder (default: made of the names).
-
-        Raises:
-            ValueError: for what `check_codes` refuses; nothing is written then.
-        """
-        return files.decode_to_files(self, codes, Path(folder), paths)

@@ -284,7 +284,7 @@ def test_a_prior_is_of_the_images_that_the_run_had(run, capsys):
     training = resume(Run(out))
     training.fit()
     change(folder)
-    arguments = ["prior", str(out), "--steps", "2", "--batch_size", "4", "--width", "4"]
+    arguments = ["prior", str(out), "--steps", "2", "--batch-size", "4", "--width", "4"]
     assert main([*arguments, "--layers", "1"]) == 2
     assert "1 added, 1 gone, 1 changed" in capsys.readouterr().err
     assert not (out / "prior").exists()

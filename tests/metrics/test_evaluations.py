@@ -168,7 +168,7 @@ def test_images_of_several_sizes_have_no_bits_by_position(run, tmp_path):
 
 
 def test_bits_under_the_prior_are_those_of_its_own_summary(run, capsys):
-    small = ["--width", "4", "--layers", "1", "--batch_size", "50"]
+    small = ["--width", "4", "--layers", "1", "--batch-size", "50"]
     assert main(["prior", str(run), "--steps", "2", *small, "--accelerator", "cpu"]) == 0
     measure(run)
     found = evaluation(run)
@@ -189,7 +189,7 @@ def test_bits_under_the_prior_are_those_of_its_own_summary(run, capsys):
 
 
 def test_a_prior_in_training_is_not_measured_under(run, capsys):
-    small = ["--width", "4", "--layers", "1", "--batch_size", "50"]
+    small = ["--width", "4", "--layers", "1", "--batch-size", "50"]
     assert main(["prior", str(run), "--steps", "1", *small, "--accelerator", "cpu"]) == 0
     (run / "prior" / "summary.json").unlink()
     measure(run)

@@ -500,7 +500,7 @@ def test_damaged_samples_are_refused(pooled, run):
 
 # -- commands --------------------------------------------------------------------------------------
 
-OPTIONS = ["--steps", "4", "--width", "4", "--layers", "2", "--batch_size", "16"]
+OPTIONS = ["--steps", "4", "--width", "4", "--layers", "2", "--batch-size", "16"]
 
 
 def refused(arguments, capsys):
@@ -580,7 +580,7 @@ def test_options_that_do_not_fit(run, tmp_path, capsys):
         ("--lr", 0, "lr must be above 0"),
         ("--warmup", 1, "warmup must be 0 or more and less than 1"),
         ("--kernel", 2, "kernel must be an odd number of 3 or more"),
-        ("--batch_size", 5000, "batch_size must be 1350 or less"),
+        ("--batch-size", 5000, "batch_size must be 1350 or less"),
         ("--step", 3, "there is no option --step. Did you mean"),
     ):
         assert said in refused(["prior", run, option, value], capsys)
@@ -653,7 +653,7 @@ def test_a_complete_prior_is_left_alone(run, capsys):
 
 
 def test_a_prior_says_what_its_samples_are_like(pooled, run, capsys, monkeypatch):
-    given = ["--samples_every", "2", "--samples", "10"]
+    given = ["--samples-every", "2", "--samples", "10"]
     assert main(["prior", str(run), *OPTIONS, *given]) == 0
     out = capsys.readouterr().out
     assert "frechet_vgg16_reconstructions" in out
@@ -665,7 +665,7 @@ def test_a_prior_says_what_its_samples_are_like(pooled, run, capsys, monkeypatch
     said = refused(["prior", run, *given, "--distance", "fid"], capsys)
     assert "`mqvae weights inception` fetches them" in said
     for option, value, words in (
-        ("--samples_every", -1, "samples_every must be 0 or more, got -1"),
+        ("--samples-every", -1, "samples_every must be 0 or more, got -1"),
         ("--samples", 1, "samples must be 2 or more, got 1"),
         ("--distance", "vgg", "distance must be fid or frechet_vgg16, got 'vgg'"),
     ):
