@@ -55,7 +55,7 @@ def make(task: Task, runs: Path) -> dict[str, Any]:
         there = folder / "prior" / "summary.json"
         draws = "samples" in task.prior
         if not there.is_file() or (draws and "samples" not in _json(there)):
-            options = [f"--{name}={value}" for name, value in task.prior.items()]
+            options = [f"--{name.replace('_', '-')}={value}" for name, value in task.prior.items()]
             mqvae("prior", folder, *options, "--overwrite")
         prior = _json(there)
         groups = summary["codes"]["groups"]

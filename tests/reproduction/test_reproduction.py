@@ -103,7 +103,7 @@ def test_a_prior_is_trained_again_where_its_samples_are_wanted(tmp_path, in_proc
     figures = work.make(drawing, tmp_path)["figures"]
     assert (figures["fid"], figures["fid_reconstructions"]) == (3.0, 2.0)
     assert [each[0] for each in told] == ["prior"]
-    assert {"--samples=4", "--samples_every=2", "--overwrite"} <= {*told[0]}
+    assert {"--samples=4", "--samples-every=2", "--overwrite"} <= {*told[0]}
     assert work.make(drawing, tmp_path)["figures"] == figures and len(told) == 1
 
 
