@@ -1,14 +1,12 @@
-"""SSIM and LPIPS, through torchmetrics."""
-
-from typing import Any
+"""SSIM, through torchmetrics, and LPIPS."""
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from mqvae.data import Images
 from mqvae.errors import MqvaeError
 from mqvae.metrics.image_metric import MeanMetric, at_least, resized
+from mqvae.tasks.perceptual import PerceptualDistance
 from mqvae.weights import Weights, read
 
 # AlexNet has nothing left of images under 31 pixels; 64 is what LPIPS was made on.
@@ -83,35 +81,12 @@ class Lpips(MeanMetric):
     ) -> None:
         super().__init__()
         weights = weights or read("alexnet")
-        self.network = _network(weights).to(device)
+        self.distance = PerceptualDistance(weights, network="alexnet").to(device)
         self.protocol = (
             f"AlexNet ({weights}), heads of torchmetrics, images in [0, 1] brought to [−1, 1]"
             f"{resized(images.shape, _SMALLEST, _SIDE)}, mean over {len(images):,} images"
         )
 
     def of_each(self, output: Tensor, target: Tensor) -> Tensor:
-        pair = [at_least(each, _SMALLEST, _SIDE).expand(-1, 3, -1, -1) for each in (output, target)]
         with torch.no_grad():
-            return self.network(*pair, normalize=True).reshape(-1)
-
-
-def _network(weights: Weights) -> Any:
-    """torchmetrics' network with its own heads, and a backbone that it need not download."""
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
-
-    with _NothingDrawn():  # `pnet_rand`: the backbone would begin as random numbers
-        network = _NoTrainLpips(pretrained=True, net="alex", pnet_rand=True)
-    for name, layer in network.net.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            index = name.rpartition(".")[2]  # slice2.3 is features.3
-            own = {part: weights.tensors[f"{index}.{part}"] for part in ("weight", "bias")}
-            layer.load_state_dict(own)
-    return network
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Layers begin as whatever their memory holds: AlexNet's 61 million numbers take a second."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        drawn = getattr(func, "__module__", None) == "torch.nn.init"
-        return None if drawn else func(*args, **(kwargs or {}))
+            return self.distance(*(at_least(e, _SMALLEST, _SIDE) for e in (output, target)))

@@ -1,4 +1,4 @@
-"""How far apart two images look: LPIPS on VGG16, as a loss."""
+"""How far apart two images look: LPIPS."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS on VGG16: images in [0, 1] → the distance of each pair, (B,).
+    """LPIPS: images in [0, 1] → the distance of each pair, (B,).
 
         Σ_l mean_hw Σ_c w_lc (â_lc − b̂_lc)²
 
@@ -28,7 +28,8 @@ class PerceptualDistance(nn.Module):
     Grey images are repeated to three channels.
 
     Args:
-        weights: VGG16's (default: those on this machine).
+        weights: The network's (default: those on this machine).
+        network: "vgg16" or "alexnet".
 
     Raises:
         WeightsNotFound: if they are not there.
@@ -37,20 +38,23 @@ class PerceptualDistance(nn.Module):
         Zhang et al. 2018, "The unreasonable effectiveness of deep features".
     """
 
-    def __init__(self, weights: Weights | None = None) -> None:
+    def __init__(self, weights: Weights | None = None, *, network: str = "vgg16") -> None:
         super().__init__()
         try:
-            weights = weights or read("vgg16")
+            weights = weights or read(network)
         except WeightsNotFound as error:
             raise WeightsNotFound(
                 f"the perceptual loss needs a trained network: {error} To train without it, "
                 "--task.perceptual_weight 0."
             ) from error
-        layers = NETWORKS["vgg16"].features()
+        layers = NETWORKS[network].features()
         layers.load_state_dict(weights.tensors, assign=True)
-        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-        self.blocks = nn.ModuleList(layers[a:b] for a, b in pairwise([0, *pools]))
-        heads = lpips_heads(NETWORKS["vgg16"])
+        if network == "vgg16":  # what is compared comes before each pool, of AlexNet from each ReLU
+            ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        else:
+            ends = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
+        self.blocks = nn.ModuleList(layers[a:b] for a, b in pairwise([0, *ends]))
+        heads = lpips_heads(NETWORKS[network])
         self.heads = nn.ParameterList(head[:, None, None] for head in heads)  # (C, 1, 1)
         self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None], persistent=False)
