@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from keyword import iskeyword
+from pathlib import Path
 
 from mqvae.cli.own_modules import OWN_MODULES, imported
 from mqvae.cli.parser import options_of, text_of
@@ -43,23 +44,7 @@ ELSEWHERE = {
     "sample": "prior",
 }
 
-USAGE = """usage: mqvae COMMAND …
-
-Trains image tokenizers and other networks with a codebook, says what limits
-them, and ships them.
-
-commands:
-{commands}
-
-`mqvae COMMAND --help` tells more of each. Every command takes --debug, which shows
-the traceback of an error, and --import MODULE, which imports a module of your own for
-settings that name its classes.
-
-first steps:
-  mqvae train digits-tiny --out runs/first    # seconds, on data that is already there
-  mqvae train photos/ --size 64               # a folder of your own images
-  mqvae report runs/* --out report.html
-"""
+USAGE = Path(__file__).with_name("usage.txt")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _forgiving()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         lines = [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
-        print(USAGE.format(commands="\n".join(lines)), end="")
+        text = USAGE.read_text(encoding="utf-8")
+        print(text.replace("@commands@", "\n".join(lines)), end="")
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":

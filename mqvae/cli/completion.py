@@ -4,27 +4,10 @@ import contextlib
 import io
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 # zsh runs bash's completions. What is no option is a file or a folder: runs, images, YAML.
-SCRIPT = """\
-# mqvae completion, for bash and zsh: eval "$(mqvae completion)", or a file that the shell reads.
-if [ -n "${{ZSH_VERSION-}}" ]; then
-  autoload -U +X compinit && compinit -u
-  autoload -U +X bashcompinit && bashcompinit
-fi
-_mqvae() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" words=
-  if [ "$COMP_CWORD" -eq 1 ]; then
-    words="{commands}"
-  else
-    case "${{COMP_WORDS[1]}}:$word" in
-{cases}
-    esac
-  fi
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
-}}
-complete -o default -F _mqvae mqvae
-"""
+SCRIPT = Path(__file__).with_name("completion.bash")
 
 
 def completion() -> int:
@@ -39,7 +22,8 @@ def completion() -> int:
 
     cases = [_case(f"{name}:-*", options_of(name)) for name in COMMANDS]
     cases.append(_case("train:*", [*preset_names(), RECOMMENDED]))
-    print(SCRIPT.format(commands=" ".join(COMMANDS), cases="\n".join(cases)), end="")
+    text = SCRIPT.read_text(encoding="utf-8").replace("@commands@", " ".join(COMMANDS))
+    print(text.replace("@cases@", "\n".join(cases)), end="")
     return 0
 
 

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from inspect import Parameter, cleandoc, getdoc, signature
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
@@ -14,38 +15,6 @@ from mqvae.config.command_line import SHORT
 from mqvae.config.options import HANDED_LATER, LEVELS, LISTED, SLOTS, Start
 from mqvae.errors import MqvaeError, did_you_mean
 
-EVERYDAY = """\
-usage: mqvae train [PRESET|IMAGES|FILE.yaml] [--method METHOD] [OPTION …]
-       mqvae train --resume RUN [--steps N]
-
-Train a network. A preset is data, network and length; a method is how codes and
-codebook are made. For images alone a preset is chosen, and it is said which.
-
-  mqvae train photos/ --size 64 --out runs/mine
-  mqvae train digits-tiny --method mq-vae
-
-options:
-  --data DATA         a data set by its name, a folder of images, tar shards, an
-                      array in a file (vectors.npy), or a class of your own
-  --root FOLDER       where a data set's files are, if not in their usual place
-  --size N            pixels a side; images are resized and cropped to it
-  --method METHOD     one of `mqvae methods`, or a YAML file
-  --steps N           number of training steps
-  --lr X              learning rate of encoder and decoder
-  --batch-size N      images in a batch, over all processes
-  --seed N            of weights, order and validation split
-  --out RUN           folder of the run (default: runs/DATA-RULE-SEED)
-  --overwrite         replace a run at --out
-  --devices N         processes on this machine
-  --accelerator NAME  auto, cpu, cuda or mps
-  --resume RUN        resume a run where it stopped; --steps trains on
-  --sweep NAME=A,B …  train every combination of the values of some settings
-
-What is not given is as the preset says: `mqvae presets` lists them. Every
-setting of a run is an option, as in --quantizer.num_codes 4096:
-  mqvae train --help-all           all of them, with their defaults
-  mqvae train --update.help Meta   those of one class
-"""
 BEFORE = """\
 Every setting of a run, as an option of `mqvae train`; in YAML files without the
 dashes. N is a whole number, X a number, A,B a list. Defaults hold where neither
@@ -75,7 +44,7 @@ def show_help(arguments: list[str]) -> None:
     for at, argument in enumerate(arguments):
         name, _, kind = argument.partition("=")
         if name in ("-h", "--help"):
-            text = EVERYDAY
+            text = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
         elif name == "--help-all":
             text = everything()
         elif name.startswith("--") and name.endswith(".help"):

@@ -19,6 +19,7 @@ from mqvae.data.folder import divide, image_files, load_parts
 from mqvae.data.images import Images
 from mqvae.data.places import Absent, DataNotFound, cache_folder, search
 from mqvae.errors import MqvaeError
+from mqvae.files import read_yaml
 
 SIDE = 256
 FOLDER = f"photos-{SIDE}"
@@ -33,33 +34,7 @@ BLANK = 2.0
 SHARE = Path("/usr/share")
 
 
-def _listed(form: str, names: str) -> tuple[str, ...]:
-    return tuple(form.format(name) for name in names.split())
-
-
-# The photographs among the packages' files, told from drawings by eye. A folder holds one in
-# several sizes. Of gnome-backgrounds 43 and ukui-wallpapers 20.04 none is a photograph.
-PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "mate-backgrounds": _listed(
-        "backgrounds/mate/nature/{}.jpg",
-        "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood "
-        "YellowFlower",
-    ),
-    "plasma-workspace-wallpapers": _listed(
-        "wallpapers/{}",
-        "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite "
-        "OneStandsOut Path summer_1am",
-    ),
-    "lomiri-wallpapers-16.04": _listed(
-        "backgrounds/{}.jpg",
-        "Bridge_by_Sander_Klootwijk Dragonfly_by_Bolly Picture_0B_by_freespace "
-        "Picture_1A_by_freespace Wine_by_Jakkub_Mede aitzgorri_by_Aitzol_Berasategi "
-        "free_by_Peter_Nerlich friends_by_Aitzol_Berasategi greentock_by_Peter_Nerlich "
-        "life_by_Aitzol_Berasategi picosdeeuropa_by_Aitzol_Berasategi "
-        "seeding_by_Clements_Engelhardt sunset_by_Aitzol_Berasategi",
-    ),
-    "lomiri-wallpapers-20.04": ("backgrounds/Kleiber_by_Lukas_Baubkus.jpg",),
-}
+PACKAGES: Mapping[str, list[str]] = read_yaml(Path(__file__).with_name("photos.yaml"))
 INSTALL = f"apt-get install --no-install-recommends {' '.join(PACKAGES)}"
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,29 +16,7 @@ from mqvae.networks.vqgan.network import VQGAN
 
 # Here, in taming-transformers, in LlamaGen. L counts levels as the data goes through them, R the
 # decoder's the other way round.
-NAMES = (
-    ("encoder.first", "encoder.conv_in", "encoder.conv_in"),
-    ("encoder.levels.L.residual", "encoder.down.L.block", "encoder.conv_blocks.L.res"),
-    ("encoder.levels.L.attention", "encoder.down.L.attn", "encoder.conv_blocks.L.attn"),
-    ("encoder.levels.L.resample", "encoder.down.L.downsample", "encoder.conv_blocks.L.downsample"),
-    ("encoder.middle.0", "encoder.mid.block_1", "encoder.mid.0"),
-    ("encoder.middle.1", "encoder.mid.attn_1", "encoder.mid.1"),
-    ("encoder.middle.2", "encoder.mid.block_2", "encoder.mid.2"),
-    ("encoder.norm", "encoder.norm_out", "encoder.norm_out"),
-    ("encoder.out", "encoder.conv_out", "encoder.conv_out"),
-    ("encoder.to_codes", "quant_conv", "quant_conv"),
-    ("quantizer.codebook", "quantize.embedding", "quantize.embedding"),
-    ("decoder.from_codes", "post_quant_conv", "post_quant_conv"),
-    ("decoder.first", "decoder.conv_in", "decoder.conv_in"),
-    ("decoder.middle.0", "decoder.mid.block_1", "decoder.mid.0"),
-    ("decoder.middle.1", "decoder.mid.attn_1", "decoder.mid.1"),
-    ("decoder.middle.2", "decoder.mid.block_2", "decoder.mid.2"),
-    ("decoder.levels.L.residual", "decoder.up.R.block", "decoder.conv_blocks.L.res"),
-    ("decoder.levels.L.attention", "decoder.up.R.attn", "decoder.conv_blocks.L.attn"),
-    ("decoder.levels.L.resample", "decoder.up.R.upsample", "decoder.conv_blocks.L.upsample"),
-    ("decoder.norm", "decoder.norm_out", "decoder.norm_out"),
-    ("decoder.last_layer", "decoder.conv_out", "decoder.conv_out"),
-)
+NAMES = [line.split() for line in Path(__file__).with_name("keys.txt").read_text().splitlines()]
 
 # Inside a block, in both.
 IN_BLOCKS = {
