@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mqvae.config import Settings
@@ -54,6 +55,7 @@ def findings(
     return tuple(sorted(found, key=lambda finding: not finding.limits))
 
 
+@dataclass(frozen=True)
 class Tried:
     """Commands that train the run again with other settings.
 
@@ -63,10 +65,9 @@ class Tried:
         folder: Of the run.
     """
 
-    def __init__(self, settings: Settings, quantizer: VectorQuantizer, folder: Path) -> None:
-        self.settings = settings
-        self.quantizer = quantizer
-        self.folder = folder
+    settings: Settings
+    quantizer: VectorQuantizer
+    folder: Path
 
     def command(self, name: str, *options: str) -> str:
         """The command, into a folder of this name beside the run's."""

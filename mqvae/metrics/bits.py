@@ -10,58 +10,14 @@ from torch import Tensor
 from mqvae.core.distributed import from_all_processes
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.usage import CodeCounts
-from mqvae.tasks import Metric
+from mqvae.tasks import Metric, metrics_of
 
 # Of a position on the grid of codes: with groups or residual stages the sum over its codes. Neither
 # end is good: fewer bits with the same error are better.
-BITS = {
-    "nominal_bits": Metric(
-        "Nominal bits",
-        None,
-        "log2 of the number of codes, sum over a position's codes",
-        unit="bits",
-    ),
-    "entropy": Metric(
-        "Entropy",
-        None,
-        "-sum p log2 p of code frequencies over the split, sum over a position's codes",
-        unit="bits",
-    ),
-    "position_entropy": Metric(
-        "Entropy by position",
-        None,
-        "entropy with frequencies of each position's own, mean over positions; with Miller's "
-        "correction, and still too low where images are fewer than codes",
-        unit="bits",
-    ),
-    "bits_per_pixel": Metric(
-        "Bits per pixel", None, "entropy × positions / pixels of the images", unit="bits"
-    ),
-    "prior_bits": Metric(
-        "Bits under the prior",
-        None,
-        "-log2 p of codes under {prior}, sum over a position's codes",
-        unit="bits",
-    ),
-}
+BITS = metrics_of("bits")
 
 # Of the codes of test images under a prior, as its own summary has them.
-PRIOR = {
-    "bits_per_code": Metric(
-        "Bits per code", "lower", "mean −log₂ p of a code given those before it, test images"
-    ),
-    "bits_per_dimension": Metric(
-        "Bits per dimension",
-        "lower",
-        "bits of all codes of an image over its numbers; what decoding loses is not in it",
-    ),
-    "independent_bits_per_code": Metric(
-        "Bits per code, independent",
-        None,
-        "the same if each position had its own frequencies, the training images', and no "
-        "neighbours; a half added to every count",
-    ),
-}
+PRIOR = metrics_of("prior")
 
 
 @dataclass(frozen=True)

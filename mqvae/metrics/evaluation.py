@@ -21,29 +21,13 @@ from mqvae.metrics.bits import CodeBits, Prior
 from mqvae.metrics.image_metric import ImageMetric
 from mqvae.metrics.sharing import SHARED, shared
 from mqvae.progress import watched
-from mqvae.tasks import Metric, Picture, Task
+from mqvae.tasks import Metric, Picture, Task, metrics_of
 
 BATCH_SIZE = 512
 SAMPLES = 16
 
 # What a codebook does, whatever the task.
-CODES: Mapping[str, Metric] = {
-    "perplexity": Metric(
-        "Perplexity",
-        "higher",
-        "exp of the entropy in nats of code frequencies over the split, mean over groups",
-    ),
-    "usage": Metric(
-        "Usage",
-        "higher",
-        "share of codes chosen at least once over the split, mean over groups",
-        unit="%",
-        scale=0.01,
-    ),
-    "gradient_gap": Metric(
-        "Gradient gap", "lower", "norm over a batch, mean over the batches of full size", scale=1e-5
-    ),
-}
+CODES = metrics_of("codes")
 
 
 @dataclass(frozen=True)

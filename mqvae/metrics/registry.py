@@ -14,27 +14,10 @@ from mqvae.metrics.image_metric import ImageMetric, Row
 from mqvae.metrics.score import Classifier
 from mqvae.metrics.sharing import SHARED
 from mqvae.optional import ExtraMissing
-from mqvae.tasks import Adversarial, Classification, Metric, Task
+from mqvae.tasks import Adversarial, Classification, Metric, Task, metrics_of
 from mqvae.weights import WeightsNotFound
 
-_HERE = "mqvae.metrics"
-FURTHER: Mapping[str, Row] = {
-    "ssim": Row("SSIM", "higher", path=f"{_HERE}.similarity.Ssim"),
-    "lpips": Row("LPIPS", "lower", scale=0.1, path=f"{_HERE}.similarity.Lpips", needs="weights"),
-    "fid": Row("FID", "lower", path=f"{_HERE}.frechet.Fid", needs="weights"),
-    "inception_score": Row(
-        "Inception score", "higher", path=f"{_HERE}.inception.InceptionScore", needs="weights"
-    ),
-    "frechet_vgg16": Row(
-        "Fréchet distance on VGG16 (not FID)",
-        "lower",
-        path=f"{_HERE}.frechet.FrechetVgg16",
-        needs="weights",
-    ),
-    "class_score": Row(
-        "Class score (not IS)", "higher", path=f"{_HERE}.score.ClassScore", needs="classes"
-    ),
-}
+FURTHER: Mapping[str, Row] = metrics_of("further", Row)
 """Metrics of any task that gives images, measured on request."""
 FRECHET = tuple(name for name, row in FURTHER.items() if ".frechet." in row.path)
 """Names of the Fréchet distances, which a prior's samples are measured by as well."""

@@ -6,21 +6,9 @@ import torch
 from torch import Tensor
 
 from mqvae.core.distributed import from_all_processes
-from mqvae.tasks import Metric
+from mqvae.tasks import metrics_of
 
-SHARED = {
-    "unique_codes": Metric(
-        "Unique codes",
-        "higher",
-        "different rows of codes, of those that the split's vectors have, as a share of the "
-        "vectors",
-        unit="%",
-        scale=0.01,
-    ),
-    "collisions": Metric(
-        "Collisions", "lower", "vectors of the split that share all their codes with another"
-    ),
-}
+SHARED = metrics_of("shared")
 
 
 def shared(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import Quantizer
@@ -66,6 +66,17 @@ class Architecture(ABC):
         self.check(inputs)
         encoder, decoder = self.cut(inputs, quantizer.dim)
         return VQNetwork(encoder, quantizer, decoder, channel_axis=self.channel_axis)
+
+
+def check_images(x: Tensor, channels: int, *, stride: int) -> None:
+    """Refuse images (B, C, H, W) of other channels, or whose sides are no multiples of a stride.
+
+    Raises:
+        ValueError: names what would do.
+    """
+    if x.shape[1] != channels:
+        raise MqvaeError(f"the encoder expects images of {channels} channels, got {x.shape[1]}.")
+    check_sides(x.shape[2], x.shape[3], stride=stride)
 
 
 def check_sides(height: int, width: int, *, stride: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import VectorQuantizer
 from mqvae.errors import MqvaeError, at_least, at_most
-from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
+from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_images, check_sides
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 
 STRIDE = 4
@@ -73,12 +73,7 @@ class VQVAEEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        _, channels, height, width = x.shape
-        if channels != self.channels:
-            raise MqvaeError(
-                f"the encoder expects images of {self.channels} channels, got {channels}."
-            )
-        check_sides(height, width, stride=self.stride)
+        check_images(x, self.channels, stride=self.stride)
         return self.layers(x)
 
 

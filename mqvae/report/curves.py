@@ -1,7 +1,5 @@
 """The charts of the page: training, gradient dynamics, code usage."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """What `mqvae diagnose` found."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,43 +7,22 @@ from mqvae.report.run import Run
 from mqvae.report.words import scientific
 from mqvae.runs.results import damaged
 
-TITLES = (
-    "Figure",
-    "As it is",
-    "Not quantized",
-    "Refitted",
-    "Best of the nearest",
-    "Dead codewords",
-    "Drift",
-    "In common",
-    "Speed",
-    "Cosine",
-)
-
 
 class Row(NamedTuple):
     """What was found of a run, by its number; what limits it is the first finding."""
 
     run: int
-    cells: tuple[str, ...]
+    cells: dict[str, str]  # by their columns' titles
     findings: list[dict[str, Any]]  # their words, and commands to try
 
 
-class Limits(NamedTuple):
-    """A row for each run that was diagnosed."""
-
-    titles: tuple[str, ...]
-    rows: list[Row]
-
-
-def limits(runs: Sequence[Run]) -> Limits | None:
-    """What limits the runs; None where none was diagnosed.
+def limits(runs: Sequence[Run]) -> list[Row]:
+    """What limits the runs: a row for each that was diagnosed.
 
     Raises:
         ValueError: if a diagnosis.json is damaged.
     """
-    rows = [_row(i, run) for i, run in enumerate(runs) if run.diagnosis]
-    return Limits(TITLES, rows) if rows else None
+    return [_row(i, run) for i, run in enumerate(runs) if run.diagnosis]
 
 
 def _row(number: int, run: Run) -> Row:
@@ -59,19 +36,21 @@ def _row(number: int, run: Run) -> Row:
         raise damaged(file, f"expected what `mqvae diagnose` writes ({error})") from error
 
 
-def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(found: Mapping[str, Any]) -> dict[str, str]:
     figure, moved = found["figure"], found["motion"]
     scale = found["scales"][figure]
     gained = 1 - found["chosen"][figure] / found["nearest"][figure]
     unit = found["units"][figure] or ("" if scale == 1 else f"×{scientific(scale)}")
-    return (
-        f"{found['titles'][figure]} {unit}".strip() + f" ({found['test_images']:,} test images)",
-        *(f"{found[case][figure] / scale:.4g}" for case in ("now", "unquantized", "refitted")),
-        f"{100 * gained:.1f}%",
-        f"{found['dead']:,} of {found['codewords']:,} "
+    title = f"{found['titles'][figure]} {unit}".strip()
+    cases = {"As it is": "now", "Not quantized": "unquantized", "Refitted": "refitted"}
+    return {
+        "Figure": f"{title} ({found['test_images']:,} test images)",
+        **{name: f"{found[case][figure] / scale:.4g}" for name, case in cases.items()},
+        "Best of the nearest": f"{100 * gained:.1f}%",
+        "Dead codewords": f"{found['dead']:,} of {found['codewords']:,} "
         f"(over {found['train_images']:,} training images)",
-        f"{moved['drift']:.2g}",
-        f"{100 * moved['coherence']:.0f}%",
-        f"{moved['speed']:.2g}",
-        f"{moved['alignment']:.2f}",
-    )
+        "Drift": f"{moved['drift']:.2g}",
+        "In common": f"{100 * moved['coherence']:.0f}%",
+        "Speed": f"{moved['speed']:.2g}",
+        "Cosine": f"{moved['alignment']:.2f}",
+    }

@@ -1,7 +1,5 @@
 """The page: its words in order, and the file."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """What the runs have to show: strips of images in common columns, matrices of counts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

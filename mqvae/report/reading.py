@@ -1,7 +1,5 @@
 """Run folders, read for the page."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

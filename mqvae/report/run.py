@@ -1,7 +1,5 @@
 """A run folder as plain values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

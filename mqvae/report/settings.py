@@ -1,7 +1,5 @@
 """The settings of runs: what differs, and what they share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

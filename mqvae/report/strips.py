@@ -1,7 +1,5 @@
 """Strips of sample images, cut apart and set again so that a page can carry them."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence

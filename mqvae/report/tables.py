@@ -1,7 +1,5 @@
 """The table of results."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The page of runs in training, written again while they go on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -19,21 +19,9 @@ from mqvae.runs.checkpoint import Checkpoint, load_checkpoint, name_before, writ
 from mqvae.runs.lock import LOCK, Lock, lock
 
 COLUMNS = (
-    "step",
-    "seconds",
-    "data_wait",
-    "task",
-    "commitment",
-    "codebook",
-    "auxiliary",
-    "perplexity",
-    "usage",
-    "network_lr",
-    "codebook_lr",
-    "direct_norm",
-    "indirect_norm",
-    "cosine",
-    "validation",
+    *("step", "seconds", "data_wait", "task", "commitment", "codebook", "auxiliary"),
+    *("perplexity", "usage", "network_lr", "codebook_lr"),
+    *("direct_norm", "indirect_norm", "cosine", "validation"),
 )
 
 

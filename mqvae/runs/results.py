@@ -1,7 +1,5 @@
 """What a run measured, read from its folder and checked."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Mapping, Sequence
@@ -17,14 +15,8 @@ from mqvae.errors import MqvaeError
 REQUIRED_METRICS = ("step", "seconds", "task")
 METRICS = (
     *REQUIRED_METRICS,
-    "validation",
-    "auxiliary",
-    "commitment",
-    "network_lr",
-    "perplexity",
-    "direct_norm",
-    "indirect_norm",
-    "cosine",
+    *("validation", "auxiliary", "commitment", "network_lr", "perplexity"),
+    *("direct_norm", "indirect_norm", "cosine"),
 )
 
 

@@ -17,7 +17,7 @@ from mqvae.networks.discriminator import PatchDiscriminator
 from mqvae.tasks.last_layer import LastLayer, without_graph
 from mqvae.tasks.perceptual import SMALLEST, PerceptualDistance, PixelAndPerceptualErrors
 from mqvae.tasks.reconstruction import Reconstruction
-from mqvae.tasks.task import AuxiliaryOptimizer, Measurement, Metric, Task
+from mqvae.tasks.task import AuxiliaryOptimizer, Measurement, Metric, Task, metrics_of
 
 HIGHEST = 1e4  # that the adaptive weight can be
 
@@ -55,21 +55,11 @@ class Adversarial(Task):
 
     metrics: ClassVar[Mapping[str, Metric]] = {
         **Reconstruction.metrics,
-        "perceptual_loss": Metric(
-            "Perceptual loss",
-            "lower",
-            "LPIPS on VGG16, heads of torchmetrics, images in [0, 1] brought to [−1, 1], outputs "
-            "as they come, mean over images",
-        ),
+        **metrics_of("adversarial"),
     }
     logs = (
-        "l1",
-        "perceptual",
-        "generator",
-        "discriminator",
-        "adaptive_weight",
-        "logits_real",
-        "logits_generated",
+        *("l1", "perceptual", "generator", "discriminator"),
+        *("adaptive_weight", "logits_real", "logits_generated"),
     )
 
     updates: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mqvae.core.passes import full
 from mqvae.errors import MqvaeError
-from mqvae.tasks.task import Matrix, Measurement, Metric, Task
+from mqvae.tasks.task import Matrix, Measurement, Metric, Task, metrics_of
 
 
 class Classification(Task):
@@ -21,21 +21,7 @@ class Classification(Task):
         ValueError: if `label_smoothing` is not from 0 to 1.
     """
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "accuracy": Metric(
-            "Accuracy", "higher", "share of images whose label scores highest", "%", 0.01
-        ),
-        "f1": Metric(
-            "F1",
-            "higher",
-            "of every class, mean over the classes that occur among labels or predictions",
-            "%",
-            0.01,
-        ),
-        "cross_entropy": Metric(
-            "CE", "lower", "mean over images, in nats, labels as they are (not smoothed)"
-        ),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = metrics_of("classification")
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -6,21 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mqvae.tasks.task import Measurement, Metric, Picture, Strip, Task
+from mqvae.tasks.task import Measurement, Metric, Picture, Strip, Task, metrics_of
 
 
 class Reconstruction(Task):
     """Mean squared error between the output and the input itself."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "mse": Metric(
-            "MSE",
-            "lower",
-            "mean over all numbers, images in [0, 1], outputs as they come",
-            scale=1e-3,
-        ),
-        "psnr": Metric("PSNR", "higher", "mean over images, outputs clamped to [0, 1]", unit="dB"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = metrics_of("reconstruction")
 
     def target(self, x: Tensor, y: Tensor) -> Tensor:
         return x
@@ -42,11 +34,7 @@ class Reconstruction(Task):
 class VectorReconstruction(Reconstruction):
     """Mean squared error between the output and the input vector."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "mse": Metric(
-            "MSE", "lower", "mean over all numbers of the vectors, as the network gets them"
-        ),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = metrics_of("vectors")
 
     images = Task.images
 

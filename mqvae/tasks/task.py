@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mqvae.core.bilevel import LossModule
 from mqvae.core.network import VQNetwork
 from mqvae.errors import MqvaeError
+from mqvae.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,21 @@ class Metric:
     protocol: str = ""
     unit: str = ""
     scale: float = 1.0
+
+
+M = TypeVar("M", bound=Metric)
+
+
+@cache
+def _rows() -> Mapping[str, Mapping[str, dict[str, Any]]]:
+    found: Mapping[str, Mapping[str, dict[str, Any]]]
+    found = read_yaml(Path(__file__).with_name("metrics.yaml"))
+    return found
+
+
+def metrics_of(group: str, kind: type[M] = Metric) -> dict[str, M]:  # type: ignore[assignment]
+    """The metrics of a group in metrics.yaml, by their keys."""
+    return {key: kind(**row) for key, row in _rows()[group].items()}
 
 
 @dataclass(frozen=True)

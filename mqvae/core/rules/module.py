@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,7 @@ from mqvae.core.rules.step import Found, Step
 from mqvae.errors import MqvaeError
 
 
+@dataclass
 class ModuleBatch:
     """One batch and the loss on it, L_task(module(x), y), of any module with quantizers inside.
 
@@ -26,24 +27,14 @@ class ModuleBatch:
     once for each time that one is called. Arguments are those of `Batch`.
     """
 
-    parts = 1
+    module: nn.Module
+    loss: Loss
+    weights: LossWeights
+    x: Any
+    y: Any
+    scaler: torch.amp.GradScaler | None = None
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        weights: LossWeights,
-        x: Any,
-        y: Any,
-        *,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        self.module = module
-        self.loss = loss
-        self.weights = weights
-        self.x = x
-        self.y = y
-        self.scaler = scaler
+    parts = 1
 
     def find(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mqvae.errors import MqvaeError, at_least
-from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_sides
+from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_images, check_sides
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 from mqvae.networks.vqgan.blocks import (
     Downsample,
@@ -134,12 +134,7 @@ class VQGANEncoder(nn.Module):
         self.normalization = nn.Sequential(*norms(sizes.normalization, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        _, channels, height, width = x.shape
-        if channels != self.channels:
-            raise MqvaeError(
-                f"the encoder expects images of {self.channels} channels, got {channels}."
-            )
-        check_sides(height, width, stride=self.stride)
+        check_images(x, self.channels, stride=self.stride)
         if self.signed:
             x = 2 * x - 1
         h = self.middle(self.levels(self.first(x)))
