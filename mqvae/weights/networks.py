@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Size, device
+
+from mqvae.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -55,31 +58,7 @@ class Pretrained:
         return {name: tensor.shape for name, tensor in self.features().state_dict().items()}
 
 
-_TORCHVISION = "https://download.pytorch.org/models/"
-_TORCH_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-
+_FILE = Path(__file__).with_name("networks.yaml")
 NETWORKS: Mapping[str, Pretrained] = {
-    network.name: network
-    for network in (
-        Pretrained(
-            "alexnet",
-            "lpips",
-            _TORCHVISION + "alexnet-owt-7be5be79.pth",
-            digest="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
-            heads="alex",
-        ),
-        Pretrained(
-            "vgg16",
-            "frechet_vgg16",
-            _TORCHVISION + "vgg16-397923af.pth",
-            digest="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
-            heads="vgg",
-        ),
-        Pretrained(
-            "inception",
-            "fid, inception_score",
-            _TORCH_FIDELITY + "weights-inception-2015-12-05-6726825d.pth",
-            convolutions=False,
-        ),
-    )
+    name: Pretrained(name, **row) for name, row in read_yaml(_FILE).items()
 }
