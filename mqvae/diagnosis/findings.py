@@ -1,9 +1,9 @@
 """What measurements say about a run, and what to try."""
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mqvae.config import Settings
 from mqvae.core.codebook import Table
@@ -12,12 +12,14 @@ from mqvae.core.quantizers import VectorQuantizer
 from mqvae.core.rules import Ema
 from mqvae.diagnosis.measured import Finding, Measured, gain
 from mqvae.diagnosis.motion import Motion
+from mqvae.files import read_yaml
 
 MATTERS = 0.05  # a share of the metric, or of the codewords, below which nothing is made of it
 DEAD = 0.5  # a share of the codewords from which their death comes before all else
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings
 COMMON = 0.3  # coherence of the drift from which a codeword can follow it
 REPLACED = ("--quantizer.replacement", "ReplaceUnused")
+WORDS = read_yaml(Path(__file__).with_name("findings.yaml"))
 
 
 def findings(
@@ -49,7 +51,7 @@ def findings(
         _choice(measured, tried, limits=first == "choice"),
         _bits(measured, tried, limits=first == "bits"),
         *([_network(tried)] if first == "network" else []),
-        *_motion(measured, tried),
+        _motion(measured, tried),
         _gradients(measured.motion, tried),
     ]
     return tuple(sorted(found, key=lambda finding: not finding.limits))
@@ -105,74 +107,57 @@ class Tried:
         return (self.command(f"codebook-lr-{rate}", "--optimizer.codebook_lr", rate),)
 
 
+def _say(name: str, **numbers: Any) -> str:
+    """A sentence of findings.yaml."""
+    sentence: str = WORDS[name]
+    return sentence.format(**numbers)
+
+
 def _codebook(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     dead = measured.dead / measured.codewords
     priced = tried.quantizer.rate is not None
-    if measured.dead:
-        words = (
-            f"{measured.dead:,} of {measured.codewords:,} codewords are "
-            f"{'not worth their bits' if priced else 'dead'}: no embedding of "
-            f"{measured.train_images:,} training images chose them. "
-        )
-    else:
-        words = f"All {measured.codewords:,} codewords are in use. "
     closer = gain(measured.error, measured.error_refitted)
-    title = measured.titles[measured.figure]
-    words += (
-        "k-means to convergence under the same encoder and decoder lowers the quantization error "
-        f"by {closer:.0%} and changes the {title} by {-measured.of_refit:+.0%}: "
-    )
+    said = [
+        _say(
+            "dead" if measured.dead else "alive",
+            measured=measured,
+            fate="not worth their bits" if priced else "dead",
+        ),
+        _say(
+            "refitted",
+            closer=closer,
+            title=measured.titles[measured.figure],
+            change=-measured.of_refit,
+        ),
+    ]
     commands = tried.alive() if dead >= MATTERS and not priced else ()
     if measured.of_refit >= MATTERS:
-        words += "codewords do not lie where the embeddings are."
+        said.append(_say("refit_gains"))
         commands = tried.alive() + tried.averaged()
         if measured.motion.speed < measured.motion.drift:
             commands += tried.rate(3.0)
-    elif closer < 2 * MATTERS:
-        words += "codewords lie where they should."
     else:
-        words += (
-            "codewords could lie better, though this decoder, used to those it has, makes little "
-            "of it."
-        )
-    return Finding("codebook", limits, words, commands)
+        said.append(_say("refit_as_good" if closer < 2 * MATTERS else "refit_unused"))
+    return Finding("codebook", limits, " ".join(said), commands)
 
 
 def _choice(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
-    words = (
-        f"The best of the {measured.candidates} nearest codes by the task's loss gain "
-        f"{measured.of_choice:.0%}"
-    )
+    words = _say("choice", measured=measured)
     if measured.of_choice < MATTERS:
-        return Finding("choice", limits, f"{words}: the nearest code is as good as any near it.")
+        return Finding("choice", limits, words + _say("choice_as_good"))
     weight = 2 * float(tried.settings.update["init_args"].get("commitment_weight", 0.1))
-    return Finding(
-        "choice",
-        limits,
-        f"{words}, {measured.changed:.0%} of the codes being others then: which code is chosen "
-        "counts. They were chosen with the image at hand, which is more than an encoder can do: "
-        "some of it is out of reach.",
-        (tried.command("commitment", "--update.commitment_weight", f"{weight:g}"),),
-    )
+    command = tried.command("commitment", "--update.commitment_weight", f"{weight:g}")
+    return Finding("choice", limits, words + _say("choice_counts", measured=measured), (command,))
 
 
 def _bits(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     if measured.of_bound < 0:
-        return Finding(
-            "bits",
-            limits,
-            "Given its own embeddings instead of codewords, the trained network is worse by "
-            f"{-measured.of_bound:.0%}: its decoder has adapted to the codewords, and nothing "
-            "can be said from here about what more of them would gain.",
-        )
-    words = (
-        f"Given its own embeddings instead of codewords, the trained network gains "
-        f"{measured.of_bound:.0%}"
-    )
+        return Finding("bits", limits, _say("bits_worse", worse=-measured.of_bound))
+    words = _say("bits", measured=measured)
     left = measured.of_bound - max(measured.of_refit, 0.0)
     if left < MATTERS:
-        return Finding("bits", limits, f"{words}: more codewords would hardly help this network.")
-    words += f", {left:.0%} of it beyond a refitted codebook: more bits would help."
+        return Finding("bits", limits, words + _say("bits_enough"))
+    words += _say("bits_more", left=left)
     rate = tried.quantizer.rate
     if rate is not None:
         more = f"{rate.bits + 1:g}"
@@ -184,68 +169,44 @@ def _bits(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
         commands.append(tried.command("groups", "--quantizer.groups", str(groups)))
     # More of them is no use while many of those there are dead.
     if measured.dead >= DEAD * measured.codewords:
-        words += " But first those there are should be in use."
+        words = f"{words} {_say('bits_in_use')}"
         commands = [*tried.alive()]
     return Finding("bits", limits, words, tuple(commands))
 
 
 def _network(tried: Tried) -> Finding:
-    steps = 2 * tried.settings.steps
-    return Finding(
-        "network",
-        True,
-        f"Nothing about the codebook would gain {MATTERS:.0%}: what limits this run is its encoder "
-        "and decoder, and how long they were trained.",
-        (tried.command("longer", "--steps", str(steps)), *_wider(tried)),
-    )
-
-
-def _wider(tried: Tried) -> Iterator[str]:
+    commands = [tried.command("longer", "--steps", str(2 * tried.settings.steps))]
     width = tried.settings.network["init_args"].get("width")
     if isinstance(width, int):
-        yield tried.command("wider", "--network.width", str(2 * width))
+        commands.append(tried.command("wider", "--network.width", str(2 * width)))
+    return Finding("network", True, _say("network", matters=MATTERS), tuple(commands))
 
 
-def _motion(measured: Measured, tried: Tried) -> Iterator[Finding]:
+def _motion(measured: Measured, tried: Tried) -> Finding:
     moved = measured.motion
     if not moved.drift:
-        yield Finding("motion", False, "The embeddings stand still: the encoder is not trained.")
-        return
+        return Finding("motion", False, _say("still"))
     ratio = moved.speed / moved.drift
-    words = (
-        f"In a step at {measured.rate:.0%} of the settings' rates an embedding moves by "
-        f"{moved.drift:.2g}, its codeword by {moved.speed:.2g}, {ratio:.2g} times as far, at a "
-        f"distance of {moved.distance:.2g} from each other. Embeddings of one code have "
-        f"{moved.coherence:.0%} of that drift in common."
-    )
+    said = [_say("motion", rate=measured.rate, moved=moved, ratio=ratio)]
     commands: tuple[str, ...] = ()
     if ratio < SLOW and moved.coherence >= COMMON:
-        words += " They move together, and their codeword is left behind."
+        said.append(_say("left_behind"))
         commands = tried.rate(min(1 / ratio if ratio else 30.0, 30.0))
     elif ratio < SLOW:
-        words += " The codeword is slower, but there is little that it could follow."
+        said.append(_say("nothing_to_follow"))
     elif ratio > FAST and not tried.averages:  # which do not move by a rate
-        words += " The codeword moves further than what it follows: lower its learning rate."
+        said.append(_say("too_fast"))
         commands = tried.rate(max(3 / ratio, 1 / 30))
     left = moved.speed_of_unused
     if measured.dead and left is not None and left < SLOW * moved.drift:
-        words += " Codewords that are not chosen are left behind altogether."
+        said.append(_say("unused_left_behind"))
         commands += tried.alive()
-    yield Finding("motion", False, words, tuple(dict.fromkeys(commands)))
+    return Finding("motion", False, " ".join(said), tuple(dict.fromkeys(commands)))
 
 
 def _gradients(moved: Motion, tried: Tried) -> Finding:
-    words = (
-        "The task's gradient, summed by codeword, and the codebook loss's have a cosine of "
-        f"{moved.alignment:.2f}: "
-    )
+    words = _say("gradients", moved=moved)
     if moved.alignment > 0.7:
-        return Finding(
-            "gradients", False, f"{words}a codebook that minds the task would go the same way."
-        )
-    return Finding(
-        "gradients",
-        False,
-        f"{words}the task pulls codewords elsewhere than k-means does.",
-        (tried.command("sync", "--update", "Synchronous"),) if not tried.averages else (),
-    )
+        return Finding("gradients", False, f"{words} {_say('gradients_agree')}")
+    commands = () if tried.averages else (tried.command("sync", "--update", "Synchronous"),)
+    return Finding("gradients", False, f"{words} {_say('gradients_differ')}", commands)
