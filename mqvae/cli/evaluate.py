@@ -2,8 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,8 +23,8 @@ from mqvae.cli.terminal import print_metrics, quiet
 from mqvae.errors import MqvaeError
 
 if TYPE_CHECKING:
-    from mqvae.data import Identity, Images
     from mqvae.metrics.bits import Prior
+    from mqvae.runs.images import Found
     from mqvae.tokenizer import Tokenizer
 
 
@@ -125,10 +124,7 @@ def evaluate(
     path = write_evaluation(
         tokenizer.run,
         result,
-        measured_on.identity,
-        images.source,
-        changes=measured_on.changes,
-        data=measured_on.data,
+        measured_on,
         checkpoint=checkpoint,
         step=tokenizer.step,
         weights=tokenizer.model,
@@ -149,24 +145,7 @@ def evaluate(
     return 0
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The images that are measured on.
-
-    Attributes:
-        images: The images.
-        identity: Which they are.
-        changes: How they differ from those of the run, where that was accepted.
-        data: What they are called in files, if they are not the run's; empty if they are.
-    """
-
-    images: "Images"
-    identity: "Identity"
-    changes: Mapping[str, str] = field(default_factory=dict)
-    data: str = ""
-
-
-def _own(tokenizer: "Tokenizer", split: str, root: str | None, *, accept: bool) -> _Images:
+def _own(tokenizer: "Tokenizer", split: str, root: str | None, *, accept: bool) -> "Found":
     """A split of the run's own images."""
     from mqvae.runs.images import load_run_split
 
@@ -178,14 +157,15 @@ def _own(tokenizer: "Tokenizer", split: str, root: str | None, *, accept: bool) 
         raise MqvaeError(
             f"the run has no {split} images (data.validation 0): take another --split."
         )
-    return _Images(found.images, found.identity, found.changes)
+    return found
 
 
 def _others(
     tokenizer: "Tokenizer", data: str, split: str | None, root: str | None, *, own_size: bool
-) -> _Images:
+) -> "Found":
     """Other images than the run's."""
     from mqvae.data import identity_of
+    from mqvae.runs.images import Found
     from mqvae.runs.known import Known
     from mqvae.tasks import Task
     from mqvae.training.images import other_images
@@ -207,10 +187,10 @@ def _others(
     identity = identity_of(images)
     known = Known.of_run(tokenizer.run)
     if known and not own_size and known.splits.get(images.split) == identity:
-        return _Images(images, identity)  # the run's own, wherever they are
+        return Found(images, identity)  # the run's own, wherever they are
     name = re.sub(r"[^\w.]+", "_", Path(data).name).strip("._") or "data"
     parts = [name, split, "own_size" if own_size else None]
-    return _Images(images, identity, data="-".join(filter(None, parts)))
+    return Found(images, identity, data="-".join(filter(None, parts)))
 
 
 def _prior(tokenizer: "Tokenizer", *, labels: bool, speaks: bool) -> "Prior | None":

@@ -1,7 +1,7 @@
 """The images of a run, in its splits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mqvae.data import (
@@ -61,17 +61,19 @@ class Splits:
 
 @dataclass(frozen=True)
 class Found:
-    """A split of a run, as it is there now.
+    """A split of a run, as it is there now, or other images.
 
     Attributes:
         images: The images.
         identity: Which they are.
         changes: What is different from those that the run had, and was accepted.
+        data: What they are called in files, if they are not the run's; empty if they are.
     """
 
     images: Images
     identity: Identity
-    changes: Changes
+    changes: Changes = field(default_factory=dict)
+    data: str = ""
 
 
 def load_run_split(

@@ -13,6 +13,7 @@ from mqvae.core.rules import Step
 from mqvae.files import write_json
 from mqvae.metrics import evaluate
 from mqvae.progress import Progress
+from mqvae.runs.images import Found
 from mqvae.training.assembly import initialize_codebook
 from mqvae.training.checkpoints import Before
 from mqvae.training.memory import noticing_full_disks, noticing_shortage
@@ -217,11 +218,5 @@ class Training(TrainingState):
         }
         if not self.processes.first:
             return {**result.metrics, **further}
-        return write_summary(
-            self.run,
-            result,
-            self.known.splits["test"],
-            self.splits.test.source,
-            self.step,
-            further,
-        )
+        found = Found(self.splits.test, self.known.splits["test"])
+        return write_summary(self.run, result, found, self.step, further)

@@ -7,17 +7,16 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import Image
 
-from mqvae.data import Identity
 from mqvae.files import read_json, write_json, write_whole
 from mqvae.metrics import Evaluation
 from mqvae.provenance import code
 from mqvae.runs import Run
+from mqvae.runs.images import Found
 from mqvae.tasks import Picture, Strip
 
 EVALUATIONS = "evaluations"
@@ -29,15 +28,12 @@ SAME = ("split", "images")
 def write_evaluation(
     run: Run,
     result: Evaluation,
-    images: Identity,
-    source: str,
+    found: Found,
     *,
-    changes: Mapping[str, str] = MappingProxyType({}),
     checkpoint: str,
     step: int,
     weights: str,
     device: str,
-    data: str = "",
     refined: str = "",
 ) -> Path:
     """Merge what was measured into the file of its split and checkpoint, `evaluations/NAME.json`.
@@ -48,27 +44,24 @@ def write_evaluation(
     Args:
         run: The run.
         result: What was measured.
-        images: Which images these are.
-        source: Where they came from, in words.
-        changes: How they differ from those of the run, where that was accepted.
+        found: The images; of other data than the run's the file is DATA-DIGEST-CHECKPOINT.
         checkpoint: "last" or "best".
         step: Training steps that it has had.
         weights: Fingerprint of its weights.
         device: What it was measured on, in words.
-        data: The name of other data than the run's: the file is DATA-DIGEST-CHECKPOINT then.
         refined: How codes were refined, in words: the file is NAME-refined then.
 
     Returns:
         The file.
     """
     name = f"{result.protocol['split']}-{checkpoint}"
-    if data:
-        name = f"{data}-{images.digest[:8]}-{checkpoint}"
+    if found.data:
+        name = f"{found.data}-{found.identity.digest[:8]}-{checkpoint}"
     if refined:
         name = f"{name}-refined"
     path = run.folder / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    identity = images.to_json()
+    identity = found.identity.to_json()
     same = {key: result.protocol[key] for key in SAME}
     before = _of_the_same(path, weights, identity, refined, same)
     described = {key: dataclasses.asdict(metric) for key, metric in result.described.items()}
@@ -76,15 +69,15 @@ def write_evaluation(
     names = list(result.metrics)
     now = {"figures": names, "device": device, "versions": versions()}
     content = {
-        **({"data": data} if data else {}),
+        **({"data": found.data} if found.data else {}),
         "split": result.protocol["split"],
         "checkpoint": checkpoint,
         "step": step,
         "weights": weights,
         "images": identity,
-        "source": source,
+        "source": found.images.source,
         **({"refined": refined} if refined else {}),
-        **({"accepted_changes": dict(changes)} if changes else {}),
+        **({"accepted_changes": dict(found.changes)} if found.changes else {}),
         **{key: before[key] for key in before.get("figures", {})},
         **result.metrics,
         "protocol": result.protocol,
@@ -100,23 +93,21 @@ def write_evaluation(
 
 
 def write_summary(
-    run: Run, result: Evaluation, images: Identity, source: str, step: int, further: dict[str, Any]
+    run: Run, result: Evaluation, found: Found, step: int, further: dict[str, Any]
 ) -> dict[str, Any]:
     """Write what a run's last checkpoint was measured with, and summary.json; returns the latter.
 
     Args:
         run: The run.
         result: What was measured on the test images.
-        images: Which images these are.
-        source: Where they came from, in words.
+        found: The images.
         step: Training steps made.
         further: What else the summary says.
     """
     path = write_evaluation(
         run,
         result,
-        images,
-        source,
+        found,
         checkpoint="last",
         step=step,
         weights=run.load("last", training=False, weights=False).digest,
