@@ -1,6 +1,7 @@
 """Functions become commands: their signatures make the options, their docstrings the help."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,27 +14,8 @@ from mqvae.cli.parser import options_of, text_of
 from mqvae.errors import MqvaeError, brief, did_you_mean
 from mqvae.optional import ExtraMissing
 
-COMMANDS = {
-    "train": "train a network, or resume a run",
-    "presets": "list presets: data, network and length",
-    "methods": "list methods: quantizer, update rule and optimizers",
-    "evaluate": "measure a run on its test images",
-    "diagnose": "find what limits a run, and what to try",
-    "encode": "encode images as codes",
-    "decode": "decode codes to images",
-    "compress": "compress images or codes into a small file",
-    "decompress": "decompress such a file to images",
-    "export": "export encoder and decoder: torch.export and ONNX",
-    "import": "make a run of a tokenizer of taming-transformers or LlamaGen",
-    "pretrained": "list pretrained tokenizers, or make a run of one",
-    "data": "cut real photographs into images to train on",
-    "weights": "list or fetch the networks that some metrics need",
-    "prior": "train a prior over the codes of a run: a PixelCNN or a transformer",
-    "sample": "draw images from a run's prior",
-    "report": "show runs on one HTML page",
-    "doctor": "check the installation: what is missing, and how to get it",
-    "completion": "print shell completion for bash or zsh",
-}
+USAGE = Path(__file__).with_name("usage.txt").read_text(encoding="utf-8")
+COMMANDS = dict(re.findall(r"^  (\w+)  +(.+)$", USAGE, re.MULTILINE))
 # Where those are that have no module of their own name.
 ELSEWHERE = {
     "encode": "codes",
@@ -44,17 +26,13 @@ ELSEWHERE = {
     "sample": "prior",
 }
 
-USAGE = Path(__file__).with_name("usage.txt")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program `mqvae`; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _forgiving()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        lines = [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
-        text = USAGE.read_text(encoding="utf-8")
-        print(text.replace("@commands@", "\n".join(lines)), end="")
+        print(USAGE, end="")
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":

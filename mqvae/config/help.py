@@ -1,7 +1,7 @@
 """Texts of `mqvae train --help`, `--help-all` and `--SLOT.help CLASS`."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
 from inspect import Parameter, cleandoc, getdoc, signature
 from pathlib import Path
@@ -15,23 +15,6 @@ from mqvae.config.command_line import SHORT
 from mqvae.config.options import HANDED_LATER, LEVELS, LISTED, SLOTS, Start
 from mqvae.errors import MqvaeError, did_you_mean
 
-BEFORE = """\
-Every setting of a run, as an option of `mqvae train`; in YAML files without the
-dashes. N is a whole number, X a number, A,B a list. Defaults hold where neither
-preset nor file says anything.
-"""
-RUN: Mapping[str, tuple[str, str]] = {
-    "--method": ("METHOD", "one of `mqvae methods`, or a YAML file (default: the preset's)"),
-    "--config": ("FILE", "a YAML file of settings over the preset; options are over it"),
-    "--out": ("RUN", "folder of the run (default: runs/DATA-RULE-SEED)"),
-    "--overwrite": ("", "replace a run at --out"),
-    "--resume": ("RUN", "resume a run where it stopped"),
-    "--sweep": ("NAME=A,B …", "train every combination of the values of some settings"),
-    "--name": ("TEXT", "label in tables and plots (default: the method's)"),
-    "--seed": ("N", "seed of weights, k-means, order and validation split (default: 0)"),
-    "--steps": ("N", "number of training steps (default: 1000)"),
-    "--freeze": ("A,B", "hold these still: encoder, codebook, decoder (default: none)"),
-}
 _EVERYDAY_NAMES = {setting: option for option, setting in SHORT.items()}
 
 
@@ -44,7 +27,7 @@ def show_help(arguments: list[str]) -> None:
     for at, argument in enumerate(arguments):
         name, _, kind = argument.partition("=")
         if name in ("-h", "--help"):
-            text = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
+            text = _text("help.txt")
         elif name == "--help-all":
             text = everything()
         elif name.startswith("--") and name.endswith(".help"):
@@ -62,12 +45,13 @@ def show_help(arguments: list[str]) -> None:
         raise SystemExit(0)
 
 
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
 def everything() -> str:
     """All options of `mqvae train`."""
-    lines = [BEFORE, "run:"]
-    for option, (value, words) in RUN.items():
-        lines += _option(f"{option} {value}".rstrip(), words)
-    lines += _arguments("from", Start)
+    lines = [_text("help-all.txt").rstrip("\n"), *_arguments("from", Start)]
     for name, group in LISTED.items():
         lines += ["", f"{name}:", *_arguments(name, group)]
     lines += ["", "components, a class each:"]

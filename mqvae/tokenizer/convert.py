@@ -14,6 +14,7 @@ from torch import Tensor
 from mqvae.config import Settings, load_preset
 from mqvae.core.distance import Cosine, Distance, Euclidean
 from mqvae.errors import MqvaeError
+from mqvae.files import read_yaml
 from mqvae.networks.vqgan.keys import Imported, imported
 from mqvae.provenance import code
 from mqvae.runs import Checkpoint, Run
@@ -143,7 +144,8 @@ def converted(
             raise
         raise MqvaeError(f"{file}: {error}") from error
     near = type(found.form.distance) if distance is None else DISTANCES[distance]
-    settings = Settings.of(load_preset("paper", _delta(found, near, data=data, root=root)))
+    usual = read_yaml(Path(__file__).with_name("converted.yaml"))
+    settings = Settings.of(load_preset("paper", usual, _delta(found, near, data=data, root=root)))
     checkpoint = Checkpoint(
         model=found.weights,
         training={},
@@ -155,31 +157,23 @@ def converted(
 
 
 def _delta(found: Imported, near: type[Distance], *, data: str, root: str | None) -> dict[str, Any]:
-    """Settings of the tokenizer, and those that its project trains with."""
-    network = found.network
+    """Settings of the tokenizer."""
     folder = Path(data).expanduser()
     return {
         "name": found.form.name,
-        "steps": 10_000,
         "data": {
             "name": str(folder.absolute()) if root is None and folder.is_dir() else data,
             "root": None if root is None else str(Path(root).expanduser().absolute()),
             "side": found.inputs.side,
             "channels": found.inputs.channels,
-            "batch_size": 32,
         },
-        "network": {
-            "class_path": "mqvae.VQGAN",
-            "init_args": json.loads(json.dumps(asdict(network))),  # lists for tuples
-        },
+        # Lists for tuples.
+        "network": {"init_args": json.loads(json.dumps(asdict(found.network)))},
         "quantizer": {
-            "class_path": "mqvae.VectorQuantizer",
             "init_args": {
                 "num_codes": found.num_codes,
                 "dim": found.dim,
                 "distance": {"class_path": f"mqvae.{near.__name__}"},
             },
         },
-        "update": {"class_path": "mqvae.Joint", "init_args": {"commitment_weight": 0.25}},
-        "optimizer": {"network_lr": 1e-4, "codebook_lr": 1e-4},
     }
