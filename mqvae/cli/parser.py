@@ -105,8 +105,8 @@ def parser_of(command: str, function: Callable[..., Any]) -> argparse.ArgumentPa
             types, told = get_type_hints(fields), parse(fields.__doc__ or "").params
             for each in told:
                 own = signature(fields).parameters[each.arg_name]
-                words = {each.arg_name: each.description or ""}
-                _add(parser, own, types[each.arg_name], words, default=argparse.SUPPRESS)
+                meant = {each.arg_name: each.description or ""}
+                _add(parser, own, types[each.arg_name], meant, default=argparse.SUPPRESS)
         else:
             _add(parser, parameter, hint, meanings, default=parameter.default)
     return parser

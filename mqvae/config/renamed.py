@@ -38,7 +38,7 @@ def _without_retired(config: Any) -> Any:
     found = {key: _without_retired(value) for key, value in config.items()}
     retired = RETIRED.get(canonical(str(found.get("class_path"))), {})
     arguments = found.get("init_args")
-    for key, value in retired.items() if isinstance(arguments, dict) else ():
-        if key in arguments and arguments[key] == value:
-            del arguments[key]
+    if isinstance(arguments, dict):
+        changing = {k: v for k, v in arguments.items() if k not in retired or v != retired[k]}
+        found["init_args"] = changing
     return found

@@ -48,12 +48,7 @@ class VQNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        quantizer: Quantizer,
-        decoder: nn.Module,
-        *,
-        channel_axis: int = 1,
+        self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, *, channel_axis: int = 1
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -153,10 +153,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def _walk(
-    folder: bytes,
-    inside: bytes,
-    above: frozenset[tuple[int, int]],
-    folders: dict[bytes, int],
+    folder: bytes, inside: bytes, above: frozenset[tuple[int, int]], folders: dict[bytes, int]
 ) -> Iterator[bytes]:
     """Depth first, each folder sorted: then all of them are sorted by the parts of their paths."""
     entries: list[tuple[bytes, bool]] = []

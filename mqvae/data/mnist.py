@@ -82,12 +82,7 @@ def _load_idx(
         return getattr(torchvision.datasets, torchvision_name)(folder, download=True)
 
     return search(
-        name,
-        read,
-        root=root,
-        shipped=shipped,
-        download=fetch if download else None,
-        advice=advice,
+        name, read, root=root, shipped=shipped, download=fetch if download else None, advice=advice
     )
 
 

@@ -19,15 +19,7 @@ import numpy as np
 
 from mqvae.data.decoding import File
 from mqvae.data.files import Files
-from mqvae.data.listing import (
-    CACHED_FROM,
-    EXTENSIONS,
-    Names,
-    keep,
-    kept_at,
-    read_kept,
-    state_of,
-)
+from mqvae.data.listing import CACHED_FROM, EXTENSIONS, Names, keep, kept_at, read_kept, state_of
 from mqvae.errors import MqvaeError
 
 NO_LABEL = -1

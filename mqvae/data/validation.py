@@ -71,12 +71,7 @@ def bounds_of(images: Images, count: int, *, seed: int, limit: int | None = None
 
 
 def hold_out(
-    images: Images,
-    count: int,
-    *,
-    seed: int,
-    limit: int | None = None,
-    bounds: Bounds | None = None,
+    images: Images, count: int, *, seed: int, limit: int | None = None, bounds: Bounds | None = None
 ) -> tuple[Images, Images]:
     """What is left of a training set, in its order, and `count` images drawn from it by the seed.
 

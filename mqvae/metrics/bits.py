@@ -89,10 +89,7 @@ class CodeBits:
         groups = self.quantizer.groups
         positions, pixels, bits, images = total(self.sums).tolist()
         entropy = counts.entropy()
-        found = {
-            "nominal_bits": groups * math.log2(self.quantizer.num_codes),
-            "entropy": entropy,
-        }
+        found = {"nominal_bits": groups * math.log2(self.quantizer.num_codes), "entropy": entropy}
         if by_position := self._of_all_processes() if together else self._own():
             mean = by_position.entropy(corrected=True) * groups / by_position.groups
             found["position_entropy"] = mean

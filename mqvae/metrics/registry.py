@@ -14,10 +14,10 @@ from mqvae.metrics.image_metric import ImageMetric, Row
 from mqvae.metrics.score import Classifier
 from mqvae.metrics.sharing import SHARED
 from mqvae.optional import ExtraMissing
-from mqvae.tasks import Adversarial, Classification, Metric, Task, metrics_of
+from mqvae.tasks import Adversarial, Classification, Metric, Task, rows_of
 from mqvae.weights import WeightsNotFound
 
-FURTHER: Mapping[str, Row] = metrics_of("further", Row)
+FURTHER: Mapping[str, Row] = {key: Row(**row) for key, row in rows_of("further").items()}
 """Metrics of any task that gives images, measured on request."""
 FRECHET = tuple(name for name, row in FURTHER.items() if ".frechet." in row.path)
 """Names of the Fréchet distances, which a prior's samples are measured by as well."""

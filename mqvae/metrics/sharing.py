@@ -26,7 +26,4 @@ def shared(
     rows = torch.cat([nothing, *(each.reshape(-1, groups) for each in codes)])
     rows = from_all_processes(rows) if together else rows
     counts = rows.unique(dim=0, return_counts=True)[1]
-    return {
-        "unique_codes": len(counts) / len(rows),
-        "collisions": float(counts[counts > 1].sum()),
-    }
+    return {"unique_codes": len(counts) / len(rows), "collisions": float(counts[counts > 1].sum())}

@@ -73,11 +73,7 @@ class Lpips(MeanMetric):
     """
 
     def __init__(
-        self,
-        images: Images,
-        device: torch.device | str = "cpu",
-        *,
-        weights: Weights | None = None,
+        self, images: Images, device: torch.device | str = "cpu", *, weights: Weights | None = None
     ) -> None:
         super().__init__()
         weights = weights or read("alexnet")

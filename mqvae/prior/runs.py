@@ -63,10 +63,7 @@ def begin_prior(
 
 
 def resume_prior(
-    run: str | Path,
-    *,
-    device: torch.device | str | None = None,
-    accept_changed_data: bool = False,
+    run: str | Path, *, device: torch.device | str | None = None, accept_changed_data: bool = False
 ) -> PriorTraining:
     """A prior from its last checkpoint, as if it had never stopped; bit for bit on a CPU.
 

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from mqvae.report.charts import (
-    COLOURS,
-    RUN,
-    Mark,
-    drawing,
-    mark,
-    plain,
-    spans_decade,
-    y_ticks,
-)
+from mqvae.report.charts import COLOURS, RUN, Mark, drawing, mark, plain, spans_decade, y_ticks
 from mqvae.report.curves import Chart, Charts, comparable
 from mqvae.report.run import Run
 from mqvae.report.tables import figures

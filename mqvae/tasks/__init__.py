@@ -12,3 +12,4 @@ from mqvae.tasks.task import Picture as Picture
 from mqvae.tasks.task import Strip as Strip
 from mqvae.tasks.task import Task as Task
 from mqvae.tasks.task import metrics_of as metrics_of
+from mqvae.tasks.task import rows_of as rows_of

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -37,19 +37,16 @@ class Metric:
     scale: float = 1.0
 
 
-M = TypeVar("M", bound=Metric)
-
-
 @cache
-def _rows() -> Mapping[str, Mapping[str, dict[str, Any]]]:
-    found: Mapping[str, Mapping[str, dict[str, Any]]]
-    found = read_yaml(Path(__file__).with_name("metrics.yaml"))
+def rows_of(group: str) -> Mapping[str, dict[str, Any]]:
+    """The rows of a group in metrics.yaml, by their keys."""
+    found: Mapping[str, dict[str, Any]] = read_yaml(Path(__file__).with_name("metrics.yaml"))[group]
     return found
 
 
-def metrics_of(group: str, kind: type[M] = Metric) -> dict[str, M]:  # type: ignore[assignment]
+def metrics_of(group: str) -> dict[str, Metric]:
     """The metrics of a group in metrics.yaml, by their keys."""
-    return {key: kind(**row) for key, row in _rows()[group].items()}
+    return {key: Metric(**row) for key, row in rows_of(group).items()}
 
 
 @dataclass(frozen=True)

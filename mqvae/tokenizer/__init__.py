@@ -1,6 +1,6 @@
 """A trained run as an object: images to codes and back, shared and exported."""
 
-import lazy_loader
+import lazy_loader  # type: ignore[import-untyped]
 
 from mqvae.tokenizer.codec import BATCH_SIZE as BATCH_SIZE
 from mqvae.tokenizer.codes import Codes as Codes

@@ -174,6 +174,6 @@ def _delta(found: Imported, near: type[Distance], *, data: str, root: str | None
                 "num_codes": found.num_codes,
                 "dim": found.dim,
                 "distance": {"class_path": f"mqvae.{near.__name__}"},
-            },
+            }
         },
     }

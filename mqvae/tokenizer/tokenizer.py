@@ -98,11 +98,7 @@ class Tokenizer(FileCodec):
 
     @classmethod
     def _of(
-        cls,
-        folder: Path,
-        settings: Settings,
-        saved: Checkpoint,
-        device: torch.device | str | None,
+        cls, folder: Path, settings: Settings, saved: Checkpoint, device: torch.device | str | None
     ) -> "Tokenizer":
         try:
             components = settings.components()

@@ -126,11 +126,7 @@ def write_summary(
 
 
 def _of_the_same(
-    path: Path,
-    weights: str,
-    images: Mapping[str, Any],
-    refined: str,
-    protocol: Mapping[str, Any],
+    path: Path, weights: str, images: Mapping[str, Any], refined: str, protocol: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Contents of a file if it is about these weights and images; else, or if damaged, empty."""
     try:

@@ -14,11 +14,7 @@ from mqvae.weights.packaged import packaged, weights_of
 
 def parts_of(network: VQNetwork) -> dict[str, nn.Module]:
     """The parts of a network, by their names in settings."""
-    return {
-        "encoder": network.encoder,
-        "codebook": network.quantizer,
-        "decoder": network.decoder,
-    }
+    return {"encoder": network.encoder, "codebook": network.quantizer, "decoder": network.decoder}
 
 
 def start_from(start: Start, network: VQNetwork) -> None:

@@ -38,12 +38,7 @@ class TrainingState:
     """
 
     def __init__(
-        self,
-        run: Run,
-        settings: Settings,
-        splits: Splits,
-        parts: Parts,
-        processes: Processes,
+        self, run: Run, settings: Settings, splits: Splits, parts: Parts, processes: Processes
     ) -> None:
         self.run = run
         self.settings = settings

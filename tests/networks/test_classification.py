@@ -110,7 +110,7 @@ def test_what_it_does_not_take(stem, inputs, said):
 def test_what_it_cannot_be():
     with pytest.raises(ValueError, match="base_width must be 1 or more"):
         ResNet18(0)
-    with pytest.raises(ValueError, match="'small' or 'imagenet', got 'large'"):
+    with pytest.raises(ValueError, match="stem must be small or imagenet, got 'large'"):
         ResNet18(stem="large")
 
 

@@ -10,13 +10,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from mqvae.core.bilevel import gradient, scaled
-from mqvae.core.distributed import (
-    ProcessGroup,
-    agree,
-    mean_across_processes,
-    within,
-    world_size,
-)
+from mqvae.core.distributed import ProcessGroup, agree, mean_across_processes, within, world_size
 from mqvae.core.hypergradients import Derivative, ForwardMode, Hypergradient, OneSided
 from mqvae.core.hypergradients.derivative import along
 from mqvae.core.look_ahead import LookAhead, Undone
