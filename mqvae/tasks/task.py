@@ -38,10 +38,14 @@ class Metric:
 
 
 @cache
+def _all_rows() -> Any:
+    return read_yaml(Path(__file__).with_name("metrics.yaml"))
+
+
 def rows_of(group: str) -> Mapping[str, dict[str, Any]]:
     """The rows of a group in metrics.yaml, by their keys."""
-    found: Mapping[str, dict[str, Any]] = read_yaml(Path(__file__).with_name("metrics.yaml"))[group]
-    return found
+    rows: Mapping[str, dict[str, Any]] = _all_rows()[group]
+    return rows
 
 
 def metrics_of(group: str) -> dict[str, Metric]:

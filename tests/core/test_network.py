@@ -443,7 +443,5 @@ def test_an_unknown_normalization_is_refused():
         *(lambda n: VQVAE(normalization=n), lambda n: VQVAEEncoder(1, 4, normalization=n)),
         *(lambda n: VQGAN(normalization=n), lambda n: ResNet18(normalization=n)),
     ):
-        with pytest.raises(
-            ValueError, match="normalization must be batch or layer, got 'group'"
-        ):
+        with pytest.raises(ValueError, match="normalization must be batch or layer, got 'group'"):
             kind("group")
