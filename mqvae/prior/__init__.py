@@ -5,4 +5,3 @@ from mqvae.prior.runs import resume_prior as resume_prior
 from mqvae.prior.sampling import load_prior as load_prior
 from mqvae.prior.sampling import sample_images as sample_images
 from mqvae.prior.settings import PriorSettings as PriorSettings
-from mqvae.prior.training import PriorTraining as PriorTraining

@@ -1,5 +1,3 @@
 """The VQ-GAN (Esser et al. 2021): its network, and the names others have for its tensors."""
 
 from mqvae.networks.vqgan.network import VQGAN as VQGAN
-from mqvae.networks.vqgan.network import VQGANDecoder as VQGANDecoder
-from mqvae.networks.vqgan.network import VQGANEncoder as VQGANEncoder
