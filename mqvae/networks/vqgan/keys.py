@@ -16,7 +16,8 @@ from mqvae.networks.vqgan.network import VQGAN
 
 # Here, in taming-transformers, in LlamaGen. L counts levels as the data goes through them, R the
 # decoder's the other way round.
-NAMES = [line.split() for line in Path(__file__).with_name("keys.txt").read_text().splitlines()]
+_FILE = Path(__file__).with_name("keys.txt")
+NAMES = tuple(tuple(line.split()) for line in _FILE.read_text(encoding="utf-8").splitlines())
 
 # Inside a block, in both.
 IN_BLOCKS = {
