@@ -118,19 +118,8 @@ class Codes:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path) as file:
-            np.savez_compressed(
-                file,
-                codes=codes,
-                num_codes=self.num_codes,
-                side=self.side,
-                channels=self.channels,
-                names=names,
-                model=self.model,
-                skipped=skipped,
-                images=self.images,
-                refined=self.refined,
-                digest=self._digest(),
-            )
+            arrays = {"codes": codes, "names": names, "skipped": skipped, "digest": self._digest()}
+            np.savez_compressed(file, **(vars(self) | arrays))
 
     def without(self, names: Iterable[str]) -> "Codes":
         """The codes without those of images that could not be read, in whose place others were."""
@@ -186,15 +175,12 @@ class Codes:
             if codes.ndim < 2 or names.ndim != 1:
                 raise MqvaeError(f"codes {codes.shape} with names {names.shape}")
             found = cls(
-                codes=codes,
-                num_codes=int(file["num_codes"]),
-                side=int(file["side"]),
-                channels=int(file["channels"]),
-                names=tuple(str(n) for n in names),
-                model=str(file["model"]),
-                skipped=tuple(str(n) for n in file["skipped"]) if "skipped" in file else (),
-                images=str(file["images"]) if "images" in file else "",
-                refined=str(file["refined"]) if "refined" in file else "",
+                codes,
+                *(int(file[name]) for name in ("num_codes", "side", "channels")),
+                tuple(str(n) for n in names),
+                str(file["model"]),
+                tuple(str(n) for n in file["skipped"]) if "skipped" in file else (),
+                *(str(file[n]) if n in file else "" for n in ("images", "refined")),
             )
             return found, str(file["digest"]) if "digest" in file else ""
 
