@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template
 from PIL import Image
 
 from mqvae.errors import MqvaeError
@@ -19,6 +18,8 @@ SMALL = 64  # height of a strip below which it is enlarged
 
 def card_of(tokenizer: Codec) -> dict[str, bytes]:
     """The files of the card: README.md, and reconstructions.png if the run has pictures."""
+    from jinja2 import StrictUndefined, Template
+
     measured = _measured(tokenizer)
     grid = _grid(tokenizer.run.folder, measured)
     settings, network = tokenizer.settings, tokenizer.network

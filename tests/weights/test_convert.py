@@ -242,7 +242,7 @@ def test_numbers_that_are_not_finite_are_refused(there):
 @every_form
 def test_import_evaluate_encode_decode(form, there, capsys):
     saved(form)
-    command = ["import", "tokenizer.ckpt", "--out", "run", "--data", "photos", "--side", str(SIDE)]
+    command = ["import", "tokenizer.ckpt", "--out", "run", "--data", "photos", "--size", str(SIDE)]
     assert main(command) == 0
     assert f"{form}: width 32, multipliers [1, 2, 1], 11 codes of 5" in capsys.readouterr().out
     assert main(command) == 2
@@ -269,7 +269,7 @@ def test_the_distance_can_be_said(there):
 
 def test_fine_tuning(there, capsys):
     saved("LlamaGen")
-    options = ["--data", "photos", "--side", str(SIDE)]
+    options = ["--data", "photos", "--size", str(SIDE)]
     assert main(["import", "tokenizer.ckpt", "--out", "run", *options]) == 0
     (advice,) = re.findall(r"mqvae (train .*)", capsys.readouterr().out)
     small = ["--steps", "1", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
