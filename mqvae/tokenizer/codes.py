@@ -174,13 +174,15 @@ class Codes:
             codes, names = file["codes"], file["names"]
             if codes.ndim < 2 or names.ndim != 1:
                 raise MqvaeError(f"codes {codes.shape} with names {names.shape}")
+            numbers = {name: int(file[name]) for name in ("num_codes", "side", "channels")}
             found = cls(
-                codes,
-                *(int(file[name]) for name in ("num_codes", "side", "channels")),
-                tuple(str(n) for n in names),
-                str(file["model"]),
-                tuple(str(n) for n in file["skipped"]) if "skipped" in file else (),
-                *(str(file[n]) if n in file else "" for n in ("images", "refined")),
+                codes=codes,
+                names=tuple(str(n) for n in names),
+                model=str(file["model"]),
+                skipped=tuple(str(n) for n in file["skipped"]) if "skipped" in file else (),
+                images=str(file["images"]) if "images" in file else "",
+                refined=str(file["refined"]) if "refined" in file else "",
+                **numbers,
             )
             return found, str(file["digest"]) if "digest" in file else ""
 
