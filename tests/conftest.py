@@ -5,18 +5,10 @@ import json
 import os
 import shutil
 import warnings
-from contextlib import nullcontext
 from itertools import combinations, groupby
 
 import pytest
-import torch
 from markupsafe import Markup
-from pairs import Pair
-from rounding import Rounding
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torch.utils.tensorboard  # its own imports warn
 
 # Laid over digits-tiny: a run that takes no time.
 SMALL = {
@@ -30,9 +22,6 @@ SMALL = {
     "trainer": {"accelerator": "cpu"},
 }
 
-# The problems are tiny: threads would only wait for each other.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-torch.manual_seed(0)  # what is made while tests are collected is the same each time
 os.fsync = lambda file: None  # no test cuts the power, and a disk may take its time
 
 
@@ -48,6 +37,18 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "covering(n): of all combinations of parameters, as many as have every n values"
     )
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        prepare()  # who hands tests out to workers imports no torch
+
+
+def prepare():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch.utils.tensorboard  # its own imports warn
+
+    # The problems are tiny: threads would only wait for each other.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.manual_seed(0)  # what is made while tests are collected is the same each time
 
 
 def pytest_collection_finish():
@@ -83,14 +84,23 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded(request):
+    import torch
+
     torch.manual_seed(0)
-    with Rounding() if request.config.getoption("rounding") else nullcontext():
+    if not request.config.getoption("rounding"):
+        yield
+        return
+    from rounding import Rounding
+
+    with Rounding():
         yield
 
 
 @pytest.fixture(scope="session")
 def pair():
     """Two processes that a function is called in: see tests/pairs.py."""
+    from pairs import Pair
+
     both = Pair()
     yield both
     both.stop()
