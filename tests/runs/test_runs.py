@@ -553,11 +553,12 @@ def test_killed_while_a_run_is_made_it_can_be_made_again(tmp_path, monkeypatch, 
 
 # -- one trainer at a time -------------------------------------------------------------------------
 
+# What `Run.lock` does, without the imports of a training.
 HOLDING = """
 import sys
-from mqvae.runs import Run
-run = Run(sys.argv[1])
-run.lock()
+from pathlib import Path
+from mqvae.runs.lock import lock
+held = lock(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()
 """
