@@ -99,6 +99,7 @@ def test_a_run_resumes_and_is_used(precision, device, tmp_path):
     run = tmp_path / "run"
     options = ["--trainer.accelerator", device, "--trainer.precision", precision]
     options += ["--trainer.loggers", "[]", "--network.width", "8", "--steps", "4"]
+    options += ["--data.batch_size", "32"]
     assert main(["train", "digits-tiny", "--out", str(run), *options]) == 0
     assert main(["train", "--resume", str(run), "--steps", "8"]) == 0
     assert main(["evaluate", str(run), "--accelerator", device]) == 0

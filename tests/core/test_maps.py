@@ -230,7 +230,7 @@ def test_assigned_codewords_are_the_codebook(codebook):
 
 # -- properties ------------------------------------------------------------------------------------
 
-RANDOM = settings(derandomize=True, deadline=None, max_examples=15)
+RANDOM = settings(derandomize=True, deadline=None, max_examples=10)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -414,7 +414,7 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
 
 SMALL = {
     "name": "small",
-    "steps": 9,
+    "steps": 6,
     "data": {"side": 8, "batch_size": 8, "validation": 4},
     "network": {"width": 4, "residual_blocks": 1},
     "quantizer": {"init_args": {"num_codes": 8, "dim": 4}},
