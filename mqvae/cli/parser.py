@@ -1,4 +1,4 @@
-"""A command's options, from its function; and what is said of those that do not fit."""
+"""A command's options, from its function; and errors for those that do not fit."""
 
 import argparse
 import errno

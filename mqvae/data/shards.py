@@ -192,7 +192,7 @@ FURTHER = "left out, as there is an image before them in their sample"
 TWICE = "stored twice, the later one is taken"
 LINKS = "left out, as they are links, devices or sparse"
 Odd = dict[str, list[str]]
-"""Members that are left out or met twice, by what is said of them."""
+"""Members that are left out or met twice, by the reason."""
 
 
 def _remark(odd: Odd, folder: Path) -> str:

@@ -476,7 +476,7 @@ def test_no_file_of_what_is_shared_names_a_place(tmp_path, monkeypatch, named):
         for place in (str(tmp_path), "my pictures", "/runs", "jane", "~/"):
             assert place.encode() not in content, (path.name, place)
     card = (tmp_path / "shared" / "README.md").read_text()
-    assert "image files in ferien été" in card and "https://pypi.org/project/mqvae/" in card
+    assert "image files in ferien été" in card
     assert Tokenizer.from_pretrained(tmp_path / "shared").settings.data.name == "ferien été"
 
 
