@@ -152,10 +152,17 @@ def interrupt(at):
     return after
 
 
-def test_a_task_with_a_player_goes_on_bit_for_bit(tmp_path):
-    whole = begin(settings(ADVERSARIAL), tmp_path / "whole")
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A run with a player to its end, and the player at its beginning."""
+    whole = begin(settings(ADVERSARIAL), tmp_path_factory.mktemp("judged") / "whole")
     critic = {k: v.clone() for k, v in whole.parts.task.state_dict().items()}
     whole.fit()
+    return whole, critic
+
+
+def test_a_task_with_a_player_goes_on_bit_for_bit(judged, tmp_path):
+    whole, critic = judged
     for name, value in whole.parts.task.state_dict().items():
         # Trained, counted and averaged; the frozen one has not moved.
         assert torch.equal(value, critic[name]) == name.startswith("frozen"), name
@@ -168,18 +175,18 @@ def test_a_task_with_a_player_goes_on_bit_for_bit(tmp_path):
     again = resume(Run(tmp_path / "half"))
     assert (again.step, int(again.parts.task.seen)) == (5, 5)
     again.fit()
-    assert weights(tmp_path / "half") == weights(tmp_path / "whole")
-    assert rows(tmp_path / "half") == rows(tmp_path / "whole")
+    assert weights(tmp_path / "half") == weights(whole.run.folder)
+    assert rows(tmp_path / "half") == rows(whole.run.folder)
     for name, value in whole.parts.task.state_dict().items():
         assert torch.equal(again.parts.task.state_dict()[name], value), name
 
 
-def test_what_a_player_reports_is_logged(tmp_path):
-    begin(settings(ADVERSARIAL), tmp_path / "run").fit()
-    found = rows(tmp_path / "run")
+def test_what_a_player_reports_is_logged(judged):
+    folder = judged[0].run.folder
+    found = rows(folder)
     assert set(found[0]) == {*COLUMNS, "critic_loss"} - {"seconds", "data_wait"}
     assert all(float(row["critic_loss"]) for row in found)
-    saved = Run(tmp_path / "run").load("last").training
+    saved = Run(folder).load("last").training
     assert "task.critic.0.weight" in saved
     assert "task.critic.1.running_mean" in saved
     assert not any(name.startswith("task.frozen") for name in saved)

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -381,18 +380,6 @@ def test_a_disk_that_is_full_ends_a_run_in_words(tmp_path, monkeypatch, what):
     begin(settings("joint"), tmp_path / "whole").fit()
     one, two = (Run(f).load().model for f in (folder, tmp_path / "whole"))
     assert all(torch.equal(one[k], two[k]) for k in one)
-
-
-def test_sigterm_between_steps_of_a_run(tmp_path):
-    from mqvae.training import Interrupted
-
-    def ask(training):
-        if training.step == 3:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Interrupted):
-        begin(settings("joint"), tmp_path / "run").fit(after_step=ask)
-    assert Run(tmp_path / "run").load().state["step"] == 3
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, capsys):
