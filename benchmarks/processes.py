@@ -129,7 +129,11 @@ class Group:
 @contextmanager
 def together(count: int, preset: str) -> Iterator[Group]:
     """So many processes, one thread each, that have met."""
-    context = multiprocessing.get_context("spawn")
+    # Forks of a process that has imported what takes long, where there are such.
+    forked = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
+    if forked:
+        context.set_forkserver_preload([__name__, "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         try:
