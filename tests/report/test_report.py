@@ -583,7 +583,9 @@ def test_nothing_to_show_is_left_out_or_said(three: list[Path], tmp_path: Path) 
     assert re.search(r"Originals.*Silent.*nothing to show.*VQ-VAE \(one", page.text, re.S)
 
 
-def test_validation_is_a_dashed_line_of_its_own(three: list[Path], tmp_path: Path) -> None:
+def test_validation_is_a_dashed_line_of_its_own(
+    three: list[Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     run = make_run(tmp_path / "run", rows=20)
     head, *lines = (run / "metrics.csv").read_text().splitlines()
     rows = [line + (f",0.{9 - i // 5},odd" if i % 5 == 4 else ",,") for i, line in enumerate(lines)]
@@ -593,6 +595,7 @@ def test_validation_is_a_dashed_line_of_its_own(three: list[Path], tmp_path: Pat
     assert alt.endswith("VQ-VAE (validation) 0.6.")
     assert page.text.count("validation") == 1  # in the legend
     assert "stroke-dasharray" in page.source
+    request.getfixturevalue("uncharted")  # from here on
     assert "validation" not in read(three, tmp_path / "r.html").text
 
 
@@ -658,7 +661,9 @@ def rated(folder: Path, name: str, mse: float, **bits: float) -> Path:
     return make_run(folder, name, rows=3, summary=summary)
 
 
-def test_error_against_bits_where_two_runs_have_both(tmp_path: Path) -> None:
+def test_error_against_bits_where_two_runs_have_both(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     runs = [
         rated(tmp_path / "a", "A", 6e-3, entropy=9.4, prior_bits=6.6),
         rated(tmp_path / "b", "B", 5e-3, entropy=6.2),
@@ -672,6 +677,7 @@ def test_error_against_bits_where_two_runs_have_both(tmp_path: Path) -> None:
     # Shown against steps and against time alike.
     figure = next(i for i, (tag, a) in enumerate(page.tags) if a.get("aria-label") == alt)
     assert "data-against" not in next(a for tag, a in page.tags[figure::-1] if tag == "figure")
+    request.getfixturevalue("uncharted")  # from here on
     page = read(
         [runs[0], rated(tmp_path / "d", "D", 4e-3, entropy=8.0, prior_bits=6.0)], tmp_path / "q"
     )
