@@ -19,7 +19,7 @@ from mqvae.report import write_report
 from mqvae.training import Interrupted, TrainingFailed, begin
 
 # Four trainings and measurements in four minutes on two cores.
-STEPS, WIDTH, NETWORK_LR = 800, 32, 1e-3
+STEPS, WIDTH, NETWORK_LR = 500, 32, 1e-3
 
 # Folder -> the method, and what is different from it.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
