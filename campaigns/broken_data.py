@@ -3,7 +3,7 @@
     python -m campaigns.broken_data [--images 20 --every 1000 --folder FOLDER]
 
 Breaks `--images` images in 25 ways, with and without a size to bring them to; cuts files in the
-formats of IDX, CIFAR (binary and pickled) and SVHN, and shards, at every `--every`th byte; alters
+formats of IDX, CIFAR and SVHN, and shards, at every `--every`th byte; alters
 bytes of shards; and makes shards that lead outside, folders that are empty and the like. Each is
 loaded in this process, where any of these is counted as wrong: an exception that is neither
 MqvaeError nor FileNotFoundError, a message of several lines or one that does not name the file, a
@@ -304,7 +304,7 @@ def idx(folder: Path, every: int) -> Counts:
 
 
 def cifar(folder: Path, every: int) -> Counts:
-    """CIFAR's binary test files of the official size, and small pickled ones."""
+    """Small files of CIFAR."""
     from torchvision import datasets
 
     counts, rng = Counts(), np.random.default_rng(0)
@@ -312,26 +312,11 @@ def cifar(folder: Path, every: int) -> Counts:
         ("cifar10", datasets.CIFAR10, 1),
         ("cifar100", datasets.CIFAR100, 2),
     ):
-        binary = folder / name / ("cifar-10-batches-bin", "cifar-100-binary")[labels - 1]
-        binary.mkdir(parents=True)
-        rows = np.zeros((10_000, labels + 3072), dtype=np.uint8)
-        rows[:, labels:] = rng.integers(0, 256, 3072)
-        path = binary / ("test_batch.bin", "test.bin")[labels - 1]
-        rows.tofile(path)
 
-        def test(root: Path, name: str = name, count: int = 10_000) -> str | None:
-            return _count(name, root, count)
+        def test(root: Path, name: str = name) -> str | None:
+            return _count(name, root, 4)
 
-        tried(counts, "CIFAR, binary, whole", name, partial(test, binary.parent), "read")
-        for _ in cuts(path, every):
-            tried(
-                counts,
-                "CIFAR, binary, cut",
-                path.name,
-                partial(test, binary.parent),
-                "refused",
-            )
-        root = folder / f"{name}-pickled"
+        root = folder / name
         base = root / kind.base_folder
         base.mkdir(parents=True)
         key, known = ("labels", "fine_labels")[labels - 1], {}
@@ -348,15 +333,15 @@ def cifar(folder: Path, every: int) -> Counts:
             test_list=[[file, known[file]] for file, _ in kind.test_list],
             meta={**kind.meta, "md5": digest},
         ):
-            tried(counts, "CIFAR, pickled, whole", name, partial(test, root, count=4), "read")
+            tried(counts, "CIFAR, whole", name, partial(test, root), "read")
             for path in sorted(base.iterdir()):
                 content = path.read_bytes()
                 for _ in cuts(path, min(every, 1000)):
                     tried(
                         counts,
-                        "CIFAR, pickled, cut",
+                        "CIFAR, cut",
                         path.name,
-                        partial(test, root, count=4),
+                        partial(test, root),
                         "refused",
                     )
                 path.write_bytes(content)

@@ -19,7 +19,7 @@ def cache(tmp_path, monkeypatch):
     [
         ("images", {"count": 2}, 70, 70),
         ("idx", {"every": 3_000_000}, 2, 5),
-        ("cifar", {"every": 10_000_000}, 4, 100),
+        ("cifar", {"every": 10_000_000}, 2, 100),
         ("svhn", {"every": 1_000}, 1, 10),
         ("shards", {"every": 30_000, "altered": 40}, 30, 240),
         ("folders", {}, 2, 5),
