@@ -17,6 +17,7 @@ from mqvae.cli.parser import (
     folder_for,
     processes_of,
     refinement_of,
+    tokenizer_of,
     with_prior,
 )
 from mqvae.cli.terminal import quiet
@@ -117,12 +118,11 @@ def decode(
         out: Folder for the images.
         overwrite: Write into a folder in use.
     """
-    from mqvae.tokenizer import Codes, Tokenizer
+    from mqvae.tokenizer import Codes
     from mqvae.tokenizer.shards import decode_shards
 
     folder = folder_for(out, overwrite=overwrite)
-    device = processes_of(accelerator).device
-    tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
+    tokenizer = tokenizer_of(run, checkpoint, accelerator)
     if Path(codes).is_dir():
         written = decode_shards(tokenizer, codes, folder)
     else:

@@ -12,7 +12,7 @@ from mqvae.cli.parser import (
     RunName,
     file_for,
     folder_for,
-    processes_of,
+    tokenizer_of,
 )
 from mqvae.cli.terminal import quiet
 from mqvae.optional import require
@@ -39,13 +39,11 @@ def compress(
         fit: Resize, crop and convert images to what the run was trained on.
     """
     require("constriction")
-    from mqvae.tokenizer import Tokenizer
     from mqvae.tokenizer.compression import codewords_of, of_images
 
     file = file_for(out, overwrite=overwrite)
     quiet()
-    device = processes_of(accelerator).device
-    tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
+    tokenizer = tokenizer_of(run, checkpoint, accelerator)
     codes = of_images(tokenizer, images, fit=fit, accept_changed_data=accept_changed_data)
     size = codes.save(file, codewords_of(tokenizer))
     print(
@@ -75,12 +73,10 @@ def decompress(
     """
     require("constriction")
     from mqvae.coding import Compressed
-    from mqvae.tokenizer import Tokenizer
     from mqvae.tokenizer.compression import to_files
 
     folder = folder_for(out, overwrite=overwrite)
     found = Compressed.load(Path(file))
-    device = processes_of(accelerator).device
-    tokenizer = Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
+    tokenizer = tokenizer_of(run, checkpoint, accelerator)
     print(f"{to_files(tokenizer, found, folder):,} images: {folder}")
     return 0

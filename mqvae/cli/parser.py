@@ -220,6 +220,18 @@ def processes_of(accelerator: Any, devices: int = 1) -> "Processes":
     return Processes(Trainer(accelerator=accelerator, devices=devices))
 
 
+def tokenizer_of(run: str, checkpoint: str, accelerator: Any) -> "Tokenizer":
+    """A run as a tokenizer, where `accelerator` says.
+
+    Raises:
+        ValueError: as `processes_of` and `Tokenizer.from_run`.
+    """
+    from mqvae.tokenizer import Tokenizer
+
+    device = processes_of(accelerator).device
+    return Tokenizer.from_run(run, checkpoint=checkpoint, device=device)
+
+
 def folder_for(path: str, *, overwrite: bool) -> Path:
     """The folder that --out names.
 

@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mqvae.cli.parser import Accelerator, AcceptChanged, RunName, folder_for, processes_of
+from mqvae.cli.parser import (
+    Accelerator,
+    AcceptChanged,
+    RunName,
+    folder_for,
+    processes_of,
+    tokenizer_of,
+)
 from mqvae.cli.terminal import print_metrics, quiet, to_the_end
 from mqvae.errors import MqvaeError, refused
 from mqvae.prior import PriorSettings, begin_prior, resume_prior
@@ -99,14 +106,12 @@ def sample(
     from mqvae.prior.sampling import codes_of, images_of, load_prior, sample_codes
     from mqvae.prior.settings import FOLDER, PriorConfig
     from mqvae.runs import Run
-    from mqvae.tokenizer import Tokenizer
 
     folder = folder_for(out, overwrite=overwrite)
     if not 0 <= seed < 2**32:
         raise MqvaeError(f"--seed must lie in 0 … {2**32 - 1}, got {seed}.")
     config = PriorConfig.load(Run(run).folder / FOLDER)
-    device = processes_of(accelerator).device
-    tokenizer = Tokenizer.from_run(run, checkpoint=config.checkpoint, device=device)
+    tokenizer = tokenizer_of(run, config.checkpoint, accelerator)
     network = load_prior(tokenizer)
     if class_ is not None and not network.classes:
         raise MqvaeError(
