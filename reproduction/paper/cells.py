@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mqvae.report.words import aligned, duration
-from reproduction.paper.sections import PROTOCOLS, Cell, Column, Page, Protocol, Row, Table
+from reproduction.paper.sections import (
+    PROTOCOLS,
+    Cell,
+    Claim,
+    Column,
+    Protocol,
+    Row,
+    Section,
+    Table,
+)
 
 SHORT: Mapping[Protocol, str] = {
     "paper": "our reading",
@@ -65,10 +74,10 @@ def shown(table: Table) -> list[list[Shown]]:
     return [[cells[i] for cells in columns] for i in range(len(table.rows))]
 
 
-def protocols(page: Page) -> list[Protocol]:
-    """Those that occur."""
-    used = {row.protocol for section in page.sections for t in section.tables for row in t.rows}
-    claims = [*page.claims, *(claim for section in page.sections for claim in section.judged)]
+def protocols(sections: Sequence[Section], claims: Sequence[Claim] = ()) -> list[Protocol]:
+    """Those that occur in sections, and in claims beside them."""
+    used = {row.protocol for section in sections for t in section.tables for row in t.rows}
+    claims = [*claims, *(claim for section in sections for claim in section.judged)]
     used |= {protocol for claim in claims for protocol in claim.here}
     return [protocol for protocol in SHORT if protocol in used and PROTOCOLS[protocol]]
 

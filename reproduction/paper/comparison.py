@@ -44,18 +44,14 @@ class Comparison:
 
     def rows(self, protocol: Protocol) -> list[str]:
         """The methods of a protocol: at equal time without the bound."""
-        return [
-            name
-            for name in self.methods
-            if protocol != "time" or METHODS[name].preset != "no-quantization"
-        ]
+        return [name for name in self.methods if protocol != "time" or METHODS[name].has_codes]
 
     def run(
         self, method: str, rate: float | None, seed: int, *, steps: int = 0, final: bool = False
     ) -> Run:
         """A run of it."""
         steps, size = steps or self.scale.steps(self.task, self.dataset), self.size
-        if size and METHODS[method].preset == "no-quantization":  # has dimensions alone
+        if size and not METHODS[method].has_codes:  # has dimensions alone
             own = self.scale.settings[self.task]["quantizer"]["init_args"]
             size = None if size[1] == own["dim"] else (own.get("num_codes", 1024), size[1])
         named = (self.scale.name, self.task, self.dataset, method, rate, steps, seed, final)

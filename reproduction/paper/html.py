@@ -109,7 +109,10 @@ def html(page: Page) -> str:
         page=page,
         debug=DEBUG if page.scale == "debug" else "",
         legend=LEGEND,
-        protocols=[(SHORT[each], _definition(PROTOCOLS[each])) for each in protocols(page)],
+        protocols=[
+            (SHORT[each], _definition(PROTOCOLS[each]))
+            for each in protocols(page.sections, page.claims)
+        ],
         short=SHORT,
         shown_protocols=_shown,
         sections=[_section(section) for section in page.sections],

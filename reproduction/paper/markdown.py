@@ -47,7 +47,7 @@ def markdown(page: Page) -> dict[str, str]:
         lines += ["Pages with claims, tables, pictures and what is missing:", ""]
         lines += [f"* [{prose(s.title)}]({own[s.name]})" for s in apart] + [""]
     how = _bullets([f"{name}: {value}" for name, value in page.conditions.items()])
-    if used := protocols(page):
+    if used := protocols(page.sections, page.claims):
         how += [*_bullets([PROTOCOLS[each] for each in used]), prose(LEGEND), ""]
     lines += _folded("Sizes, protocols, machines", how)
     if page.taken:
@@ -57,7 +57,7 @@ def markdown(page: Page) -> dict[str, str]:
         lines += ["## Commands", "", "```sh", *page.commands, "```", ""]
     found = {f"{page.name}.md": lines}
     for section in apart:
-        used = protocols(Page(page.scale, (), {}, [section]))
+        used = protocols([section])
         told = _bullets([PROTOCOLS[each] for each in used]) + ([prose(LEGEND), ""] if used else [])
         found[own[section.name]] = [
             *(_section(section, "", "#")),

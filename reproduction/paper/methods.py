@@ -31,6 +31,11 @@ class Method:
     upper_loss: Mapping[str, Any] | None = None
     xi: float | None = None
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether it quantizes."""
+        return self.preset != "no-quantization"
+
 
 META_RATE = 6e-2  # Appendix I
 SMOOTHED_LOSS: Mapping[str, Any] = {

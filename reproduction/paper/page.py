@@ -39,12 +39,14 @@ def write_page(page: Page, out: Path) -> list[Path]:
 
 def _shown(out: Path, name: str) -> set[str]:
     """What a page and those of its sections show and lead to, as paths below `out`."""
-    found, pages = set[str](), [f"{name}.md"]
-    for each in pages:
-        if (out / each).is_file():
-            text = (out / each).read_text(encoding="utf-8", errors="replace")
-            names = re.findall(rf"\]\((?:{name}/)?(\w[\w.-]*\.(?:svg|png|md))\)", text)
-            shown = {f"{name}/{file}" for file in names} - found
-            pages += sorted(file for file in shown if file.endswith(".md"))
-            found |= shown
-    return found
+    found = _links(out / f"{name}.md", name)
+    return found.union(*(_links(out / each, name) for each in found if each.endswith(".md")))
+
+
+def _links(file: Path, folder: str) -> set[str]:
+    """The pictures and pages in `folder` that a page there or beside it names."""
+    if not file.is_file():
+        return set()
+    text = file.read_text(encoding="utf-8", errors="replace")
+    names = re.findall(rf"\]\((?:{folder}/)?(\w[\w.-]*\.(?:svg|png|md))\)", text)
+    return {f"{folder}/{each}" for each in names}

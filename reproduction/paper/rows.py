@@ -107,7 +107,7 @@ def table(
 
 def _has(method: str, column: Column) -> bool:
     """Whether there is such a metric: without a codebook there is none of codes."""
-    return column.key not in CODES or METHODS[method].preset != "no-quantization"
+    return column.key not in CODES or METHODS[method].has_codes
 
 
 def by_protocol(made: Table, key: str) -> Table:
