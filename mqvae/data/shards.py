@@ -168,7 +168,7 @@ def _index(folder: Path, shards: Sequence[str]) -> dict[str, np.ndarray]:
     names: list[bytes] = []
     places: list[tuple[int, int, int]] = []
     labels: list[int] = []
-    odd: Odd = {kind: [] for kind in (FURTHER, TWICE, LINKS)}
+    odd: Odd = {}
     for number, shard in enumerate(shards):
         before = os.fsencode(shard.removesuffix(".tar")) + b"/"
         for sample in _samples(folder / shard, odd):
@@ -191,16 +191,16 @@ def _index(folder: Path, shards: Sequence[str]) -> dict[str, np.ndarray]:
 FURTHER = "left out, as there is an image before them in their sample"
 TWICE = "stored twice, the later one is taken"
 LINKS = "left out, as they are links, devices or sparse"
-Odd = dict[str, list[str]]
-"""Members that are left out or met twice, by the reason."""
+Odd = dict[str, tuple[int, str]]
+"""How many members are left out or met twice, and the first of them, by the reason."""
 
 
 def _remark(odd: Odd, folder: Path) -> str:
     """A sentence on odd members: how many, and the first of each kind; empty without any."""
     parts = [
-        f"{len(odd[kind]):,} {kind} ({odd[kind][0]}{', …' * (len(odd[kind]) > 1)})"
+        f"{odd[kind][0]:,} {kind} ({odd[kind][1]}{', …' * (odd[kind][0] > 1)})"
         for kind in (FURTHER, TWICE, LINKS)
-        if odd[kind]
+        if kind in odd
     ]
     return f"images in the shards of {folder}: {'; '.join(parts)}" if parts else ""
 
@@ -211,6 +211,12 @@ class _Sample:
     start: int = 0
     size: int = 0
     label: int = NO_LABEL
+
+
+def _count(odd: Odd, kind: str, member: str, path: Path) -> None:
+    """One more of a kind; their names would be as many as shards have members."""
+    number, first = odd.get(kind, (0, f"{member} of {path.name}"))
+    odd[kind] = number + 1, first
 
 
 def _samples(path: Path, odd: Odd) -> list[_Sample]:
@@ -226,7 +232,7 @@ def _samples(path: Path, odd: Odd) -> list[_Sample]:
                 is_image = os.path.splitext(f"x.{kind}")[1].lower() in EXTENSIONS
                 if not member.isreg() or member.issparse():
                     if is_image:
-                        odd[LINKS].append(f"{member.name} of {path.name}")
+                        _count(odd, LINKS, member.name, path)
                     continue
                 if not is_image and kind != "cls":
                     continue
@@ -234,10 +240,10 @@ def _samples(path: Path, odd: Odd) -> list[_Sample]:
                 if kind == "cls":
                     sample.label = _label(shard, member)
                 elif sample.name and sample.name != member.name:
-                    odd[FURTHER].append(f"{member.name} of {path.name}")
+                    _count(odd, FURTHER, member.name, path)
                 else:
                     if sample.name:
-                        odd[TWICE].append(f"{member.name} of {path.name}")
+                        _count(odd, TWICE, member.name, path)
                     sample.name, sample.size = member.name, member.size
                     sample.start = member.offset_data
             _check_end(file, shard.offset)
