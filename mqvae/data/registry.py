@@ -78,7 +78,7 @@ def load(
     move no other. Its labels number the class subfolders in sorted order. A folder of tar files, or
     a pattern that names some, is split in the same way, by the keys of samples; their labels are in
     them. `mqvae.data.celeba_hq` and `mqvae.data.imagenet` say which files these two are;
-    `mqvae data photos` makes those of photos.
+    `python -m benchmarks.photos` in a clone of the repository makes those of photos.
 
     Args:
         name: One of `DATASETS`, an existing folder, or shards as in `photos/{0000..0123}.tar`.

@@ -39,7 +39,7 @@ def test_what_is_missing_comes_with_how_to_get_it(nothing_here, capsys):
         assert found[name][0] == "missing", name
     assert "downloaded when first asked for" in found["mnist"][1]
     assert str(nothing_here / "cache" / "imagenet") in found["imagenet"][1]
-    assert "mqvae data photos" in found["photos"][1]
+    assert "python -m benchmarks.photos" in found["photos"][1]
     assert found["vgg16"][1] == "mqvae weights vgg16 (for frechet_vgg16)"
     assert found["tensorboard"][1].startswith("pip install 'mqvae[tensorboard]' (for TensorBoard")
 

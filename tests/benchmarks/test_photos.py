@@ -1,4 +1,4 @@
-"""`mqvae data photos`: which pictures are taken, how they are cut and split, and read again."""
+"""The photographs: which are taken, how they are cut and split, and read again."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import photos
+from benchmarks.photos import cut_photographs, installed_photographs, main, photographs_in
 from mqvae import data
-from mqvae.cli import main
-from mqvae.data import photos
-from mqvae.data.photos import cut_photographs, installed_photographs, photographs_in
+from mqvae.data.photos import PACKAGES
+from mqvae.errors import MqvaeError
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
     """Crops of 16 pixels at two scales, and a cache of the test's own."""
     monkeypatch.setenv("MQVAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(photos, "SIDE", 16)
-    monkeypatch.setattr(photos, "FOLDER", "photos-16")
+    monkeypatch.setattr("mqvae.data.photos.SIDE", 16)
+    monkeypatch.setattr("mqvae.data.photos.FOLDER", "photos-16")
     monkeypatch.setattr(photos, "SCALES", (1, 2))
     monkeypatch.setattr(photos, "TEST_EVERY", 3)
 
@@ -35,6 +36,18 @@ def picture(path: Path, size=(40, 32), seed=0, kind="noise") -> Path:
     return path
 
 
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Cuts the pictures in `in/`."""
+
+    def run(*arguments: str) -> None:
+        words = ["photos", "--from", str(tmp_path / "in"), *arguments]
+        monkeypatch.setattr("sys.argv", words)
+        main()
+
+    return run
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -46,8 +59,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_each_photograph_is_in_one_split_and_files_follow_from_it(tmp_path):
     sources = {f"p{i}": picture(tmp_path / f"in/p{i}.png", seed=i) for i in range(9)}
     told = []
-    cut = cut_photographs(sources, tmp_path / "a", show=lambda done, name: told.append(done))
-    again = cut_photographs(dict(reversed(sources.items())), tmp_path / "b")
+    cut = cut_photographs(
+        sources, tmp_path / "a", show=lambda done, name: told.append(done), side=16
+    )
+    again = cut_photographs(dict(reversed(sources.items())), tmp_path / "b", side=16)
     assert files(cut.folder) == files(again.folder)
     assert told == list(range(1, 10))
     of = {
@@ -71,7 +86,7 @@ def test_each_photograph_is_in_one_split_and_files_follow_from_it(tmp_path):
 
 def test_crops_are_the_photographs_pixels_without_overlap(tmp_path):
     sources = {name: picture(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("ab")}
-    cut = cut_photographs(sources, tmp_path / "out")
+    cut = cut_photographs(sources, tmp_path / "out", side=16)
     for name, path in sources.items():
         whole = np.asarray(Image.open(path))[:, 4:36]  # the centre 32 × 32 of 40 × 32
         rows = [
@@ -89,23 +104,22 @@ def test_crops_are_the_photographs_pixels_without_overlap(tmp_path):
         assert np.array_equal(np.concatenate(rows), whole)
 
 
-def test_squares_of_another_side(tmp_path, capsys):
+def test_squares_of_another_side(tmp_path, command):
     for name in "ab":
         picture(tmp_path / f"in/{name}.png", seed=ord(name))
-    command = ["data", "photos", "--from", str(tmp_path / "in"), "--out", str(tmp_path)]
-    assert main([*command, "--size", "8"]) == 0
+    command("--out", str(tmp_path), "--size", "8")
     crops = list((tmp_path / "photos-8").glob("*/*.png"))
     # Of 10 × 8 and 20 × 16 pixels: one square and 2 × 2 of each.
     assert len(crops) == 10 and {np.asarray(Image.open(c)).shape for c in crops} == {(8, 8, 3)}
-    assert f"mqvae train photos-f4 --data {tmp_path / 'photos-8'}" in capsys.readouterr().out
-    assert main([*command, "--size", "7"]) == 2
-    assert "8 pixels a side or more, got 7" in capsys.readouterr().err
+    with pytest.raises(MqvaeError, match="8 pixels a side or more, got 7"):
+        command("--out", str(tmp_path), "--size", "7")
 
 
 def test_which_are_for_test_does_not_follow_from_the_alphabet(tmp_path):
     sources = {f"p{i:02}": picture(tmp_path / f"p{i:02}.png", seed=i) for i in range(30)}
     tests = {
-        path.name[:3] for path in (cut_photographs(sources, tmp_path).folder / "test").iterdir()
+        path.name[:3]
+        for path in (cut_photographs(sources, tmp_path, side=16).folder / "test").iterdir()
     }
     assert len(tests) == 10 and tests not in (set(sorted(sources)[:10]), set(sorted(sources)[-10:]))
 
@@ -114,11 +128,13 @@ def test_blank_crops_and_small_photographs_are_left_out(tmp_path):
     sources = {name: picture(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("ab")}
     sources["blank"] = picture(tmp_path / "blank.png", kind="blank")
     sources["tiny"] = picture(tmp_path / "tiny.png", size=(40, 12))
-    cut = cut_photographs(sources, tmp_path / "out")
+    cut = cut_photographs(sources, tmp_path / "out", side=16)
     assert cut.too_small == ("tiny",)
     assert sum(cut.photographs.values()) == 3 and sum(cut.crops.values()) == 10
     with pytest.raises(ValueError, match=r"expected at least 2 .* got 1 of 2"):
-        cut_photographs({name: sources[name] for name in ("a", "tiny")}, tmp_path / "other")
+        cut_photographs(
+            {name: sources[name] for name in ("a", "tiny")}, tmp_path / "other", side=16
+        )
     assert not (tmp_path / "other").exists()
 
 
@@ -148,17 +164,17 @@ def test_debians_packages(tmp_path):
     assert missing == ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
     entries = [Path(entry).stem for entries in photos.PACKAGES.values() for entry in entries]
     assert len(set(entries)) == len(entries) == 37
+    assert tuple(photos.PACKAGES) == PACKAGES
 
 
-def test_the_command_writes_what_load_reads(tmp_path, capsys):
+def test_the_command_writes_what_load_reads(tmp_path, capsys, command):
     for i in range(4):
         picture(tmp_path / f"in/{i}.png", seed=i)
     with pytest.raises(
-        data.DataNotFound, match=r"`mqvae data photos` makes them .*apt-get install"
+        data.DataNotFound, match=r"`python -m benchmarks.photos` cuts them .*apt-get install"
     ):
         data.load("photos", "train")
-    command = ["data", "photos", "--from", str(tmp_path / "in")]
-    assert main(command) == 0
+    command("--size", "16")
     said = capsys.readouterr()
     assert "train     15 crops of 3 photographs\ntest       5 crops of 1 photographs" in said.out
     assert "cutting: 4/4" in said.err and "photographs/s" in said.err
@@ -167,19 +183,14 @@ def test_the_command_writes_what_load_reads(tmp_path, capsys):
     assert not train.labels.any()
     assert data.load("photos", "test", side=8, channels=1).shape == (1, 8, 8)
     folder = tmp_path / "cache/photos"
-    for root in (folder, folder / photos.FOLDER):
+    for root in (folder, folder / "photos-16"):
         assert len(data.load("photos", "test", root=root)) == 5
-    assert main(command) == 2
-    assert "exists already: choose another --out, or add --overwrite" in capsys.readouterr().err
-    assert main([*command, "--overwrite"]) == 0
+    with pytest.raises(MqvaeError, match="exists already: choose another --out, or add --overwri"):
+        command("--size", "16")
+    command("--size", "16", "--overwrite")
     # What goes wrong leaves what was there.
     (tmp_path / "in/broken.png").write_bytes(b"no image")
-    assert main([*command, "--overwrite"]) == 2
-    assert "broken.png cannot be read" in capsys.readouterr().err
+    with pytest.raises(MqvaeError, match=r"broken\.png cannot be read"):
+        command("--size", "16", "--overwrite")
     assert len(data.load("photos", "test")) == 5
-    assert [path.name for path in folder.iterdir()] == [photos.FOLDER]
-
-
-def test_an_unknown_data_set_is_answered(capsys):
-    assert main(["data", "photo"]) == 2
-    assert "makes no 'photo'. Did you mean 'photos'?" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["photos-16"]
