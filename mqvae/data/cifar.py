@@ -11,17 +11,7 @@ from mqvae.data.images import InMemory
 from mqvae.data.places import by_torchvision, search
 
 
-def load_cifar10(split: str, root: Path | None, reading: Reading, download: bool) -> InMemory:
-    """CIFAR-10."""
-    return _load("cifar10", split, root, download)
-
-
-def load_cifar100(split: str, root: Path | None, reading: Reading, download: bool) -> InMemory:
-    """CIFAR-100."""
-    return _load("cifar100", split, root, download)
-
-
-def _load(name: str, split: str, root: Path | None, download: bool) -> InMemory:
+def _load(name: str, split: str, root: Path | None, reading: Reading, download: bool) -> InMemory:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -42,3 +32,7 @@ def _load(name: str, split: str, root: Path | None, download: bool) -> InMemory:
     advice = f"Its archive is {kind.filename}, to be unpacked there."
     fetch = functools.partial(kind, download=True) if download else None
     return search(name, read, root=root, download=fetch, advice=advice)
+
+
+load_cifar10 = functools.partial(_load, "cifar10")
+load_cifar100 = functools.partial(_load, "cifar100")

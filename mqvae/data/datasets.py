@@ -37,8 +37,8 @@ class OfDataset(Images):
 
     Args:
         samples: The dataset.
-        name: As of all `Images`.
-        split: As of all `Images`.
+        name: What it is called.
+        split: Which split it is.
         side: Pixels a side; of the first sample if None.
         channels: 1 or 3; as of the first sample if None.
         image: What an image is called in a sample; found if None.

@@ -129,6 +129,15 @@ class Reading:
     resize: bool = True
 
     def __post_init__(self) -> None:
+        if self.side is not None and self.side < 1:
+            raise MqvaeError(
+                f"side is out of range: expected at least 1 pixel, got {self.side}; e.g. 32"
+            )
+        if self.channels not in (None, 1, 3):
+            raise MqvaeError(
+                f"channels is out of range: expected 1 (grey) or 3 (colour), got {self.channels}; "
+                "leave it out to take what the images have"
+            )
         if self.on_error not in ("stop", "skip"):
             raise MqvaeError(f"on_error is {self.on_error!r}: expected 'stop' or 'skip'")
         if self.workers is not None and self.workers < 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mqvae.data.files import Files, InFolder, Reading
-from mqvae.data.images import Images, check_options
+from mqvae.data.images import Images
 from mqvae.data.listing import EXTENSIONS, Names, list_images
 from mqvae.data.shards import NO_LABEL, expand, index_shards, shards_in
 from mqvae.data.splits import by_hash, concatenated, split_folders
@@ -73,7 +73,7 @@ def load_files(
         ValueError: if there are none, if one cannot be read, or if they do not fit together.
         FileNotFoundError: if one does not exist.
     """
-    check_options(side, channels)
+    reading = Reading(side, channels)
     paths = [Path(path).expanduser() for path in paths]
     if not paths:
         raise MqvaeError("no image files: expected at least one path, got none; name some")
@@ -81,7 +81,7 @@ def load_files(
     names = Names.of(os.fsencode(path.absolute().relative_to(base).as_posix()) for path in paths)
     return _everything(
         InFolder(str(base), names),
-        Reading(side, channels),
+        reading,
         name=str(paths[0] if len(paths) == 1 else base),
         source=f"{len(paths)} file(s) in {base}",
     )
@@ -94,21 +94,21 @@ def load_all(path: Path, reading: Reading) -> Images:
         ValueError: if one cannot be read, or if they do not fit together.
         FileNotFoundError: if there are none.
     """
-    check_options(reading.side, reading.channels)
     path = path.expanduser()
-    of_shards = path.suffix == ".tar"
-    if not of_shards and not path.is_dir():
+    if path.suffix == ".tar":
+        folder, shards = expand(str(path))
+    elif not path.is_dir():
         return load_files(image_files(path), side=reading.side, channels=reading.channels)
-    folder, shards = expand(str(path)) if of_shards else (path, shards_in(path))
-    try:
-        names = None if of_shards else list_images(path)
-    except FileNotFoundError:
-        if not shards:
-            raise
-        names = None
-    if names is not None:
-        source = f"{len(names)} file(s) in {path}"
-        return _everything(InFolder(str(path), names), reading, name=str(path), source=source)
+    else:
+        folder, shards = path, shards_in(path)
+        try:
+            names = list_images(path)
+        except FileNotFoundError:
+            if not shards:
+                raise
+        else:
+            source = f"{len(names)} file(s) in {path}"
+            return _everything(InFolder(str(path), names), reading, name=str(path), source=source)
     files, _ = index_shards(folder, shards)
     say(files.remark)
     return _everything(files, reading, name=str(path), source=f"shards of {path}")
@@ -148,16 +148,15 @@ def divided_at(path: Path) -> tuple[Divided, str]:
 def load_parts(
     divided: Divided, split: str, reading: Reading, *, name: str, folder: Path, what: str = ""
 ) -> Images:
-    """One of the splits of files that are divided already.
+    """One split of `divided`; size, colour and classes come from all of its files.
 
     Args:
-        divided: The files. Size, colour and classes come from all of them, so that all splits
-            have the same.
-        split: Which one.
+        divided: The files.
+        split: Which of its splits.
         reading: How they become images.
-        name: Of the images.
-        folder: The one that holds them all.
-        what: What they are, for the readable line of where they came from.
+        name: Name of the images.
+        folder: The folder that holds them all.
+        what: What they are, for `Images.source`.
 
     Raises:
         ValueError: if there is no such split, or only some of the images have labels.
@@ -185,11 +184,7 @@ def load_parts(
 
 
 def _labels(divided: Divided, folder: Path) -> np.ndarray:
-    """The labels of all images; zeros if none has one.
-
-    Raises:
-        ValueError: if some have one.
-    """
+    """The labels of all images; zeros if none has one, an error if some have one."""
     bare = divided.labels == NO_LABEL
     if bare.all():
         return np.zeros_like(divided.labels)

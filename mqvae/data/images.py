@@ -234,17 +234,6 @@ def nothing_to_cut(name: str) -> str:
     )
 
 
-def check_options(side: int | None, channels: int | None) -> None:
-    """Raise ValueError unless `side` is at least 1 and `channels` 1 or 3, where given."""
-    if side is not None and side < 1:
-        raise MqvaeError(f"side is out of range: expected at least 1 pixel, got {side}; e.g. 32")
-    if channels is not None and channels not in (1, 3):
-        raise MqvaeError(
-            f"channels is out of range: expected 1 (grey) or 3 (colour), got {channels}; "
-            "leave it out to take what the images have"
-        )
-
-
 def fits_memory(count: int, channels: int, side: int) -> bool:
     """Whether this number of images needs `MAX_BYTES` at most."""
     return count * channels * side * side <= MAX_BYTES
@@ -253,15 +242,7 @@ def fits_memory(count: int, channels: int, side: int) -> bool:
 def check_memory(
     name: str, count: int, channels: int, side: int, *, may_stay: bool = False
 ) -> None:
-    """Raise ValueError if this number of images needs more than `MAX_BYTES`.
-
-    Args:
-        name: What the images are called.
-        count: How many.
-        channels: Of each.
-        side: Of each.
-        may_stay: They can also stay where they are.
-    """
+    """Refuse more images than `MAX_BYTES` hold; `may_stay` says that they may stay on the disk."""
     needed = count * channels * side * side
     if not fits_memory(count, channels, side):
         fits = math.isqrt(MAX_BYTES // (count * channels))

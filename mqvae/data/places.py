@@ -137,7 +137,7 @@ def _fetch(download: Callable[[Path], object], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="download-", dir=folder))
     try:
-        with _impatient():
+        with impatient():
             download(scratch)
         for path in sorted(scratch.rglob("*")):
             if path.is_file() and path.suffix != ".gz":  # archives are unpacked by now
@@ -149,8 +149,8 @@ def _fetch(download: Callable[[Path], object], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Give up on a silent network: torchvision sets no time limit of its own."""
+def impatient() -> Iterator[None]:
+    """Give up on a silent network: torchvision and torch.hub set no time limit of their own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS_WITHOUT_ANSWER)
     try:

@@ -5,13 +5,13 @@ To add one: a file with a function like the others', and a row here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 from mqvae.data.conform import conform
 from mqvae.data.files import Reading
 from mqvae.data.folder import load_folder
-from mqvae.data.images import Images, InMemory, check_options
+from mqvae.data.images import Images, InMemory
 from mqvae.errors import MqvaeError, did_you_mean
 
 Loader = Callable[[str, Path | None, Reading, bool], Images]
@@ -38,8 +38,7 @@ class Row:
     @property
     def load(self) -> Loader:
         """What loads it."""
-        module, _, name = self.path.rpartition(".")
-        loader: Loader = getattr(import_module(module), name)
+        loader: Loader = resolve_name(self.path)
         return loader
 
 
@@ -110,7 +109,6 @@ def load(
     """
     if split not in ("train", "test") and (split != "validation" or name in DATASETS):
         raise MqvaeError(f"unknown split {split!r}: expected 'train' or 'test'; choose one of them")
-    check_options(side, channels)
     reading = Reading(side, channels, memory, workers, on_error, labels, resize)
     root = None if root is None else Path(root).expanduser()
     if name in DATASETS:

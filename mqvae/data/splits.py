@@ -1,7 +1,7 @@
 """Which split an image is in: by the folder it is in, or by a hash of its name."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +61,7 @@ def by_hash(hashes: np.ndarray, what: str) -> tuple[dict[str, np.ndarray], str]:
 
 
 def by_number(count: int, what: str) -> dict[str, np.ndarray]:
-    """The same of samples without names, by their numbers: those that are added move no other.
-
-    Args:
-        count: How many there are.
-        what: What holds them, for messages.
-    """
+    """`by_hash` of samples without names, by their numbers: those that are added move no other."""
     return by_hash(hashes_of((str(i).encode() for i in range(count)), count), what)[0]
 
 
@@ -84,7 +79,8 @@ def split_folders(folder: Path) -> tuple[dict[str, str], str]:
         ValueError: if two of them are the same split, one is missing, or there are images in
             another subfolder beside them.
     """
-    inside = sorted(_subfolders(folder))
+    with os.scandir(folder) as entries:
+        inside = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     found: dict[str, str] = {}
     for name in inside:
         split = NAMES.get(name.lower())
@@ -117,24 +113,13 @@ def split_folders(folder: Path) -> tuple[dict[str, str], str]:
         )
     if "test" not in found:
         found["test"] = found.pop("validation")
-    loose = sorted(p.name for p in folder.iterdir() if _is_image(p))
+    images = (p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    loose = sorted(p.name for p in images if not p.name.startswith("."))
     if not loose:
         return found, ""
     return found, f"{len(loose):,} image(s) beside {listed} left out: {folder / loose[0]}" + (
         ", …" * (len(loose) > 1)
     )
-
-
-def _subfolders(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield entry.name
-
-
-def _is_image(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 def concatenated(counts: Mapping[str, int]) -> dict[str, np.ndarray]:

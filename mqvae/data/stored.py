@@ -23,16 +23,12 @@ _PATIENCE = 1_000  # images in a row that cannot be read
 
 
 class Stored(Images):
-    """Images on the disk.
+    """Images on the disk; other arguments as the attributes of `Images`.
 
     Args:
         files: Where they are.
         labels: (N,) int64.
         reading: How they become images; side and channels have to be settled.
-        name: As of all `Images`.
-        split: As of all `Images`.
-        source: As of all `Images`.
-        remarks: As of all `Images`.
     """
 
     ahead = 2
@@ -88,7 +84,9 @@ class Stored(Images):
         def read(i: int) -> int:
             return self._read(wanted[i], where[i], rows[i])
 
-        used = self._in_threads(read, len(wanted))
+        if self._pool is None:  # Pillow decodes without holding Python's lock
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        used = in_order_of(self._pool, read, len(wanted), self.workers)
         return out, self.labels.index_select(0, torch.tensor(used, dtype=torch.int64))
 
     def in_memory(self) -> InMemory:
@@ -133,12 +131,6 @@ class Stored(Images):
             f"{min(len(self), _PATIENCE):,} images in a row to be one; check {self.source}, and "
             "leave out --data.on_error skip to see what is wrong"
         )
-
-    def _in_threads(self, function: Callable[[int], int], count: int) -> list[int]:
-        """Map over 0 … count − 1; Pillow decodes without holding Python's lock."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        return in_order_of(self._pool, function, count, self.workers)
 
 
 def in_order_of(

@@ -1,25 +1,21 @@
 """What only a run's weights can show: its codewords decoded, and the codes of its images.
 
-All else on the page is read from files. Here the last checkpoint of a finished run is loaded once;
-what it gave is kept in the run, in `codebook.npz`.
+All else on the page is read from files. Here the last checkpoint of a finished run is loaded, once
+in a process: a page that is watched is written again and again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mqvae.errors import MqvaeError
-from mqvae.files import writing
 from mqvae.report.further import drawn, worst
+from mqvae.report.reading import state_of
 from mqvae.report.run import Run
 from mqvae.report.strips import Strip, read_strip
 from mqvae.runs.results import Counts
@@ -29,12 +25,8 @@ if TYPE_CHECKING:
 
     from mqvae.tokenizer import Tokenizer
 
-KEPT = "codebook.npz"
-VERSION = "4"  # of what is drawn: another one is not taken from `KEPT`
-ARRAYS = ("codewords", "order", "chosen", "places")  # of what is drawn, kept by these names
 MOST = 1024  # codewords in a picture
 PIXELS = 2**24  # decoded for it at most: a network for large images shows fewer codewords
-FURTHER = "further "  # what the arrays of those are called by, and their title
 BATCH = 2**20  # pixels decoded at once
 BESIDE, BETWEEN = 1, 8  # pixels between two codewords, and between the blocks of groups
 FAINT = 70  # of 255: how opaque a codeword is that was never chosen
@@ -66,30 +58,28 @@ class Decoded:
     further: Mapping[str, Strip] = field(default_factory=dict)
 
 
+_FOUND: dict[object, Decoded] = {}
+"""What was decoded in this process, by the run's folder and the state of its files."""
+
+
 def decoded(run: Run) -> Decoded:
-    """Decode the codebook of a run, or take what was kept of it; says why where that cannot be."""
+    """Decode the codebook of a run; says why where that cannot be."""
     if not run.finished:
         return Decoded("decoded when the run has finished.")
     from mqvae.runs import Run as Folder
 
-    checkpoint = Folder.checkpoint_in(run.path)
-    if checkpoint is None:
+    if Folder.checkpoint_in(run.path) is None:
         return Decoded("has no checkpoint to decode its codebook with.")
-    strips = [each for each in run.pictures or () if each.kind == "strip"]
-    originals = next((each.file for each in strips if each.reference), None)
+    key = (run.path, state_of(run.path))
     try:
-        prior = run.path / "prior" / "summary.json"
-        made_of = _fingerprint([checkpoint / "state.json", run.counted, originals, prior])
-        found = _kept(run.path / KEPT, made_of)
-        if found is None:
-            found = _decode(run, originals)
-            _keep(run.path / KEPT, made_of, found)
+        if key not in _FOUND:
+            _FOUND[key] = _decode(run)
     except Exception as error:  # the network is anybody's, and the rest of the page is there
         return Decoded(f"could not be decoded: {error}")
-    return found
+    return _FOUND[key]
 
 
-def _decode(run: Run, originals: Path | None) -> Decoded:
+def _decode(run: Run) -> Decoded:
     import torch
 
     from mqvae.core.quantizers import NoQuantizer
@@ -103,6 +93,8 @@ def _decode(run: Run, originals: Path | None) -> Decoded:
         )
     if isinstance(tokenizer.network.quantizer, NoQuantizer):
         return Decoded("does not quantize: it has no codebook.")
+    strips = [each for each in run.pictures or () if each.kind == "strip"]
+    originals = next((each.file for each in strips if each.reference), None)
     strip = read_strip(originals) if originals else None
     with torch.no_grad():
         codes, coloured = _codes(tokenizer, strip) if strip else (None, None)
@@ -229,41 +221,3 @@ def _codes(tokenizer: Tokenizer, strip: Strip) -> tuple[np.ndarray, Strip]:
     enlarged = maps[:, pixel * height // strip.side][:, :, pixel * width // strip.side]
     groups = tokenizer.network.quantizer.groups
     return codes.cpu().numpy().reshape(-1, height, width, groups), Strip(enlarged)
-
-
-def _fingerprint(files: Sequence[Path | None]) -> str:
-    """Of what the pictures are made of; state.json has that of the weights."""
-    found = hashlib.sha256(VERSION.encode())
-    for file in files:
-        content = file.read_bytes() if file is not None and file.is_file() else b""
-        found.update(hashlib.sha256(content).digest())
-    return found.hexdigest()
-
-
-def _kept(file: Path, made_of: str) -> Decoded | None:
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            if str(kept["made_of"]) != made_of:
-                return None
-            codes = Strip(kept["codes"]) if "codes" in kept else None
-            return Decoded(
-                str(kept["words"]),
-                codes=codes,
-                different=int(kept["different"]),
-                further={k[len(FURTHER) :]: Strip(kept[k]) for k in kept if k.startswith(FURTHER)},
-                **{name: kept.get(name) for name in ARRAYS},
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _keep(file: Path, made_of: str, found: Decoded) -> None:
-    """Keep pictures in the run, whole or not at all; a run that cannot be written to is fine."""
-    arrays: dict[str, Any] = {"made_of": made_of, "words": found.words}
-    arrays["different"] = found.different
-    arrays |= {name: each for name in ARRAYS if (each := getattr(found, name)) is not None}
-    arrays |= {FURTHER + title: strip.tiles for title, strip in found.further.items()}
-    if found.codes is not None:
-        arrays["codes"] = found.codes.tiles
-    with suppress(OSError), writing(file) as opened:
-        np.savez_compressed(opened, **arrays)

@@ -43,8 +43,7 @@ def write_report(
 
     The page has the results with the cost of a step beside them, curves, pictures, codebooks, code
     usage and settings. It loads nothing from elsewhere, and the same runs give the same bytes. A
-    run that is still training is shown as far as it got. What takes a run's weights is computed
-    once and kept in the run, in `codebook.npz`.
+    run that is still training is shown as far as it got.
 
     Args:
         runs: folders that `mqvae train` wrote; cost and first figure are compared to the first.
@@ -184,7 +183,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
             notes.append(
                 f"{run.name} was measured at step {step:,.0f}; it has made {run.steps:,} steps."
             )
-        bad = [f"{run.figures[key].title} is {text}" for key, text in _not_finite(run)]
+        values = ((figure.title, run.number(key)) for key, figure in run.figures.items())
+        bad = [f"{name} is {v}" for name, v in values if v is not None and not math.isfinite(v)]
         if bad:
             notes.append(f"{run.name}: {enumerate_words(bad)} on {run.images}.")
         if skipped := run.number("skipped_steps"):
@@ -198,12 +198,6 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     if unfinished := [run.name for run in runs if not run.finished and not run.failure]:
         notes.append(f"Unfinished, shown as far as it got: {enumerate_words(unfinished)}.")
     return notes
-
-
-def _not_finite(run: Run) -> list[tuple[str, str]]:
-    """The metrics that are no finite number, and what they are."""
-    values = [(key, run.number(key)) for key in run.figures]
-    return [(key, str(v)) for key, v in values if v is not None and not math.isfinite(v)]
 
 
 def _origins(runs: Sequence[Run]) -> dict[str, list[str]]:

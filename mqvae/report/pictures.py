@@ -201,33 +201,29 @@ def _uri(row: Row, encoded: Iterator[str]) -> str:
 
 def codebooks(runs: Sequence[Run], decoded: Sequence[Decoded]) -> Codebooks:
     """The codewords of all runs, and in words why others have none."""
-    shown = [i for i, each in enumerate(decoded) if each.codewords is not None]
     images = [Image.fromarray(each.codewords) for each in decoded if each.codewords is not None]
-    uris, _ = encode(images)
+    encoded = zip(encode(images)[0], images, strict=True)
+    shown: list[Codebook] = []
     missing: dict[str, list[str]] = {}
-    for run, each in zip(runs, decoded, strict=True):
+    for i, (run, each) in enumerate(zip(runs, decoded, strict=True)):
         if each.codewords is None:
             missing.setdefault(each.words, []).append(run.name)
+            continue
+        uri, image = next(encoded)
+        order = np.empty((1, 0), int) if each.order is None else each.order
+        found = Codebook(
+            mark(run.name, i),
+            each.words,
+            uri,
+            image.size,
+            order=order.ravel().tolist(),
+            chosen=[] if each.chosen is None else each.chosen.ravel().tolist(),
+            groups=len(order),
+            choices=int(run.counts[0].counts.sum()) if run.counts else 0,
+        )
+        shown.append(found)
     return Codebooks(
-        [
-            _codebook(runs[i], i, decoded[i], uri, image.size)
-            for i, uri, image in zip(shown, uris, images, strict=True)
-        ],
-        [f"{enumerate_words(names)}: {words}" for words, names in missing.items()],
-    )
-
-
-def _codebook(run: Run, index: int, found: Decoded, uri: str, size: tuple[int, int]) -> Codebook:
-    order = np.empty((1, 0), int) if found.order is None else found.order
-    return Codebook(
-        mark(run.name, index),
-        found.words,
-        uri,
-        size,
-        order=order.ravel().tolist(),
-        chosen=[] if found.chosen is None else found.chosen.ravel().tolist(),
-        groups=len(order),
-        choices=int(run.counts[0].counts.sum()) if run.counts else 0,
+        shown, [f"{enumerate_words(names)}: {words}" for words, names in missing.items()]
     )
 
 

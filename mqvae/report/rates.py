@@ -11,7 +11,7 @@ from mqvae.report.charts import COLOURS, RUN, Mark, drawing, mark, plain, spans_
 from mqvae.report.curves import Chart, Charts, comparable
 from mqvae.report.run import Run
 from mqvae.report.tables import figures
-from mqvae.report.words import enumerate_words, scientific
+from mqvae.report.words import enumerate_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,6 @@ def rates(runs: Sequence[Run]) -> list[Charts]:
             if len(points) < 2:
                 continue
             told = [f"{runs[i].name} {y:.3g} at {x:.3g} bits" for i, x, y in points]
-            unit = figure.unit or ("" if figure.scale == 1 else f"×{scientific(figure.scale)}")
             named = f"{figure.title} against {words}"
             svg = scatter(
                 points,
@@ -48,7 +47,7 @@ def rates(runs: Sequence[Run]) -> list[Charts]:
                 xlabel=xlabel,
                 alt=f"{named}: {enumerate_words(told)}.",
             )
-            charts.append(Chart(f"{named}{f', in {unit}' if unit else ''}", svg))
+            charts.append(Chart(f"{named}{', in ' * bool(figure.shown_in)}{figure.shown_in}", svg))
         if charts:
             legend: list[Mark] = [mark(runs[i].name, i) for i in members]
             found.append(Charts(charts, legend, title=title))

@@ -14,6 +14,8 @@ from mqvae.report.run import Evaluation, Figure, Picture, Run, is_number, mappin
 from mqvae.runs.results import damaged, read_counts, read_json, read_metrics, read_yaml
 
 MAIN = "test-last"  # what of `evaluations` the page is about
+ENDS = ("summary.json", "failure.json")  # one of them is there when training has ended
+FILES = ("metrics.csv", *ENDS, "diagnosis.json", "prior/summary.json")
 KEPT = ("figures", "protocol", "pictures", "codes", "checkpoint", "step", "weights")
 
 
@@ -37,6 +39,15 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         replace(run, name=f"{run.name} ({folder})") if names.count(run.name) > 1 else run
         for run, folder in zip(runs, folders, strict=True)
     ]
+
+
+def state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes when a file that the page of a run is made of does."""
+    found = []
+    for file in (*(folder / name for name in FILES), *sorted(folder.glob("evaluations/*"))):
+        with suppress(FileNotFoundError):
+            found.append((str(file), file.stat().st_mtime_ns, file.stat().st_size))
+    return tuple(found)
 
 
 def _short(folder: str) -> str:
@@ -100,7 +111,6 @@ def read_run(path: Path) -> Run:
         finished=finished,
         # The newest file's date, not the clock's: the same runs give the same page.
         written=_date_of(written) or _date_of([path / "config.yaml"]) or datetime.now(UTC),
-        counted=counts,
         others=tuple(others),
         diagnosis=read_json(path / "diagnosis.json"),
         failure=read_json(path / "failure.json"),
@@ -117,24 +127,28 @@ def _date_of(files: Sequence[Path]) -> datetime | None:
 
 
 def _read_figures(file: Path, content: dict[str, Any]) -> dict[str, Figure]:
-    described = mapping(content.get("figures"))
-    return {key: _read_figure(file, key, mapping(each)) for key, each in described.items()}
-
-
-def _read_figure(file: Path, key: str, fields: dict[str, Any]) -> Figure:
-    better, scale = fields.get("better"), fields.get("scale", 1.0)
-    if better not in ("lower", "higher", None):
-        raise damaged(file, f"expected {key} better lower, higher or null, got {better!r}")
-    if not is_number(scale) or not 0 < scale < math.inf:
-        raise damaged(file, f"expected a positive scale of {key}, got {scale!r}")
-    title, protocol, unit = (str(fields.get(name, "")) for name in ("title", "protocol", "unit"))
-    return Figure(title or key, better, protocol.rstrip("."), unit, float(scale))
+    found = {}
+    for key, each in mapping(content.get("figures")).items():
+        fields = mapping(each)
+        better, scale = fields.get("better"), fields.get("scale", 1.0)
+        if better not in ("lower", "higher", None):
+            raise damaged(file, f"expected {key} better lower, higher or null, got {better!r}")
+        if not is_number(scale) or not 0 < scale < math.inf:
+            raise damaged(file, f"expected a positive scale of {key}, got {scale!r}")
+        title, protocol, unit = (str(fields.get(k, "")) for k in ("title", "protocol", "unit"))
+        found[key] = Figure(title or key, better, protocol.rstrip("."), unit, float(scale))
+    return found
 
 
 def _read_pictures(file: Path, folder: Path, content: dict[str, Any]) -> tuple[Picture, ...]:
-    listed = content.get("pictures")
-    given = listed if isinstance(listed, list) else []
-    return tuple(_read_picture(file, folder, mapping(each)) for each in given)
+    found, listed = [], content.get("pictures")
+    for each in listed if isinstance(listed, list) else []:
+        fields = mapping(each)
+        path = _inside(file, folder, fields.get("file"))
+        title, rows, columns = (str(fields.get(k, k)) for k in ("title", "rows", "columns"))
+        reference = fields.get("reference") is True
+        found.append(Picture(str(fields.get("kind")), path, title, reference, rows, columns))
+    return tuple(found)
 
 
 def _inside(file: Path, folder: Path, given: object) -> Path:
@@ -144,11 +158,3 @@ def _inside(file: Path, folder: Path, given: object) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise damaged(file, f"expected files in the run's folder, got {path}")
     return folder / path
-
-
-def _read_picture(file: Path, folder: Path, fields: dict[str, Any]) -> Picture:
-    path = _inside(file, folder, fields.get("file"))
-    title, rows, columns = (str(fields.get(name, name)) for name in ("title", "rows", "columns"))
-    reference = fields.get("reference") is True
-    kind = str(fields.get("kind"))
-    return Picture(kind, path, title, reference, rows, columns)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from mqvae.places import names_only
-from mqvae.report.words import dataset_title
+from mqvae.report.words import dataset_title, scientific
 from mqvae.runs.results import Counts
 
 
@@ -24,6 +24,11 @@ class Figure:
     protocol: str = ""
     unit: str = ""
     scale: float = 1.0
+
+    @property
+    def shown_in(self) -> str:
+        """Unit of the values as they are shown, or the power of ten that they are divided by."""
+        return self.unit or ("" if self.scale == 1 else f"×{scientific(self.scale)}")
 
 
 @dataclass(frozen=True)
@@ -38,27 +43,11 @@ class Picture:
     columns: str = "column"
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A file of `evaluations/`: what was measured of a checkpoint on some images.
+class Evaluation(NamedTuple):
+    """A file of `evaluations/`: what was measured of a checkpoint on some images."""
 
-    Attributes:
-        content: The file.
-        figures: Those measured, by keys of `content`.
-    """
-
-    content: dict[str, Any] = field(repr=False)
-    figures: dict[str, Figure]
-
-    @property
-    def images(self) -> str:
-        """How many images of which split, in words."""
-        return images_of(self.content)
-
-    @property
-    def of(self) -> str:
-        """The checkpoint, and at which step."""
-        return checkpoint_of(self.content)
+    content: dict[str, Any]
+    figures: dict[str, Figure]  # by keys of the content
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,6 @@ class Run:
         metrics: A column of `metrics.csv` to one float per logged step.
         counts: Of each codebook group, how often the images measured on chose its codes.
         others: What was measured of other splits, checkpoints and images.
-        counted: The file of `counts`, whether it is there or not.
         diagnosis: `diagnosis.json`, what `mqvae diagnose` wrote; empty without it.
         finished: It has a summary.
         failure: `failure.json`, why training ended before its last step; empty if it has not.
@@ -93,15 +81,13 @@ class Run:
     counts: tuple[Counts, ...] = field(repr=False)
     finished: bool
     written: datetime
-    counted: Path
     others: tuple[Evaluation, ...] = field(repr=False, default=())
     diagnosis: dict[str, Any] = field(repr=False, default_factory=dict)
     failure: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def number(self, key: str) -> float | None:
         """A number of the summary, or None where the run does not have it (yet)."""
-        value = self.summary.get(key)
-        return float(value) if is_number(value) else None
+        return number(self.summary.get(key))
 
     def column(self, key: str) -> np.ndarray:
         """A column of the metrics; all NaN where the run did not log it."""
@@ -199,6 +185,11 @@ class Run:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a number and not a truth value, which Python counts as one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def number(value: object) -> float | None:
+    """A value that is a number; None for anything else."""
+    return float(value) if is_number(value) else None
 
 
 def images_of(content: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import NamedTuple
 
-from mqvae.report.run import Figure, Run, is_number
+from mqvae.report.run import Evaluation, Figure, Run, checkpoint_of, images_of, number
 from mqvae.report.settings import Settings, written
-from mqvae.report.words import aligned, duration, scientific
+from mqvae.report.words import aligned, duration
 
 FEW = 3  # settings up to which those that differ have columns of the results
 SIZES = ("Tokens an image", "Compression", "Parameters", "Images/s")
@@ -38,7 +38,7 @@ class Column:
         return ["" if v is None else str(v).replace("inf", "Infinity") for v in known]
 
 
-def figures(runs: Sequence[Run]) -> dict[str, Figure]:
+def figures(runs: Sequence[Run | Evaluation]) -> dict[str, Figure]:
     """All figures of the runs in the order of the columns."""
     found: dict[str, Figure] = {}
     for run in runs:
@@ -148,19 +148,16 @@ class Others(NamedTuple):
 def others(runs: Sequence[Run]) -> Others | None:
     """A row for each file of `evaluations` that the results are not about; None without any."""
     found = [(i, each) for i, run in enumerate(runs) for each in run.others]
-    described: dict[str, Figure] = {}
-    for _, each in found:
-        for key, figure in each.figures.items():
-            described.setdefault(key, figure)
+    described = figures([each for _, each in found])
     columns = [
-        _formatted(figure, [_number(each.content.get(key)) for _, each in found])
+        _formatted(figure, [number(each.content.get(key)) for _, each in found])
         for key, figure in described.items()
     ]
     rows = [
         Other(
             i,
-            each.images,
-            each.of.removeprefix("checkpoint "),
+            images_of(each.content),
+            checkpoint_of(each.content).removeprefix("checkpoint "),
             [column.cells[row] for column in columns],
         )
         for row, (i, each) in enumerate(found)
@@ -183,10 +180,6 @@ def measured_on(runs: Sequence[Run]) -> str:
     if len(images) == 1:
         return f"{images.pop()}, the last checkpoint of each run"
     return "; ".join(f"{name}: {words}" for name, words in told.items())
-
-
-def _number(value: object) -> float | None:
-    return float(value) if is_number(value) else None
 
 
 def details(runs: Sequence[Run]) -> list[str]:
@@ -247,8 +240,7 @@ def _formatted(figure: Figure, raw: Sequence[float | None]) -> Column:
     values = [None if value is None else value / figure.scale for value in raw]
     # A decibel is a logarithm: its fourth digit is a difference to be seen.
     shown = aligned(values, digits=4 if figure.unit == "dB" else 3)
-    unit = figure.unit or ("" if figure.scale == 1 else f"×{scientific(figure.scale)}")
-    return Column(figure.title, shown, figure.better, unit, values=raw)
+    return Column(figure.title, shown, figure.better, figure.shown_in, values=raw)
 
 
 def best(

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mqvae.report.page import write_report
-
-ENDS = ("summary.json", "failure.json")
-FILES = ("metrics.csv", *ENDS, "diagnosis.json")
+from mqvae.report.reading import ENDS, state_of
 
 
 def watch(
@@ -32,7 +30,7 @@ def watch(
     seen: object = None
     try:
         while not all(any((run / end).is_file() for end in ENDS) for run in runs):
-            now = [(file, _state(file)) for run in runs for file in _files(run)]
+            now = [state_of(run) for run in runs]
             if now != seen:
                 write_report(runs, out, title=title, reload=seconds)
                 seen = now
@@ -40,17 +38,3 @@ def watch(
     except KeyboardInterrupt:
         pass
     return write_report(runs, out, title=title)
-
-
-def _files(run: Path) -> list[Path]:
-    """What the page of a run is made of, whether it is there yet or not."""
-    return [*(run / name for name in FILES), *sorted((run / "evaluations").glob("*.json"))]
-
-
-def _state(file: Path) -> tuple[int, int] | None:
-    """Changes when the file does."""
-    try:
-        found = file.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_mtime_ns, found.st_size

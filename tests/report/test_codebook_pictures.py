@@ -15,7 +15,7 @@ from conftest import SMALL
 import mqvae.report.codebook as module
 from mqvae.cli import main
 from mqvae.report import write_report
-from mqvae.report.codebook import FAINT, KEPT, Decoded, decoded
+from mqvae.report.codebook import FAINT, Decoded, decoded
 from mqvae.report.pictures import codebooks, samples
 from mqvae.report.reading import read_run
 from mqvae.tokenizer import Tokenizer
@@ -135,25 +135,19 @@ def test_a_run_without_a_codebook_to_show_says_so(runs, kind, words, tmp_path):
     assert page.count('class="codebook"') == 1
 
 
-def test_pictures_are_kept_in_the_run_until_it_changes(runs, tmp_path, monkeypatch):
-    run = runs("plain")
-    (run / KEPT).unlink(missing_ok=True)
+def test_pictures_are_decoded_once_until_the_run_changes(runs, tmp_path, monkeypatch):
+    run = shutil.copytree(runs("plain"), tmp_path / "run")
     first = write_report([run], tmp_path / "a.html").read_bytes()
-    assert (run / KEPT).is_file()
     monkeypatch.setattr(module, "_decode", None)
     assert write_report([run], tmp_path / "b.html").read_bytes() == first
     file = run / "evaluations" / "test-last-code_counts.csv"
-    counts = file.read_text()
-    file.write_text(counts + "\n")
+    file.write_text(file.read_text() + "\n")
     assert "could not be decoded" in decoded(read_run(run)).words  # it was tried again
-    file.write_text(counts)
-    (run / KEPT).write_bytes(b"PK damaged")
-    assert "could not be decoded" in decoded(read_run(run)).words
 
 
 def test_a_run_that_cannot_be_written_to_has_its_pictures(runs, monkeypatch):
     run = runs("groups")
-    (run / KEPT).unlink(missing_ok=True)
+    monkeypatch.setattr(module, "_FOUND", {})
 
     def refuse(*_: object) -> None:
         raise PermissionError
@@ -165,8 +159,7 @@ def test_a_run_that_cannot_be_written_to_has_its_pictures(runs, monkeypatch):
 
 def test_a_large_codebook_is_shown_in_part(runs, monkeypatch):
     monkeypatch.setattr(module, "MOST", 64)
-    monkeypatch.setattr(module, "_kept", lambda *_: None)
-    monkeypatch.setattr(module, "_keep", lambda *_: None)
+    monkeypatch.setattr(module, "_FOUND", {})
     assert decoded(read_run(runs("plain"))).words.startswith("20 codewords, the most used first")
     tokenizer = Tokenizer.from_run(runs("plain"), device="cpu")
     found = module._codewords(tokenizer, [])
@@ -193,7 +186,6 @@ def test_positions_of_images_know_their_codeword_in_the_picture(runs, kind):
 
 def test_damage_is_a_sentence_and_the_rest_is_there(runs, tmp_path):
     run = shutil.copytree(runs("plain"), tmp_path / "run")
-    (run / KEPT).unlink(missing_ok=True)
     weights = run / "checkpoints" / "last" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     # The one before it is whole, and not what was measured.
