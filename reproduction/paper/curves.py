@@ -189,7 +189,7 @@ class SamplesOfPriors(Experiment):
     name = "figure-3"
     title = "Figure 3: samples of a PixelCNN over the codes, a distance by VGG16 in place of FID"
     claim = "Samples of a prior over MQ-VAE's codes are better than those over VQ-VAE's throughout."
-    datasets = ("fashion-mnist", "svhn")
+    datasets = ("fashion-mnist", "svhn", "photos")
     methods = ("VQ-VAE", "MQ-VAE")
 
     def _comparison(self, study: Study, dataset: str) -> Comparison:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -202,7 +203,8 @@ def _found(
             if made := _made(comparison, protocol, method, results, costs):
                 found.append((protocol, method, made))
     contents = {run: content for _, _, made in found for run, content in made}
-    usual = _usual([_images(content) for content in contents.values()])
+    counts = Counter(n for content in contents.values() if (n := _images(content)))
+    usual = max(counts, key=lambda n: (counts[n], n), default=None)  # the larger of a tie
     others = {run: n for run, content in contents.items() if (n := _images(content)) != usual and n}
     kept = [
         (protocol, method, [(run, content) for run, content in made if run not in others])
