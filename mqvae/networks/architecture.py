@@ -69,22 +69,14 @@ class Architecture(ABC):
 
 
 def check_images(x: Tensor, channels: int, *, stride: int) -> None:
-    """Refuse images (B, C, H, W) of other channels, or whose sides are no multiples of a stride.
-
-    Raises:
-        ValueError: names what would do.
-    """
+    """Refuse images (B, C, H, W) of other channels, or whose sides are no multiples of a stride."""
     if x.shape[1] != channels:
         raise MqvaeError(f"the encoder expects images of {channels} channels, got {x.shape[1]}.")
     check_sides(x.shape[2], x.shape[3], stride=stride)
 
 
 def check_sides(height: int, width: int, *, stride: int) -> None:
-    """Refuse images whose sides are no multiples of a stride.
-
-    Raises:
-        ValueError: names sides that would do.
-    """
+    """Refuse images whose sides are no multiples of a stride, and name sides that would do."""
     if height % stride or width % stride:
         smaller = [max(side - side % stride, stride) for side in (height, width)]
         larger = [side + -side % stride for side in (height, width)]

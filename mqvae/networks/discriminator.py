@@ -36,15 +36,12 @@ class PatchDiscriminator(nn.Module):
         at_most(MOST_LAYERS, layers=layers)
         self.smallest = 3 * 2**layers  # pixels a side of which one logit is left
         widths = [width * min(2**i, WIDEST) for i in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), _leaky()]
+        parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1)]
         for i, (inside, outside) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < layers else 1
-            parts += [
-                nn.Conv2d(inside, outside, 4, stride=stride, padding=1, bias=False),
-                JointBatchNorm(outside),
-                _leaky(),
-            ]
-        parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+            conv = nn.Conv2d(inside, outside, 4, stride=stride, padding=1, bias=False)
+            parts += [nn.LeakyReLU(0.2), conv, JointBatchNorm(outside)]
+        parts += [nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 4, padding=1)]
         self.layers = nn.Sequential(*parts)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -53,11 +50,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def check(self, height: int, width: int) -> None:
-        """Refuse images that no logit is left of.
-
-        Raises:
-            ValueError: names the smallest that will do.
-        """
+        """Refuse, by a ValueError that names the smallest, images that no logit is left of."""
         if min(height, width) < self.smallest:
             raise MqvaeError(
                 f"this discriminator needs images of {self.smallest} × {self.smallest} pixels or "
@@ -108,7 +101,3 @@ class JointBatchNorm(nn.Module):
         scale = own.weight * (variance + own.eps).rsqrt()  # (channels,)
         centred = x - mean[:, None, None]
         return (centred * scale[:, None, None] + own.bias[:, None, None]).to(dtype)
-
-
-def _leaky() -> nn.Module:
-    return nn.LeakyReLU(0.2)

@@ -36,10 +36,8 @@ class MLP(Architecture):
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
         between = [self.width] * self.layers
         encoder = _layers([inputs.channels, *between, dim])
-        return (
-            encoder.extend(norms(self.normalization, dim, vectors=True)),
-            _layers([dim, *between, inputs.channels]),
-        )
+        encoder.extend(norms(self.normalization, dim, vectors=True))
+        return encoder, _layers([dim, *between, inputs.channels])
 
 
 def _layers(sizes: list[int]) -> nn.Sequential:

@@ -36,9 +36,5 @@ def norms(
 
 
 def check_normalization(normalization: Normalization | None) -> None:
-    """Refuse names that are none.
-
-    Raises:
-        ValueError: if it is neither of those that `norms` knows.
-    """
+    """Refuse, by a ValueError, a name that is none of those that `norms` knows."""
     one_of((None, *get_args(Normalization)), normalization=normalization)

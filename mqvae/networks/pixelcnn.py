@@ -15,13 +15,8 @@ class GatedLayer(nn.Module):
 
     The vertical stack knows the rows above a position, the horizontal one also what is to its left.
     The first layer leaves the position itself out (the paper's mask A), the others take it in (B).
-    There are no masks: a window that ends where it must is padded and cut instead.
-
-    Args:
-        width: Channels of either stack.
-        reach: How many rows and columns away a window goes, half of the paper's kernel.
-        first: This is the first layer.
-        classes: Number of classes that it is conditioned on; 0 for none.
+    There are no masks: a window that ends where it must is padded and cut instead. It goes `reach`
+    rows and columns away, half of the paper's kernel.
     """
 
     def __init__(self, width: int, reach: int, *, first: bool, classes: int) -> None:
@@ -45,21 +40,15 @@ class GatedLayer(nn.Module):
     def above(self, window: Tensor, bias: Tensor | float) -> tuple[Tensor, Tensor]:
         """The vertical stack over padded rows: what it gives on, and what the horizontal one gets.
 
-        Args:
-            window: (B, width, n − 1 + length, w + 2·reach) for n rows.
-            bias: Of the vertical stack.
+        The window of n rows is (B, width, n − 1 + length, w + 2·reach).
         """
         rows = self.vertical(window)
         return gate(rows + bias), self.across(rows)
 
     def beside(self, window: Tensor, above: Tensor, before: Tensor, bias: Tensor | float) -> Tensor:
-        """The horizontal stack over padded columns.
+        """The horizontal stack over padded columns, added to that of the layer before.
 
-        Args:
-            window: (B, width, n, m − 1 + length) for n rows and m columns.
-            above: What the vertical stack says there.
-            before: What is added, the horizontal stack there one layer before.
-            bias: Of the horizontal stack.
+        The window of n rows and m columns is (B, width, n, m − 1 + length).
         """
         return before + self.out(gate(self.horizontal(window) + above + bias))
 
@@ -160,9 +149,8 @@ class PixelCNN(CodePrior):
                     h = layer.beside(window, above[n][..., j : j + 1], h, biases[n][1])
                 codes = choose(self.head(h)[:, :, 0, 0], i, j)
                 grid[:, i, j] = codes.cpu()
-                embedded = self.embedding(
-                    codes.to(self.places.device) + offsets[j]
-                )  # (count, width)
+                # (count, width)
+                embedded = self.embedding(codes.to(self.places.device) + offsets[j])
                 into_v[0][:, :, r + i, r + j] = embedded
                 into_h[0][:, :, 0, r + j] = embedded
         return grid

@@ -66,10 +66,8 @@ class ResNet18(Architecture):
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
         width, half = self.base_width, 2 * self.base_width
         encoder = OrderedDict[str, nn.Module]()
-        if self._small(inputs.side):
-            encoder["conv1"] = nn.Conv2d(inputs.channels, width, 3, padding=1, bias=False)
-        else:
-            encoder["conv1"] = nn.Conv2d(inputs.channels, width, 7, 2, padding=3, bias=False)
+        kernel, stride, padding = (3, 1, 1) if self._small(inputs.side) else (7, 2, 3)
+        encoder["conv1"] = nn.Conv2d(inputs.channels, width, kernel, stride, padding, bias=False)
         encoder["bn1"] = nn.BatchNorm2d(width)
         encoder["relu"] = nn.ReLU()
         if not self._small(inputs.side):
@@ -83,8 +81,9 @@ class ResNet18(Architecture):
             flatten=nn.Flatten(),
             fc=nn.Linear(4 * half, inputs.classes),
         )
-        for module in [*encoder.values(), *decoder.values()]:
-            _initialize(module)
+        for part in nn.ModuleList([*encoder.values(), *decoder.values()]).modules():
+            if isinstance(part, nn.Conv2d):  # as torchvision does it
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         if dim != half:
             encoder["to_codes"] = nn.Conv2d(half, dim, 1)
             decoder["from_codes"] = nn.Conv2d(dim, half, 1)
@@ -103,15 +102,7 @@ def _macroblock(channels: int, width: int) -> nn.Sequential:
 
     first = BasicBlock(channels, width)
     if channels != width:
-        shortcut = nn.Sequential(
-            nn.Conv2d(channels, width, 1, stride=2, bias=False), nn.BatchNorm2d(width)
-        )
+        conv = nn.Conv2d(channels, width, 1, stride=2, bias=False)
+        shortcut = nn.Sequential(conv, nn.BatchNorm2d(width))
         first = BasicBlock(channels, width, 2, shortcut)
     return nn.Sequential(first, BasicBlock(width, width))
-
-
-def _initialize(module: nn.Module) -> None:
-    """As torchvision does it."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

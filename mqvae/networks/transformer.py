@@ -13,12 +13,7 @@ SPREAD = 0.02  # of the first weights
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward network, each behind a layer norm.
-
-    Args:
-        width: Channels.
-        heads: Heads of the attention, which divide the width.
-    """
+    """Causal self-attention and a feed-forward network, each behind a layer norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -31,13 +26,10 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, before: Tensor | None = None, place: int = 0) -> Tensor:
-        """What follows from all positions, or from one and those before it.
+        """What follows from n positions, (B, n, width), or from that at `place` and those before.
 
-        Args:
-            x: (B, n, width), n positions; with `before` one.
-            before: Keys and values of earlier positions, (2, B, heads, T, width/heads), to which
-                those of this one are added.
-            place: Number of this position.
+        `before` has keys and values of earlier positions, (2, B, heads, T, width/heads), to which
+        those of this one are added.
         """
         count, length, width = x.shape
         parts = self.queries_keys_values(self.norms[0](x)).view(count, length, 3, self.heads, -1)
@@ -114,13 +106,8 @@ class CodeTransformer(CodePrior):
         self, choose: Callable[[Tensor, int, int], Tensor], count: int, labels: Tensor | None
     ) -> Tensor:
         length, offsets = len(self.places), self._offsets().tolist()
-        size = (
-            2,
-            count,
-            self.heads,
-            length,
-            self.width // self.heads,
-        )  # keys and values of each block
+        # Keys and values of each block.
+        size = (2, count, self.heads, length, self.width // self.heads)
         caches = [self.places.new_zeros(size) for _ in self.blocks]
         grid = torch.zeros(count, self.rows, self.columns, dtype=torch.int64)
         x = self._start(labels, count)

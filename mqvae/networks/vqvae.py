@@ -11,8 +11,6 @@ from mqvae.errors import MqvaeError, at_least, at_most
 from mqvae.networks.architecture import MOST_LAYERS, Architecture, Inputs, check_images, check_sides
 from mqvae.networks.normalization import Normalization, check_normalization, norms
 
-STRIDE = 4
-
 
 class ResidualBlock(nn.Module):
     """x + (ReLU, 3×3, ReLU, 1×1)(x)."""
@@ -35,41 +33,21 @@ class VQVAEEncoder(nn.Module):
 
     4×4 convolutions of stride 2, two of them for a stride of 4, a 3×3 one, residual blocks, a 1×1
     one to `dim`, and what normalizes embeddings.
-
-    Args:
-        channels: 1 for grey, 3 for colour.
-        dim: Dimensions D of an embedding.
-        width: Hidden units; the original has 256. Must be even.
-        residual_blocks: The original has 2.
-        stride: As in `VQVAE`.
-        normalization: Of embeddings, as in `VQVAE`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        dim: int,
-        *,
-        width: int = 256,
-        residual_blocks: int = 2,
-        stride: int = STRIDE,
-        normalization: Normalization | None = None,
-    ) -> None:
+    def __init__(self, sizes: "VQVAE", channels: int, dim: int) -> None:
         super().__init__()
-        _check(width, residual_blocks, stride)
-        check_normalization(normalization)
-        self.channels, self.stride = channels, stride
+        self.channels, self.stride, width = channels, sizes.stride, sizes.width
+        down: list[nn.Module] = []
+        for before, after in pairwise([channels, *sizes.widths]):
+            down += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(
-            *[
-                layer
-                for before, after in pairwise([channels, *_widths(width, stride)])
-                for layer in (nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU())
-            ],
+            *down,
             nn.Conv2d(width, width, 3, padding=1),
-            *[ResidualBlock(width) for _ in range(residual_blocks)],
+            *[ResidualBlock(width) for _ in range(sizes.residual_blocks)],
             nn.ReLU(),
             nn.Conv2d(width, dim, 1),
-            *norms(normalization, dim),
+            *norms(sizes.normalization, dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,40 +56,15 @@ class VQVAEEncoder(nn.Module):
 
 
 class VQVAEDecoder(nn.Module):
-    """G_θ: codewords (B, dim, H/stride, W/stride) → images (B, channels, H, W).
+    """G_θ: codewords (B, dim, H/stride, W/stride) → images (B, channels, H, W)."""
 
-    Args:
-        channels: 1 for grey, 3 for colour.
-        dim: Dimensions D of a codeword.
-        width: Hidden units; the original has 256. Must be even.
-        residual_blocks: The original has 2.
-        stride: As in `VQVAE`.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        dim: int,
-        *,
-        width: int = 256,
-        residual_blocks: int = 2,
-        stride: int = STRIDE,
-    ) -> None:
+    def __init__(self, sizes: "VQVAE", channels: int, dim: int) -> None:
         super().__init__()
-        _check(width, residual_blocks, stride)
-        widths = [*reversed(_widths(width, stride)), channels]
-        self.layers = nn.Sequential(
-            nn.Conv2d(dim, width, 3, padding=1),
-            *[ResidualBlock(width) for _ in range(residual_blocks)],
-            *[
-                layer
-                for before, after in pairwise(widths)
-                for layer in (
-                    nn.ReLU(),
-                    nn.ConvTranspose2d(before, after, 4, stride=2, padding=1),
-                )
-            ],
-        )
+        layers: list[nn.Module] = [nn.Conv2d(dim, sizes.width, 3, padding=1)]
+        layers += [ResidualBlock(sizes.width) for _ in range(sizes.residual_blocks)]
+        for before, after in pairwise([*reversed(sizes.widths), channels]):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
 
     @property
     def last_layer(self) -> nn.ConvTranspose2d:
@@ -146,26 +99,31 @@ class VQVAE(Architecture):
 
     width: int = 256
     residual_blocks: int = 2
-    stride: int = STRIDE
+    stride: int = 4
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        _check(self.width, self.residual_blocks, self.stride)
+        if self.stride < 2 or self.stride & (self.stride - 1):
+            raise MqvaeError(f"stride must be 2, 4, 8 or another power of two, got {self.stride}.")
+        least = self.stride // 2
+        if self.width < 2 or self.width % least:
+            fits = "an even number of 2 or more" if least == 2 else f"a multiple of {least}"
+            raise MqvaeError(f"width must be {fits}, got {self.width}.")
+        at_least(0, residual_blocks=self.residual_blocks)
+        at_most(MOST_LAYERS, residual_blocks=self.residual_blocks)
         check_normalization(self.normalization)
+
+    @property
+    def widths(self) -> list[int]:
+        """Hidden units at each resolution from half the image's side down to the embeddings'."""
+        halvings = self.stride.bit_length() - 1
+        return [self.width >> i for i in reversed(range(halvings))]
 
     def check(self, inputs: Inputs) -> None:
         check_sides(inputs.side, inputs.side, stride=self.stride)
 
     def cut(self, inputs: Inputs, dim: int) -> tuple[nn.Module, nn.Module]:
-        sizes = {
-            "width": self.width,
-            "residual_blocks": self.residual_blocks,
-            "stride": self.stride,
-        }
-        return (
-            VQVAEEncoder(inputs.channels, dim, normalization=self.normalization, **sizes),
-            VQVAEDecoder(inputs.channels, dim, **sizes),
-        )
+        return VQVAEEncoder(self, inputs.channels, dim), VQVAEDecoder(self, inputs.channels, dim)
 
 
 def vqvae(
@@ -194,28 +152,9 @@ def vqvae(
         >>> network(torch.rand(2, 3, 32, 32)).output.shape
         torch.Size([2, 3, 32, 32])
     """
+    sizes = VQVAE(width, residual_blocks)
     return VQNetwork(
-        VQVAEEncoder(channels, dim, width=width, residual_blocks=residual_blocks),
+        VQVAEEncoder(sizes, channels, dim),
         VectorQuantizer(num_codes, dim, groups=groups, shared_codebook=shared_codebook),
-        VQVAEDecoder(channels, dim, width=width, residual_blocks=residual_blocks),
+        VQVAEDecoder(sizes, channels, dim),
     )
-
-
-def _widths(width: int, stride: int) -> list[int]:
-    """Hidden units at each resolution from half the image's side down to that of embeddings."""
-    halvings = stride.bit_length() - 1
-    return [width >> i for i in reversed(range(halvings))]
-
-
-def _check(width: int, residual_blocks: int, stride: int) -> None:
-    if stride < 2 or stride & (stride - 1):
-        raise MqvaeError(f"stride must be 2, 4, 8 or another power of two, got {stride}.")
-    least = stride // 2
-    if width < 2 or width % least:
-        raise MqvaeError(
-            "width must be "
-            + ("an even number of 2 or more" if least == 2 else f"a multiple of {least}")
-            + f", got {width}."
-        )
-    at_least(0, residual_blocks=residual_blocks)
-    at_most(MOST_LAYERS, residual_blocks=residual_blocks)

@@ -76,22 +76,15 @@ class Adversarial(Task):
         discriminator_width: int = 64,
     ) -> None:
         super().__init__()
-        at_least(
-            0,
-            l1_weight=l1_weight,
-            perceptual_weight=perceptual_weight,
-            adversarial_weight=adversarial_weight,
-            start=start,
-            discriminator_lr=discriminator_lr,
-        )
         self.l1_weight = l1_weight
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight
         self.start = start
         self.discriminator_lr = discriminator_lr
-        self.discriminator = PatchDiscriminator(
-            width=discriminator_width, layers=discriminator_layers
-        )
+        numbers = ("l1_weight", "perceptual_weight", "adversarial_weight", "start")
+        at_least(0, **{name: getattr(self, name) for name in (*numbers, "discriminator_lr")})
+        sizes = {"width": discriminator_width, "layers": discriminator_layers}
+        self.discriminator = PatchDiscriminator(**sizes)
         self.perceptual: PerceptualDistance | None = None  # read when it is wanted
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._last_layer: LastLayer | None = None
@@ -208,12 +201,8 @@ class Adversarial(Task):
     # -- the discriminator -----------------------------------------------------------------------
 
     def auxiliary_optimizers(self, steps: int) -> Mapping[str, AuxiliaryOptimizer]:
-        optimizer = AdamW(
-            self.discriminator.parameters(),
-            lr=self.discriminator_lr,
-            betas=(0.5, 0.9),
-            weight_decay=0.0,
-        )
+        trained, lr = self.discriminator.parameters(), self.discriminator_lr
+        optimizer = AdamW(trained, lr=lr, betas=(0.5, 0.9), weight_decay=0.0)
         schedule = CosineAnnealingLR(optimizer, max(1, steps))
         return {"discriminator": AuxiliaryOptimizer(optimizer, schedule)}
 

@@ -21,7 +21,7 @@ from mqvae import (
     vqvae,
 )
 from mqvae.networks.architecture import Inputs
-from mqvae.networks.vqvae import ResidualBlock, VQVAEDecoder, VQVAEEncoder
+from mqvae.networks.vqvae import ResidualBlock, VQVAEEncoder
 
 everywhere = pytest.mark.parametrize("groups", GROUPS)
 
@@ -328,7 +328,6 @@ def test_other_channels_raise(channels, given):
         network(torch.rand(1, given, 8, 8))
 
 
-@pytest.mark.parametrize("part", [VQVAEEncoder, VQVAEDecoder])
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -339,9 +338,9 @@ def test_other_channels_raise(channels, given):
         ({"residual_blocks": -1}, "residual_blocks must be 0 or more, got -1"),
     ],
 )
-def test_wrong_sizes_raise(part, sizes, message):
+def test_wrong_sizes_raise(sizes, message):
     with pytest.raises(ValueError, match=message):
-        part(1, 4, **sizes)
+        VQVAE(**sizes)
 
 
 def test_parameters_at_the_papers_size():
@@ -383,8 +382,8 @@ def test_a_residual_block_adds():
 @pytest.mark.parametrize("kind", ["batch", "layer"])
 def test_embeddings_are_normalized(kind):
     torch.manual_seed(0)
-    plain = VQVAEEncoder(1, 6, width=8).double()
-    encoder = VQVAEEncoder(1, 6, width=8, normalization=kind).double()
+    plain = VQVAEEncoder(VQVAE(width=8), 1, 6).double()
+    encoder = VQVAEEncoder(VQVAE(width=8, normalization=kind), 1, 6).double()
     assert encoder.state_dict().keys() >= plain.state_dict().keys()
     encoder.load_state_dict(plain.state_dict(), strict=False)
     x = torch.rand(5, 1, 12, 8, dtype=torch.float64)
@@ -440,8 +439,9 @@ def test_other_networks_normalize_embeddings_too(network, kind):
 
 def test_an_unknown_normalization_is_refused():
     for kind in (
-        *(lambda n: VQVAE(normalization=n), lambda n: VQVAEEncoder(1, 4, normalization=n)),
-        *(lambda n: VQGAN(normalization=n), lambda n: ResNet18(normalization=n)),
+        lambda n: VQVAE(normalization=n),
+        lambda n: VQGAN(normalization=n),
+        lambda n: ResNet18(normalization=n),
     ):
         with pytest.raises(ValueError, match="normalization must be batch or layer, got 'group'"):
             kind("group")

@@ -46,11 +46,7 @@ def group_norm(width: int, least: int = 4) -> nn.GroupNorm:
 class Residual(nn.Module):
     """x + (norm, swish, 3×3, norm, swish, dropout, 3×3)(x), x by a 1×1 where widths differ.
 
-    Args:
-        channels: Channels that come in.
-        width: Channels that go out.
-        dropout: Share of numbers dropped.
-        least: Channels of a norm's group, at least.
+    A norm's groups have `least` channels or more.
     """
 
     def __init__(self, channels: int, width: int, dropout: float, least: int = 4) -> None:
@@ -69,12 +65,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + what each position takes from all of them, with one head.
-
-    Args:
-        width: Channels C.
-        least: As in `Residual`.
-    """
+    """x + what each of N positions takes from all of them, with one head over C channels."""
 
     def __init__(self, width: int, least: int = 4) -> None:
         super().__init__()
@@ -86,9 +77,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        query, key, value = (
-            layer(h).flatten(2) for layer in (self.query, self.key, self.value)
-        )  # (B, C, N)
+        # (B, C, N) each
+        query, key, value = (part(h).flatten(2) for part in (self.query, self.key, self.value))
         # Written out: the fused kernels have no forward mode and no second derivative.
         scores = query.transpose(1, 2) @ key * query.shape[1] ** -0.5  # (B, N, N)
         taken = value @ scores.softmax(-1).transpose(1, 2)  # (B, C, N)
@@ -118,18 +108,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the way to the next.
-
-    Args:
-        channels: Channels that come in.
-        width: Channels that go out.
-        blocks: Residual blocks.
-        attention: Attention after each of them.
-        resample: The way to the next resolution.
-        dropout: As in `Residual`.
-        least: As in `Residual`.
-        through: How blocks are gone through.
-    """
+    """Residual blocks of one resolution, attention after each of them, and the way to the next."""
 
     def __init__(
         self,
@@ -162,14 +141,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Sequential):
-    """Residual block, attention, residual block.
-
-    Args:
-        width: Channels.
-        dropout: As in `Residual`.
-        least: As in `Residual`.
-        through: How blocks are gone through.
-    """
+    """Residual block, attention, residual block."""
 
     def __init__(self, width: int, *, dropout: float, least: int, through: Through) -> None:
         super().__init__(

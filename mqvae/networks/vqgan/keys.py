@@ -42,23 +42,13 @@ SHOWN = 8  # names that a message lists
 
 @dataclass(frozen=True)
 class Form:
-    """How a project names the tensors of its tokenizers.
-
-    Attributes:
-        name: The project.
-        column: Which of `NAMES` are its names.
-        levels: How the names of the encoder's levels begin.
-        residual: What the residual blocks of a level are called.
-        attention: What its attention is called.
-        distance: What is near in its tokenizers, which their tensors do not say.
-    """
+    """How a project names the tensors of its tokenizers."""
 
     name: str
-    column: int
-    levels: str
-    residual: str
-    attention: str
-    distance: Distance
+    column: int  # which of `NAMES` are its names
+    levels: str  # how the names of the encoder's levels begin
+    residual: str  # what the residual blocks of a level are called
+    distance: Distance  # what is near in its tokenizers, which their tensors do not say
 
     def name_of(self, key: str, levels: int) -> str:
         """What it calls one of our tensors, in a network of so many levels."""
@@ -75,43 +65,28 @@ class Form:
 
 
 FORMS = (
-    Form("taming-transformers", 1, "encoder.down.", "block", "attn", Euclidean()),
-    Form("LlamaGen", 2, "encoder.conv_blocks.", "res", "attn", Cosine()),
+    Form("taming-transformers", 1, "encoder.down.", "block", Euclidean()),
+    Form("LlamaGen", 2, "encoder.conv_blocks.", "res", Cosine()),
 )
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A tokenizer of another project.
+    """A tokenizer of another project."""
 
-    Attributes:
-        form: Whose it is.
-        network: The sizes of its network.
-        inputs: Its images.
-        num_codes: Number of codewords K.
-        dim: Dimensions D of a codeword.
-        weights: Its tensors by our names, in float32.
-    """
-
-    form: Form
-    network: VQGAN
+    form: Form  # whose it is
+    network: VQGAN  # the sizes of its network
     inputs: Inputs
-    num_codes: int
-    dim: int
-    weights: dict[str, Tensor]
+    num_codes: int  # number of codewords K
+    dim: int  # dimensions D of a codeword
+    weights: dict[str, Tensor]  # its tensors by our names, in float32
 
 
 def imported(tensors: Mapping[str, Tensor], *, side: int = 256) -> Imported:
     """A tokenizer of taming-transformers or LlamaGen, recognized by the names of its tensors.
 
-    Args:
-        tensors: Its state dict.
-        side: Pixels a side of the images that it was trained on, by which the levels with
-            attention are named.
-
-    Raises:
-        ValueError: if it is neither, or tensors are missing, too many, or of sizes that do not fit
-            each other: it names them.
+    The levels with attention are named by the side of the images that it was trained on, in pixels.
+    Tensors that are missing, too many, or of sizes that do not fit each other are named.
     """
     form = _recognized(tensors)
     network = _sizes(form, tensors, side)
@@ -155,9 +130,7 @@ def _sizes(form: Form, tensors: Mapping[str, Tensor], side: int) -> VQGAN:
             f"this tokenizer has {levels} levels, so sides are multiples of {stride}, got {side}: "
             "say the side of the images that it was trained on."
         )
-    attends = [
-        _count(f"{form.levels}{level}.{form.attention}.", tensors) > 0 for level in range(levels)
-    ]
+    attends = [_count(f"{form.levels}{level}.attn.", tensors) > 0 for level in range(levels)]
     return VQGAN(
         width=width,
         multipliers=tuple(multipliers),
@@ -179,9 +152,8 @@ def _shape(key: str, tensors: Mapping[str, Tensor], dimensions: int) -> Sequence
 
 def _count(beginning: str, tensors: Mapping[str, Tensor]) -> int:
     """How many numbers, from 0 on, follow this beginning in names."""
-    found = {
-        key.removeprefix(beginning).split(".")[0] for key in tensors if key.startswith(beginning)
-    }
+    after = (key.removeprefix(beginning) for key in tensors if key.startswith(beginning))
+    found = {rest.split(".")[0] for rest in after}
     return next(n for n in range(len(found) + 1) if str(n) not in found)
 
 
@@ -198,10 +170,8 @@ def _check(form: Form, expected: Mapping[str, Tensor], tensors: Mapping[str, Ten
     if len(lines) > SHOWN:
         lines = [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
     if lines:
-        raise MqvaeError(
-            f"this is not a VQ-GAN as {form.name} has it:\n"
-            + "\n".join(f"  {line}" for line in lines)
-        )
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise MqvaeError(f"this is not a VQ-GAN as {form.name} has it:{listed}")
 
 
 def _listed(names: Sequence[str]) -> str:

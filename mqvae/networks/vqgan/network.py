@@ -113,19 +113,13 @@ class VQGAN(Architecture):
 
 
 class VQGANEncoder(nn.Module):
-    """F_φ: images (B, channels, H, W) in [0, 1] → embeddings (B, dim, H/stride, W/stride).
-
-    Args:
-        sizes: What it is made of.
-        inputs: Its images.
-        dim: Dimensions D of an embedding.
-    """
+    """F_φ: images (B, channels, H, W) in [0, 1] → embeddings (B, dim, H/stride, W/stride)."""
 
     def __init__(self, sizes: VQGAN, inputs: Inputs, dim: int) -> None:
         super().__init__()
         self.channels, self.stride, self.signed = inputs.channels, sizes.stride, sizes.signed
         self.first = nn.Conv2d(inputs.channels, sizes.width, 3, padding=1)
-        self.levels = nn.Sequential(*_down(sizes, inputs.side))
+        self.levels = nn.Sequential(*_levels(sizes, inputs.side, up=False))
         width = sizes.widths[-1]
         self.middle = Middle(width, **sizes.of_blocks)
         self.norm = group_norm(width, sizes.group_channels)
@@ -142,16 +136,7 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """G_θ: codewords (B, dim, H/stride, W/stride) → images (B, channels, H, W), around [0, 1].
-
-    Args:
-        sizes: What it is made of.
-        inputs: The images.
-        dim: Dimensions D of a codeword.
-
-    Attributes:
-        last_layer: The convolution that the images come out of.
-    """
+    """G_θ: codewords (B, dim, H/stride, W/stride) → images (B, channels, H, W), around [0, 1]."""
 
     def __init__(self, sizes: VQGAN, inputs: Inputs, dim: int) -> None:
         super().__init__()
@@ -160,7 +145,7 @@ class VQGANDecoder(nn.Module):
         self.from_codes = nn.Conv2d(dim, sizes.z_channels, 1)
         self.first = nn.Conv2d(sizes.z_channels, width, 3, padding=1)
         self.middle = Middle(width, **sizes.of_blocks)
-        self.levels = nn.Sequential(*_up(sizes, inputs.side))
+        self.levels = nn.Sequential(*_levels(sizes, inputs.side, up=True))
         self.norm = group_norm(sizes.widths[0], sizes.group_channels)
         self.last_layer = nn.Conv2d(sizes.widths[0], inputs.channels, 3, padding=1)
 
@@ -170,33 +155,19 @@ class VQGANDecoder(nn.Module):
         return (y + 1) / 2 if self.signed else y
 
 
-def _down(sizes: VQGAN, side: int) -> Iterator[Level]:
-    """Levels from the images to the embeddings."""
-    last = len(sizes.multipliers) - 1
-    channels = sizes.width
-    for i, (width, attention) in enumerate(zip(sizes.widths, sizes.attends(side), strict=True)):
+def _levels(sizes: VQGAN, side: int, *, up: bool) -> Iterator[Level]:
+    """Levels from the images to the embeddings, or up again from the codewords."""
+    levels = list(zip(sizes.widths, sizes.attends(side), strict=True))
+    levels = levels[::-1] if up else levels
+    channels = levels[0][0] if up else sizes.width
+    resample = Upsample if up else Downsample
+    for left, (width, attention) in zip(reversed(range(len(levels))), levels, strict=True):
         yield Level(
             channels,
             width,
-            blocks=sizes.residual_blocks,
+            blocks=sizes.residual_blocks + up,
             attention=attention,
-            resample=nn.Identity() if i == last else Downsample(width),
-            **sizes.of_blocks,
-        )
-        channels = width
-
-
-def _up(sizes: VQGAN, side: int) -> Iterator[Level]:
-    """Levels from the codewords to the images."""
-    channels = sizes.widths[-1]
-    for i in reversed(range(len(sizes.multipliers))):
-        width = sizes.widths[i]
-        yield Level(
-            channels,
-            width,
-            blocks=sizes.residual_blocks + 1,
-            attention=sizes.attends(side)[i],
-            resample=Upsample(width) if i else nn.Identity(),
+            resample=resample(width) if left else nn.Identity(),
             **sizes.of_blocks,
         )
         channels = width
