@@ -4,6 +4,8 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,28 +20,22 @@ T = TypeVar("T")
 EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
+@dataclass
 class Progress:
     """A bar with rate, time left and losses; without a terminal, lines.
 
     The first line is of the first step, then come one every 30 seconds and that of the last step.
-
-    Args:
-        name: What is being trained.
-        start: Steps already done.
-        total: Steps in all.
-        silent: Show nothing.
-        unit: What is counted.
     """
 
-    def __init__(
-        self, name: str, start: int, total: int, *, silent: bool = False, unit: str = "steps"
-    ) -> None:
-        self.name = name
-        self.start = start
-        self.total = total
-        self.silent = silent
-        self.unit = unit
-        self.terminal = sys.stderr.isatty() and not silent
+    name: str  # what is being trained
+    start: int  # steps already done
+    total: int  # steps in all
+    _: KW_ONLY
+    silent: bool = False  # show nothing
+    unit: str = "steps"  # what is counted
+
+    def __post_init__(self) -> None:
+        self.terminal = sys.stderr.isatty() and not self.silent
 
     def __enter__(self) -> "Progress":
         self.began = time.perf_counter()
@@ -57,29 +53,19 @@ class Progress:
             self.bar.stop()
 
     def advance(self, step: int, result: Step | str) -> None:
-        """Show that `step` steps are done.
-
-        Args:
-            step: How many.
-            result: What the last one gave, or words for it.
-        """
+        """Show that `step` steps are done, and what the last one gave, or words for it."""
         now = time.perf_counter()
         every = 0.2 if self.terminal else EVERY
         if self.silent or (now - self.shown < every and step != self.total):
             return
         self.shown = now
         if self.terminal:
-            self.bar.update(
-                self.task, completed=step, rate=self._rate(step), losses=_losses(result)
-            )
+            shown = {"rate": self._rate(step), "losses": _losses(result)}
+            self.bar.update(self.task, completed=step, **shown)
             return
         left = (self.total - step) * (now - self.began) / max(1, step - self.start)
-        print(
-            f"{self.name}: {step}/{self.total}, {self._rate(step)}, {left:.0f} s left, "
-            f"{_losses(result)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        done = f"{self.name}: {step}/{self.total}, {self._rate(step)}, {left:.0f} s left"
+        print(f"{done}, {_losses(result)}", file=sys.stderr, flush=True)
 
     def _rate(self, step: int) -> str:
         took = max(time.perf_counter() - self.began, 1e-9)
@@ -87,44 +73,29 @@ class Progress:
 
 
 def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The same parts; meanwhile a bar with rate and time left, or a line every 30 seconds.
-
-    Args:
-        parts: What is worked on, such as batches.
-        total: How many there are.
-        what: What is being done.
-    """
+    """The same parts; meanwhile a bar with rate and time left, or a line every 30 seconds."""
     if process_rank():
         yield from parts
         return
     began = shown = time.perf_counter()
-    if not sys.stderr.isatty():
+    with _bar("rate", transient=True) if sys.stderr.isatty() else nullcontext() as bar:
+        task = bar and bar.add_task(what, total=total, rate="")
         for done, part in enumerate(parts, start=1):
             yield part
-            if (now := time.perf_counter()) - shown >= EVERY:
-                shown, left = now, (total - done) * (now - began) / done
+            took = (now := time.perf_counter()) - began
+            if bar is not None:
+                bar.update(task, completed=done, rate=f"{done / took:.1f} batches/s")
+            elif now - shown >= EVERY:
+                shown, left = now, (total - done) * took / done
                 print(f"{what}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
-        return
-    with _bar("rate", transient=True) as bar:
-        task = bar.add_task(what, total=total, rate="")
-        for done, part in enumerate(parts, start=1):
-            yield part
-            rate = done / (time.perf_counter() - began)
-            bar.update(task, completed=done, rate=f"{rate:.1f} batches/s")
 
 
 def watched_batches(
-    images: Images,
-    batch_size: int,
-    what: str,
-    *,
-    device: str | torch.device,
-    rank: int = 0,
-    world_size: int = 1,
+    images: Images, batch_size: int, what: str, *, device: str | torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, as `in_order` gives them, watched."""
-    batches = in_order(images, batch_size, device=device, rank=rank, world_size=world_size)
-    return watched(batches, -(-len(images) // (batch_size * world_size)), what)
+    batches = in_order(images, batch_size, device=device)
+    return watched(batches, -(-len(images) // batch_size), what)
 
 
 def _bar(*fields: str, transient: bool = False) -> Any:

@@ -16,21 +16,14 @@ from mqvae.files import flush, packed, unpacked
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state from which a run resumes, and the weights that its network is used with.
+    """The state from which a run resumes, and the weights that its network is used with."""
 
-    Attributes:
-        model: The network's `state_dict`.
-        training: Every other tensor: optimizer moments, random state.
-        state: Everything else, as JSON.
-        average: The `state_dict` of the EMA of the weights; None without one.
-        digest: Fingerprint of the file of `weights`; empty before it is written.
-    """
-
-    model: dict[str, Tensor]
-    training: dict[str, Tensor]
-    state: dict[str, Any]
+    model: dict[str, Tensor]  # the network's `state_dict`
+    training: dict[str, Tensor]  # every other tensor: optimizer moments, random state
+    state: dict[str, Any]  # everything else, as JSON
+    # The `state_dict` of the EMA of the weights; None without one.
     average: dict[str, Tensor] | None = None
-    digest: str = ""
+    digest: str = ""  # fingerprint of the file of `weights`; empty before it is written
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -53,15 +46,7 @@ class Checkpoint:
         return None
 
     def give_weights(self, network: nn.Module, folder: str | Path) -> None:
-        """Load `weights` into a network.
-
-        Args:
-            network: The network.
-            folder: Whose checkpoint this is, for the message.
-
-        Raises:
-            ValueError: if they do not fit.
-        """
+        """Load `weights` into a network; a ValueError that names the run if they do not fit."""
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -91,7 +76,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / file).write_bytes(content)
         digests[file] = _sha256(content)
     digests["state"] = _sha256(json.dumps(checkpoint.state).encode())
-    (folder / "state.json").write_text(_as_text({**checkpoint.state, "sha256": digests}))
+    written = {**checkpoint.state, "sha256": digests}
+    (folder / "state.json").write_text(json.dumps(written, indent=2))
     for path in folder.iterdir():
         flush(path)
 
@@ -100,7 +86,7 @@ def _read(folder: Path, *, training: bool, weights: bool) -> Checkpoint:
     """A checkpoint; raises whatever comes of damage to it."""
     text = (folder / "state.json").read_text(encoding="utf-8")
     state = json.loads(text)
-    same = text == _as_text(state)
+    same = text == json.dumps(state, indent=2)
     digests = state.pop("sha256")
     if not same or _sha256(json.dumps(state).encode()) != digests["state"]:
         raise MqvaeError("state.json is not what was written")
@@ -122,13 +108,7 @@ def _read(folder: Path, *, training: bool, weights: bool) -> Checkpoint:
 def load_checkpoint(folder: Path, *, training: bool, weights: bool) -> tuple[Checkpoint, str]:
     """A checkpoint, or the one before it if it is damaged; and the damage, empty without any.
 
-    Args:
-        folder: The checkpoint's.
-        training: Read what only resuming needs, too.
-        weights: Read the weights; without them the state is all there is.
-
-    Raises:
-        ValueError: if there is none, or files of it and of the one before are damaged.
+    Arguments and errors are those of `Run.load`.
     """
     while True:
         there = _identity(folder)
@@ -189,10 +169,6 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _as_text(state: Mapping[str, Any]) -> str:
-    return json.dumps(state, indent=2)
-
-
 def beginning_with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, by the rest of their names."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -201,11 +177,7 @@ def beginning_with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def optimizer_state(
     name: str, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state for a checkpoint: its tensors, by names of their own, and the rest.
-
-    Raises:
-        ValueError: if it remembers something that is neither tensor nor number.
-    """
+    """An optimizer's state for a checkpoint: its tensors, by names of their own, and the rest."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     state = optimizer.state_dict()

@@ -79,11 +79,7 @@ class Run:
     def create(
         cls, folder: str | Path, config: Mapping[str, Any], *, overwrite: bool = False
     ) -> "Run":
-        """Make a run folder, locked; an old one is replaced only if `overwrite`.
-
-        Raises:
-            ValueError: if the folder exists, holds something, and must or should not be replaced.
-        """
+        """Make a run folder, locked; raises as `require_free`."""
         folder = Path(folder)
         cls.require_free(folder, overwrite=overwrite)
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,11 +105,7 @@ class Run:
 
     @staticmethod
     def require_free(folder: str | Path, *, overwrite: bool = False) -> None:
-        """Refuse a folder in which no run can be made.
-
-        Raises:
-            ValueError: if it holds something, and must or should not be replaced.
-        """
+        """Refuse a folder that holds something which must or should not be replaced."""
         folder = Path(folder)
         if folder.is_file():
             raise MqvaeError(f"{folder} is a file: --out takes a folder for the run.")
@@ -139,22 +131,13 @@ class Run:
 
     @staticmethod
     def checkpoint_in(folder: str | Path, name: str = "last") -> Path | None:
-        """The folder of a run's checkpoint, or of the one before it where a kill left that alone.
-
-        Args:
-            folder: The run's.
-            name: "last" or "best".
-        """
+        """The folder of a checkpoint, or of the one before it where a kill left that alone."""
         names = (name, name_before(name))
         found = (Path(folder) / "checkpoints" / each for each in names)
         return next((path for path in found if path.is_dir()), None)
 
     def lock(self) -> None:
-        """Let no other process train in the folder, until `unlock` or the end of this one.
-
-        Raises:
-            ValueError: if another process does.
-        """
+        """Let no other process train in the folder until `unlock`; refuse if one does."""
         self._lock = lock(self.folder)
 
     @contextmanager
@@ -176,13 +159,7 @@ class Run:
     def start_metrics(
         self, *, after_step: int, further: Sequence[str] = (), columns: Sequence[str] = COLUMNS
     ) -> None:
-        """Begin metrics.csv, keeping the rows up to a step.
-
-        Args:
-            after_step: The last step whose row is kept.
-            further: Columns beside `columns`.
-            columns: Others than the usual ones; the first is the step.
-        """
+        """Begin metrics.csv, keeping the rows up to a step; the first column is the step."""
         self.columns = (*columns, *further)
         path = self.folder / "metrics.csv"
         lines = [",".join(self.columns)]
@@ -211,11 +188,7 @@ class Run:
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint whole or not at all; the one before it of that name is kept.
-
-        Raises:
-            ValueError: if it cannot be written; the one before it is whole.
-        """
+        """Write a checkpoint whole or not at all; the one before it of that name is kept."""
         target = self.folder / "checkpoints" / name
         partial = target.with_name(f"{name}.partial")
         previous = target.with_name(name_before(name))

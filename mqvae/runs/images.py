@@ -38,20 +38,14 @@ class OfImages(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a run.
+    """The images of a run."""
 
-    Attributes:
-        train: What it is trained on.
-        validation: What the best checkpoint is chosen on, held out of the training set, or of a
-            validation split that the folder has; may be empty.
-        test: What it is measured on, and nothing else.
-        bounds: What decides by an image's hash whether it is held out; None where images have no
-            names.
-    """
-
-    train: Images
+    train: Images  # what it is trained on
+    # What the best checkpoint is chosen on, held out of the training set, or of a validation split
+    # that the folder has; may be empty.
     validation: Images
-    test: Images
+    test: Images  # what it is measured on, and nothing else
+    # What decides by an image's hash whether it is held out; None where images have no names.
     bounds: Bounds | None = None
 
     def by_name(self) -> Mapping[str, Images]:
@@ -61,19 +55,13 @@ class Splits:
 
 @dataclass(frozen=True)
 class Found:
-    """A split of a run, as it is there now, or other images.
-
-    Attributes:
-        images: The images.
-        identity: Which they are.
-        changes: What is different from those that the run had, and was accepted.
-        data: What they are called in files, if they are not the run's; empty if they are.
-    """
+    """A split of a run, as it is there now, or other images."""
 
     images: Images
-    identity: Identity
+    identity: Identity  # which they are
+    # What is different from those that the run had, and was accepted.
     changes: Changes = field(default_factory=dict)
-    data: str = ""
+    data: str = ""  # what they are called in files, if they are not the run's; empty if they are
 
 
 def load_run_split(
@@ -92,8 +80,7 @@ def load_run_split(
         run: The run.
         settings: Its settings; `data.root` and how images are read may be others.
         split: "train", "validation" or "test".
-        whole: Take the dataset's training split whole, with the images held out and those beyond
-            the limit in it.
+        whole: Take the dataset's training split whole, with those held out or beyond the limit.
         accept_changed_data: Take the images as they are, though they are others.
 
     Raises:

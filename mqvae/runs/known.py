@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,12 @@ Changes = Mapping[str, str]  # split -> what is different, in words
 
 @dataclass(frozen=True)
 class Known:
-    """A run's record of its images: in `state.json`, `summary.json` and `images.npz`.
+    """A run's record of its images: in `state.json`, `summary.json` and `images.npz`."""
 
-    Attributes:
-        splits: Which images each split has.
-        bounds: What decides by an image's hash whether it is held out; None where images have no
-            names.
-        accepted: Changes of the images that were accepted, with the step.
-    """
-
-    splits: Mapping[str, Identity] = field(default_factory=dict)
+    splits: Mapping[str, Identity] = field(default_factory=dict)  # which images each split has
+    # What decides by an image's hash whether it is held out; None where images have no names.
     bounds: Bounds | None = None
+    # Changes of the images that were accepted, with the step.
     accepted: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
@@ -45,22 +40,13 @@ class Known:
         """The record of a run; None if it has none.
 
         That of the last checkpoint, also for the best: changes that were accepted since hold.
-
-        Raises:
-            ValueError: if its `state.json` is damaged, and so is that of the one before it.
         """
-        for name in ("last", "best"):
-            if Run.checkpoint_in(run.folder, name) is not None:
-                state = run.load(name, training=False, weights=False).state
-                return cls.from_state(state, run.folder)
-        return None
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any], folder: Path) -> "Known | None":
-        """From what `state` gave, and the `images.npz` of a run folder, if it is of the same."""
+        there = (name for name in ("last", "best") if Run.checkpoint_in(run.folder, name))
+        name = next(there, None)
+        state = {} if name is None else run.load(name, training=False, weights=False).state
         if "images" not in state:
             return None
-        arrays = _read(folder / FILE)
+        arrays = _read(run.folder / FILE)  # nothing unless it is of the same
         splits = {
             split: Identity.from_json(content).with_arrays(arrays.get(split, {}))
             for split, content in state["images"].items()
@@ -104,27 +90,14 @@ class Known:
             return 0
         return int(np.isin(test.names, train.names).sum())
 
-    def accepting(self, now: "Known", changes: Changes, step: int) -> "Known":
-        """The images that are there now, with the changes noted."""
-        return replace(now, accepted=(*self.accepted, {"step": step, **changes}))
-
 
 def check(
     folder: Path, known: Known | None, now: Mapping[str, Identity], *, accept: bool
 ) -> Changes:
-    """Compare images with those that a run had.
+    """Compare images with those that a run had: what is different, by split.
 
-    Args:
-        folder: The run's folder, for messages.
-        known: What the run knows; None for one without a record, of which a warning is printed.
-        now: Which images there are, of some of its splits.
-        accept: Whether others are accepted; a warning then says what is different.
-
-    Returns:
-        What is different, by split; empty if nothing is.
-
-    Raises:
-        ValueError: if they are others and not accepted.
+    A warning says so of a run without a record, and of differences that are accepted; others are
+    refused.
     """
     if known is None:
         _warn(

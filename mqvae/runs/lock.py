@@ -20,14 +20,7 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 class Lock:
-    """The right to train in a folder, until it is released or the process ends, in any way.
-
-    Args:
-        folder: The folder, which must exist.
-
-    Raises:
-        MqvaeError: if another process has it.
-    """
+    """The right to train in a folder, until it is released or the process ends, in any way."""
 
     def __init__(self, folder: Path) -> None:
         self.process = os.getpid()
@@ -38,10 +31,9 @@ _mine: "weakref.WeakValueDictionary[str, Lock]" = weakref.WeakValueDictionary()
 
 
 def lock(folder: Path) -> Lock:
-    """The lock of a folder, one for all of a process; a file system without locks gives it to all.
+    """The lock of a folder, one for all of a process; refused if another process has it.
 
-    Raises:
-        MqvaeError: if another process has it.
+    A file system without locks gives it to all.
     """
     key = os.path.realpath(folder)
     found = _mine.get(key)

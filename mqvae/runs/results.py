@@ -59,17 +59,11 @@ def read_metrics(file: Path, *, finished: bool) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Counts:
-    """How often the codes of a group were chosen.
+    """How often the codes of a group were chosen."""
 
-    Attributes:
-        codes: Those chosen, ascending.
-        counts: How often, 1 or more.
-        total: K, with those never chosen.
-    """
-
-    codes: np.ndarray
-    counts: np.ndarray
-    total: int
+    codes: np.ndarray  # those chosen, ascending
+    counts: np.ndarray  # how often, 1 or more
+    total: int  # K, with those never chosen
 
     def __getitem__(self, code: int) -> int:
         return int(self.of(np.array([code]))[0])
@@ -90,11 +84,9 @@ class Counts:
 
 
 def read_counts(file: Path, num_codes: int | None = None) -> tuple[Counts, ...]:
-    """How often the codes of each group were chosen.
+    """How often the codes of each group were chosen; codes without a row were not.
 
-    Args:
-        file: Rows of group, code and count; codes without one were not chosen.
-        num_codes: K (default: one more than the last code in the file).
+    `num_codes` is K (default: one more than the last code in the file).
     """
     if not file.is_file():
         return ()

@@ -32,30 +32,19 @@ MANY_CODES = 4096  # whose k-means takes so long that it is spoken of
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run: what is trained, and by what.
-
-    Attributes:
-        network: The network.
-        task: What it is trained for.
-        update: The rule by which a batch changes it.
-        batches: The batches of this process.
-        above: Those that the codebook is judged on; None where they are the same.
-        before: What trains before quantization sets in.
-        levels: The optimizers of the rule, "lower" and "upper".
-        auxiliary: Optimizers of the task's own networks.
-        schedules: Of all learning rates, by the optimizer's name.
-        average: The exponential average of the weights; None where there is none.
-    """
+    """The parts of a run: what is trained, and by what."""
 
     network: VQNetwork
-    task: Task
-    update: Update
-    batches: Batches
-    levels: Mapping[str, Optimizer]
-    auxiliary: Mapping[str, AuxiliaryOptimizer]
-    schedules: Mapping[str, LRScheduler]
+    task: Task  # what it is trained for
+    update: Update  # the rule by which a batch changes it
+    batches: Batches  # the batches of this process
+    levels: Mapping[str, Optimizer]  # the optimizers of the rule, "lower" and "upper"
+    auxiliary: Mapping[str, AuxiliaryOptimizer]  # optimizers of the task's own networks
+    schedules: Mapping[str, LRScheduler]  # of all learning rates, by the optimizer's name
+    # The exponential average of the weights; None where there is none.
     average: AveragedModel | None
-    before: Update
+    before: Update  # what trains before quantization sets in
+    # Those that the codebook is judged on; None where they are the same.
     above: Batches | None = None
 
     @property
@@ -89,17 +78,10 @@ class Parts:
         in_parts: int = 1,
         quantized: bool = True,
     ) -> tuple[Step, Mapping[str, Tensor]]:
-        """All that a batch changes: by the update rule, the auxiliary networks, and the EMA.
+        """All that images and labels change: by the rule, the auxiliary networks, and the EMA.
 
-        Args:
-            x: Images.
-            y: Labels.
-            above: Images and labels that the codebook is judged on; None for the same.
-            in_parts: Parts that the rule takes them in.
-            quantized: Whether quantization has set in.
-
-        Returns:
-            What the rule found, and what the task logs.
+        The codebook is judged on `above`, or on the same if it is None. `quantized` says whether
+        quantization has set in. Gives what the rule found, and what the task logs.
         """
         target = self.task.target(x, y)
         if not quantized:
@@ -123,11 +105,7 @@ class Parts:
 
 
 def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[Parts, Settings]:
-    """The parts of a run, freshly initialized, and its settings with what the parts chose.
-
-    Raises:
-        ValueError: if parts do not fit each other or the images.
-    """
+    """The parts of a run, freshly initialized, and its settings with what the parts chose."""
     start, warm = settings.start, settings.warm_start
     if warm.unquantized and start is not None and "codebook" in start.parts:
         if processes.first:
@@ -170,9 +148,9 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
     rates = settings.optimizer
     factor = learning_rate(settings.steps, rates.warmup, rates.schedule)
     schedules: dict[str, LRScheduler] = {
-        name: LambdaLR(optimizer, factor)
-        for name, optimizer in levels.items()
-        if _trains(optimizer)
+        name: LambdaLR(each, factor)
+        for name, each in levels.items()
+        if any(p.requires_grad for group in each.param_groups for p in group["params"])
     }
     auxiliary = task.auxiliary_optimizers(settings.steps)
     if options.accumulate_grad_batches > 1:
@@ -188,7 +166,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
         )
     batches = _batches(splits.train, share, settings, processes)
     above = _above(rule, splits, share, settings, processes)
-    decay = settings.trainer.ema_decay
+    decay = options.ema_decay
     average = AveragedModel(network, multi_avg_fn=towards(decay)) if decay else None
     task.attend(network, x)  # after the average, a copy, is made
     before = Update(network, task, Unquantized(), **frame)
@@ -199,16 +177,7 @@ def assemble(settings: Settings, splits: Splits, processes: Processes) -> tuple[
 
 
 def _require_gathers(rule: Rule, task: Task, *, has_networks: bool) -> None:
-    """Refuse a rule, or a task, that takes no several batches a step.
-
-    Args:
-        rule: The rule.
-        task: The task.
-        has_networks: Whether the task trains networks of its own.
-
-    Raises:
-        ValueError: with what to set instead.
-    """
+    """Refuse a rule, or a task with networks of its own, that takes no several batches a step."""
     instead = (
         "set data.batch_size to the whole batch and trainer.micro_batches to what it is cut into."
     )
@@ -240,11 +209,7 @@ def _batches(images: Images, size: int, settings: Settings, processes: Processes
 def _above(
     rule: Rule, splits: Splits, size: int, settings: Settings, processes: Processes
 ) -> Batches | None:
-    """The batches that the codebook is judged on; None where they are those of the network.
-
-    Raises:
-        ValueError: if nothing is held out.
-    """
+    """The batches that the codebook is judged on; None where they are those of the network."""
     which = rule.batch_above()
     if which == "same":
         return None
@@ -272,23 +237,16 @@ def initialize_codebook(parts: Parts, images: Images, settings: Settings) -> Non
     with evaluating(network), torch.no_grad():
         probe = network.embed(torch.zeros(1, *images.shape, device=batches.device))
     positions = probe.numel() // network.quantizer.dim
-    wanted = -(-INITIALIZATION_SAMPLES * network.quantizer.num_codes // positions)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))[
-        :wanted
-    ]
     codes = network.quantizer.num_codes
+    wanted = -(-INITIALIZATION_SAMPLES * codes // positions)
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(images), generator=generator)[:wanted]
     if codes >= MANY_CODES and not batches.rank:
-        count = len(order) * positions
-        print(
-            f"k-means: {count:,} embeddings to {codes:,} codewords …", file=sys.stderr, flush=True
-        )
+        said = f"k-means: {len(order) * positions:,} embeddings to {codes:,} codewords …"
+        print(said, file=sys.stderr, flush=True)
     mine = order.tensor_split(batches.world_size)[batches.rank]
     parts_of_mine = mine.split(fitting(INITIALIZATION_BATCH, images.shape, side=32))
     taken = these(images, parts_of_mine, device=batches.device)
     network.initialize_codebook(x for x, _ in taken)
     if parts.average is not None:
         parts.measured.quantizer.load_state_dict(network.quantizer.state_dict())
-
-
-def _trains(optimizer: Optimizer) -> bool:
-    return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])

@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from mqvae.core.distributed import from_all_processes
@@ -20,14 +21,7 @@ from mqvae.training.processes import Processes
 
 
 def capture(parts: Parts, log: Log, processes: Processes, progress: dict[str, Any]) -> Checkpoint:
-    """Everything that changes in training. All processes take part.
-
-    Args:
-        parts: What is trained.
-        log: What it has to say.
-        processes: The processes that train together.
-        progress: Where the loop is, as JSON.
-    """
+    """Everything that changes in training; `progress` is where the loop is. All take part."""
     training: dict[str, Tensor] = {
         **{f"rule.{key}": value for key, value in parts.update.state_dict().items()},
         **{f"task.{key}": value for key, value in _trained(parts).items()},
@@ -75,19 +69,10 @@ def restore(
     *,
     stretched: bool = False,
 ) -> None:
-    """Put the state of a checkpoint back.
+    """Put the state of a checkpoint of a run back.
 
-    Args:
-        checkpoint: The state.
-        run: Whose it is, for messages.
-        parts: What is trained.
-        log: What it has to say.
-        processes: The processes that train together.
-        stretched: The number of training steps is another than before: learning rates are those
-            of the new schedule.
-
-    Raises:
-        ValueError: if it is another network's, or of another version, or was imported.
+    `stretched` says that the number of training steps is another than before: learning rates are
+    those of the new schedule. One of another network or version, or imported, is refused.
     """
     if "imported" in checkpoint.state:
         raise MqvaeError(
@@ -106,40 +91,22 @@ def restore(
 
 
 class Before:
-    """All that a step changes, as it is now, to take the step back.
-
-    Args:
-        parts: What is trained.
-    """
+    """All that a step changes, as it is now, to take the step back."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._modules = [(m, _clones(m.state_dict())) for m in _modules(parts)]
-        self._task = _clones(_trained(parts))
-        self._rule = _clones(parts.update.state_dict())
-        self._optimizers = {}
-        for name, optimizer in parts.optimizers.items():
-            tensors, rest = optimizer_state(name, optimizer)
-            self._optimizers[name] = _clones(tensors), rest
+        found = (parts.network, parts.average, parts.update, *parts.optimizers.values())
+        self._stateful = [each for each in found if each is not None]
+        self._states = [deepcopy(each.state_dict()) for each in self._stateful]
+        self._task = deepcopy(_trained(parts))
         self._random = RandomState(parts.batches.device)
 
     def restore(self) -> None:
         """Put all of it back."""
-        for module, state in self._modules:
-            module.load_state_dict(state)
+        for each, state in zip(self._stateful, self._states, strict=True):
+            each.load_state_dict(state)
         _give(_trained(self._parts), self._task)
-        self._parts.update.load_state_dict(self._rule)
-        for name, optimizer in self._parts.optimizers.items():
-            restore_optimizer(name, optimizer, *self._optimizers[name])
         self._random.restore()
-
-
-def _modules(parts: Parts) -> list[nn.Module]:
-    return [parts.network] if parts.average is None else [parts.network, parts.average]
-
-
-def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().clone() for name, t in tensors.items()}
 
 
 @torch.no_grad()
@@ -233,8 +200,5 @@ def _random_name(kind: str, rank: int) -> str:
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """A schedule's state, without what its constructor gives it."""
     kinds = (int, float, str, bool, type(None))
-    return {
-        k: v
-        for k, v in state.items()
-        if isinstance(v, kinds) or (isinstance(v, list) and all(isinstance(i, kinds) for i in v))
-    }
+    parts = {k: v if isinstance(v, list) else [v] for k, v in state.items()}
+    return {k: state[k] for k, part in parts.items() if all(isinstance(i, kinds) for i in part)}

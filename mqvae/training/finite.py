@@ -29,10 +29,7 @@ TERMS = {
 class Finite:
     """Looks at the numbers of every step on their device, which nothing waits for until `found`.
 
-    Args:
-        parts: What is trained.
-        processes: The processes that train together.
-        kept: A sentence on what is kept where a number is not finite.
+    `kept` is a sentence on what is kept where a number is not finite.
     """
 
     def __init__(self, parts: Parts, processes: Processes, kept: str) -> None:
@@ -59,13 +56,7 @@ class Finite:
 
     @torch.no_grad()
     def look(self, step: int, result: Step, logged: Mapping[str, Tensor]) -> None:
-        """Look at what a step gave, and at the weights after it.
-
-        Args:
-            step: The step's number.
-            result: What the rule found.
-            logged: What the task's networks log.
-        """
+        """Look at what a step gave, and at the weights after it."""
         given = [*(getattr(result, name) for name in TERMS), *map(logged.get, self._logs)]
         nothing = torch.zeros((), device=self._processes.device)
         # The largest of each tensor is not finite where one of its numbers is not.
@@ -73,9 +64,8 @@ class Finite:
             torch.stack([n.float() for n in torch._foreach_norm(tensors, math.inf)]).amax()
             for tensors in self._weights.values()
         ]
-        values = torch.stack(
-            [nothing if v is None else v.detach().float() for v in given] + largest
-        )
+        told = [nothing if v is None else v.detach().float() for v in given]
+        values = torch.stack(told + largest)
         new = ~torch.isfinite(values) & (self._first == NEVER)
         self._first = torch.where(new, step, self._first)
         self._values = torch.where(new, values, self._values)
@@ -92,11 +82,7 @@ class Finite:
         return f"{self._named[which]} is {said}", step
 
     def require(self) -> None:
-        """Refuse what is not finite. All processes take part.
-
-        Raises:
-            NotFinite: if something is.
-        """
+        """Refuse what is not finite. All processes take part. Raises NotFinite if something is."""
         if found := self.found():
             raise self.error(*found)
 

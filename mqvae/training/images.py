@@ -18,9 +18,7 @@ from mqvae.weights.packaged import packaged
 def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits, Settings]:
     """The images of a run, and its settings with what was found in them.
 
-    Args:
-        settings: Of the run.
-        known: What the run knows of its images, which keeps each of them in its split.
+    What the run knows of its images already keeps each of them in its split.
     """
     data, start = settings.data.absolute(), settings.start
     if start is not None and packaged(start.run) is None:
@@ -52,17 +50,10 @@ def load_splits(settings: Settings, known: Known | None = None) -> tuple[Splits,
 def other_images(
     data: Data, name: str, split: str | None, *, root: str | None, own_size: bool
 ) -> Images:
-    """Other images than those of a run, as many channels and as large as these.
+    """Images of a dataset, folder or shards, with as many channels and as large as those of a run.
 
-    Args:
-        data: Of the run.
-        name: A dataset by its name, a folder of images or shards.
-        split: One of its splits; if None, test of a dataset and all images of a folder.
-        root: Where its files are.
-        own_size: Take files at the sizes that they have.
-
-    Raises:
-        ValueError: if there are none, one cannot be read or they have no sizes of their own.
+    Without a split they are test of a dataset and all images of a folder; with `own_size` files
+    are taken at the sizes that they have.
     """
     source = source_of(name)
     if data.are_vectors or source["class_path"] != "mqvae.ImageData":

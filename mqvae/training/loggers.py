@@ -23,11 +23,7 @@ class Logger(Protocol):
 
 
 def chosen(options: Trainer) -> Sequence[str]:
-    """The loggers of a run; TensorBoard where it is installed if none are named.
-
-    Raises:
-        ExtraMissing: if one that is named is not installed.
-    """
+    """The loggers of a run (default: TensorBoard if installed); refuses any not installed."""
     if options.fast_dev_run:
         return []
     if options.loggers is None:

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -78,16 +78,15 @@ class Training(TrainingState):
         self.unrecorded = False
 
     def _train(self, after_step: Callable[["Training"], None] | None) -> None:
-        with ExitStack() as inside:
-            asked = inside.enter_context(Signals())
-            self.log.open(self.run, self.step)
-            inside.enter_context(closing(self.log))
-            inside.enter_context(closing(self.parts))
-            show = Progress(
-                self.settings.name, self.step, self.settings.steps, silent=not self.processes.first
-            )
-            inside.enter_context(show)
-            inside.enter_context(self.processes.autocast())
+        settings, silent = self.settings, not self.processes.first
+        self.log.open(self.run, self.step)
+        with (
+            Signals() as asked,
+            closing(self.log),
+            closing(self.parts),
+            Progress(settings.name, self.step, settings.steps, silent=silent) as show,
+            self.processes.autocast(),
+        ):
             while self.step < self.settings.steps:
                 result = self._update()
                 show.advance(self.step, result)
@@ -111,11 +110,8 @@ class Training(TrainingState):
         self.waited += time.perf_counter() - began
         parts.network.quantizer.unquantized = self._onset.unquantized(self.step)
         before = Before(parts) if self._skips else None
-        options = self.settings.trainer
-        how: dict[str, Any] = {
-            "in_parts": options.micro_batches,
-            "quantized": self.step >= self._onset.first,
-        }
+        options, quantized = self.settings.trainer, self.step >= self._onset.first
+        how: dict[str, Any] = {"in_parts": options.micro_batches, "quantized": quantized}
         for _ in range(options.accumulate_grad_batches - 1):
             parts.accumulate(x, y, **how)
             asked = time.perf_counter()
@@ -136,7 +132,7 @@ class Training(TrainingState):
             # On a GPU every look at a value waits for it, and of several processes for all.
             self._finite.require()
         if not skipped:
-            self.log.count(result)
+            self.log.counts.add(result.codes)
         if at_log and not cpu:
             torch.accelerator.synchronize()
         elapsed = time.perf_counter() - began
@@ -150,10 +146,7 @@ class Training(TrainingState):
         if at_log:
             took, waited = self.seconds - self._last_row[0], self.waited - self._last_row[1]
             self._last_row = (self.seconds, self.waited)
-            losses = self.log.losses(result)
-            self.log.row(
-                self.step, self.seconds, took, waited, losses, result, logged, self._unsaid
-            )
+            self.log.row(self.step, self.seconds, took, waited, result, logged, self._unsaid)
             self._unsaid = None
             self._note_skipped()
         for schedule in parts.schedules.values():
@@ -191,9 +184,8 @@ class Training(TrainingState):
 
     def _finish(self) -> dict[str, Any]:
         parts, settings, device = self.parts, self.settings, self.processes.device
-        result = evaluate(
-            parts.measured, parts.task, self.splits.test, device=device, together=True
-        )
+        network, test = parts.measured, self.splits.test
+        result = evaluate(network, parts.task, test, device=device, together=True)
         self._note_skipped()
         for sentence in not_finite(result):
             self.log.warn(sentence)
@@ -218,5 +210,5 @@ class Training(TrainingState):
         }
         if not self.processes.first:
             return {**result.metrics, **further}
-        found = Found(self.splits.test, self.known.splits["test"])
+        found = Found(test, self.known.splits["test"])
         return write_summary(self.run, result, found, self.step, further)

@@ -58,10 +58,7 @@ def noticing_shortage(
 ) -> Iterator[None]:
     """Inside, errors of allocators become `OutOfMemory`, which says what to lower.
 
-    Args:
-        settings: Of the run.
-        processes: How many train it.
-        where: When it happened and what is kept, a sentence's beginning and a sentence.
+    `where` says when it happened and what is kept: a sentence's end, and a sentence.
     """
     try:
         yield
@@ -77,12 +74,7 @@ def noticing_shortage(
 
 @contextmanager
 def noticing_full_disks(folder: Path, where: Callable[[], str]) -> Iterator[None]:
-    """Inside, a full or read-only disk is reported with what is kept, and what to do.
-
-    Args:
-        folder: The run's.
-        where: As of `noticing_shortage`.
-    """
+    """Inside, a full or read-only disk is reported, with `where` as in `noticing_shortage`."""
     try:
         yield
     except OSError as error:

@@ -117,11 +117,9 @@ class Processes:
 
 
 class Agreement:
-    """Whether all processes stop, since one of them is asked to; they agree every second or two.
+    """Whether all processes stop, since one of them is asked to.
 
-    Args:
-        processes: The processes.
-        most: Steps between two agreements, at most.
+    They agree every second or two, after `most` steps at the latest.
     """
 
     def __init__(self, processes: Processes, most: int) -> None:
@@ -145,14 +143,9 @@ class Agreement:
 
 def _device(accelerator: str) -> torch.device:
     """The device of a run in one process."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    name = accelerator
-    if accelerator == "auto":
-        name = next(name for name, available in there.items() if available)
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    there = {"cuda": cuda, "mps": mps, "cpu": True}
+    name = accelerator if accelerator != "auto" else next(n for n in there if there[n])
     if not there[name]:
         raise _absent(f"accelerator is {name}")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
@@ -191,11 +184,8 @@ def _speak_of_lost_children() -> None:
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "Forcefully terminating" in record.getMessage():
-                print(
-                    "mqvae: error: another of the processes has ended, so this one ends too.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                said = "mqvae: error: another of the processes has ended, so this one ends too."
+                print(said, file=sys.stderr, flush=True)
 
     logger = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
     logger.addHandler(Said())

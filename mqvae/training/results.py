@@ -50,9 +50,6 @@ def write_evaluation(
         weights: Fingerprint of its weights.
         device: What it was measured on, in words.
         refined: How codes were refined, in words: the file is NAME-refined then.
-
-    Returns:
-        The file.
     """
     name = f"{result.protocol['split']}-{checkpoint}"
     if found.data:
@@ -95,15 +92,7 @@ def write_evaluation(
 def write_summary(
     run: Run, result: Evaluation, found: Found, step: int, further: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write what a run's last checkpoint was measured with, and summary.json; returns the latter.
-
-    Args:
-        run: The run.
-        result: What was measured on the test images.
-        found: The images.
-        step: Training steps made.
-        further: What else the summary says.
-    """
+    """Write what was measured of a run's last checkpoint, and summary.json; returns the latter."""
     path = write_evaluation(
         run,
         result,

@@ -27,10 +27,7 @@ FAST_STEPS = 2  # of trainer.fast_dev_run
 def begin(settings: Settings, out: str | Path, *, overwrite: bool = False) -> Training:
     """A run from its first step; `out` is made, with a first checkpoint in it.
 
-    Args:
-        settings: What to train, and how.
-        out: The run folder to make.
-        overwrite: Replace a run at `out`.
+    With `overwrite` it takes the place of a run at `out`.
 
     Raises:
         ValueError: if parts do not fit each other, the images or this machine, or `out` is in use.
@@ -113,7 +110,8 @@ def resume(
             others = accept_changed_data or known is None
             training.restore("last", other_images=others)
             if known is not None and changes:
-                training.known = known.accepting(now, changes, training.step)
+                accepted = (*known.accepted, {"step": training.step, **changes})
+                training.known = replace(now, accepted=accepted)
             training.unrecorded = known is None or bool(changes)
             if settings.steps != before:
                 if processes.first:
@@ -125,10 +123,9 @@ def resume(
 def _compared(
     run: Run, known: Known | None, splits: Splits, processes: Processes, *, accept: bool
 ) -> tuple[Known, Changes]:
-    """The images that are there now, and what is different; the first process looks.
+    """The images that are there now, and what is different.
 
-    Raises:
-        ValueError: in all processes, if they are others and not accepted.
+    The first process looks; all refuse others that are not accepted.
     """
     now, changes, refused = Known(), dict[str, str](), None
     if processes.first:
@@ -145,8 +142,7 @@ def _compared(
 def tried(settings: Iterable[Settings]) -> Iterator[Settings]:
     """Settings that `begin` takes, one after another: the parts are put together, nothing written.
 
-    Args:
-        settings: Of several runs; of those in succession with the same images they are read once.
+    Of settings in succession with the same images these are read once.
 
     Raises:
         ValueError: if parts do not fit each other, the images or this machine.

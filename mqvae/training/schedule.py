@@ -11,12 +11,8 @@ def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def learning_rate(steps: int, warmup: float, schedule: str) -> Callable[[int], float]:
-    """Factor of the learning rate after i steps: linear over the warm-up, then as a schedule says.
-
-    Args:
-        steps: Number of training steps.
-        warmup: Share of them in which the learning rate rises.
-        schedule: "cosine" or "linear" falls to 0; "constant" stays.
+    """Factor of the learning rate after i steps: linear over the warm-up, a share of them, and then
+    as a schedule says: "cosine" or "linear" falls to 0, "constant" stays.
     """
     rise = round(steps * warmup)
 
@@ -33,15 +29,10 @@ def learning_rate(steps: int, warmup: float, schedule: str) -> Callable[[int], f
 
 @dataclass(frozen=True)
 class Onset:
-    """When quantization sets in.
+    """When quantization sets in."""
 
-    Attributes:
-        first: Training steps without any.
-        whole: Training steps until all samples are quantized.
-    """
-
-    first: int
-    whole: int
+    first: int  # training steps without any
+    whole: int  # training steps until all samples are quantized
 
     @classmethod
     def of(cls, steps: int, unquantized: float, gradual: float) -> "Onset":

@@ -18,11 +18,7 @@ def parts_of(network: VQNetwork) -> dict[str, nn.Module]:
 
 
 def start_from(start: Start, network: VQNetwork) -> None:
-    """Give parts of a network the weights that a run, or a tokenizer of the package, ended with.
-
-    Raises:
-        ValueError: if the run has none, or its parts are of other shapes: it names each.
-    """
+    """Give parts of a network the weights that a run, or a tokenizer of the package, ended with."""
     folder = packaged(start.run)
     weights = (
         Run(start.run).load("last", training=False).weights

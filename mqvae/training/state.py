@@ -20,34 +20,21 @@ from mqvae.training.stopping import KEPT
 
 
 class TrainingState:
-    """A run in training, without the loop.
-
-    Attributes:
-        run: The run's folder.
-        settings: What is trained, and how; all of it resolved.
-        splits: The images.
-        parts: Network, task, update rule and what steps them.
-        processes: The processes that train together.
-        step: Training steps made.
-        seconds: Time they took.
-        waited: What of it was spent waiting for data.
-        best: The lowest validation loss of a checkpoint.
-        known: Which images the run has; empty in all processes but the first.
-        changes: What is different from the images that the run had, and was accepted.
-        unrecorded: The run's files do not know its images as they are now yet; `fit` writes them.
-    """
+    """A run in training, without the loop."""
 
     def __init__(
         self, run: Run, settings: Settings, splits: Splits, parts: Parts, processes: Processes
     ) -> None:
         self.run = run
-        self.settings = settings
+        self.settings = settings  # what is trained, and how; all of it resolved
         self.splits = splits
-        self.parts = parts
-        self.processes = processes
-        self.known = Known()
+        self.parts = parts  # network, task, update rule and what steps them
+        self.processes = processes  # the processes that train together
+        self.known = Known()  # which images the run has; empty in all processes but the first
         code()  # asked now: the tree may be another when training ends
+        # What is different from the images that the run had, and was accepted.
         self.changes: Changes = {}
+        # The run's files do not know its images as they are now yet; `fit` writes them.
         self.unrecorded = False
         options, steps = settings.trainer, settings.steps
         self.log_every = options.log_every or max(1, min(100, steps // 50))
@@ -57,11 +44,11 @@ class TrainingState:
         self.log = Log(parts, processes, self.log_every, chosen(options), skips=self._skips)
         warm = settings.warm_start
         self._onset = Onset.of(steps, warm.unquantized, warm.gradual)
-        self.step = 0
-        self.seconds = 0.0
-        self.waited = 0.0
+        self.step = 0  # training steps made
+        self.seconds = 0.0  # time they took
+        self.waited = 0.0  # what of it was spent waiting for data
         self._last_row = (0.0, 0.0)  # seconds and waited, then
-        self.best = math.inf
+        self.best = math.inf  # the lowest validation loss of a checkpoint
         self._last_validation: float | None = None
         self._unsaid: float | None = None  # a validation loss that no row has yet
         self.step_seconds: deque[float] = deque(maxlen=10_000)
@@ -85,26 +72,20 @@ class TrainingState:
     def save(self, *names: str) -> None:
         """Write checkpoints, of these names: "last", and "best", which is of weights alone.
 
-        Raises:
-            NotFinite: if a number in it is not finite; the ones before stay.
-            ValueError: if it cannot be written; the ones before stay.
+        If a number in it is not finite, or it cannot be written, the ones before stay.
         """
-        checkpoint = capture(
-            self.parts,
-            self.log,
-            self.processes,
-            {
-                "step": self.step,
-                "steps": self.settings.steps,
-                "onset": [self._onset.first, self._onset.whole],
-                "seconds": self.seconds,
-                "waited": self.waited,
-                "best": None if math.isinf(self.best) else self.best,
-                "unsaid": self._unsaid,
-                "validation": self._last_validation,
-                **self.known.state(),
-            },
-        )
+        progress = {
+            "step": self.step,
+            "steps": self.settings.steps,
+            "onset": [self._onset.first, self._onset.whole],
+            "seconds": self.seconds,
+            "waited": self.waited,
+            "best": None if math.isinf(self.best) else self.best,
+            "unsaid": self._unsaid,
+            "validation": self._last_validation,
+            **self.known.state(),
+        }
+        checkpoint = capture(self.parts, self.log, self.processes, progress)
         if bad := checkpoint.not_finite():
             raise self._finite.error(f"{bad} is not finite", self.step)
         if self.processes.first:
@@ -114,12 +95,7 @@ class TrainingState:
     def restore(self, name: str, *, other_images: bool = False) -> None:
         """Resume from a checkpoint of the run.
 
-        Args:
-            name: Which.
-            other_images: The images may be fewer: an epoch that would be over by now is.
-
-        Raises:
-            ValueError: if it is missing, damaged, or does not fit.
+        Of other images there may be fewer: an epoch that would be over by now is.
         """
         checkpoint = self.run.load(name)
         state = checkpoint.state

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from small import settings_of
+from torch.utils._pytree import tree_map_only
 
 from mqvae.core import look_ahead
 from mqvae.data import Batches
@@ -257,15 +258,12 @@ def test_a_step_that_is_skipped_changes_nothing(tmp_path, injected, stage, case,
 
 def states(before):
     """All of it as bytes and numbers."""
-    named = [state for _, state in before._modules] + [before._task, before._rule]
-    named += [tensors for tensors, _ in before._optimizers.values()]
-    # All but learning rates, whose schedules go on.
-    rest = [
-        (rest["numbers"], [{**group, "lr": None} for group in rest["groups"]])
-        for _, rest in before._optimizers.values()
-    ]
-    tensors = [{k: t.numpy().tobytes() for k, t in each.items()} for each in named]
-    return tensors, rest, before._random.cpu.numpy().tobytes()
+    plain = tree_map_only(torch.Tensor, lambda t: t.numpy().tobytes(), before._states)
+    for state in plain:  # all but learning rates, whose schedules go on
+        for group in state.get("param_groups", ()):
+            group["lr"] = None
+    task = {name: t.numpy().tobytes() for name, t in before._task.items()}
+    return plain, task, before._random.cpu.numpy().tobytes()
 
 
 def test_skipping_changes_nothing_where_nothing_is_skipped(tmp_path):

@@ -767,12 +767,12 @@ def test_no_collapse_no_warning(tmp_path, capsys, monkeypatch):
 
 def log_rows(training, used):
     """Rows in which so many of the codes were used."""
-    step = SimpleNamespace(**dict.fromkeys(("direct_norm", "indirect_norm", "cosine")))
+    step = SimpleNamespace(**dict.fromkeys((*logs.LOSSES, *logs.NORMS)))
     training.log.open(training.run, training.step)
     for number in used:
         training.step += training.log_every
         training.log.counts.add(torch.arange(number).repeat(5))
-        training.log.row(training.step, 1.0, 1.0, 0.1, {"task": 1.0}, step, {}, None)
+        training.log.row(training.step, 1.0, 1.0, 0.1, step, {}, None)
     training.log.close()
 
 
