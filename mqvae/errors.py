@@ -24,44 +24,35 @@ class NotFiniteEmbeddings(MqvaeError):
 
 
 def above_zero(**options: float) -> None:
-    """Refuse options that are not above 0.
-
-    Raises:
-        MqvaeError: names the first.
-    """
+    """Refuse, by a MqvaeError that names the first, options that are not above 0."""
     for name, value in options.items():
         if not value > 0:
             raise MqvaeError(f"{name} must be above 0, got {value}.")
 
 
-def at_least(least: float, **options: float) -> None:
-    """Refuse options that are below a bound, or no number.
+def below_one(**options: float) -> None:
+    """Refuse, likewise, options that are not in [0, 1)."""
+    for name, value in options.items():
+        if not 0 <= value < 1:
+            raise MqvaeError(f"{name} must lie in [0, 1), got {value}.")
 
-    Raises:
-        MqvaeError: names the first.
-    """
+
+def at_least(least: float, **options: float) -> None:
+    """Refuse, likewise, options that are below a bound, or no number."""
     for name, value in options.items():
         if not value >= least:
             raise MqvaeError(f"{name} must be {least:g} or more, got {value}.")
 
 
 def at_most(most: float, **options: float) -> None:
-    """Refuse options that are above a bound, or no number.
-
-    Raises:
-        MqvaeError: names the first.
-    """
+    """Refuse, likewise, options that are above a bound, or no number."""
     for name, value in options.items():
         if not value <= most:
             raise MqvaeError(f"{name} must be {most:,} or less, got {value}.")
 
 
 def one_of(known: Iterable[str | None], **options: str | None) -> None:
-    """Refuse words that are not known, among which None stands for no choice.
-
-    Raises:
-        MqvaeError: names the first.
-    """
+    """Refuse, likewise, words that are not known, among which None stands for no choice."""
     words = [word for word in known if word is not None]
     for name, value in options.items():
         if value not in known:
@@ -74,13 +65,7 @@ def refused(what: str) -> Iterator[None]:
 
     torch says "Invalid learning rate" by a ValueError, a size that no memory holds by a
     RuntimeError. What the package's own lines raise stays what it is, but for what torch's
-    functions say when those lines call them.
-
-    Args:
-        what: The setting, for the message.
-
-    Raises:
-        MqvaeError: for what a library refuses.
+    functions say when those lines call them. Messages begin with `what`, the setting.
     """
     try:
         yield

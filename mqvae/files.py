@@ -45,11 +45,7 @@ def read_yaml(path: Any) -> Any:
 
 
 def parsed_yaml(text: str) -> Any:
-    """Parse YAML to plain values.
-
-    Raises:
-        ValueError: if it is not YAML, or holds anything else or more than settings would.
-    """
+    """Parse YAML to plain values; a ValueError for all else, and for more than settings hold."""
     try:
         _check_depth(text)
         found = yaml.load(text, Loader=YAML_LOADER)
@@ -221,11 +217,7 @@ def packed(tensors: Mapping[str, "Tensor"]) -> bytes:
 
 
 def unpacked(content: bytes) -> dict[str, "Tensor"]:
-    """The tensors of a safetensors file under all their names.
-
-    Raises:
-        SafetensorError: if it is none, or damaged.
-    """
+    """The tensors of a safetensors file under all their names; SafetensorError if it is damaged."""
     from safetensors.torch import load
 
     tensors = load(content)

@@ -11,15 +11,10 @@ class ExtraMissing(ImportError):
 
 @dataclass(frozen=True)
 class Extra:
-    """Packages that come together.
+    """Packages that come together."""
 
-    Attributes:
-        modules: What they are imported as.
-        enables: What they are for, in words that follow "for".
-    """
-
-    modules: tuple[str, ...]
-    enables: str
+    modules: tuple[str, ...]  # what they are imported as
+    enables: str  # what they are for, in words that follow "for"
 
     @property
     def missing(self) -> list[str]:
@@ -45,14 +40,7 @@ EXTRAS: Mapping[str, Extra] = {
 
 
 def require(module: str) -> None:
-    """Say what to install where a package that an extra brings is not there.
-
-    Args:
-        module: What the package is imported as; one of those in `EXTRAS`.
-
-    Raises:
-        ExtraMissing: if it is not there.
-    """
+    """Raise ExtraMissing, which says what to install, if a module of `EXTRAS` is not there."""
     name, extra = next((name, each) for name, each in EXTRAS.items() if module in each.modules)
     if importlib.util.find_spec(module) is None:
         raise ExtraMissing(

@@ -22,17 +22,13 @@ def without_places(value: Any) -> Any:
 def names_only(text: str, *places: str | Path | None) -> str:
     """A text with the last part of each path in its place.
 
-    Args:
-        text: The text.
-        places: Folders that may be in it: those whose names have spaces are found only so.
+    Folders in it whose names have spaces are found only where they are among `places`.
     """
-    known = {str(form) for place in places if place for form in _forms(Path(place))}
-    for path in sorted(known, key=len, reverse=True):
-        text = text.replace(path, PurePath(path).name)
+    known = set[Path]()
+    for place in (Path(each) for each in places if each):
+        here = place.expanduser()
+        known |= {place, here, here.absolute(), here.resolve()}
+    for path in sorted(known, key=lambda path: len(str(path)), reverse=True):
+        if path.is_absolute() and len(path.parts) > 1:
+            text = text.replace(str(path), path.name)
     return _PATH.sub(lambda found: PurePath(found[0]).name, text)
-
-
-def _forms(place: Path) -> list[Path]:
-    here = place.expanduser()
-    forms = [place, here, here.absolute(), here.resolve()]
-    return [form for form in forms if form.is_absolute() and len(form.parts) > 1]

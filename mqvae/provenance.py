@@ -13,16 +13,12 @@ SECONDS = 10  # that git may take
 
 @dataclass(frozen=True)
 class Code:
-    """The code that is running.
+    """The code that is running."""
 
-    Attributes:
-        version: As `pip` knows it; of a checkout by its tags and commits, as a build would say it.
-        commit: Its commit; None where that is not known.
-        clean: Whether the package is as that commit has it; None where that is not known.
-    """
-
+    # As `pip` knows it; of a checkout by its tags and commits, as a build would say it.
     version: str
-    commit: str | None = None
+    commit: str | None = None  # its commit; None where that is not known
+    # Whether the package is as that commit has it; None where that is not known.
     clean: bool | None = None
 
     def described(self) -> dict[str, str]:

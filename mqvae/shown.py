@@ -11,16 +11,12 @@ class Shown:
     """A dataclass whose tensors are shown by shape; of a scalar its number, of codes their use."""
 
     def __repr__(self) -> str:
-        items = ", ".join(f"{name}={text}" for name, text in _described(self).items())
-        return f"{type(self).__name__}({items})"
-
-
-def _described(shown: Any) -> dict[str, str]:
-    values = {field.name: getattr(shown, field.name) for field in fields(shown) if field.repr}
-    found = {name: _text(value) for name, value in values.items() if value is not None}
-    if "codes" in found:
-        found["codes"] += _use(values["codes"])
-    return found
+        shown: Any = self
+        values = {each.name: getattr(self, each.name) for each in fields(shown) if each.repr}
+        found = {name: _text(value) for name, value in values.items() if value is not None}
+        if "codes" in found:
+            found["codes"] += _use(values["codes"])
+        return f"{type(self).__name__}({', '.join(f'{name}={found[name]}' for name in found)})"
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.passes import finite_rows, full
-from mqvae.errors import MqvaeError, at_least
 
 
 class Averages(nn.Module):
@@ -48,9 +47,7 @@ class Averages(nn.Module):
     def follow(self, codewords: Tensor, table: Tensor) -> None:
         """Take over device and type of the codebook, and rows that anything else has set.
 
-        Args:
-            codewords: As the codebook holds them, (rows, d).
-            table: The codewords where they are compared, (rows, d).
+        The table has the codewords where they are compared; both are (rows, d).
         """
         table = full(table)
         self.codewords = self.codewords.to(codewords)
@@ -69,15 +66,10 @@ class Averages(nn.Module):
 
     @torch.no_grad()
     def step(self, counts: Tensor, sums: Tensor, table: Tensor) -> Tensor:
-        """Take in the embeddings of a step, and give the codewords, (rows, d).
+        """Take in counts, (rows,), and sums of a step's embeddings; gives codewords, (rows, d).
 
         Sums that are not finite are left out, as if no embedding had chosen that row. A row that
         none chose stays where it is to the bit, unless it was carried along.
-
-        Args:
-            counts: n, the number of embeddings of each row in all processes, (rows,).
-            sums: Their sums, (rows, d).
-            table: As in `follow`.
         """
         table = full(table)
         counts = counts.to(table.dtype) * torch.isfinite(sums).all(1)
@@ -95,10 +87,3 @@ class Averages(nn.Module):
         self._carried = False
         self.codewords.copy_(means)
         return means
-
-
-def check_decay(decay: float, epsilon: float) -> None:
-    """Refuse, by a ValueError, averages that are none."""
-    if not 0 <= decay < 1:
-        raise MqvaeError(f"decay must lie in [0, 1), got {decay}.")
-    at_least(0, epsilon=epsilon)

@@ -1,7 +1,7 @@
 """The loss L(φ, θ, C) of one batch as a function of tensors (Eq. 6, 9)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,8 @@ class LossWeights:
     codebook: float
 
     def total(self, task: Tensor, quantized: Quantized) -> Tensor:
-        total = (
-            task
-            + self.commitment * quantized.commitment_loss
-            + self.codebook * quantized.codebook_loss
-        )
+        total = task + self.commitment * quantized.commitment_loss
+        total = total + self.codebook * quantized.codebook_loss
         if quantized.auxiliary_loss is None:
             return total
         return total + quantized.auxiliary_weight * quantized.auxiliary_loss
@@ -77,6 +74,7 @@ def scaled(vectors: Gradients, factors: Gradients | None) -> Gradients:
     ]
 
 
+@dataclass(eq=False, repr=False)
 class Batch:
     """One batch and the loss on it.
 
@@ -84,46 +82,24 @@ class Batch:
     leave batch-norm statistics and the random state as they were, those of a loss that is a module
     included, and all of them draw the same random numbers. `embed_for_real` and `task_for_real` are
     the passes of ordinary training.
-
-    Args:
-        network: The network.
-        loss: L_task; a module may own networks and buffers.
-        weights: Weights of the other terms.
-        x: Inputs: a tensor, or nested ones where they are not cut into parts.
-        y: Targets of the task loss, as it takes them.
-        parts: Number of parts that encoder and decoder take the batch in.
-        scaler: Scales losses before they are differentiated, and their gradients back; None for
-            not at all.
-
-    Attributes:
-        output: The decoder's output in its first pass over this batch, detached.
     """
 
-    output: Tensor
+    network: VQNetwork
+    loss: Loss  # L_task; a module may own networks and buffers
+    weights: LossWeights  # weights of the other terms
+    x: Any  # inputs: a tensor, or nested ones where they are not cut into parts
+    y: Any  # targets of the task loss, as it takes them
+    _: KW_ONLY
+    parts: int = 1  # number of parts that encoder and decoder take the batch in
+    # Scales losses before they are differentiated, and their gradients back; None for not at all.
+    scaler: torch.amp.GradScaler | None = None
+    # The decoder's output in its first pass over this batch, detached.
+    output: Any = field(default=None, init=False)
 
-    def __init__(
-        self,
-        network: VQNetwork,
-        loss: Loss,
-        weights: LossWeights,
-        x: Any,
-        y: Any,
-        *,
-        parts: int = 1,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        at_least(1, parts=parts)
-        self.network = network
-        self.loss = loss
-        self.weights = weights
-        self.x = x
-        self.y = y
-        self.parts = parts
-        self.scaler = scaler
-        self.device = device_of(x)
-        self._before_encoder = RandomState(self.device)
-        self._before_decoder = self._before_encoder
-        self._decoded = False
+    def __post_init__(self) -> None:
+        at_least(1, parts=self.parts)
+        self.device = device_of(self.x)
+        self._before_encoder = self._before_decoder = RandomState(self.device)
 
     def embed(self, phi: Sequence[Tensor] | None = None) -> Tensor:
         """z_e at φ, (..., D), without a trace."""
@@ -156,15 +132,12 @@ class Batch:
         return self.loss(output, self.y)
 
     def _note(self, output: Tensor) -> None:
-        if not self._decoded:
+        if self.output is None:
             self.output = output.detach()
-            self._decoded = True
 
     def _once(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """The module, which leaves its traces on the first pass over each part alone.
-
-        A part's graph may be made again, for its gradient, when all parts have been seen.
-        """
+        """The module, which leaves its traces on the first pass over each part alone."""
+        # A part's graph may be made again, for its gradient, when all parts have been seen.
         left = 1 if self.parts == 1 else len(self.x.chunk(self.parts))
 
         def run(part: Tensor) -> Tensor:
@@ -190,10 +163,9 @@ class Batch:
         return scaled_gradient(self.scaler, total, tensors, retain_graph=retain_graph)
 
     def lower_pass(self, z_e: Tensor, *, for_real: bool) -> LowerPass:
-        """Decode from embeddings and backpropagate to φ and θ.
+        """Decode from embeddings and backpropagate to φ and θ, for this process's batch.
 
-        The encoder's graph outlives the pass unless it is the real one. Gradients are those of this
-        process's batch: an update averages them, `everywhere`.
+        The encoder's graph outlives the pass unless it is the real one.
         """
         phi: list[Tensor] = list(self.network.encoder_parameters())
         theta: list[Tensor] = list(self.network.decoder_parameters())
@@ -217,23 +189,12 @@ def gradient(
     retain_graph: bool = False,
     create_graph: bool = False,
 ) -> Gradients:
-    """∂scalar/∂tensors, None for tensors that are frozen or that it does not depend on.
-
-    With a cotangent of its shape `scalar` may be any tensor.
-    """
+    """∂scalar/∂tensors, None for what is frozen or unused; with a cotangent of any tensor."""
     wanted = [t for t in tensors if t.requires_grad]
     if not wanted or not scalar.requires_grad:
         return [None] * len(tensors)
-    found = iter(
-        torch.autograd.grad(
-            scalar,
-            wanted,
-            cotangent,
-            retain_graph=retain_graph or create_graph,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
+    how = {"retain_graph": retain_graph or create_graph, "create_graph": create_graph}
+    found = iter(torch.autograd.grad(scalar, wanted, cotangent, allow_unused=True, **how))
     return [next(found) if t.requires_grad else None for t in tensors]
 
 

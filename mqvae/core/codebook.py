@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mqvae.core.averages import Averages, check_decay
-from mqvae.errors import MqvaeError, at_least
+from mqvae.core.averages import Averages
+from mqvae.errors import MqvaeError, at_least, below_one
 
 
 class Codebook(nn.Module, ABC):
@@ -110,7 +110,8 @@ class MovingAverage(Table):
 
     def __init__(self, decay: float = 0.99, epsilon: float = 1e-5) -> None:
         super().__init__()
-        check_decay(decay, epsilon)
+        below_one(decay=decay)
+        at_least(0, epsilon=epsilon)
         self.decay = decay
         self.epsilon = epsilon
 

@@ -23,11 +23,7 @@ _group: ContextVar[ProcessGroup | None] = ContextVar("process_group", default=No
 
 @contextmanager
 def within(group: ProcessGroup | None) -> Iterator[None]:
-    """Inside, the processes that train together are those of a group; None changes nothing.
-
-    Raises:
-        ValueError: if this process is not in it.
-    """
+    """Inside, the processes that train together are those of a group; None changes nothing."""
     if group is None:
         yield
         return
@@ -78,10 +74,7 @@ T = TypeVar("T", Tensor, Tensor | None)
 
 @torch.no_grad()
 def mean_across_processes(tensors: Sequence[T]) -> list[T]:
-    """The tensors, each replaced by its mean over all processes; one reduction for all.
-
-    Every process must pass tensors of the same shapes. None stays None.
-    """
+    """The mean of each over all processes, by one reduction; None stays None, shapes must agree."""
     return _reduced(tensors, world_size())
 
 

@@ -48,15 +48,9 @@ def kmeans(
 
 
 def group_means(samples: Tensor, codes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Lloyd's step: every centre to the mean of its samples.
+    """Lloyd's step: every centre (K, D) to the mean of its samples (N, D), whose codes are (N,).
 
-    Args:
-        samples: (N, D).
-        codes: The centre of every sample, (N,).
-        centres: (K, D).
-
-    Returns:
-        Centres, (K, D), one without samples where it was; and how many samples each has, (K,).
+    One without samples stays where it was. Also gives how many samples each has, (K,).
     """
     counts = torch.bincount(codes, minlength=len(centres))  # (K,)
     sums = torch.zeros_like(centres).index_add_(0, codes, samples)  # (K, D)
@@ -67,9 +61,8 @@ def group_means(samples: Tensor, codes: Tensor, centres: Tensor) -> tuple[Tensor
 def _seed(samples: Tensor, num_codes: int, generator: torch.Generator | None) -> Tensor:
     """k-means++: each next centre is a sample, drawn with the squared distance to the others.
 
-    A centre by itself takes a pass over all samples. Where there are many, several are drawn in a
-    round, with the distances to those of the rounds before. Rows that no distinct sample is left
-    for repeat the first.
+    Where there are many, several are drawn in a round, with the distances to those of the rounds
+    before. Rows that no distinct sample is left for repeat the first.
     """
     pick = torch.randint(len(samples), (1,), generator=generator, device=samples.device)
     centres = samples[pick].repeat(num_codes, 1)

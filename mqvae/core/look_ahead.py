@@ -174,13 +174,11 @@ def preview(optimizer: Optimizer, weights: Sequence[Tensor], gradients: Gradient
     copies = {id(w): copy for w, copy in zip(weights, after, strict=True)}
     twin: Any = object.__new__(type(optimizer))
     twin.__dict__.update(optimizer.__dict__)
-    twin.param_groups = [
-        {
-            key: [copies.get(id(p), p) for p in value] if key == "params" else deepcopy(value)
-            for key, value in group.items()
-        }
-        for group in optimizer.param_groups
-    ]
+    twin.param_groups = []
+    for group in optimizer.param_groups:
+        options = deepcopy({key: value for key, value in group.items() if key != "params"})
+        params = [copies.get(id(p), p) for p in group["params"]]
+        twin.param_groups.append({"params": params, **options})
     twin.state = defaultdict(dict)
     for parameter, entry in optimizer.state.items():
         twin.state[copies.get(id(parameter), parameter)] = deepcopy(entry)

@@ -132,8 +132,11 @@ class VQNetwork(nn.Module):
         return self.quantizer.encode(self.channels_last(self.encoder(x)))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The decoder's output for codes, whose codewords come to it in its own type."""
-        z_q = self.quantizer.decode(codes)
+        """The decoder's output for codes."""
+        return self.decoded(self.quantizer.decode(codes))
+
+    def decoded(self, z_q: Tensor) -> Tensor:
+        """The decoder's output for vectors (B, ..., D), which come to it in its own type."""
         types = (p.dtype for p in self.decoder.parameters() if p.is_floating_point())
         return self.decoder(self.channels_back(z_q.to(next(types, z_q.dtype))))
 
@@ -187,9 +190,11 @@ def codebook_parameters(module: nn.Module) -> list[nn.Parameter]:
         return list(module.codebook_parameters())
     found: dict[int, nn.Parameter] = {}
     for quantizer in quantizers(module).values():
-        aside = [m for m in (quantizer.project_in, quantizer.project_out) if m is not None]
-        projections = {id(p) for m in aside for p in m.parameters()}
-        found |= {id(p): p for p in quantizer.parameters() if id(p) not in projections}
+        found |= {
+            id(p): p
+            for name, p in quantizer.named_parameters()
+            if not name.startswith(("project_in.", "project_out."))
+        }
     return list(found.values())
 
 

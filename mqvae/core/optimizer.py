@@ -96,14 +96,9 @@ def apply(
     max_norm: float | None = None,
     scaler: "torch.amp.GradScaler | None" = None,
 ) -> None:
-    """One step of an optimizer along given gradients; nothing stays behind in `.grad`.
+    """One step of an optimizer along given gradients, clipped to a norm; none without one.
 
-    Args:
-        optimizer: The optimizer; None steps nothing.
-        parameters: What it steps.
-        gradients: Along what.
-        max_norm: The norm that all of them together are scaled down to; None for as they are.
-        scaler: Leaves a step out whose gradients are not finite; None steps always.
+    Nothing stays behind in `.grad`. A scaler leaves out a step whose gradients are not finite.
     """
     parameters = list(parameters)
     if optimizer is None:

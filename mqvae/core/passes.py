@@ -40,10 +40,7 @@ class RandomState:
 def call(module: nn.Module, parameters: Sequence[Tensor] | None, *inputs: Any) -> Tensor:
     """`module(*inputs)` at other parameters, its buffers (batch-norm statistics) unchanged.
 
-    Args:
-        module: Any module.
-        parameters: Tensors in the order of `module.parameters()`; None for its own. Where they
-            are in full precision and its own in half, so are buffers and inputs.
+    Where these are in full precision and its own in half, so are buffers and inputs.
     """
     tensors: dict[str, Tensor] = {name: b.clone() for name, b in module.named_buffers()}
     if parameters is not None:
@@ -64,10 +61,7 @@ def traceless(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 def in_parts(function: Callable[[Any], Tensor], x: Any, parts: int) -> Tensor:
-    """`function(x)`, part by part along the first axis, holding the graph of one part at a time.
-
-    The graph of a part is made again when its gradient is wanted.
-    """
+    """`function(x)` part by part, each part's graph made again when its gradient is wanted."""
     if parts == 1:
         return function(x)
     if not isinstance(x, Tensor):
@@ -129,14 +123,10 @@ Buffers = list[dict[str, Tensor | None]]
 
 
 class Snapshot:
-    """Buffers of modules and the random state, as a step finds them.
-
-    Args:
-        modules: The modules, with all inside them; what is none is passed over.
-        device: Whose random state it is, beside the CPU's.
-    """
+    """Buffers of modules, and the random state of CPU and device, as a step finds them."""
 
     def __init__(self, modules: Sequence[object], device: torch.device) -> None:
+        # What is no module is passed over.
         of = [m.modules() for m in modules if isinstance(m, nn.Module)]
         self._modules = list(dict.fromkeys(part for parts in of for part in parts))
         self._device = device

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mqvae.core.passes import full
-from mqvae.errors import MqvaeError, at_least
+from mqvae.errors import MqvaeError, at_least, below_one
 
 FLOOR = 0.1  # least probability of a code, in units of 1/K: one that nothing chooses stays payable
 SLOW = 0.99  # decay of the distortion's average
@@ -59,18 +59,11 @@ class RateAware:
         if not (self.bits > 0 and math.isfinite(self.bits)):
             raise MqvaeError(f"bits must be more than 0 bits a code, got {self.bits}.")
         at_least(0, after=self.after)
-        if not 0 <= self.decay < 1:
-            raise MqvaeError(f"decay must lie in [0, 1), got {self.decay}.")
+        below_one(decay=self.decay)
 
 
 class Rate(nn.Module):
-    """What codes cost: their probabilities, and the multiplier of each codebook.
-
-    Args:
-        target: What is aimed at.
-        books: Number of codebooks.
-        num_codes: Number K of codes of each.
-    """
+    """What codes cost: their probabilities, K for each codebook, and each codebook's multiplier."""
 
     probabilities: Tensor  # (books, K)
     log_rho: Tensor  # (books,), the integral term of log ρ
@@ -121,12 +114,7 @@ class Rate(nn.Module):
 
     @torch.no_grad()
     def update(self, counts: Tensor, squared_distances: Tensor) -> None:
-        """Learn from one training step of all processes.
-
-        Args:
-            counts: How often all processes chose each code, (books, K).
-            squared_distances: Sum of ‖z − c_k‖² of their embeddings, (books,).
-        """
+        """Learn from a step of all processes: counts, (books, K), and Σ ‖z − c_k‖², (books,)."""
         counts = counts.to(self.probabilities.dtype)
         number = counts.sum(1).clamp(min=1)  # (books,)
         distortion = squared_distances.to(number.dtype) / number
@@ -134,13 +122,8 @@ class Rate(nn.Module):
         # What is not finite is nobody's price.
         ok = torch.isfinite(distortion)
         first = self.steps == 0
-        self.distortion.copy_(
-            torch.where(
-                ok,
-                torch.where(first, distortion, self.distortion.lerp(distortion, 1 - SLOW)),
-                self.distortion,
-            )
-        )
+        latest = torch.where(first, distortion, self.distortion.lerp(distortion, 1 - SLOW))
+        self.distortion.copy_(torch.where(ok, latest, self.distortion))
         self.spent.copy_(torch.where(first, spent, self.spent.lerp(spent, 1 - FAST)))
         self.probabilities.lerp_(counts / number[:, None], 1 - self.target.decay)
         self.steps += 1

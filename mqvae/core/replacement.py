@@ -18,19 +18,12 @@ from mqvae.errors import at_least
 
 @dataclass(frozen=True)
 class Pool:
-    """The embeddings of a step, of all processes together: what a codeword may become.
+    """The embeddings of a step, of all processes together: what a codeword may become."""
 
-    Attributes:
-        parts: This process's own, (N, G, d): those that each of G codebooks chooses for.
-        sizes: N of each process, (processes,).
-        rows: Number of rows of the table, in which the codebooks lie below each other.
-        mask: Which of `parts` may be drawn, (N, G) bool; None for all.
-    """
-
-    parts: Tensor
-    sizes: Tensor
-    rows: int
-    mask: Tensor | None = None
+    parts: Tensor  # this process's own, (N, G, d): those that each of G codebooks chooses for
+    sizes: Tensor  # N of each process, (processes,)
+    rows: int  # number of rows of the table, in which the codebooks lie below each other
+    mask: Tensor | None = None  # which of `parts` may be drawn, (N, G) bool; None for all
 
     def draw(self, rows: Tensor) -> Tensor:
         """A random embedding for each of some rows, (R,), of its own codebook: (R, d).

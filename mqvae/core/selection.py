@@ -98,11 +98,7 @@ class _CodebookLoss(torch.autograd.Function):
 def codebook_gradient(table: Tensor, z_e: Tensor, rows: Tensor, g: Tensor) -> Tensor:
     """(2/Nd) · g · scatter_k(z_q − z_e), the gradient of g · L_codebook by the table, (K, d).
 
-    Args:
-        table: Codewords, (K, d).
-        z_e: Embeddings, (N, d).
-        rows: Their codes, (N,) int64.
-        g: A scalar, in whose type it is summed.
+    It is summed in the type of the scalar g.
     """
     factor = 2 / z_e.numel() * g
     g_table = torch.zeros_like(table, dtype=g.dtype)

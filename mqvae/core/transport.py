@@ -54,14 +54,10 @@ class Transport:
         dim = table.shape[1]
         origin = table.mean(0)  # of all processes alike; sums of squares want to be about something
         point = torch.cat([z_e - origin, z_e.new_ones(len(z_e), 1)], 1)  # (N, d + 1)
-        counts, sums, moments, cross = sums_across_processes(
-            [
-                table.new_zeros(len(table)).index_add_(0, rows, table.new_ones(len(rows))),
-                torch.zeros_like(table).index_add_(0, rows, change),
-                point.T @ point,
-                point.T @ change,
-            ]
-        )
+        counts = table.new_zeros(len(table)).index_add_(0, rows, table.new_ones(len(rows)))
+        sums = torch.zeros_like(table).index_add_(0, rows, change)
+        own = [counts, sums, point.T @ point, point.T @ change]
+        counts, sums, moments, cross = sums_across_processes(own)
         number = moments[dim, dim]
         mean = moments[dim, :dim] / number
         drift = cross[dim] / number  # b at the embeddings' mean

@@ -16,15 +16,9 @@ class LastLayer:
     """∂L/∂W of the layer that gives the output, from ∂L/∂output alone.
 
     It notes what the layer is given, pass by pass, without graphs: the layer is linear, and that is
-    all its gradient needs. Passes at other weights, as look-aheads make them, are noted too.
-
-    Args:
-        network: The network.
-        x: Images that it takes.
-
-    Raises:
-        ValueError: if its decoder has no `last_layer`, or makes more of what that gives than to
-            scale and shift it.
+    all its gradient needs. Passes at other weights, as look-aheads make them, are noted too. A
+    decoder without `last_layer`, or that does more than to scale and shift what it gives, is
+    refused.
     """
 
     def __init__(self, network: VQNetwork, x: Tensor) -> None:
@@ -46,14 +40,7 @@ class LastLayer:
         self._inputs.clear()
 
     def weight_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """∂L/∂W of losses, in the pass that was made last.
-
-        Args:
-            gradients: ∂L/∂output of each loss, (B, ...).
-
-        Raises:
-            ValueError: if the layer has not made that output.
-        """
+        """∂L/∂W of losses in the pass that was made last, from ∂L/∂output of each, (B, ...)."""
         # The parts that a batch was taken in are the last ones.
         parts: list[Tensor] = []
         while self._inputs and sum(map(len, parts)) < len(gradients[0]):
@@ -68,14 +55,9 @@ class LastLayer:
         with torch.enable_grad():
             weight = self.layer.weight.detach().requires_grad_()
             output = functional_call(self.layer, {"weight": weight}, (inputs,))
-        found = [
-            torch.autograd.grad(
-                output, weight, (self._scale * g).to(output.dtype), retain_graph=True
-            )[0]
-            for g in gradients
-        ]
         self.forget()
-        return found
+        cotangents = [(self._scale * g).to(output.dtype) for g in gradients]
+        return [torch.autograd.grad(output, weight, g, retain_graph=True)[0] for g in cotangents]
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if torch.is_grad_enabled():  # otherwise nobody asks

@@ -69,9 +69,8 @@ class _Errors(Measurement):
         squared = (output - target).square().sum()
         seen = (output.clamp(0, 1) - target).square().flatten(1).mean(1)  # (B,)
         decibels = (-10 * seen.clamp(min=1e-12).log10()).sum()
-        self.sums += torch.stack(
-            [squared, squared.new_tensor(output.numel()), decibels, squared.new_tensor(len(output))]
-        )
+        found = [squared, output.numel(), decibels, len(output)]
+        self.sums += torch.tensor(found, dtype=torch.float64)
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         squared, numbers, decibels, images = total(self.sums).tolist()

@@ -188,6 +188,7 @@ def test_several_quantizers_and_nested_inputs_are_as_in_a_loop_by_hand(options):
     assert set(step.quantized) == {"fine", "coarse"}
     torch.testing.assert_close(step.commitment, sum(q.commitment_loss for q in given).detach())
     assert torch.equal(step.quantized["coarse"][0].codes, step.output["top"])
+    assert torch.equal(step.codes, step.output["top"])  # of the quantizer that is called first
     assert not step.output["image"].requires_grad
 
 

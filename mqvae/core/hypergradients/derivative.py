@@ -125,16 +125,8 @@ def along(
     """The derivative in full precision: half precision cannot tell two near passes apart.
 
     Weights in half precision are displaced in single precision: a step between two of their
-    numbers would be rounded away.
-
-    Args:
-        derivative: How to take it.
-        f: The function.
-        primals: The point.
-        tangents: Which way; None where the point does not move.
-        centre: f at the point, if it is known.
-        own: So many of the tangents, the first, are each process's own part of one of all.
-        widen: Whether f takes a point in single precision where its own is in half.
+    numbers would be rounded away; `widen` says whether f takes such a point. The first `own`
+    tangents are each process's own part of one of all.
     """
     device = primals[0].device
     half = widen and any(p.is_floating_point() and p.dtype.itemsize < 4 for p in primals)

@@ -152,10 +152,7 @@ def upper_gradients(
 def codebook_gradient(
     batch: Batch, z_e: Tensor, codes: Tensor | None = None, table: Tensor | None = None
 ) -> Tensor:
-    """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D).
-
-    The codes are looked up unless they are known; the codebook is the network's unless it is given.
-    """
+    """g_C = (2/ND) scatter_k(z_q − z_e) times the weight of the codebook loss, (K, D)."""
     quantizer = selecting(batch.network)
     codebook = full((quantizer.table() if table is None else table).detach())
     codes = quantizer.nearest_codes(z_e, codebook) if codes is None else codes
@@ -184,11 +181,8 @@ def embedding_tangent(
 
 
 def scatter(batch: Batch, codes: Tensor, values: Tensor) -> Tensor:
-    """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up.
-
-    In float32 at least: half precision cannot sum many.
-    """
-    quantizer = selecting(batch.network)
+    """Sum of values (..., D) by code, (K, D): the transpose of the quantizer's look-up."""
+    quantizer = selecting(batch.network)  # half precision cannot sum many
     return quantizer.scatter(codes, values.detach().to(full(quantizer.table()).dtype))
 
 

@@ -20,12 +20,9 @@ class BeginningQuantizer(CodebookQuantizer):
 
     Until then z_q is the embeddings as they are, in training: a decoder that has seen random
     codewords has something to unlearn.
-
-    Attributes:
-        awaits: Whether the codebook has yet to begin.
     """
 
-    awaits: bool = False
+    awaits: bool = False  # whether the codebook has yet to begin
     initialized: Tensor
     _heard: tuple[Tensor, Tensor | None] | None = None
 
@@ -56,15 +53,13 @@ class BeginningQuantizer(CodebookQuantizer):
             self._learn(optimizer)
 
     def _begin(self) -> None:
-        """Take the last pass's embeddings, and begin if there are enough, in all processes at once.
-
-        Counting waits for a GPU, which happens in the first steps alone.
-        """
+        """Take the last pass's embeddings; begin, in all processes at once, if there are enough."""
         if self._heard is not None:
             z_e, mask = self._heard
             self._seen.append(z_e.flatten(0, -2) if mask is None else z_e[mask])
         found = torch.cat(self._seen) if self._seen else self.table().new_zeros(0, self.dim)
         self._updates += 1
+        # Counting waits for a GPU, in the first steps alone.
         (total,) = sums_across_processes([torch.tensor(len(found), device=found.device)])
         enough = int(total) >= WANTED * self.num_codes or self._updates >= LONGEST
         if int(total) and enough:

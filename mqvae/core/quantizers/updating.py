@@ -27,24 +27,20 @@ class Pending:
 
     No buffers: what holds a module's buffers alike in all processes, as DistributedDataParallel
     does before a pass, would put one process's in place of all.
-
-    Attributes:
-        counts: How often each row of the table was chosen, (rows,) int64.
-        sums: Sum of the embeddings that chose it, (rows, d) in float32 at least; or None.
-        squares: Sum of ‖z − c‖² for each codebook, (books,).
-        last: Embeddings of the last pass that each of G codebooks chooses for, (N, G, d), and
-            which of them count, (N, G) bool or None; None if there was no pass.
-        passes: How many there were, as far as they were counted.
     """
 
+    # Embeddings of the last pass that each of G codebooks chooses for, (N, G, d), and which of them
+    # count, (N, G) bool or None; None if there was no pass.
     last: tuple[Tensor, Tensor | None] | None = None
-    passes = 0
+    passes = 0  # how many there were, as far as they were counted
 
     def __init__(self, table: Tensor, books: int, averaged: bool) -> None:
         wide = full(table)
+        # How often each row of the table was chosen, (rows,) int64.
         self.counts = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        # Sum of the embeddings that chose it, (rows, d) in float32 at least; or None.
         self.sums = torch.zeros_like(wide) if averaged else None
-        self.squares = wide.new_zeros(books)
+        self.squares = wide.new_zeros(books)  # sum of ‖z − c‖² for each codebook, (books,)
 
     def clear(self) -> None:
         """Forget all of it."""
@@ -161,14 +157,10 @@ class UpdatedQuantizer(BeginningQuantizer):
         if self.replacement is not None:
             sizes = pending.counts.new_zeros(world_size())
             sizes[process_rank()] = len(parts)
-        counts, sizes, sums, squares = sums_across_processes(
-            [
-                pending.counts,
-                sizes,
-                None if averages is None else pending.sums,
-                None if self.prices is None else pending.squares,
-            ]
-        )
+        sums = None if averages is None else pending.sums
+        squares = None if self.prices is None else pending.squares
+        found = sums_across_processes([pending.counts, sizes, sums, squares])
+        counts, sizes, sums, squares = found
         assert counts is not None
         if averages is not None and sums is not None:
             averages.follow(self.codebook(), table)

@@ -122,10 +122,8 @@ class VectorQuantizer(UpdatedQuantizer):
             return self.distance.place(self.codebook())
 
     def place(self, z_e: Tensor) -> Tensor:
-        return self._join(self.distance.place(self._split(z_e)))
-
-    def _split(self, z: Tensor) -> Tensor:
-        return z.unflatten(-1, (self.groups, -1)) if self.groups > 1 else z  # (..., G, D/G)
+        parts = z_e.unflatten(-1, (self.groups, -1)) if self.groups > 1 else z_e  # (..., G, D/G)
+        return self._join(self.distance.place(parts))
 
     def _join(self, z: Tensor) -> Tensor:
         return z.flatten(-2) if self.groups > 1 else z  # (..., D)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mqvae.core.averages import Averages, check_decay
+from mqvae.core.averages import Averages
 from mqvae.core.bilevel import Batch
 from mqvae.core.codebook import MovingAverage, Table
 from mqvae.core.hypergradients.rule import ends, selecting
@@ -16,7 +16,7 @@ from mqvae.core.rules.joint import Joint
 from mqvae.core.rules.levels import Levels
 from mqvae.core.rules.step import Step
 from mqvae.core.transport import Transport
-from mqvae.errors import MqvaeError
+from mqvae.errors import MqvaeError, at_least, below_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class Ema(Joint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_decay(self.decay, self.epsilon)
+        below_one(decay=self.decay)
+        at_least(0, epsilon=self.epsilon)
 
     @property
     def gathers(self) -> bool:
@@ -98,8 +99,8 @@ class Ema(Joint):
         averages = quantizer.averages
         assert averages is not None
         averages.follow(quantizer.codebook(), quantizer.table())
-        shift = quantizer.transported(self.transport, codes, z_here, z_ahead - z_here)
-        shift = finite_rows(shift)
+        change = z_ahead - z_here
+        shift = finite_rows(quantizer.transported(self.transport, codes, z_here, change))
         quantizer.translate(shift)
         averages.carry(shift, quantizer.codebook())
         return update.finish(batch, here.task, here.quantized, z_ahead)

@@ -38,13 +38,9 @@ class Joint(OnePass):
         lower = update.lower_parameters
         total = batch.weights.total(task, quantized)
         found = batch.gradient(total, [*lower, *update.upper_parameters])
-        return Found(
-            step_of(batch, task, quantized),
-            found[: len(lower)],
-            found[len(lower) :],
-            z_e,
-            quantized.codes,
-        )
+        g_lower, g_upper = found[: len(lower)], found[len(lower) :]
+        step = step_of(batch, task, quantized)
+        return Found(step, g_lower, g_upper, z_e, quantized.codes)
 
 
 @dataclass(frozen=True, kw_only=True)

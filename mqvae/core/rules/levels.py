@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from mqvae.core.quantizers import Quantized
 from mqvae.core.rules.step import Found, Step, step_of
 
 
+@dataclass(eq=False, repr=False)
 class Levels:
     """Encoder and decoder below, the codebook above, each with its optimizer.
 
@@ -39,28 +41,18 @@ class Levels:
         >>> return update.finish(batch, here.task, here.quantized, z_e)
     """
 
-    averages: Averages | None = None
+    network: nn.Module
+    lower: Optimizer
+    upper: Optimizer | None
+    steps_codebook: bool
+    max_norm: float | None
+    scaler: torch.amp.GradScaler | None
+    averages: Averages | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        lower: Optimizer,
-        upper: Optimizer | None,
-        *,
-        steps_codebook: bool,
-        max_norm: float | None,
-        scaler: torch.amp.GradScaler | None,
-    ) -> None:
-        self.network = network
-        self.lower = lower
-        self.upper = upper if steps_codebook else None
-        self.steps_codebook = steps_codebook
-        self.max_norm = max_norm
-        self.scaler = scaler
-        self._largest: Tensor | None = None  # of the codebook's gradient in a step
-        self._held: Found | None = None  # of batches before, with which one step is made
-        self._batches = 0
-        self._snapshot: Snapshot | None = None
+    _largest: Tensor | None = field(default=None, init=False)  # of C's gradient in a step
+    _held: Found | None = field(default=None, init=False)  # of batches before, for one step
+    _batches: int = field(default=0, init=False)
+    _snapshot: Snapshot | None = field(default=None, init=False)
 
     def keep(self) -> None:
         """What has been stepped so far stays, whatever raises later in this step."""

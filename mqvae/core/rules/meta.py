@@ -23,17 +23,11 @@ else:  # what settings may name: a function there could be any at all
 
 @dataclass(frozen=True, kw_only=True)
 class LookingAhead(Rule, abstract=True):
-    """A rule by which C descends the loss after φ and θ have answered to it.
+    """A rule by which C descends the loss after φ and θ have answered to it."""
 
-    Args:
-        hypergradient: How dL'/dC is estimated; `FiniteDifference()` if None.
-        xi: ξ, size of the virtual step.
-        look_ahead: How φ and θ answer; `Undone()` if None.
-    """
-
-    hypergradient: HypergradientRule | None = None
+    hypergradient: HypergradientRule | None = None  # FiniteDifference()
     xi: float = 1.0
-    look_ahead: LookAhead | None = None
+    look_ahead: LookAhead | None = None  # Undone()
 
     def __post_init__(self) -> None:
         super().__post_init__()

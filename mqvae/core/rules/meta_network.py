@@ -57,8 +57,7 @@ class MetaNetwork(Rule):
         z_e = batch.embed_for_real()
         (g_c,) = mean_across_processes([codebook_gradient(batch, z_e.detach())])
         task, quantized, g_phi, g_theta = network_hypergradient(batch, z_e, g_c, self.xi)
-        g_phi, g_theta, _ = averaged(g_phi, g_theta)
-        update.descend_network([*g_phi, *g_theta])
+        update.descend_network(mean_across_processes([*g_phi, *g_theta]))
         with torch.no_grad():
             answered = batch.embed(list(batch.network.encoder_parameters()))
         (g_c,) = mean_across_processes([codebook_gradient(batch, answered)])

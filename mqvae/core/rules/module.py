@@ -46,12 +46,8 @@ class ModuleBatch:
     ) -> Found:
         """What a pass of ordinary training finds; the quantizers record theirs themselves.
 
-        Args:
-            lower: Parameters of the lower level.
-            upper: Those of the upper level that are stepped along this pass.
-            nu: ν, weight of the task gradient on codewords, as in `Synchronous`.
-            trace: Whether buffers, random state and the quantizers' statistics change. Passes of
-                both kinds draw the same random numbers.
+        With ν the task gradient reaches codewords, as in `Synchronous`. Without a trace buffers,
+        random state and the quantizers' statistics stay; both kinds draw the same random numbers.
         """
         given: dict[str, list[Quantized]] = {}
         with ExitStack() as inside:

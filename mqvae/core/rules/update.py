@@ -77,14 +77,8 @@ class Update(Levels):
                 "with each other, and all must be finite. Train in bfloat16, which needs none, or "
                 "with Joint."
             )
-        super().__init__(
-            network,
-            lower,
-            upper,
-            steps_codebook=rule.steps_codebook,
-            max_norm=max_norm,
-            scaler=scaler,
-        )
+        upper = upper if rule.steps_codebook else None
+        super().__init__(network, lower, upper, rule.steps_codebook, max_norm, scaler)
         self.loss = loss
         self.rule = rule
         self.weights = LossWeights(rule.commitment_weight, rule.codebook_weight)
