@@ -168,16 +168,9 @@ class Compressed:
         if header["books"]:
             orders = _from_bits(order, header["books"], num_codes)
         found = unpack(codes, [shape[:4] for shape in shapes], num_codes)
-        return cls(
-            tuple(
-                SameSize(_labelled(run, orders, num_codes), shape[4:])
-                for run, shape in zip(found, shapes, strict=True)
-            ),
-            num_codes,
-            header["channels"],
-            header["model"],
-            tuple(header["names"]),
-        )
+        pairs = zip((_labelled(run, orders, num_codes) for run in found), shapes, strict=True)
+        runs = tuple(SameSize(codes, shape[4:]) for codes, shape in pairs)
+        return cls(runs, num_codes, header["channels"], header["model"], tuple(header["names"]))
 
     def save(self, path: str | Path, codewords: np.ndarray | None = None) -> int:
         """Write the file, whole or not at all; returns its bytes. Arguments as of `to_bytes`."""
@@ -246,9 +239,8 @@ def _relabelled(codes: np.ndarray, orders: np.ndarray | None) -> np.ndarray:
     """Codes (n, h, w, G) by the orders of their codewords."""
     if orders is None:
         return codes
-    return np.stack(
-        [orders[min(g, len(orders) - 1)][codes[..., g]] for g in range(codes.shape[3])], -1
-    )
+    books = [orders[min(group, len(orders) - 1)] for group in range(codes.shape[3])]
+    return np.stack([book[codes[..., group]] for group, book in enumerate(books)], -1)
 
 
 def _labelled(codes: np.ndarray, orders: np.ndarray | None, num_codes: int) -> np.ndarray:

@@ -79,11 +79,9 @@ class Mixture:
         self.inverse = (1 << 40) // (4 * often + 2)
 
     def predict(self, contexts: np.ndarray, kind: int) -> np.ndarray:
-        """Probability that each bit is a one, (B,) in units of 2^−BITS, never 0 nor 1.
+        """Probability that each bit of a kind is a one, (B,) in units of 2^−BITS, never 0 nor 1.
 
-        Args:
-            contexts: Hashes of the contexts, (F, B) uint64.
-            kind: Of all these bits.
+        Contexts are their hashes, (F, B) uint64.
         """
         self.places = (spread(contexts) >> self.shift).astype(np.int64) + self.rows
         counts = self.counts[self.places]

@@ -19,19 +19,13 @@ Coder = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def pack(runs: Sequence[np.ndarray], num_codes: int) -> bytes:
-    """Entropy-coded codes.
-
-    Args:
-        runs: Codes of images of one size after those of another, (n, h, w, G) each.
-        num_codes: K; codes lie in [0, K).
+    """Entropy-coded codes in [0, K), (n, h, w, G) of images of each size.
 
     Raises:
         ExtraMissing: if the package constriction is not installed.
     """
-    require("constriction")
-    import constriction
-
-    encoder, family = constriction.stream.queue.RangeEncoder(), _family()
+    queue, family = _constriction()
+    encoder = queue.RangeEncoder()
 
     def coder(bits: np.ndarray, said: np.ndarray) -> np.ndarray:
         encoder.encode(bits.astype(np.int32), family, _frequencies(said))
@@ -42,21 +36,13 @@ def pack(runs: Sequence[np.ndarray], num_codes: int) -> bytes:
 
 
 def unpack(content: bytes, shapes: Sequence[tuple[int, ...]], num_codes: int) -> list[np.ndarray]:
-    """What `pack` was given, int64.
-
-    Args:
-        content: What it returned; a whole number of 4 bytes.
-        shapes: (n, h, w, G) of every run.
-        num_codes: K.
+    """What `pack` was given, int64; `shapes` has (n, h, w, G) of every run.
 
     Raises:
         ExtraMissing: if the package constriction is not installed.
     """
-    require("constriction")
-    import constriction
-
-    words = np.frombuffer(content, "<u4").astype(np.uint32)
-    decoder, family = constriction.stream.queue.RangeDecoder(words), _family()
+    queue, family = _constriction()
+    decoder = queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
 
     def coder(bits: np.ndarray, said: np.ndarray) -> np.ndarray:
         return decoder.decode(family, _frequencies(said)).astype(np.int64)
@@ -66,10 +52,12 @@ def unpack(content: bytes, shapes: Sequence[tuple[int, ...]], num_codes: int) ->
     return [run.astype(np.int64) for run in runs]
 
 
-def _family() -> Any:
-    import constriction
+def _constriction() -> tuple[Any, Any]:
+    """Its range coders, and its distributions of few symbols."""
+    require("constriction")
+    from constriction import stream
 
-    return constriction.stream.model.Categorical(perfect=False)
+    return stream.queue, stream.model.Categorical(perfect=False)
 
 
 def _frequencies(said: np.ndarray) -> np.ndarray:
@@ -83,15 +71,10 @@ def _frequencies(said: np.ndarray) -> np.ndarray:
 
 
 def walk(runs: Sequence[np.ndarray], num_codes: int, coder: Coder) -> None:
-    """Take codes through a coder in the order in which they are coded.
+    """Take codes, (n, h, w, G) uint64 each, through a coder, bit by bit; a decoder's are filled in.
 
     Positions of which none is a neighbour of another go together: those with the same
     x + 2 y, of several images.
-
-    Args:
-        runs: Codes, (n, h, w, G) uint64 each; those of a decoder are filled in.
-        num_codes: K.
-        coder: Gets all bits in turn.
     """
     levels = (num_codes - 1).bit_length()
     total = sum(run.size for run in runs) * levels
@@ -154,12 +137,8 @@ def _contexts(
 ) -> np.ndarray:
     """Hashes of the contexts of B codes, (SORTS, B) or with groups (SORTS_OF_GROUPS, B).
 
-    Args:
-        neighbours: Codes on the left, above, above on the left and above on the right.
-        before: Codes of the group before at the same positions; None without groups.
-        place: Rows and columns.
-        kind: A number of their group.
-        levels: Bits of a code.
+    Neighbours are the codes on the left, above, above on the left and above on the right; before
+    them, those of the group before at the same positions, None without groups.
     """
 
     def first(code: np.ndarray, bits: int) -> np.ndarray:
@@ -183,11 +162,7 @@ def _contexts(
 
 
 def order_of(codewords: np.ndarray) -> np.ndarray:
-    """Numbers for codes, those of similar codewords with the same first bits, (K,) int64.
-
-    Args:
-        codewords: (K, d).
-    """
+    """Numbers for codes, (K,) int64: codewords (K, d) that are similar have the same first bits."""
     centred = codewords - codewords.mean(0)
     turned = centred @ np.linalg.eigh(centred.T @ centred)[1]
     labels = np.empty(len(turned), np.int64)

@@ -22,12 +22,6 @@ def without_quantization(
     A bound of what another codebook, or another choice of codes, could reach through this encoder
     and decoder. The decoder was not trained on z_e: trained on it, it would do better.
 
-    Args:
-        network: A trained network; it stays as it is.
-        task: What it was trained for.
-        images: The split.
-        device: Where the network is.
-
     Raises:
         ValueError: if there are no images.
     """

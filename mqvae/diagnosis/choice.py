@@ -21,27 +21,16 @@ SCORES = 2**22  # distances of embeddings to codewords held at once
 
 @dataclass(frozen=True)
 class BestOfNearest:
-    """The nearest codes beside the best of the m nearest, on the same images.
+    """The nearest codes beside the best of the m nearest, on the same images."""
 
-    Attributes:
-        loss_before: The task's loss with the nearest code everywhere, mean over images.
-        loss_after: The same with the codes chosen by it.
-        before: The task's metrics with the nearest codes.
-        after: The task's metrics with the codes chosen.
-        changed: Share of codes that are others than the nearest, 0 to 1.
-        candidates: m.
-        images: How many.
-        codes: The codes chosen, laid out as `Quantized.codes`.
-    """
-
-    loss_before: float
-    loss_after: float
-    before: dict[str, float]
-    after: dict[str, float]
-    changed: float
-    candidates: int
-    images: int
-    codes: Tensor = field(repr=False)
+    loss_before: float  # the task's loss with the nearest code everywhere, mean over images
+    loss_after: float  # the same with the codes chosen by it
+    before: dict[str, float]  # the task's metrics with the nearest codes
+    after: dict[str, float]  # the task's metrics with the codes chosen
+    changed: float  # share of codes that are others than the nearest, 0 to 1
+    candidates: int  # m
+    images: int  # how many
+    codes: Tensor = field(repr=False)  # the codes chosen, laid out as `Quantized.codes`
 
 
 @torch.no_grad()
@@ -122,20 +111,8 @@ def best_of_nearest(
 class Search:
     """Coordinate descent over the codes of some images. A site is one code of an image.
 
-    Args:
-        network: In eval mode.
-        task: In eval mode.
-        z_e: Placed embeddings of the images, (B, ..., D).
-        target: Of the images.
-        candidates: m, at most the number of codes.
-
-    Attributes:
-        choices: Which candidate each site has, the nearest first: (B, S) in 0 … m − 1.
-        losses: Of the images with these, (B,).
-
-    Raises:
-        ValueError: if the task's loss is not finite, or not the mean of the losses of single
-            images.
+    Network and task are in eval mode; placed embeddings are (B, ..., D). A loss that is not finite,
+    or not the mean of the losses of single images, is refused.
     """
 
     def __init__(
@@ -152,8 +129,9 @@ class Search:
         # Sites are positions, and groups within a position.
         self.candidates = codes.movedim(1, 2).reshape(len(z_e), sites, candidates)
         self.rows = quantizer.rows(codes).movedim(1, 2).reshape(len(z_e), sites, candidates)
-        self.grid = (*z_e.shape[1:-1], *([quantizer.groups] if quantizer.groups > 1 else []))
+        self.grid = (*z_e.shape[1:-1], *[quantizer.groups] * (quantizer.groups > 1))
         self.table = table.to(z_e.dtype)
+        # Which candidate each site has, the nearest first: (B, S) in 0 … m − 1; losses are (B,).
         self.choices = self.rows.new_zeros(len(z_e), sites)
         output = self.output()
         self.losses = losses_of_images(task, output, target)
@@ -221,11 +199,8 @@ class Search:
 
 def losses_of_images(task: Task, output: Tensor, target: Tensor) -> Tensor:
     """The task's loss of every image by itself, (B,)."""
-
-    def loss(one: Tensor, its_target: Tensor) -> Tensor:
-        return task(one[None], its_target[None])
-
-    return torch.func.vmap(loss)(output, target)
+    of_one = torch.func.vmap(lambda one, its_target: task(one[None], its_target[None]))
+    return of_one(output, target)
 
 
 def nearest_candidates(
@@ -234,9 +209,8 @@ def nearest_candidates(
     """The nearest codes of placed embeddings (..., D), the quantizer's own first: (N, m, G)."""
     own = quantizer.nearest_codes(z_e, table).view(-1, quantizer.groups)  # (N, G)
     parts = z_e.reshape(len(own), quantizer.groups, -1).unbind(1)  # G × (N, d)
-    books = table.split(quantizer.num_codes) * (
-        quantizer.groups if quantizer.shared_codebook else 1
-    )
+    repeats = quantizer.groups if quantizer.shared_codebook else 1
+    books = table.split(quantizer.num_codes) * repeats
     size = max(1, SCORES // quantizer.num_codes)
     found = []
     for part, book, first in zip(parts, books, own.unbind(1), strict=True):

@@ -25,14 +25,7 @@ WORDS = read_yaml(Path(__file__).with_name("findings.yaml"))
 def findings(
     measured: Measured, settings: Settings, quantizer: VectorQuantizer, folder: Path
 ) -> tuple[Finding, ...]:
-    """What limits the run first, then what else is to be said.
-
-    Args:
-        measured: The measurements.
-        settings: Of the run.
-        quantizer: Of the run.
-        folder: Of the run, which commands start from.
-    """
+    """What limits the run in a folder first, then what else is to be said."""
     tried = Tried(settings, quantizer, folder)
     gains = {
         "codebook": measured.of_refit,
@@ -59,13 +52,7 @@ def findings(
 
 @dataclass(frozen=True)
 class Tried:
-    """Commands that train the run again with other settings.
-
-    Args:
-        settings: Of the run.
-        quantizer: Of the run.
-        folder: Of the run.
-    """
+    """Commands that train the run again with other settings."""
 
     settings: Settings
     quantizer: VectorQuantizer
@@ -117,18 +104,10 @@ def _codebook(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     dead = measured.dead / measured.codewords
     priced = tried.quantizer.rate is not None
     closer = gain(measured.error, measured.error_refitted)
+    fate, title = "not worth their bits" if priced else "dead", measured.titles[measured.figure]
     said = [
-        _say(
-            "dead" if measured.dead else "alive",
-            measured=measured,
-            fate="not worth their bits" if priced else "dead",
-        ),
-        _say(
-            "refitted",
-            closer=closer,
-            title=measured.titles[measured.figure],
-            change=-measured.of_refit,
-        ),
+        _say("dead" if measured.dead else "alive", measured=measured, fate=fate),
+        _say("refitted", closer=closer, title=title, change=-measured.of_refit),
     ]
     commands = tried.alive() if dead >= MATTERS and not priced else ()
     if measured.of_refit >= MATTERS:

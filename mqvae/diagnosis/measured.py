@@ -7,61 +7,34 @@ from mqvae.diagnosis.motion import Motion
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a run; metrics are the task's, on test images.
+    """What was measured of a run; metrics are the task's, on test images."""
 
-    Attributes:
-        figure: The metric that gains are counted in, lower is better.
-        titles: Title of each metric.
-        scales: Scale of each.
-        units: Unit of each.
-        now: The metrics of the run as it is.
-        unquantized: With embeddings in place of codewords, by the same encoder and decoder.
-        refitted: With the codebook refitted by k-means under the same encoder.
-        nearest: On the images searched, as it is.
-        chosen: On them with the best of the nearest codes.
-        changed: Share of codes that are then others.
-        candidates: How many nearest codes were tried.
-        codewords: Rows of the table.
-        dead: Those that no embedding of the training images looked at had chosen.
-        perplexity: Of the codes of the test images.
-        usage: Share of codes that these use.
-        codes: K.
-        perplexity_refitted: With the refitted codebook.
-        error: Quantization error on the training images, mean (z_e − z_q)².
-        error_refitted: With the refitted codebook.
-        converged: Whether k-means came to rest.
-        rate: The share of the settings' rates at which they move.
-        motion: How embeddings and codewords move.
-        test_images: How many.
-        train_images: How many the codebook was refitted to.
-        searched_images: How many were searched.
-    """
-
-    figure: str
-    titles: dict[str, str]
-    scales: dict[str, float]
-    units: dict[str, str]
-    now: dict[str, float]
+    figure: str  # the metric that gains are counted in, lower is better
+    titles: dict[str, str]  # title of each metric
+    scales: dict[str, float]  # scale of each
+    units: dict[str, str]  # unit of each
+    now: dict[str, float]  # the metrics of the run as it is
+    # With embeddings in place of codewords, by the same encoder and decoder.
     unquantized: dict[str, float]
-    refitted: dict[str, float]
-    nearest: dict[str, float]
-    chosen: dict[str, float]
-    changed: float
-    candidates: int
-    codewords: int
-    dead: int
-    perplexity: float
-    usage: float
-    codes: int
-    perplexity_refitted: float
-    error: float
-    error_refitted: float
-    converged: bool
-    rate: float
-    motion: Motion
-    test_images: int
-    train_images: int
-    searched_images: int
+    refitted: dict[str, float]  # with the codebook refitted by k-means under the same encoder
+    nearest: dict[str, float]  # on the images searched, as it is
+    chosen: dict[str, float]  # on them with the best of the nearest codes
+    changed: float  # share of codes that are then others
+    candidates: int  # how many nearest codes were tried
+    codewords: int  # rows of the table
+    dead: int  # those that no embedding of the training images looked at had chosen
+    perplexity: float  # of the codes of the test images
+    usage: float  # share of codes that these use
+    codes: int  # K
+    perplexity_refitted: float  # with the refitted codebook
+    error: float  # quantization error on the training images, mean (z_e − z_q)²
+    error_refitted: float  # with the refitted codebook
+    converged: bool  # whether k-means came to rest
+    rate: float  # the share of the settings' rates at which they move
+    motion: Motion  # how embeddings and codewords move
+    test_images: int  # how many
+    train_images: int  # how many the codebook was refitted to
+    searched_images: int  # how many were searched
 
     @property
     def of_bound(self) -> float:
@@ -81,19 +54,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence on what limits a run.
+    """A sentence on what limits a run."""
 
-    Attributes:
-        about: "codebook", "choice", "bits", "network", "motion" or "gradients".
-        limits: Whether it is what limits the run most.
-        words: The sentence.
-        commands: What to try.
-    """
-
-    about: str
-    limits: bool
+    about: str  # "codebook", "choice", "bits", "network", "motion" or "gradients"
+    limits: bool  # whether it is what limits the run most
     words: str
-    commands: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()  # what to try
 
 
 def gain(before: float, after: float) -> float:

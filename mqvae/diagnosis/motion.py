@@ -19,28 +19,19 @@ from mqvae.tasks import Task
 
 @dataclass(frozen=True)
 class Motion:
-    """What some steps move, mean over them. With groups an embedding is its part of a group.
+    """What some steps move, mean over them. With groups an embedding is its part of a group."""
 
-    Attributes:
-        steps: How many.
-        distance: Mean ‖z_e − z_q‖ over embeddings, before the step.
-        drift: Mean ‖Δ_n‖ over embeddings, Δ = z_e(φ') − z_e(φ) of the images stepped on.
-        coherence: κ = Σ_k n_k ‖mean_k Δ‖² / Σ_n ‖Δ_n‖²: what share of the drift the embeddings of
-            a code have in common, and a codeword could follow. 1 / n_k on average if they have
-            nothing in common, 1 if they all move alike.
-        speed: Mean ‖ΔC_k‖ over embeddings, k the code of each.
-        speed_of_unused: Median ‖ΔC_j‖ of codewords that no embedding had chosen; None if every
-            one was.
-        alignment: Cosine of the task's gradient at ẑ, summed by codeword, and the codebook
-            loss's.
-    """
-
-    steps: int
-    distance: float
-    drift: float
+    steps: int  # how many
+    distance: float  # mean ‖z_e − z_q‖ over embeddings, before the step
+    drift: float  # mean ‖Δ_n‖ over embeddings, Δ = z_e(φ') − z_e(φ) of the images stepped on
+    # κ = Σ_k n_k ‖mean_k Δ‖² / Σ_n ‖Δ_n‖²: what share of the drift the embeddings of a code have in
+    # common, and a codeword could follow. 1 / n_k on average if they have nothing in common, 1 if
+    # they all move alike.
     coherence: float
-    speed: float
+    speed: float  # mean ‖ΔC_k‖ over embeddings, k the code of each
+    # Median ‖ΔC_j‖ of codewords that no embedding had chosen; None if every one was.
     speed_of_unused: float | None
+    # Cosine of the task's gradient at ẑ, summed by codeword, and the codebook loss's.
     alignment: float
 
 
@@ -53,15 +44,8 @@ def motion(
 ) -> Motion:
     """Take steps of a rule, and see what moves. Embeddings are compared in eval mode.
 
-    Args:
-        network: The network, which the steps train: hand over a copy of one that is to stay.
-        task: What it is trained for.
-        batches: Images and labels, `number` batches or more.
-        step: Trains the network by a batch.
-        number: How many steps.
-
-    Raises:
-        ValueError: if `number` is not positive or the quantizer is another one.
+    The steps train the network: hand over a copy of one that is to stay. There must be `number`
+    batches of images and labels or more.
     """
     quantizer = quantizer_of(network)
     if number < 1:
@@ -96,13 +80,7 @@ def motion(
 
 @torch.no_grad()
 def coherence(delta: Tensor, rows: Tensor, number: int) -> Tensor:
-    """κ = Σ_k n_k ‖mean_k Δ‖² / Σ_n ‖Δ_n‖², a scalar; 0 where nothing moves.
-
-    Args:
-        delta: Δ, (N, d).
-        rows: k of each, (N,).
-        number: Of codewords.
-    """
+    """κ = Σ_k n_k ‖mean_k Δ‖² / Σ_n ‖Δ_n‖² of Δ, (N, d), and k, (N,); 0 where nothing moves."""
     sums = delta.new_zeros(number, delta.shape[1]).index_add(0, rows, delta)
     counts = rows.bincount(minlength=number).clamp(min=1)
     common = (sums.square().sum(1) / counts).sum()

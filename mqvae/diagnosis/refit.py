@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,29 +25,19 @@ ROWS = 2**16  # embeddings whose differences to their codewords are held at once
 
 @dataclass(frozen=True)
 class Refit:
-    """A codebook refitted to the embeddings of training images.
+    """A codebook refitted to the embeddings of training images."""
 
-    Attributes:
-        before: Figures of the network as it came, on the test images.
-        after: The same with the refitted codebook, encoder and decoder as they were.
-        error_before: Quantization error of the embeddings that the codebook was refitted to,
-            mean (z_e − z_q)² over all numbers, as in Eq. 4.
-        error_after: The same with the refitted codebook.
-        images: Training images whose embeddings these are.
-        restarted: Codewords, of all codebooks, that none of these embeddings had chosen.
-        iterations: Lloyd's iterations, of the codebook that took most.
-        converged: Whether every codebook came to rest within the iterations allowed.
-        codebook: The refitted codewords, (rows, d), rows as in the quantizer's table.
-    """
-
-    before: Evaluation
-    after: Evaluation
+    before: Evaluation  # metrics of the network as it came, on the test images
+    after: Evaluation  # the same with the refitted codebook, encoder and decoder as they were
+    # Quantization error of the embeddings that the codebook was refitted to, mean (z_e − z_q)² over
+    # all numbers, as in Eq. 4.
     error_before: float
-    error_after: float
-    images: int
-    restarted: int
-    iterations: int
-    converged: bool
+    error_after: float  # the same with the refitted codebook
+    images: int  # training images whose embeddings these are
+    restarted: int  # codewords, of all codebooks, that none of these embeddings had chosen
+    iterations: int  # Lloyd's iterations, of the codebook that took most
+    converged: bool  # whether every codebook came to rest within the iterations allowed
+    # The refitted codewords, (rows, d), rows as in the quantizer's table.
     codebook: Tensor = field(repr=False)
 
 
@@ -81,8 +72,7 @@ def refitted(
         device: Where the network is.
         count: How many training images, drawn by the seed; all if there are no more.
         seed: Of the sample and of the new starts.
-        tolerance: The codebook is at rest when an iteration lowers the error by less than this
-            share.
+        tolerance: The share of the error by which the last iteration lowers it, at most.
         iterations: Lloyd's iterations at most.
 
     Raises:
@@ -98,16 +88,9 @@ def refitted(
     books = list(quantizer.table().to(z_e.dtype).split(quantizer.num_codes))
     generator = torch.Generator(device).manual_seed(seed)
     prices = [None] * len(books) if quantizer.prices is None else list(quantizer.prices.price())
+    fit = partial(lloyd, generator=generator, tolerance=tolerance, iterations=iterations)
     fits = [
-        lloyd(
-            samples,
-            book,
-            quantizer.distance,
-            price=price,
-            generator=generator,
-            tolerance=tolerance,
-            iterations=iterations,
-        )
+        fit(samples, book, quantizer.distance, price=price)
         for samples, book, price in zip(quantizer.by_codebook(z_e), books, prices, strict=True)
     ]
     codebook = torch.cat([fit.centres for fit in fits])
@@ -132,11 +115,7 @@ def refitted(
 
 @torch.no_grad()
 def embeddings(network: VQNetwork, images: Images, device: torch.device | str) -> Tensor:
-    """Placed embeddings of images in eval mode, (N, D), in float32 at least.
-
-    Raises:
-        ValueError: if one is not finite.
-    """
+    """Placed embeddings in eval mode, (N, D), in float32 at least; refuses any not finite."""
     size = fitting(BATCH_SIZE, images.shape)
     batches = watched_batches(images, size, "taking embeddings", device=device)
     with evaluating(network):
@@ -150,11 +129,7 @@ def embeddings(network: VQNetwork, images: Images, device: torch.device | str) -
 
 
 def set_codebook(quantizer: VectorQuantizer, codewords: Tensor) -> None:
-    """Make codewords the quantizer's table.
-
-    Raises:
-        ValueError: if its codebook is a map that does not take them.
-    """
+    """Make codewords the quantizer's table, or refuse where its codebook does not take them."""
     quantizer.assign(codewords)
     table = quantizer.table()
     if not torch.allclose(table, codewords.to(table.dtype), rtol=1e-3, atol=1e-5):
@@ -167,19 +142,12 @@ def set_codebook(quantizer: VectorQuantizer, codewords: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """Centres that k-means found.
+    """Centres that k-means found."""
 
-    Attributes:
-        centres: (K, d).
-        errors: Mean squared error over all numbers at the start and after each iteration.
-        unused: Centres that no sample had chosen at the start.
-        converged: Whether the last iteration lowered the error by less than the tolerance.
-    """
-
-    centres: Tensor
-    errors: list[float]
-    unused: int
-    converged: bool
+    centres: Tensor  # (K, d)
+    errors: list[float]  # mean squared error over all numbers at the start and after each iteration
+    unused: int  # centres that no sample had chosen at the start
+    converged: bool  # whether the last iteration lowered the error by less than the tolerance
 
 
 def lloyd(
@@ -197,15 +165,8 @@ def lloyd(
     Neither a mean nor a new start of an unused centre can raise the error. Where centres have a
     price, the error and the prices together do not rise, and no centre starts again.
 
-    Args:
-        samples: Placed embeddings, (N, d).
-        centres: (K, d).
-        distance: Where means are put back to.
-        price: Of every centre, (K,), in squared distances; None for no price.
-        generator: Of the new starts, on the device of `samples`.
-        tolerance: The share of the error, prices included, that an iteration must lower it by to
-            go on.
-        iterations: At most so many.
+    Samples are placed embeddings, (N, d), centres (K, d), prices in squared distances, (K,). An
+    iteration must lower the error, prices included, by the share `tolerance` for another to follow.
     """
     errors: list[float] = []
     costs: list[float] = []
@@ -214,7 +175,8 @@ def lloyd(
     # Once more than there are iterations: what the last one made is measured too.
     for _ in watched(range(iterations + 1), iterations + 1, "refitting the codebook"):
         codes = nearest(samples, centres, price)
-        squared = _squared_errors(samples, centres, codes)  # (N,)
+        some = zip(samples.split(ROWS), codes.split(ROWS), strict=True)
+        squared = torch.cat([(part - centres[rows]).square().sum(1) for part, rows in some])  # (N,)
         errors.append(squared.mean().item() / samples.shape[1])
         paid = 0.0 if price is None else price[codes].mean().item() / samples.shape[1]
         costs.append(errors[-1] + paid)
@@ -234,9 +196,3 @@ def lloyd(
         found = keys.topk(min(len(empty), int((squared > 0).sum()))).indices
         centres[empty[: len(found)]] = samples[found]
     return Fit(centres, errors, unused, converged)
-
-
-def _squared_errors(samples: Tensor, centres: Tensor, codes: Tensor) -> Tensor:
-    """‖z_i − e_k(i)‖², (N,)."""
-    parts = zip(samples.split(ROWS), codes.split(ROWS), strict=True)
-    return torch.cat([(part - centres[rows]).square().sum(1) for part, rows in parts])

@@ -31,18 +31,12 @@ LEAST_RATE = 0.01  # of the settings' rates, at which a run that is through is s
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What limits a run.
-
-    Attributes:
-        measured: The measurements.
-        findings: What they say, the weightiest first.
-        step: Training steps that the run has had.
-        changes: What is different from the images that the run had, by split, and was accepted.
-    """
+    """What limits a run."""
 
     measured: Measured
-    findings: tuple[Finding, ...]
-    step: int
+    findings: tuple[Finding, ...]  # what they say, the weightiest first
+    step: int  # training steps that the run has had
+    # What is different from the images that the run had, by split, and was accepted.
     changes: Changes = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:

@@ -8,11 +8,7 @@ from mqvae.errors import MqvaeError
 
 
 def quantizer_of(network: VQNetwork) -> VectorQuantizer:
-    """The network's quantizer.
-
-    Raises:
-        ValueError: if it is not one that takes the nearest codeword of one codebook a group.
-    """
+    """The network's quantizer, or an error if it is no VectorQuantizer."""
     if not isinstance(network.quantizer, VectorQuantizer):
         raise MqvaeError(
             "this diagnosis is about the nearest codeword of one codebook a group: it expects a "
@@ -22,11 +18,7 @@ def quantizer_of(network: VQNetwork) -> VectorQuantizer:
 
 
 def sample(images: Images, count: int, *, seed: int) -> Images:
-    """`count` images drawn by the seed, in their order; all of them if there are no more.
-
-    Raises:
-        ValueError: if that is no image.
-    """
+    """`count` images drawn by the seed, in their order, or all; an error if that is none."""
     if count < 1 or not len(images):
         raise MqvaeError(
             f"a diagnosis needs images: expected a count of 1 or more, got {count} of "

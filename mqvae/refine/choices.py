@@ -20,18 +20,12 @@ from mqvae.errors import MqvaeError
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the choices that make up a code: a group, a residual stage, or a dimension's level.
+    """One of the choices that make up a code: a group, a residual stage, or a dimension's level."""
 
-    Attributes:
-        table: A vector for every option, (K, d).
-        price: What the quantizer adds to the squared distance of every option, (K,).
-        start: First of the d dimensions of z_q that they are added to.
-        bits: What every option costs, (K,); None where the quantizer does not know.
-    """
-
-    table: Tensor
-    price: Tensor
-    start: int
+    table: Tensor  # a vector for every option, (K, d)
+    price: Tensor  # what the quantizer adds to the squared distance of every option, (K,)
+    start: int  # first of the d dimensions of z_q that they are added to
+    # What every option costs, (K,); None where the quantizer does not know.
     bits: Tensor | None = None
 
     @property
@@ -41,28 +35,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """All choices, and codes as options of each of them.
+    """All choices, and codes as options of each of them."""
 
-    Attributes:
-        each: The S choices; z_q is the sum of what they select.
-        split: Codes as the quantizer writes them, (...) or (..., G), to options, (..., S).
-        join: Options back to codes.
-        by_distance: Codes are chosen by the distance of embeddings to the vectors.
-    """
-
-    each: Sequence[Choice]
+    each: Sequence[Choice]  # the S choices; z_q is the sum of what they select
+    # Codes as the quantizer writes them, (...) or (..., G), to options, (..., S).
     split: Callable[[Tensor], Tensor]
-    join: Callable[[Tensor], Tensor]
-    by_distance: bool = True
+    join: Callable[[Tensor], Tensor]  # options back to codes
+    by_distance: bool = True  # codes are chosen by the distance of embeddings to the vectors
 
 
 @torch.no_grad()
 def choices_of(quantizer: Quantizer) -> Choices:
-    """The choices of a quantizer, as its codebook is now.
-
-    Raises:
-        MqvaeError: if it is of a kind that has none.
-    """
+    """The choices of a quantizer, as its codebook is now; an error if its kind has none."""
     if isinstance(quantizer, FiniteScalarQuantizer | LookupFreeQuantizer):
         return _of_levels(quantizer)
     if isinstance(quantizer, VectorQuantizer):

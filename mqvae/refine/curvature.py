@@ -17,27 +17,18 @@ PROBES = 32  # numbers of probes for each of the curvature's rows
 
 @dataclass(frozen=True)
 class Curvature:
-    """JᵀJ of a decoder between a position and its neighbours, the mean over positions.
+    """JᵀJ of a decoder between a position and its neighbours, the mean over positions."""
 
-    Attributes:
-        blocks: (D, D, 3, 3), or (D, D, 1, 1) where positions are no grid; in units of `scale`.
-        scale: Mean of the diagonal.
-    """
-
-    blocks: Tensor
-    scale: float
+    blocks: Tensor  # (D, D, 3, 3), or (D, D, 1, 1) where positions are no grid; in units of `scale`
+    scale: float  # mean of the diagonal
 
 
 @torch.no_grad()
 def curvature_of(network: VQNetwork, shape: Sequence[int], *, at_once: int = 16) -> Curvature:
     """The curvature of a decoder by random probes Jᵀv, the same every time.
 
-    No images are needed: codes are drawn at random, decoded and encoded again.
-
-    Args:
-        network: In eval mode; its output is images.
-        shape: Of an image, (C, H, W).
-        at_once: Images that memory holds the decoder's graph of.
+    No images are needed: codes are drawn at random, decoded and encoded again. The network, which
+    gives images of a shape (C, H, W), is in eval mode; memory holds its graph for `at_once` images.
     """
     choices = choices_of(network.quantizer)
     weight = next(network.parameters())
@@ -54,11 +45,14 @@ def curvature_of(network: VQNetwork, shape: Sequence[int], *, at_once: int = 16)
             codes = network.encode(network.decode(codes).clamp(0, 1).to(weight.dtype))
             z_q = full(network.quantizer.decode(codes)).requires_grad_()
             with torch.enable_grad():
-                output = decoded(network, z_q)
+                output = network.decoded(z_q)
                 probe = torch.randn(output.shape, generator=source).to(output)
                 (found,) = torch.autograd.grad((output * probe).sum(), z_q)
             total = total.to(found) + _products(found)
-    return _scaled(total / count)
+    blocks = total / count
+    middle = blocks.shape[-1] // 2
+    scale = blocks[:, :, middle, middle].diagonal().mean().clamp(min=torch.finfo(blocks.dtype).tiny)
+    return Curvature(blocks / scale, float(scale))
 
 
 def _products(rows: Tensor) -> Tensor:
@@ -75,15 +69,3 @@ def _products(rows: Tensor) -> Tensor:
         for j in range(3)
     ]
     return torch.stack(blocks, -1).view(dim, dim, 3, 3) / (h * w)
-
-
-def _scaled(blocks: Tensor) -> Curvature:
-    middle = blocks.shape[-1] // 2
-    scale = blocks[:, :, middle, middle].diagonal().mean().clamp(min=torch.finfo(blocks.dtype).tiny)
-    return Curvature(blocks / scale, float(scale))
-
-
-def decoded(network: VQNetwork, z_q: Tensor) -> Tensor:
-    """The decoder's output for vectors (B, ..., D), which come to it in its own type."""
-    types = (p.dtype for p in network.decoder.parameters() if p.is_floating_point())
-    return network.decoder(network.channels_back(z_q.to(next(types, z_q.dtype))))

@@ -32,11 +32,7 @@ def refined(
         loss: L_task, in eval mode: a mean over the batch.
         how: How they are refined.
         curvature: What `curvature_of` gives.
-        target: What the output is compared with, at its start where it is smaller; `x` itself if
-            None.
-
-    Returns:
-        Codes as of `network.encode`.
+        target: What the output is compared with, at its start where it is smaller (default: x).
 
     Raises:
         MqvaeError: if the quantizer is of a kind that has no choices, or bits have a weight and it

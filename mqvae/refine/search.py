@@ -12,7 +12,7 @@ from mqvae.core.nearest import nearest as nearest_codes
 from mqvae.core.network import VQNetwork
 from mqvae.core.passes import full
 from mqvae.refine.choices import Choices
-from mqvae.refine.curvature import Curvature, decoded
+from mqvae.refine.curvature import Curvature
 from mqvae.refine.refinement import Prior, Refinement
 
 DAMPING = 1.0  # of curvature at first
@@ -27,19 +27,13 @@ TINY = 1e-20  # gradients may be: of a loss of one image by the logit of one of 
 
 
 class Passed(NamedTuple):
-    """What a pass tells of options.
+    """What a pass tells of options."""
 
-    Attributes:
-        objective: Of each image, (B,).
-        gradient: Of its loss by z_q, (B, ..., D).
-        prices: Bits of an image with each option in one place, (B, ..., S, K), under a prior.
-        ratio: Loss by squared error, (B,).
-    """
-
-    objective: Tensor
-    gradient: Tensor
+    objective: Tensor  # of each image, (B,)
+    gradient: Tensor  # of its loss by z_q, (B, ..., D)
+    # Bits of an image with each option in one place, (B, ..., S, K), under a prior.
     prices: Tensor | None
-    ratio: Tensor
+    ratio: Tensor  # loss by squared error, (B,)
 
 
 class Search:
@@ -77,22 +71,15 @@ class Search:
             self.prices.append(quadratic - table.square().sum(1))
 
     def run(self, z_e: Tensor | None, nearest: Tensor) -> Tensor:
-        """The best options found, from those of the nearest codes on.
+        """The best options found, from those of the nearest codes on, (B, ..., S).
 
-        Args:
-            z_e: Placed embeddings, (B, ..., D); None for the vectors of the nearest codes.
-            nearest: Those of the nearest codes, (B, ..., S).
+        Placed embeddings are (B, ..., D); None for the vectors of the nearest codes.
         """
         annealed = self.annealed(z_e, nearest) if self.how.passes > STEPS else None
         return self.stepped(nearest, annealed)
 
     def annealed(self, z_e: Tensor | None, options: Tensor) -> Tensor:
-        """The likeliest options after all passes before the last, by annealing.
-
-        Args:
-            z_e: Placed embeddings, (B, ..., D); None for the vectors of the nearest codes.
-            options: Those of the nearest codes, (B, ..., S), which the others are near to.
-        """
+        """The likeliest options after all passes before the last; arguments as of `run`."""
         count, passes = len(options), self.how.passes - STEPS
         vectors = self._vectors(options)
         left = torch.zeros_like(vectors) if z_e is None else z_e - vectors
@@ -150,9 +137,8 @@ class Search:
         logits = [each.requires_grad_() for each in logits]
         z_q = self.own.new_zeros(*near[0].shape[:-1], len(self.own))
         bits = z_q.new_zeros(())
-        for number, (choice, found, each) in enumerate(
-            zip(self.choices, near, logits, strict=True)
-        ):
+        parts = zip(self.choices, near, logits, strict=True)
+        for number, (choice, found, each) in enumerate(parts):
             weights = each.softmax(-1)
             mixed = (weights[..., None, :] @ choice.table[found])[..., 0, :]  # (B, ..., d)
             after = z_q.shape[-1] - choice.dims.stop
@@ -187,12 +173,8 @@ class Search:
     def _swept(self, options: Tensor, now: Passed, damping: Tensor) -> Tensor:
         """Options that each position chooses in its turn, given those of the positions before.
 
-        Neighbours in a grid take different turns; all others are independent of each other.
-
-        Args:
-            options: (B, ..., S).
-            now: What a pass told of them.
-            damping: μ in units of the curvature, (B,).
+        Neighbours in a grid take different turns; all others are independent of each other. `now`
+        is what a pass told of options (B, ..., S); μ, (B,), is in units of the curvature.
         """
         gradient = now.gradient
         grid = gradient.ndim == 4
@@ -232,12 +214,8 @@ class Search:
         offsets = (book.square().sum(1) + self.prices[number]) / 2
         size = max(1, SCORES // len(book))
         parts = zip(wanted.split(size), prices.split(size), strict=True)
-        return torch.cat(
-            [
-                torch.addmm(offsets + price, part, book.T, alpha=-1).argmin(1)
-                for part, price in parts
-            ]
-        )
+        scores = (torch.addmm(offsets + price, part, book.T, alpha=-1) for part, price in parts)
+        return torch.cat([each.argmin(1) for each in scores])
 
     def _pass(self, options: Tensor) -> Passed:
         z_q = self._vectors(options).requires_grad_()
@@ -264,7 +242,7 @@ class Search:
 
     def _output(self, z_q: Tensor) -> Tensor:
         """What the decoder makes of vectors, without what was added to images."""
-        output = full(decoded(self.network, z_q))
+        output = full(self.network.decoded(z_q))
         return output[..., : self.target.shape[-2], : self.target.shape[-1]]
 
     def _vectors(self, options: Tensor) -> Tensor:

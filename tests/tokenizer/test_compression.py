@@ -211,9 +211,8 @@ def test_constriction_is_given_integers_and_keeps_them():
     said = np.concatenate([draw.integers(1, 2**BITS, 3000), [1, 2**BITS - 1, 21, 2**BITS - 21]])
     bits = draw.integers(0, 2, len(said))
     coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(
-        bits.astype(np.int32), model_module._family(), model_module._frequencies(said)
-    )
+    _, family = model_module._constriction()
+    coder.encode_reverse(bits.astype(np.int32), family, model_module._frequencies(said))
     words, state = [], 0
     for bit, share in zip(bits[::-1].tolist(), (said[::-1] << (24 - BITS)).tolist()):
         start, share = (2**24 - share, share) if bit else (0, 2**24 - share)
