@@ -27,9 +27,6 @@ YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def read_yaml(path: Any) -> Any:
     """Read a YAML file: mappings, lists, text, numbers, truth values and null.
 
-    Args:
-        path: A `Path`, or what has its `open`.
-
     Raises:
         FileNotFoundError: if there is none.
         MqvaeError: if it is not YAML, or holds anything else or more than settings would.

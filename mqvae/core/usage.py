@@ -9,36 +9,19 @@ from mqvae.core.distributed import from_all_processes
 
 
 def count_codes(codes: Tensor, num_codes: int, *, groups: int = 1) -> Tensor:
-    """How often each code was chosen.
-
-    Args:
-        codes: (...), or (..., G) with more than one group.
-        num_codes: K.
-        groups: G.
-
-    Returns:
-        Counts, (G, K) int64.
-    """
+    """How often each code was chosen, (G, K) int64, in codes (...), or (..., G) where G > 1."""
     columns = codes.reshape(-1, groups).T  # (G, N)
     return torch.stack([torch.bincount(c, minlength=num_codes) for c in columns])
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy (in nats) of code frequencies per group, averaged over groups; a scalar.
-
-    Args:
-        counts: (G, K), from `count_codes`.
-    """
+    """exp of the entropy (in nats) of counts, (G, K), averaged over groups; a scalar."""
     p = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     return torch.special.entr(p).sum(1).exp().mean()
 
 
 def usage(counts: Tensor) -> Tensor:
-    """Share of codes chosen at least once, averaged over groups; a scalar in [0, 1].
-
-    Args:
-        counts: (G, K), from `count_codes`.
-    """
+    """Share of codes chosen at least once, by counts, (G, K); a scalar in [0, 1]."""
     return (counts > 0).double().mean()
 
 
@@ -46,13 +29,7 @@ PENDING = 2**22  # codes that wait to be counted together
 
 
 class CodeCounts:
-    """How often codes were chosen, whatever their number K: only those that were are held.
-
-    Args:
-        num_codes: K.
-        groups: G.
-        device: Where the codes are.
-    """
+    """How often codes were chosen, whatever their number K: only those that were are held."""
 
     def __init__(
         self, num_codes: int, groups: int = 1, *, device: torch.device | str = "cpu"
@@ -93,11 +70,8 @@ class CodeCounts:
 
     def table(self) -> Tensor:
         """Rows of group, code and count, (n, 3) int64, of the codes that were chosen."""
-        rows = [
-            torch.stack([torch.full_like(codes, group), codes, counts], 1)
-            for group, (codes, counts) in enumerate(self.counted)
-        ]
-        return torch.cat(rows)
+        groups = enumerate(self.counted)
+        return torch.cat([torch.stack([torch.full_like(c, g), c, n], 1) for g, (c, n) in groups])
 
     def add_table(self, rows: Tensor) -> None:
         """Add what `table` gave of other codes."""

@@ -54,17 +54,9 @@ def best_of_nearest(
     of it. A sweep costs (candidates − 1) × codes passes through the decoder per image. What it
     finds is a lower bound of what the candidates could gain together, and no image's loss rises.
 
-    Args:
-        network: A trained network with a `VectorQuantizer`; it stays as it is.
-        task: What it was trained for. Its loss must be the mean of the losses of single images,
-            and `torch.func.vmap` must go through it.
-        images: The split.
-        device: Where the network is.
-        candidates: m, at least 1; a codebook of fewer codewords gives all it has.
-        count: How many images, drawn by the seed; all if there are no more.
-        seed: Of the sample.
-        sweeps: At most so many, 1 or more.
-        tolerance: See above.
+    The network has a `VectorQuantizer`, and stays as it is. The loss of its task must be the mean
+    of the losses of single images, and `torch.func.vmap` must go through it. A codebook of fewer
+    codewords than `candidates` gives all it has; `count` images are drawn by the seed, or all.
 
     Raises:
         ValueError: if the quantizer is another one, the task's loss is no such mean or not

@@ -64,16 +64,8 @@ def refitted(
     about the same bits, and codewords that are not worth theirs stay as they are. The network
     handed in stays as it is. All embeddings are held in memory: 4 D bytes each.
 
-    Args:
-        network: A trained network with a `VectorQuantizer`.
-        task: What it was trained for.
-        train: Images whose embeddings the codebook is refitted to.
-        test: Images to measure on.
-        device: Where the network is.
-        count: How many training images, drawn by the seed; all if there are no more.
-        seed: Of the sample and of the new starts.
-        tolerance: The share of the error by which the last iteration lowers it, at most.
-        iterations: Lloyd's iterations at most.
+    `count` training images are drawn by the seed, or all. A codebook is at rest when an iteration
+    lowers the error by less than the share `tolerance`.
 
     Raises:
         ValueError: if the quantizer is another one, its codebook cannot be set to given codewords,

@@ -17,13 +17,6 @@ class CodePrior(nn.Module, ABC):
     A grid of G codes a position is taken as one of w·G columns, so that a code knows those of the
     groups before it. The kinds are `PixelCNN` and `CodeTransformer`.
 
-    Args:
-        num_codes: Number K of values of a code.
-        shape: (h, w), or (h, w, G) with more than one code a position.
-        width: Channels of an embedding.
-        layers: Number of layers.
-        classes: Number of classes that it is conditioned on; 0 for none.
-
     Raises:
         ValueError: if a number is out of range.
     """

@@ -22,11 +22,8 @@ def norms(
 ) -> list[nn.Module]:
     """The layer that follows an encoder, in a list; an empty one where there is none.
 
-    Args:
-        normalization: "batch" for mean 0 and variance 1 in each dimension over the batch, "layer"
-            in each embedding, None for neither.
-        dim: Dimensions of an embedding.
-        vectors: Embeddings are (B, dim), and not (B, dim, H, W).
+    "batch" has mean 0 and variance 1 in each dimension over the batch, "layer" in each embedding.
+    Vectors are embeddings (B, dim), and not (B, dim, H, W).
     """
     if normalization is None:
         return []

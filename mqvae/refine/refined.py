@@ -24,15 +24,9 @@ def refined(
 ) -> Tensor:
     """Codes of images that are no worse than the nearest ones, by the loss of each image.
 
-    No parameter, buffer or gradient of the network changes.
-
-    Args:
-        network: In eval mode.
-        x: What it gets, (B, C, H, W): so many that memory holds the decoder's graph.
-        loss: L_task, in eval mode: a mean over the batch.
-        how: How they are refined.
-        curvature: What `curvature_of` gives.
-        target: What the output is compared with, at its start where it is smaller (default: x).
+    No parameter, buffer or gradient of the network, which is in eval mode, changes. Images are
+    (B, C, H, W), so many that memory holds the decoder's graph; the loss is a mean over them. The
+    output is compared with `target`, at its start where that is smaller (default: x).
 
     Raises:
         MqvaeError: if the quantizer is of a kind that has no choices, or bits have a weight and it

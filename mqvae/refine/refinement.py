@@ -14,14 +14,9 @@ class Prior(Protocol):
     """What says how many bits codes cost where they are, such as a `CodePrior`."""
 
     def prices(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits of all codes of each image, (B,), and of them with another code at one place.
+        """Bits of all codes of each image, and of them with another code at one place.
 
-        Args:
-            codes: (B, h, w) or (B, h, w, G).
-
-        Returns:
-            The bits, and, up to a constant of each place, what every code k would make them there,
-            all other codes as they are: (B, h, w, K) or (B, h, w, G, K).
+        Shapes are those of `CodePrior.prices`; the latter are up to a constant of each place.
         """
 
     def state_dict(self) -> dict[str, Tensor]: ...

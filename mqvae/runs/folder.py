@@ -218,7 +218,7 @@ class Run:
     def load(
         self, name: str = "last", *, training: bool = True, weights: bool = True
     ) -> Checkpoint:
-        """Read a checkpoint; the one before it, with a warning, if it is damaged.
+        """Read "last" or "best"; the one before it, with a warning, if it is damaged.
 
         Args:
             name: "last" or "best".

@@ -72,16 +72,10 @@ def load_run_split(
     whole: bool = False,
     accept_changed_data: bool = False,
 ) -> Found:
-    """One split of a run, as the run has it, compared with what it had.
+    """One split of a run, "train", "validation" or "test", compared with what the run had.
 
-    "train" is what it was trained on: without the validation images, and within the limit.
-
-    Args:
-        run: The run.
-        settings: Its settings; `data.root` and how images are read may be others.
-        split: "train", "validation" or "test".
-        whole: Take the dataset's training split whole, with those held out or beyond the limit.
-        accept_changed_data: Take the images as they are, though they are others.
+    "train" is what it was trained on: without the validation images, and within the limit, unless
+    the `whole` split is wanted. `data.root` and how images are read may be others than the run's.
 
     Raises:
         ValueError: if there is no such split, or the images are others and not accepted.

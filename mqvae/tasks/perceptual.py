@@ -25,11 +25,8 @@ class PerceptualDistance(nn.Module):
 
     â and b̂ are what five layers of the network make of output and target, each position at unit
     length; w are LPIPS' trained heads. Nothing in it trains, and no gradient goes to the target.
-    Grey images are repeated to three channels.
-
-    Args:
-        weights: The network's (default: those on this machine).
-        network: "vgg16" or "alexnet".
+    Grey images are repeated to three channels. The network is "vgg16" or "alexnet", its weights
+    those on this machine if none are given.
 
     Raises:
         WeightsNotFound: if they are not there.
@@ -96,7 +93,7 @@ class PixelAndPerceptualErrors(Measurement):
         for pair in zip(output.split(PART), target.split(PART), strict=True):
             with torch.no_grad():
                 distances = self.distance(*map(full, pair)).cpu().double()
-            self.sums += torch.stack([distances.sum(), distances.new_tensor(len(distances))])
+            self.sums += torch.tensor([distances.sum(), len(distances)], dtype=torch.float64)
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         found = self.errors.compute(total)

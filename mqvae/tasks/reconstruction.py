@@ -50,7 +50,7 @@ class _VectorErrors(Measurement):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         squared = (output.cpu().double() - target.cpu()).square()
-        self.sums += torch.stack([squared.sum(), squared.new_tensor(squared.numel())])
+        self.sums += torch.tensor([squared.sum(), squared.numel()], dtype=torch.float64)
 
     def compute(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         squared, numbers = total(self.sums).tolist()

@@ -27,9 +27,6 @@ class Processes:
     `mqvae train` with `trainer.devices` above 1 starts the others by itself; `torchrun` has started
     all of them, and its numbers count.
 
-    Args:
-        options: The run's `trainer` settings.
-
     Raises:
         ValueError: if this machine has no such accelerator, or not as many, or none are asked for.
     """

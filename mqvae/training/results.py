@@ -41,15 +41,8 @@ def write_evaluation(
     Metrics that the file has and that were not measured now stay, if they were of the same weights
     and of the same images; otherwise it begins afresh. Code counts and pictures lie beside it.
 
-    Args:
-        run: The run.
-        result: What was measured.
-        found: The images; of other data than the run's the file is DATA-DIGEST-CHECKPOINT.
-        checkpoint: "last" or "best".
-        step: Training steps that it has had.
-        weights: Fingerprint of its weights.
-        device: What it was measured on, in words.
-        refined: How codes were refined, in words: the file is NAME-refined then.
+    Images of other data than the run's are in DATA-DIGEST-CHECKPOINT, and what was measured with
+    refined codes in NAME-refined. `weights` is the fingerprint of those that were measured.
     """
     name = f"{result.protocol['split']}-{checkpoint}"
     if found.data:

@@ -19,12 +19,10 @@ def parts_of(network: VQNetwork) -> dict[str, nn.Module]:
 
 def start_from(start: Start, network: VQNetwork) -> None:
     """Give parts of a network the weights that a run, or a tokenizer of the package, ended with."""
-    folder = packaged(start.run)
-    weights = (
-        Run(start.run).load("last", training=False).weights
-        if folder is None
-        else weights_of(folder)
-    )
+    if folder := packaged(start.run):
+        weights = weights_of(folder)
+    else:
+        weights = Run(start.run).load("last", training=False).weights
     there: dict[str, dict[str, Tensor]] = {}
     unfit: dict[str, list[str]] = {}
     for name in start.parts:

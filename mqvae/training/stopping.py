@@ -43,10 +43,8 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         try:
-            self._before = {
-                number: signal.signal(number, self._note)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            signals = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._note) for number in signals}
         except ValueError:  # not the main thread, where signals do not arrive anyway
             self._before = {}
         return self

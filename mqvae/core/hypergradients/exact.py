@@ -57,14 +57,8 @@ class Exact(HypergradientRule):
                 return torch.autograd.grad(lower.task(z, theta), z)[0]
 
         z_q = here.quantized.z_q.detach().to(delta.dtype)
-        change = along(
-            self.curvature,
-            task_gradient,
-            [z_q, *frozen(here.theta)],
-            [delta, *v_theta],
-            here.task_gradient,
-            own=1,
-        )
+        point, tangent, known = [z_q, *frozen(here.theta)], [delta, *v_theta], here.task_gradient
+        change = along(self.curvature, task_gradient, point, tangent, known, own=1)
         change = change - 2 * lower.weights.commitment / delta.numel() * delta
         # What the decoder gets of the others does not depend on C.
         change = selecting(lower.network).of_quantized(change)

@@ -275,13 +275,13 @@ class Quantizer(nn.Module, ABC):
         codes = codes.long()
         if torch.compiler.is_exporting():  # a program has no errors of its own
             return codes
-        if codes.numel() and not (
-            int(codes.min()) >= self.least_code and int(codes.max()) < self.num_codes
-        ):
-            raise MqvaeError(
-                f"codes must lie in 0 … {self.num_codes - 1}, got "
-                f"{int(codes.min())} … {int(codes.max())}: they belong to another codebook."
-            )
+        if codes.numel():
+            least, most = int(codes.min()), int(codes.max())
+            if not self.least_code <= least <= most < self.num_codes:
+                raise MqvaeError(
+                    f"codes must lie in 0 … {self.num_codes - 1}, got {least} … {most}: they "
+                    "belong to another codebook."
+                )
         return codes
 
 

@@ -251,11 +251,9 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _scalar(total: Tensor) -> Tensor:
     if not (torch.is_tensor(total) and total.ndim == 0 and total.requires_grad):
-        got = (
-            f"a tensor {tuple(total.shape)} with requires_grad={total.requires_grad}"
-            if torch.is_tensor(total)
-            else f"a {type(total).__name__}"
-        )
+        got = f"a {type(total).__name__}"
+        if torch.is_tensor(total):
+            got = f"a tensor {tuple(total.shape)} with requires_grad={total.requires_grad}"
         raise MqvaeError(
             f"loss(module, *batch) must return a scalar tensor with a gradient, got {got}: reduce "
             "it to a mean over the batch of what the module's parameters lead to."

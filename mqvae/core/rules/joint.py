@@ -39,7 +39,7 @@ class Joint(OnePass):
         total = batch.weights.total(task, quantized)
         found = batch.gradient(total, [*lower, *update.upper_parameters])
         g_lower, g_upper = found[: len(lower)], found[len(lower) :]
-        step = step_of(batch, task, quantized)
+        step = step_of(task, [quantized], batch.output)
         return Found(step, g_lower, g_upper, z_e, quantized.codes)
 
 
@@ -83,5 +83,5 @@ class Synchronous(OnePass):
         here = batch.lower_pass(z_e, for_real=True)
         codes = here.quantized.codes
         g_c = synchronous_gradient(batch, z_e, codes, here.task_gradient, self.nu)
-        step = step_of(batch, here.task, here.quantized)
+        step = step_of(here.task, [here.quantized], batch.output)
         return Found(step, [*here.g_phi, *here.g_theta], [g_c], z_e, codes, of_table=True)

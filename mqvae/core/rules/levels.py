@@ -143,7 +143,7 @@ class Levels:
         """Once all has been stepped: the quantizer learns from embeddings, (..., D), placed."""
         self._record(z_e, quantized.codes)
         self._learn()
-        return step_of(batch, task, quantized, norms)
+        return step_of(task, [quantized], batch.output, **(norms or {}))
 
     def _record(self, z_e: Tensor | None, codes: Tensor | None) -> None:
         if z_e is not None and codes is not None:

@@ -15,7 +15,7 @@ from mqvae.core.bilevel import Loss, LossWeights, scaled_gradient
 from mqvae.core.network import quantizers
 from mqvae.core.passes import Snapshot, device_of
 from mqvae.core.quantizers import CodebookQuantizer, Quantized, Quantizer, unrecorded
-from mqvae.core.rules.step import Found, Step
+from mqvae.core.rules.step import Found, Step, step_of
 from mqvae.errors import MqvaeError
 
 
@@ -75,16 +75,9 @@ class ModuleBatch:
                 f"a pass through {type(self.module).__name__} called none of its quantizers: call "
                 "them as modules, quantizer(z)."
             )
-        auxiliary = [q.auxiliary_loss for q in quantized if q.auxiliary_loss is not None]
-        return Step(
-            task.detach(),
-            torch.stack([q.commitment_loss for q in quantized]).sum(),
-            torch.stack([q.codebook_loss for q in quantized]).sum(),
-            quantized[0].codes,
-            tree_map_only(Tensor, Tensor.detach, output),
-            torch.stack(auxiliary).sum() if auxiliary else None,
-            quantized=found,
-        )
+        output = tree_map_only(Tensor, Tensor.detach, output)
+        report = step_of(task, quantized, output)
+        return replace(report, quantized=found)
 
 
 def _noting(

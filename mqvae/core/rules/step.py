@@ -1,11 +1,12 @@
 """What a pass finds, and what a step reports."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mqvae.core.bilevel import Batch
 from mqvae.core.optimizer import Gradients
 from mqvae.core.quantizers import Quantized
 from mqvae.shown import Shown
@@ -70,17 +71,14 @@ def _added(one: Gradients, two: Gradients) -> Gradients:
     return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
-def step_of(
-    batch: Batch, task: Tensor, quantized: Quantized, norms: dict[str, Any] | None = None
-) -> Step:
-    """The report of a step from its first pass."""
-    auxiliary = quantized.auxiliary_loss
-    return Step(
-        task.detach(),
-        quantized.commitment_loss.detach(),
-        quantized.codebook_loss.detach(),
-        quantized.codes,
-        batch.output,
-        None if auxiliary is None else auxiliary.detach(),
-        **(norms or {}),
-    )
+def step_of(task: Tensor, quantized: Sequence[Quantized], output: Any, **further: Any) -> Step:
+    """The report of a step from its first pass, the losses of its quantizers summed."""
+    auxiliary = [q.auxiliary_loss for q in quantized if q.auxiliary_loss is not None]
+    commitment = _sum([q.commitment_loss for q in quantized])
+    codebook = _sum([q.codebook_loss for q in quantized])
+    further["auxiliary"] = _sum(auxiliary) if auxiliary else None
+    return Step(task.detach(), commitment, codebook, quantized[0].codes, output, **further)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    return torch.stack(losses).sum().detach()
