@@ -5,7 +5,7 @@ optimizer. Any method goes with any preset.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cache, reduce
 from importlib import resources
@@ -84,7 +84,7 @@ def layers(name: str, method: str | None = None) -> list[dict[str, Any]]:
         ValueError: if there is no such preset, method or file, or it is no YAML of settings.
     """
     found: list[dict[str, Any]] = []
-    for settings in _chain(name):
+    for settings in _with_bases(name, "preset", _preset):
         own = settings.pop("method", None)
         if own is not None and method is None:
             found = [_with_method(found, own)]
@@ -113,7 +113,7 @@ def _with_method(preset: Iterable[Mapping[str, Any]], method: str) -> dict[str, 
     if "optimizer" in below:
         below["optimizer"] = {k: v for k, v in below["optimizer"].items() if k != "codebook"}
     below["quantizer"] = {"class_path": "mqvae.VectorQuantizer"}
-    result = reduce(merged, _method_layers(method), below)
+    result = reduce(merged, _with_bases(method, "method", _method), below)
     return {**result, "quantizer": _sized(result["quantizer"], sizes)}
 
 
@@ -140,69 +140,71 @@ def _method_in(name: str) -> str | None:
     return method if method != name and method in method_names() else None
 
 
-def _method_layers(method: Any, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The layers of a method, from its lowest `base` up."""
-    if not isinstance(method, str):
-        raise MqvaeError(f"method must name a method or a YAML file, got {shortened(method)}.")
-    name = method.removeprefix("methods/")
-    if name in method_names():
-        settings = _shipped(METHODS, name)
-    elif name.endswith((".yaml", ".yml")):
-        settings = contents(Path(method))
-    else:
-        raise MqvaeError(
-            f"there is no method '{name}'.{did_you_mean(name, method_names())} `mqvae methods` "
-            "lists them; a path to a YAML file would do too."
-        )
+def _with_bases(
+    name: Any, what: str, read: Callable[[str], dict[str, Any]], above: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """The layers of a preset, method or file, from its lowest `base` up.
+
+    Args:
+        name: Of it; a `base` that is a relative path starts at the file naming it.
+        what: "preset" or "method".
+        read: What it says.
+        above: The files that led here.
+    """
+    if not isinstance(name, str):
+        led = f"{above[-1]}: base" if above else what
+        raise MqvaeError(f"{led} must name a {what} or a YAML file, got {shortened(name)}.")
+    if name in above:
+        raise MqvaeError(f"{above[-1]}: base goes in a circle, {' → '.join([*above, name])}.")
+    try:
+        settings = read(name)
+    except MqvaeError as error:
+        if not above:
+            raise
+        raise MqvaeError(f"{above[-1]}: {error}") from error
     base = settings.pop("base", None)
     if base is None:
         return [settings]
-    _check_circle(method, base, above)
-    return [*_method_layers(base, (*above, method)), settings]
+    path = isinstance(base, str) and (base.endswith((".yaml", ".yml")) or "/" in base)
+    if path and not is_known(base):
+        base = os.path.normpath(Path(name).parent / base)
+    return [*_with_bases(base, what, read, (*above, name)), settings]
 
 
-def _check_circle(name: str, base: Any, above: tuple[str, ...]) -> None:
-    if base in (*above, name):
-        raise MqvaeError(f"{name}: base goes in a circle, {' → '.join([*above, name, base])}.")
+def _method(name: str) -> dict[str, Any]:
+    """What a method or a YAML file of one says."""
+    known = name.removeprefix("methods/")
+    if known in method_names():
+        return _shipped(METHODS, known)
+    if name.endswith((".yaml", ".yml")):
+        return contents(Path(name))
+    raise MqvaeError(
+        f"there is no method '{known}'.{did_you_mean(known, method_names())} `mqvae methods` "
+        "lists them; a path to a YAML file would do too."
+    )
 
 
-def _chain(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """A preset or file and those it stands on, from the bottom up; each may name a `method`.
-
-    Args:
-        name: The preset or file.
-        above: The files that led here.
-    """
+def _preset(name: str) -> dict[str, Any]:
+    """What a preset or a YAML file says; it may name a `method`."""
     path = Path(name)
     if (method := _method_in(name)) is not None:
-        return [*_chain(DEMO), {"method": method}]
+        return {"base": DEMO, "method": method}
     if name in preset_names():
-        settings = _shipped(PRESETS, name)
-    elif path.suffix in (".yaml", ".yml") or (path.is_file() and "/" in name):
-        settings = contents(path)
-    elif (path / "config.yaml").is_file():
+        return _shipped(PRESETS, name)
+    if path.suffix in (".yaml", ".yml") or (path.is_file() and "/" in name):
+        return contents(path)
+    if (path / "config.yaml").is_file():
         raise MqvaeError(
             f"{name} is a run: `mqvae train --resume {name}` resumes it, `mqvae train "
             f"{path / 'config.yaml'}` repeats it."
         )
-    elif name in method_names():
+    if name in method_names():
         raise MqvaeError(f"{name} is a method: `mqvae train PRESET --method {name}`.")
-    else:
-        led = f"{above[-1]}: " if above else ""
-        known = [*preset_names(), RECOMMENDED, *(f"methods/{each}" for each in method_names())]
-        raise MqvaeError(
-            f"{led}there is no preset '{name}'.{did_you_mean(name, known)} {presets_in_words()} A "
-            "path to a YAML file or to images would do too."
-        )
-    base = settings.pop("base", None)
-    if base is None:
-        return [settings]
-    if not isinstance(base, str):
-        raise MqvaeError(f"{name}: base must name a preset or a YAML file, got {base!r}.")
-    if not is_known(base) and (base.endswith((".yaml", ".yml")) or "/" in base):
-        base = os.path.normpath(path.parent / base)
-    _check_circle(name, base, above)
-    return [*_chain(base, (*above, name)), settings]
+    known = [*preset_names(), RECOMMENDED, *(f"methods/{each}" for each in method_names())]
+    raise MqvaeError(
+        f"there is no preset '{name}'.{did_you_mean(name, known)} {presets_in_words()} A "
+        "path to a YAML file or to images would do too."
+    )
 
 
 def delta_of(path: str) -> dict[str, Any]:

@@ -35,7 +35,6 @@ from mqvae.config.options import (
 )
 from mqvae.config.parsing import component, namespace, parsed, plain, with_defaults
 from mqvae.config.presets import delta_of, layers, presets_in_words
-from mqvae.config.renamed import of_today
 from mqvae.core.network import VQNetwork
 from mqvae.core.quantizers import Quantizer
 from mqvae.core.rules import Rule
@@ -243,7 +242,7 @@ def from_arguments(arguments: list[str]) -> tuple[Settings, Path | None, bool]:
 
 def _layered(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Settings, each over those before."""
-    return reduce(merged, map(of_today, configs), {})
+    return reduce(merged, configs, {})
 
 
 def _data(spec: Spec) -> Data:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mqvae.config import Settings, load_preset
 from reproduction.paper.methods import METHODS
+from reproduction.paper.renamed import of_today
 from reproduction.paper.scales import load_scale
 
 
@@ -37,7 +38,7 @@ def _filled(asks: str) -> dict[str, Any]:
     """The same for all seeds, as to read settings takes a tenth of a second."""
     whole: dict[str, Any] = json.loads(asks)
     try:
-        return asked(Settings.of({k: v for k, v in whole.items() if k != "kind"}))
+        return asked(Settings.of(of_today({k: v for k, v in whole.items() if k != "kind"})))
     except ValueError:  # it has a setting that is there no more
         return whole
 

@@ -263,20 +263,6 @@ def test_options_in_any_order_are_one_layer():
     assert options["optimizer"]["codebook"]["class_path"] == "SGD"
 
 
-@pytest.mark.parametrize("name", ["mqvae.ReplaceUnused", "mqvae.LeastRecentlyUsed"])
-def test_arguments_that_are_gone_are_left_out_where_they_changed_nothing(name):
-    replacement = {
-        "class_path": name,
-        "init_args": {"after": 7, "placed": None, "draws": 1},
-    }
-    older = {"quantizer": {"init_args": {"replacement": replacement}}}
-    found = Settings.of(BASE, older).quantizer["init_args"]["replacement"]
-    assert found["init_args"] == {"after": 7}
-    replacement["init_args"]["draws"] = 4
-    with pytest.raises(MqvaeError, match="draws"):
-        Settings.of(BASE, older)
-
-
 @pytest.mark.parametrize("name", ["ReplaceUnused", "LeastRecentlyUsed"])
 @pytest.mark.parametrize("path", ["{}", "mqvae.{}", "mqvae.core.replacement.{}"])
 def test_a_class_is_read_by_each_of_its_names(name, path):
@@ -301,32 +287,3 @@ def test_a_choice_is_listed_once():
         assert len(set(names)) == len(names)
     with pytest.raises(MqvaeError, match="Options: none"):
         from_arguments(["digits-tiny", "--task.loss", "L1"])
-
-
-# -- older names ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "older",
-    [
-        {"trainer": {"average": 0.9, "parts": 2}, "data": {"above": "next"}},
-        {"trainer.average": 0.9, "trainer.parts": 2, "data.above": "next"},
-        {
-            "trainer": {"average": 0.9, "parts": 2},
-            "data": {"class_path": "mqvae.ImageData", "init_args": {"above": "next"}},
-        },
-    ],
-)
-@pytest.mark.parametrize("update", [None, "Meta", {"xi": 0.5}, {"class_path": "mqvae.Meta"}])
-def test_settings_are_read_under_their_older_names(older, update):
-    given = older if update is None else {**older, "update": update}
-    config = Settings.of(load_preset("digits-tiny", given)).config()
-    assert (config["trainer"]["ema_decay"], config["trainer"]["micro_batches"]) == (0.9, 2)
-    assert config["update"]["init_args"]["upper_batch"] == "next"
-    assert "above" not in config["data"]["init_args"]
-
-
-def test_an_older_run_of_a_rule_without_a_batch_above_is_read():
-    older = {"data": {"init_args": {"above": "same"}}, "update": "Joint"}
-    config = Settings.of(load_preset("digits-tiny", older)).config()
-    assert "upper_batch" not in config["update"]["init_args"]

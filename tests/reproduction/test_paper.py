@@ -27,6 +27,7 @@ from reproduction.paper.further import Along, Beginning, Cost, Diagnosis
 from reproduction.paper.methods import META_RATE, METHODS, Method, paper_value
 from reproduction.paper.methods_table import AtSizes
 from reproduction.paper.outcome import known_originals
+from reproduction.paper.renamed import of_today
 from reproduction.paper.reproduce import EXPERIMENTS, experiments, published, wants
 from reproduction.paper.results import Results, file_name
 from reproduction.paper.rows import by_protocol, lacking, table
@@ -225,6 +226,25 @@ def test_the_committed_results_are_as_they_would_be_written(tmp_path):
     copied.write_bytes(file.read_bytes())
     put(copied, read(file)[0], key="name")
     assert copied.read_bytes() == file.read_bytes()
+
+
+def test_older_results_are_read_under_the_names_of_today():
+    revival = {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 7, "draws": 1}}
+    older = {
+        "trainer": {"average": 0.9, "parts": 2},
+        "data": {"class_path": "mqvae.ImageData", "init_args": {"above": "next"}},
+        "update": {"class_path": "mqvae.Meta", "init_args": {"xi": 0.5}},
+        "quantizer": {"init_args": {"replacement": revival}},
+    }
+    found = of_today(older)
+    assert found["trainer"] == {"ema_decay": 0.9, "micro_batches": 2}
+    assert found["data"]["init_args"] == {}
+    assert found["update"]["init_args"] == {"xi": 0.5, "upper_batch": "next"}
+    assert found["quantizer"]["init_args"]["replacement"]["init_args"] == {"after": 7}
+    older["data"]["init_args"]["above"] = "same"  # which rules without a batch above have, too
+    assert of_today(older)["update"]["init_args"] == {"xi": 0.5}
+    revival["init_args"]["draws"] = 4
+    assert of_today(older)["quantizer"]["init_args"]["replacement"] == revival
 
 
 class Counted:

@@ -31,7 +31,7 @@ SMALL = {
 }
 REPLACED = {"class_path": "mqvae.ReplaceUnused", "init_args": {"after": 2}}
 CASES = {
-    "joint": ("methods/vq-vae", {"trainer": {"average": 0.9}}),
+    "joint": ("methods/vq-vae", {"trainer": {"ema_decay": 0.9}}),
     "meta": ("methods/mq-vae", {}),
     "ema": ("methods/ema-short", {"quantizer": {"init_args": {"replacement": REPLACED}}}),
     "vq-gan": (

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import socket
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def test_what_is_in_the_package_encodes_and_decodes(name):
     card = (FOLDER / name / "README.md").read_text()
     assert all(f"## {part}\n" in card for part in ("Metrics", "Data", "Licences", "Recipe"))
     assert f'from_pretrained("{name}")' in card
+    recipe = card.partition("## Recipe\n")[2].replace("\\\n", " ")
+    typed = next(line for line in recipe.splitlines() if "mqvae train" in line)
+    settings, *_ = from_arguments(shlex.split(typed)[2:])
+    assert settings.trainer.ema_decay == tokenizer.settings.trainer.ema_decay
 
 
 def test_the_metrics_are_those_of_the_weights_that_are_there():

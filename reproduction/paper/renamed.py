@@ -1,33 +1,32 @@
-"""Settings under their older names, as older files have them."""
+"""Settings under their older names, as older results have them."""
 
 from typing import Any
 
 from mqvae.config.classes import canonical
-from mqvae.config.merging import put
 
 RENAMED = {
-    "trainer.average": "trainer.ema_decay",
-    "trainer.parts": "trainer.micro_batches",
-    "data.above": "update.upper_batch",
+    ("trainer", "average"): ("trainer", "ema_decay"),
+    ("trainer", "parts"): ("trainer", "micro_batches"),
+    ("data", "above"): ("update", "upper_batch"),
 }
 RETIRED = {"mqvae.ReplaceUnused": {"placed": None, "draws": 1}}
 """By class: arguments that are there no more, with the values that change nothing."""
 
 
 def of_today(config: Any) -> Any:
-    """Settings of one layer, under the names and without the arguments that are there no more."""
+    """Settings of a run, under the names and without the arguments that are there no more."""
     found = _without_retired(config)
-    for old, new in RENAMED.items():
-        group, key = old.split(".")
-        below = found.get(group)
-        if isinstance(below, dict) and isinstance(below.get("init_args"), dict):
-            below = below["init_args"]
-        place, name = (found, old) if old in found else (below, key)
-        if isinstance(place, dict) and name in place:
-            value = place.pop(name)
-            if value != "same" or group != "data":  # which rules without a batch above have, too
-                put(found, new, value)
+    for (old_group, old), (new_group, new) in RENAMED.items():
+        below, place = (_arguments(found.get(group, {})) for group in (old_group, new_group))
+        value = below.pop(old, None)
+        # The same batch is what rules without a batch above have, too.
+        if value is not None and (old, value) != ("above", "same"):
+            place[new] = value
     return found
+
+
+def _arguments(group: dict[str, Any]) -> dict[str, Any]:
+    return group.get("init_args", group)
 
 
 def _without_retired(config: Any) -> Any:
