@@ -202,13 +202,12 @@ def conditions(study: Study, sections: Sequence[Section]) -> Iterator[tuple[str,
         if values:
             ends = dict.fromkeys((values[0], values[-1]))
             yield title, " to ".join(ends) if title == "Dates" else "; ".join(values)
-    versions = {
-        ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-        for each in contents
-        if "versions" in each
-    }
-    if versions:
-        yield "Versions", "; ".join(sorted(versions))
+    known = [each["versions"] for each in contents if "versions" in each]
+    for name, characters in (("torch", None), ("python", None), ("commit", 9)):
+        if values := sorted({each[name][:characters] for each in known if name in each}):
+            yield name.capitalize(), ", ".join(values)
+    if unknown := sum(each.get("tree") != "clean" for each in known):
+        yield "Of no known commit", f"{unknown} results"
     named = {run for s in sections for t in s.tables for row in t.rows for run in row.runs}
     yield "Results", f"{len(named):,} named on this page, of {len(study.results):,}"
     yield "Times", "of whole runs, with others beside them; Table 4 compares what a step costs"
