@@ -40,7 +40,7 @@ def encode(
     on_error: Literal["stop", "skip"] = "stop",
     accept_changed_data: AcceptChanged = False,
 ) -> int:
-    """Images to codes.
+    """Encode images to codes.
 
     Args:
         images: An image file, a folder of images or shards, or a split of the run's dataset
@@ -111,7 +111,7 @@ def decode(
     checkpoint: Checkpoint = "last",
     accelerator: Accelerator = "auto",
 ) -> int:
-    """Codes back to images, as PNG files.
+    """Decode codes to images, as PNG files.
 
     Args:
         codes: A file or a folder that encode wrote.

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).with_name("completion.bash")
 
 
 def completion() -> int:
-    """Prints what bash and zsh need to complete commands, presets and options.
+    """Print a script for bash or zsh that completes commands, presets and options.
 
     Put `eval "$(mqvae completion)"` into ~/.bashrc or ~/.zshrc, or, for a shell that starts at
     once, its output into a file that they read.

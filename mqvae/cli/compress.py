@@ -29,7 +29,7 @@ def compress(
     accelerator: Accelerator = "auto",
     accept_changed_data: AcceptChanged = False,
 ) -> int:
-    """Images or codes to a file of few bytes.
+    """Compress images or codes to a file.
 
     Args:
         images: An image file, a folder of images of any sizes or of shards, a split of the run's
@@ -64,7 +64,7 @@ def decompress(
     checkpoint: Checkpoint = "last",
     accelerator: Accelerator = "auto",
 ) -> int:
-    """A compressed file back to images, as PNG files.
+    """Decompress a file to images, as PNG files.
 
     Args:
         file: A file that compress wrote.

@@ -20,7 +20,7 @@ def diagnose(
     accelerator: Literal["auto", "cpu", "cuda", "mps"] | None = None,
     accept_changed_data: AcceptChanged = False,
 ) -> int:
-    """What limits a run, and what to try; writes diagnosis.json, for the report.
+    """Find what limits a run and what to try; writes diagnosis.json for the report.
 
     Args:
         images: Training images that the codebook is refitted to.

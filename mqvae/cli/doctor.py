@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 
 def doctor() -> int:
-    """Says what is here: versions, devices, data sets, trained networks and optional packages.
+    """Show versions, devices, data sets, trained networks and optional packages that are here.
 
     Of what is missing it says what it would be for and how to get it. Downloads nothing.
     """

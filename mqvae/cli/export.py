@@ -14,7 +14,7 @@ def export(
     formats: Annotated[str, "NAME,…"] = "pt2,onnx",
     checkpoint: Checkpoint = "last",
 ) -> int:
-    """A run's encoder and decoder as programs that run without mqvae.
+    """Export a run's encoder and decoder as programs that run without mqvae.
 
     They are encoder.pt2 and decoder.pt2 for torch.export, encoder.onnx and decoder.onnx.
 

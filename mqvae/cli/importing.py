@@ -16,7 +16,7 @@ def import_(
     size: Annotated[int, "PIXELS"] = 256,
     distance: Literal["euclidean", "cosine"] | None = None,
 ) -> int:
-    """Makes a run of a tokenizer of taming-transformers or LlamaGen.
+    """Import a tokenizer of taming-transformers or LlamaGen as a run.
 
     It is measured, used and fine-tuned as any other.
 

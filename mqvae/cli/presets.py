@@ -4,7 +4,7 @@ from itertools import groupby
 
 
 def presets() -> int:
-    """Lists the presets: data, network and length."""
+    """List the presets: data, network and length."""
     from mqvae.config.presets import PRESETS, listed
 
     for line in listed(PRESETS):
@@ -14,7 +14,7 @@ def presets() -> int:
 
 
 def methods() -> int:
-    """Lists the methods: quantizer, update rule and the codebook's optimizer."""
+    """List the methods: quantizer, update rule and the codebook's optimizer."""
     from mqvae.config.presets import METHODS, listed
 
     for group, lines in groupby(listed(METHODS), lambda line: line.group):

@@ -13,7 +13,7 @@ def pretrained(
     overwrite: bool = False,
     data: Annotated[str | None, "NAME"] = None,
 ) -> int:
-    """Lists the tokenizers that are there; with a name, makes a run of one.
+    """List the pretrained tokenizers; with a name, make a run of one.
 
     The run is measured, used and fine-tuned as any other.
 

@@ -12,7 +12,7 @@ def report(
     title: str | None = None,
     watch: bool = False,
 ) -> int:
-    """Runs to one self-contained HTML page.
+    """Write a report of runs: one self-contained HTML page.
 
     Args:
         runs: Folders of runs, or tokenizers of `mqvae pretrained` by their names.

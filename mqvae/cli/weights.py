@@ -11,7 +11,7 @@ def weights(
     *,
     from_: Annotated[str | None, "FILE"] = None,
 ) -> int:
-    """Lists the trained networks that some metrics need, and fetches those named.
+    """List the trained networks that some metrics need, and fetch those named.
 
     Args:
         names: What to fetch: alexnet, vgg16, inception.

@@ -1,4 +1,4 @@
-"""How likely the next bit of a code is, learned from the codes before it, in integers alone.
+"""Adaptive probability of the next bit of a code, in integer arithmetic.
 
 A code of K values is ceil(log2 K) binary decisions. Each is predicted by counts of what followed
 in the same contexts: the position, the codes on the left and above, these up to their first bits.

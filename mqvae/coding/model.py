@@ -1,4 +1,4 @@
-"""Codes of images to bytes and back, under what the codes before them say."""
+"""Entropy coding of codes, by a model of their neighbours."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Everything that can be set, in the words that --help shows."""
+"""All settings, with the descriptions that --help shows."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Start:
-    """Weights that are there already.
+    """Weights to start from.
 
     Args:
         run: Folder of the run that they are taken from, or a tokenizer of `mqvae pretrained`
@@ -72,7 +72,7 @@ class Start:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Quantization that sets in when there is something to quantize.
+    """Quantization warm-up: training steps before quantization begins.
 
     Args:
         unquantized: Share of the steps that are made without quantization, by the task loss alone;
@@ -94,7 +94,7 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The loop.
+    """The training loop.
 
     Args:
         accelerator: What it runs on; auto is a GPU where there is one.

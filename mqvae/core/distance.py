@@ -1,4 +1,4 @@
-"""What is near: the space in which embeddings and codewords are compared."""
+"""The space in which embeddings and codewords are compared."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch.nn.functional import normalize
 
 
 class Distance(ABC):
-    """Maps embeddings and codewords to where Euclidean distance is meant."""
+    """Base class of distances: projects vectors to where Euclidean distance compares them."""
 
     @abstractmethod
     def place(self, vectors: Tensor) -> Tensor:
-        """Vectors (..., d) to the space of comparison, (..., d)."""
+        """Project vectors (..., d) to the space of comparison, (..., d)."""
 
     def scale(self, vectors: Tensor) -> Tensor:
-        """How much longer vectors (..., d) are than where they are placed, (..., 1)."""
+        """Length of vectors (..., d) over the length of their projections, (..., 1)."""
         return vectors.norm(dim=-1, keepdim=True)
 
 

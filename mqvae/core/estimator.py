@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Estimator(ABC):
-    """Makes ẑ of embeddings and their codewords.
+    """Base class of gradient estimators: ẑ from embeddings and their codewords.
 
     Called with z_e and z_q, (..., D); returns ẑ, (..., D), whose value is z_q.
     """
@@ -37,7 +37,7 @@ class StraightThrough(Estimator):
 
 @dataclass(frozen=True)
 class Rotation(Estimator):
-    """The gradient is turned and scaled as z_e is on its way to z_q: ẑ = sg(λ R) z_e.
+    """The gradient is rotated and scaled as z_e is to become z_q: ẑ = sg(λ R) z_e.
 
     R is the rotation of z_e/‖z_e‖ to z_q/‖z_q‖ in their plane, λ = ‖z_q‖ / ‖z_e‖. The gradient
     z_e gets is λ Rᵀ g, so that its angle to z_e is the one g has to z_q. With several groups each

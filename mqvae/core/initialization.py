@@ -1,4 +1,4 @@
-"""Codewords to start from: k-means on real embeddings."""
+"""Initialization of codewords: k-means of embeddings."""
 
 import torch
 from torch import Tensor

@@ -19,7 +19,7 @@ from mqvae.errors import MqvaeError
 
 @dataclass(frozen=True)
 class Ahead:
-    """What the look-ahead knows, and a hypergradient rule is a function of."""
+    """The result of a look-ahead, from which a hypergradient is computed."""
 
     lower: Batch  # on which φ and θ step
     upper: Batch  # on which C is judged; the paper takes `lower` itself

@@ -113,7 +113,7 @@ class VQNetwork(nn.Module):
         return z.movedim(-1, self.channel_axis)
 
     def placed(self, features: Tensor) -> Tensor:
-        """The encoder's output → z_e, (..., D), where it is compared with codewords."""
+        """Project the encoder's output to z_e, (..., D), where it is compared with codewords."""
         z_e = self.channels_last(features)
         self.quantizer.check_width(z_e)
         return self.quantizer.place(z_e)

@@ -89,7 +89,7 @@ class Rate(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Know nothing of codes, as before the first step."""
+        """Return to the state before the first step."""
         self.probabilities.fill_(1 / self.probabilities.shape[1])
         for buffer in (self.log_rho, self.spent, self.distortion, self.steps):
             buffer.zero_()

@@ -1,4 +1,4 @@
-"""Dead codes brought back."""
+"""Revival of dead codes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ class Replacement(ABC):
 
 @dataclass(frozen=True)
 class ReplaceUnused(Replacement):
-    """A codeword unused for some updates becomes an embedding of the current batch.
+    """Replace a codeword unused for some updates by an embedding of the current batch.
 
     Processes count together and draw from the embeddings of all.
 

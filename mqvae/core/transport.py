@@ -1,4 +1,4 @@
-"""Codewords carried along by what embeddings do: the indirect term at its natural scale."""
+"""Codewords carried along by their embeddings: the indirect term at its natural scale."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ PENDING = 2**22  # codes that wait to be counted together
 
 
 class CodeCounts:
-    """How often codes were chosen, whatever their number K: only those that were are held."""
+    """Counts of chosen codes in memory that grows with the codes chosen, not with K."""
 
     def __init__(
         self, num_codes: int, groups: int = 1, *, device: torch.device | str = "cpu"

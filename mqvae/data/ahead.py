@@ -1,4 +1,4 @@
-"""Work that is done before it is asked for."""
+"""Prefetching."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

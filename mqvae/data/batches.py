@@ -115,7 +115,7 @@ class Batches:
         return x, y
 
     def skip(self) -> None:
-        """Leave out the next batch."""
+        """Skip the next batch."""
         self.close()
         self._epoch, self._position = self._after((self._epoch, self._position))
 
@@ -130,7 +130,7 @@ class Batches:
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state` was taken; the same images, sizes and seed are the caller's part.
+        """Continue where `state` was taken, given the same images, sizes and seed.
 
         Raises:
             ValueError: if `state` has other keys or lies outside the epoch.
@@ -151,7 +151,7 @@ class Batches:
         self._epoch, self._position = epoch, position
 
     def close(self) -> None:
-        """Stop taking batches ahead; `next` goes on all the same."""
+        """Stop prefetching; `next` still works."""
         if self._coming is not None:
             self._coming.close()  # type: ignore[attr-defined]
         self._coming = None

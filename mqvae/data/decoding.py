@@ -1,4 +1,4 @@
-"""One image file -> bytes."""
+"""Decoding of an image file."""
 
 import os
 import stat

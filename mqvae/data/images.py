@@ -61,7 +61,7 @@ class Images(ABC):
 
     @property
     def digest(self) -> str:
-        """What tells these images from others, where they are in no files; 32 hexadecimal digits.
+        """Hash of images that are in no files; 32 hexadecimal digits.
 
         Raises:
             TypeError: if it is the files that tell.

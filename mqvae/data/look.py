@@ -1,4 +1,4 @@
-"""What images are like, before any is decoded."""
+"""Sizes and colours of images, by their headers."""
 
 from dataclasses import dataclass
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a network is trained on, as a component of settings."""
+"""Data of a run, as a component of settings."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ class Data(ABC):
 
     @abstractmethod
     def load(self, split: str) -> Images:
-        """A split, "train" or "test"; "train" has what is held out of it, too.
+        """Load a split, "train" or "test"; "train" includes the validation images.
 
         Raises:
             ValueError: if there is none, or it cannot be read.
@@ -64,7 +64,7 @@ class Data(ABC):
         """(C, H, W) of images, (D,) of vectors; None where they must be looked at first."""
 
     def everything(self) -> Images:
-        """All of it, split "files".
+        """Load all images as one split, "files".
 
         Raises:
             ValueError: if it is always split.
@@ -77,7 +77,7 @@ class Data(ABC):
 
     @abstractmethod
     def seen(self, images: Images) -> Self:
-        """The same with the shape that was found."""
+        """A copy with the shape of these images."""
 
     @property
     def are_vectors(self) -> bool:
@@ -100,7 +100,7 @@ class Data(ABC):
         return self.shape[-1] if self.shape and len(self.shape) == 3 else None
 
     def in_words(self) -> str:
-        """What a network for it takes."""
+        """The shape in words, for messages."""
         if self.are_vectors and self.shape:
             return f"vectors of {self.shape[0]:,} numbers"
         return f"{self.channels} × {self.side} × {self.side} pixels"
@@ -121,15 +121,15 @@ class Data(ABC):
         return False
 
     def validation_split(self) -> Images | None:
-        """A validation split that it has of its own; None where some are held out of "train"."""
+        """Its own validation split; None where validation images are sampled from "train"."""
         return None
 
     def absolute(self) -> Self:
-        """The same, whatever folder it is used from."""
+        """A copy with absolute paths."""
         return self
 
     def unheld(self, *, skip: bool = False) -> Self:
-        """The same where each image is wanted once, and none need stay in memory.
+        """A copy for a single pass, which holds no images in memory.
 
         Args:
             skip: Leave out what cannot be read.
@@ -137,7 +137,7 @@ class Data(ABC):
         return self
 
     def moved(self, root: str) -> Self:
-        """The same data where they lie elsewhere than when they were trained on.
+        """A copy whose files are in another folder than in training.
 
         Raises:
             ValueError: if they are not there, or lie nowhere.

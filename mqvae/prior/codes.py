@@ -1,4 +1,4 @@
-"""The codes that a prior is trained and measured on."""
+"""Codes to train and evaluate a prior."""
 
 import math
 from collections.abc import Iterator

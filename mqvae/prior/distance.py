@@ -1,4 +1,4 @@
-"""How far a prior's samples are from the test images, while it trains."""
+"""Fréchet distance of a prior's samples from the test images, during training."""
 
 import csv
 import time

@@ -1,4 +1,4 @@
-"""What a prior is, and how it is trained; in a run, `prior/config.yaml`."""
+"""Settings of a prior, `prior/config.yaml` in a run."""
 
 import math
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ class PriorSettings:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """All that `prior/config.yaml` says.
+    """Contents of `prior/config.yaml`.
 
     Attributes:
         prior: How it is trained.

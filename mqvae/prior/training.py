@@ -1,4 +1,4 @@
-"""A run's codes in, its folder `prior/` out."""
+"""Training of a prior over the codes of a run."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The search for codes that decode to a lower loss; `Refinement` says how it goes."""
+"""The search for codes that decode to a lower loss, set up by `Refinement`."""
 
 import hashlib
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""A run's record of its images, and what is done when they are others."""
+"""A run's record of its images, and checks against it."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The image itself is what the network should give, as a critic and a trained eye see it."""
+"""Reconstruction with a discriminator and a perceptual loss (VQ-GAN)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -23,7 +23,7 @@ HIGHEST = 1e4  # that the adaptive weight can be
 
 
 class Adversarial(Task):
-    """VQ-GAN: absolute and perceptual error, and what a discriminator takes for real.
+    """VQ-GAN loss: absolute error, perceptual error and an adversarial term.
 
         L_task  =  l1 · mean|y − x| + perceptual · LPIPS(y, x)  +  λ · adversarial · (−mean D(y))
 
@@ -102,7 +102,7 @@ class Adversarial(Task):
         return PixelAndPerceptualErrors(self._distance(device) if self.perceptual_weight else None)
 
     def attend(self, network: VQNetwork, x: Tensor) -> None:
-        """Watch the decoder's last layer.
+        """Record gradients of the decoder's last layer.
 
         Raises:
             ValueError: if it has none that would do, or the images are too small for the

@@ -1,4 +1,4 @@
-"""The label is what the network should give."""
+"""Classification."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What losses of the output ask of the decoder's last layer."""
+"""Gradients of losses by the weights of the decoder's last layer."""
 
 from collections.abc import Sequence
 
@@ -31,12 +31,12 @@ class LastLayer:
         self._handle = layer.register_forward_pre_hook(self._note)
 
     def release(self) -> None:
-        """Note nothing any more."""
+        """Stop recording."""
         self._handle.remove()
         self.forget()
 
     def forget(self) -> None:
-        """Hold on to nothing that has been noted."""
+        """Clear the record."""
         self._inputs.clear()
 
     def weight_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:

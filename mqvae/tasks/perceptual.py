@@ -1,4 +1,4 @@
-"""How far apart two images look: LPIPS."""
+"""LPIPS, a perceptual distance of images."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

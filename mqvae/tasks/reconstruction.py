@@ -1,4 +1,4 @@
-"""The image itself is what the network should give."""
+"""Reconstruction of images and vectors."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What a task is."""
+"""Base class of tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from mqvae.files import read_yaml
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric of a run is, in words.
+    """Description of a metric.
 
     Attributes:
         title: Its name in tables.
@@ -132,7 +132,7 @@ class AuxiliaryOptimizer:
 
 
 class Task(LossModule, ABC):
-    """What a network is trained for.
+    """Base class of tasks: the loss, metrics and pictures of a network.
 
     As a function it is L_task(output, target) → scalar, a mean over the batch, written so that
     forward mode can differentiate it.
@@ -170,7 +170,7 @@ class Task(LossModule, ABC):
         raise MqvaeError(f"what a network gives in a {type(self).__name__} task is no image.")
 
     def attend(self, network: VQNetwork, x: Tensor) -> None:
-        """Get to know the network, once before training; by default it need not.
+        """Receive the network, once before training (default: nothing is done with it).
 
         Args:
             network: The network that is trained.
@@ -201,7 +201,7 @@ class Task(LossModule, ABC):
         return {}
 
     def troubles(self, logged: Mapping[str, float]) -> Mapping[str, str]:
-        """What looks as if training were falling apart, each with what to try; nothing by default.
+        """Signs that training diverges, each with what to try (default: none).
 
         What is there in row after row is said, once for each kind.
 

@@ -1,4 +1,4 @@
-"""Numbers of training that are not finite: noticed at the step where they first come, and named."""
+"""Detection of numbers that are not finite, at the training step where they first occur."""
 
 import math
 from collections.abc import Mapping

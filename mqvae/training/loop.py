@@ -1,4 +1,4 @@
-"""The loop: batches in, checkpoints and metrics out."""
+"""The training loop."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""A run that does not fit in memory, or on the disk, and what would."""
+"""Errors about memory and full disks, with settings that would fit."""
 
 import errno
 import os

@@ -29,7 +29,7 @@ def learning_rate(steps: int, warmup: float, schedule: str) -> Callable[[int], f
 
 @dataclass(frozen=True)
 class Onset:
-    """When quantization sets in."""
+    """Schedule of the quantization warm-up."""
 
     first: int  # training steps without any
     whole: int  # training steps until all samples are quantized

@@ -1,4 +1,4 @@
-"""Where the weights begin: another run's, and which of them are held still."""
+"""Weights from another run, and frozen parts of a network."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Where a run in training is, and its checkpoints."""
+"""State of a run in training, and its checkpoints."""
 
 import math
 from collections import deque

@@ -1,4 +1,4 @@
-"""Why training ends early."""
+"""Errors that end training early, and signals."""
 
 import signal
 from types import FrameType

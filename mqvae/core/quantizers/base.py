@@ -20,7 +20,7 @@ USE = {"unused_steps", "prices"}
 
 
 class Quantizer(nn.Module, ABC):
-    """Embeddings (..., D) to what the decoder gets.
+    """Base class of quantizers: embeddings (..., D) to what the decoder gets.
 
     Args:
         num_codes: Number K of values that one code can take.
@@ -146,7 +146,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def width(self) -> int:
-        """Channels of what comes and goes: D, unless it is projected to fewer dimensions."""
+        """Channels of embeddings: D, unless they are projected to fewer dimensions."""
         return self.dim if self.project_in is None else self.project_in.in_features
 
     def channels_last(self, z_e: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Quantizer(nn.Module, ABC):
         """Start from real embeddings, (..., D), where there is a codebook to initialize."""
 
     def place(self, z_e: Tensor) -> Tensor:
-        """Embeddings as the encoder gives them to where they are compared with codewords."""
+        """Project embeddings of the encoder to where they are compared with codewords."""
         return z_e
 
     def record(self, z_e: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:

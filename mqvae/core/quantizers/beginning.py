@@ -1,4 +1,4 @@
-"""A codebook that begins as k-means of the first embeddings."""
+"""Codebooks initialized by k-means of the first embeddings."""
 
 from abc import abstractmethod
 from typing import Any

@@ -85,11 +85,11 @@ class Rule(ABC):
         """Refuse, by a ValueError, a network or an optimizer that the rule is not for."""
 
     def loss_above(self) -> Loss | None:
-        """What C is judged by in place of the loss; None for the loss itself."""
+        """The upper-level loss; None for the loss itself."""
         return None
 
     def batch_above(self) -> BatchAbove:
-        """The batch that training hands over as `above`."""
+        """The upper-level batch, as training gives it."""
         return "same"
 
     def averages(self, update: Levels) -> Averages | None:
