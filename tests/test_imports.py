@@ -20,12 +20,10 @@ ROOT = Path(mqvae.__file__).parent
 
 # Imports point one way: a part imports itself, parts of its own row, and rows above.
 ORDER = [
-    {"errors", "notebook", "optional", "places", "provenance", "ranges", "shown"},
-    {"core"},
-    {"files", "networks", "refine"},
-    {"data"},
-    {"coding", "progress", "runs", "weights"},
-    {"tasks"},
+    {"cache", "errors", "notebook", "optional", "places", "provenance", "ranges", "shown"},
+    {"core", "files"},
+    {"coding", "data", "networks", "refine", "weights"},
+    {"progress", "runs", "tasks"},
     {"config", "metrics"},
     {"tokenizer", "training"},
     {"diagnosis", "prior", "report"},

@@ -1,5 +1,6 @@
 """A name, a folder or shards -> batches."""
 
+from mqvae.cache import cache_folder as cache_folder
 from mqvae.data.arrays import ArrayData as ArrayData
 from mqvae.data.batches import Batches as Batches
 from mqvae.data.batches import fitting as fitting
@@ -20,7 +21,6 @@ from mqvae.data.images import Part as Part
 from mqvae.data.images import first as first
 from mqvae.data.look import look as look
 from mqvae.data.places import DataNotFound as DataNotFound
-from mqvae.data.places import cache_folder as cache_folder
 from mqvae.data.registry import DATASETS as DATASETS
 from mqvae.data.registry import load as load
 from mqvae.data.source import Data as Data

@@ -11,7 +11,7 @@ from typing import overload
 
 import numpy as np
 
-from mqvae.data.places import cache_folder
+from mqvae.cache import cache_folder
 from mqvae.files import writing
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

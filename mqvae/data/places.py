@@ -1,20 +1,17 @@
 """Where the files of a data set may be, and what to say when they are nowhere."""
 
-import contextlib
 import os
 import shutil
-import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mqvae.cache import cache_folder, impatient
 from mqvae.errors import MqvaeError
 
 T = TypeVar("T")
-
-_SECONDS_WITHOUT_ANSWER = 15.0
 
 
 class DataNotFound(FileNotFoundError):
@@ -23,17 +20,6 @@ class DataNotFound(FileNotFoundError):
 
 class Absent(Exception):
     """A folder does not hold the files; its text says which one is missing."""
-
-
-def cache_folder(name: str) -> Path:
-    """Where downloads of data set `name` are kept.
-
-    `$MQVAE_CACHE`, else `$XDG_CACHE_HOME/mqvae`, else `~/.cache/mqvae`; then a folder `name`.
-    """
-    own, shared = os.environ.get("MQVAE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser() / name
-    return (Path(shared) if shared else Path.home() / ".cache") / "mqvae" / name
 
 
 def search(
@@ -146,14 +132,3 @@ def _fetch(download: Callable[[Path], object], folder: Path) -> None:
                 os.replace(path, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def impatient() -> Iterator[None]:
-    """Give up on a silent network: torchvision and torch.hub set no time limit of their own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS_WITHOUT_ANSWER)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -171,10 +171,8 @@ def images_of(
     stored = Stored(
         files, numbers, reading, name=name, split=split, source=source, remarks=tuple(remarks)
     )
-    memory = reading.memory
-    if memory is None:
-        memory = fits_memory(len(files), *stored.shape[:2])
-    return stored.in_memory() if memory else stored
+    fits = fits_memory(len(files), *stored.shape[:2])
+    return stored.in_memory() if (fits if reading.memory is None else reading.memory) else stored
 
 
 def workers_of(reading: Reading) -> int:

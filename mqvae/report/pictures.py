@@ -11,7 +11,7 @@ from PIL import Image
 from mqvae.report.charts import Mark, mark
 from mqvae.report.codebook import BESIDE, BETWEEN, Decoded
 from mqvae.report.run import Picture, Run
-from mqvae.report.strips import Strip, data_uri, encode, encode_strips, read_strip
+from mqvae.report.strips import Strip, data_uri, encode, read_strip
 from mqvae.report.words import enumerate_words, inside
 from mqvae.runs.results import read_matrix
 
@@ -173,7 +173,7 @@ def samples(
     if not shown:
         return None
     # Areas of one colour: small as they are, and blurred by what makes photographs small.
-    uris, exact = encode_strips([r.strip for r in rows if r.strip and r.shows != CODES])
+    uris, exact = encode([r.strip.image() for r in rows if r.strip and r.shows != CODES])
     encoded = iter(uris)
     kinds = dict.fromkeys(row.shows for row in shown if row.shows != ERRORS)
     first, *others = kinds or [ERRORS]

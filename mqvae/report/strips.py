@@ -95,11 +95,6 @@ def read_strip(file: Path) -> Strip | None:
     return Strip(np.stack([pixels[:, start : start + side] for start in starts]))
 
 
-def encode_strips(strips: Sequence[Strip]) -> tuple[list[str], bool]:
-    """Data URIs of strips, and whether they are still what the runs wrote, pixel for pixel."""
-    return encode([strip.image() for strip in strips])
-
-
 def encode(images: Sequence[Image.Image]) -> tuple[list[str], bool]:
     """Data URIs of images, and whether they are lossless.
 

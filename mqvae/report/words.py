@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-TITLES = {"cifar-10": "CIFAR-10", "cifar-100": "CIFAR-100", "celeba": "CelebA"}
-"""Of datasets under other names than those of `DATASETS`."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -16,7 +14,7 @@ def dataset_title(name: object) -> str:
     from mqvae.data import DATASETS  # which imports torch; the report alone does without
 
     known = name.lower().replace("_", "-")
-    return DATASETS[known].title if known in DATASETS else TITLES.get(known, name)
+    return DATASETS[known].title if known in DATASETS else name
 
 
 def count(number: int, noun: str) -> str:

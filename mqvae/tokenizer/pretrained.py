@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mqvae.cache import cache_folder
 from mqvae.config import Settings
-from mqvae.data import cache_folder
 from mqvae.errors import MqvaeError, did_you_mean
 from mqvae.runs import Checkpoint, Run
 from mqvae.tokenizer.convert import converted

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mqvae.data import cache_folder
-from mqvae.data.places import impatient
+from mqvae.cache import cache_folder, impatient
 from mqvae.errors import MqvaeError
 from mqvae.files import write_whole
 from mqvae.weights.networks import NETWORKS, Pretrained

@@ -1146,7 +1146,13 @@ def test_torchvision_is_imported_late_and_nothing_else_of_mqvae():
     assert third_party == {"mqvae", "numpy", "PIL", "torch"}
     ours = {name for name in anywhere if name.split(".")[0] == "mqvae"}
     beside = {name for name in ours if not name.startswith("mqvae.data.")}
-    assert beside == {"mqvae.errors", "mqvae.files", "mqvae.optional", "mqvae.ranges"}
+    assert beside == {
+        "mqvae.cache",
+        "mqvae.errors",
+        "mqvae.files",
+        "mqvae.optional",
+        "mqvae.ranges",
+    }
     assert "torchvision" in {name.split(".")[0] for name in anywhere}
 
 

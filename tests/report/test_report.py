@@ -25,7 +25,7 @@ from mqvae.report.charts import envelope, plain, smooth, spans_decade, thin
 from mqvae.report.codebook import Decoded
 from mqvae.report.pictures import ERRORS, samples
 from mqvae.report.reading import read_run
-from mqvae.report.strips import BUDGET, GAP, Strip, encode_strips, read_strip
+from mqvae.report.strips import BUDGET, GAP, Strip, encode, read_strip
 from mqvae.report.words import aligned
 
 HEADER = (
@@ -772,7 +772,7 @@ def test_strips_keep_every_pixel(shape: tuple[int, ...], tmp_path: Path) -> None
     found = read_strip(tmp_path / "s.png")
     assert found is not None
     assert np.array_equal(found.tiles, tiles.reshape(*shape[:3], -1))
-    (uri,), exact = encode_strips([found])
+    (uri,), exact = encode([found.image()])
     assert exact
     shown = np.asarray(Image.open(BytesIO(base64.b64decode(uri.partition(",")[2]))))
     period, channels = found.side + found.gap, found.tiles.shape[3]
@@ -785,7 +785,7 @@ def test_strips_keep_every_pixel(shape: tuple[int, ...], tmp_path: Path) -> None
 
 def test_photographs_of_many_runs_fit_into_the_page() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)
-    uris, exact = encode_strips([Strip(tiles)] * 8)
+    uris, exact = encode([Strip(tiles).image()] * 8)
     assert not exact
     assert sum(map(len, uris)) < 1.4 * BUDGET
     assert Strip(tiles).size[1] == 128
