@@ -187,7 +187,7 @@ def trained_prior(config: PriorConfig, codes: Tensor, steps: int) -> CodePrior:
     prior, split = config.network().train(), CodeSplit(codes.int(), None)
     optimizer = torch.optim.AdamW(prior.parameters(), config.prior.lr)
     rate = warmup_cosine(steps, config.prior.warmup)
-    batches = shuffled(len(split), config.prior.batch_size, seed=config.prior.seed, start=0)
+    batches = shuffled(len(split), config.batch_size, seed=config.prior.seed, start=0)
     for step, indices in zip(range(steps), batches, strict=False):
         optimizer.param_groups[0]["lr"] = config.prior.lr * rate(step)
         loss = bits(prior, *split.take(indices, torch.device("cpu")))

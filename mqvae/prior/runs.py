@@ -106,7 +106,7 @@ def _measured(
     splits, _ = load_splits(tokenizer.settings, known)
     now = Known.of(splits.by_name(), splits.bounds)
     changes = check(tokenizer.run.folder, known, now.splits, accept=accept)
-    if len(splits.train) < config.prior.batch_size:
+    if len(splits.train) < (config.prior.batch_size or 1):
         raise MqvaeError(
             f"batch_size must be {len(splits.train)} or less, the number of training images, got "
             f"{config.prior.batch_size}."

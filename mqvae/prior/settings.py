@@ -18,6 +18,7 @@ from mqvae.tokenizer import Tokenizer
 FOLDER = "prior"
 ARCHITECTURES = ("pixelcnn", "transformer")
 LARGE = 256  # codes of an image from which a transformer is the usual choice
+BATCH, BATCH_CODES = 64, 4096  # grids of a batch, and codes of all of them, at most
 
 MOST_CODES = 2**18  # of which a prior gives each its probability
 
@@ -35,7 +36,7 @@ class PriorSettings:
         layers: Gated layers, or blocks of attention.
         kernel: Side of a PixelCNN's kernels, odd (default: the smallest that sees the whole grid).
         heads: Heads of a transformer's attention; they divide the width.
-        batch_size: Grids of codes in a batch.
+        batch_size: Grids of codes in a batch (default: those of 4,096 codes, and 64 at most).
         lr: AdamW's learning rate, reached by a warm-up and followed by a cosine to 0.
         warmup: Share of the steps that the warm-up takes.
         conditional: Condition on the classes of the images.
@@ -52,7 +53,7 @@ class PriorSettings:
     layers: int = 8
     kernel: int | None = None
     heads: int = 4
-    batch_size: int = 64
+    batch_size: int | None = None
     lr: float = 1e-3
     warmup: float = 0.05
     conditional: bool = False
@@ -61,8 +62,8 @@ class PriorSettings:
     distance: str | None = None
 
     def __post_init__(self) -> None:
-        sizes = ("steps", "width", "layers", "batch_size")
-        at_least(1, **{name: getattr(self, name) for name in sizes})
+        sizes = {name: getattr(self, name) for name in ("steps", "width", "layers", "batch_size")}
+        at_least(1, **{name: size for name, size in sizes.items() if size is not None})
         if self.seed >= 2**32:
             raise MqvaeError(f"seed must lie in 0 … {2**32 - 1}, got {self.seed}.")
         at_least(0, seed=self.seed, samples_every=self.samples_every)
@@ -171,6 +172,12 @@ class PriorConfig:
         """Which of `ARCHITECTURES` it is."""
         usual = "transformer" if math.prod(self.shape) >= LARGE else "pixelcnn"
         return self.prior.architecture or usual
+
+    @property
+    def batch_size(self) -> int:
+        """Grids of codes in a batch, where there are as many."""
+        usual = max(1, min(BATCH, BATCH_CODES // math.prod(self.shape)))
+        return usual if self.prior.batch_size is None else self.prior.batch_size
 
     def _made(self) -> CodePrior:
         sizes = {"width": self.prior.width, "layers": self.prior.layers, "classes": self.classes}

@@ -102,7 +102,8 @@ class PriorTraining:
 
     def _train(self, after_step: Callable[["PriorTraining"], object] | None) -> None:
         prior = self.config.prior
-        batches = shuffled(len(self.train), prior.batch_size, seed=prior.seed, start=self.step)
+        size = min(self.config.batch_size, len(self.train))
+        batches = shuffled(len(self.train), size, seed=prior.seed, start=self.step)
         self.run.start_metrics(after_step=self.step, columns=COLUMNS)
         self.network.train()
         if self.distance is not None:

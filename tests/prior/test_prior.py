@@ -287,6 +287,21 @@ def test_a_transformer_is_usual_where_codes_are_many():
         PriorSettings(architecture="rnn")
 
 
+def test_the_usual_batch_has_as_many_codes_whatever_an_image_has():
+    shapes = {(7, 7): 64, (8, 8): 64, (16, 16): 16, (8, 8, 4): 16, (64, 64): 1, (128, 128): 1}
+    for shape, grids in shapes.items():
+        for given in (None, 3):
+            config = PriorConfig(PriorSettings(batch_size=given), 3, shape, 0, "last", "")
+            assert config.batch_size == (given or grids)
+
+
+def test_fewer_images_than_a_usual_batch_are_one_batch(run):
+    training = begin_prior(run, replace(TINY, batch_size=None), device="cpu")
+    training.train = CodeSplit(training.train.codes[:5], None)
+    training.fit()
+    assert training.step == TINY.steps
+
+
 def test_a_prior_of_before_there_were_two_kinds_is_a_pixelcnn(run):
     begin_prior(run, TINY, device="cpu").fit()
     file = run / "prior" / "config.yaml"
