@@ -179,11 +179,8 @@ def workers_of(reading: Reading) -> int:
     """How many threads decode."""
     if reading.workers is not None:
         return reading.workers
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    return min(_MOST_WORKERS, cores)
+    linux = hasattr(os, "sched_getaffinity")
+    return min(_MOST_WORKERS, (len(os.sched_getaffinity(0)) if linux else os.cpu_count()) or 1)
 
 
 def settle(files: Files, reading: Reading) -> Reading:
