@@ -36,7 +36,7 @@ class Pair:
         start = "forkserver" if "forkserver" in methods else "spawn"
         context: Any = multiprocessing.get_context(start)
         if start == "forkserver":
-            context.set_forkserver_preload(["torch._dynamo", "mqvae.cli.train", "mqvae.training"])
+            context.set_forkserver_preload(["preloaded"])
         for rank in range(2):
             here, there = context.Pipe()
             self.processes.append(context.Process(target=_serve, args=(rank, there), daemon=True))
