@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -31,18 +32,25 @@ class Pair:
         self.processes: list[Any] = []
 
     def start(self) -> None:
-        # Both are forks of a process that has imported what takes long, and done nothing else.
+        for rank in range(2):
+            here, there = multiprocessing.Pipe()
+            self.processes.append(self.started(_serve, rank, there))
+            there.close()
+            self.pipes.append(here)
+
+    def started(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A process that calls a function: a fork of one that has imported what takes long.
+
+        That one has done nothing else; both processes are forks of it as well.
+        """
         methods = multiprocessing.get_all_start_methods()
         start = "forkserver" if "forkserver" in methods else "spawn"
         context: Any = multiprocessing.get_context(start)
         if start == "forkserver":
             context.set_forkserver_preload(["preloaded"])
-        for rank in range(2):
-            here, there = context.Pipe()
-            self.processes.append(context.Process(target=_serve, args=(rank, there), daemon=True))
-            self.processes[-1].start()
-            there.close()
-            self.pipes.append(here)
+        process = context.Process(target=function, args=arguments, daemon=True)
+        process.start()
+        return process
 
     def stop(self) -> None:
         for pipe, process in zip(self.pipes, self.processes):
@@ -72,6 +80,15 @@ class Pair:
             self.stop()  # the other one may wait for ever
             raise
         return [found[0], found[1]]
+
+
+def typed(said: str, *arguments: Any) -> None:
+    """The program in such a process; what it says to its user goes into a file."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    torch.set_num_threads(1)
+    from mqvae.cli import main
+
+    sys.exit(main([*map(str, arguments)]))
 
 
 def meet(rank: int, folder: str | Path) -> None:

@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from pairs import typed
 from PIL import Image
 
 import mqvae
@@ -418,34 +420,17 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys):
     assert not (out / "failure.json").exists()
 
 
-def program(*arguments, **options):
-    """The program as a process of its own, one thread as the tests have."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(main.__code__.co_filename).parents[1]),
-    }
-    return subprocess.Popen(
-        [sys.executable, *options.pop("python", []), "-m", "mqvae", *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def test_a_signal_stops_it(tmp_path):
+def test_a_signal_stops_it(pair, tmp_path):
     """That it resumes to the bit then is in test_training.py."""
-    run = tmp_path / "a run"
+    run, said = tmp_path / "a run", tmp_path / "said"
     options = [*SMALL, "--steps", "500", "--update", "Joint"]
-    with program("train", "digits-tiny", *options, "--out", run) as process:
-        for line in process.stderr:
-            if "1/500" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    process = pair.started(typed, said, "train", "digits-tiny", *options, "--out", run)
+    while process.is_alive() and not (said.exists() and "1/500" in said.read_text()):
+        time.sleep(0.01)
+    process.terminate()
+    process.join(timeout=60)
+    err = said.read_text()
+    assert process.exitcode == 128 + signal.SIGTERM, err
     assert "Traceback" not in err
     stopped = re.search(r"stopped after step (\d+) of 500; resume with\n  (.*)\n", err)
     assert Run(run).load("last").state["step"] == int(stopped[1]) < 500
@@ -538,11 +523,16 @@ def test_encode_fits_images_when_told(there, capsys):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["--version"]])
 def test_help_imports_nothing_slow(arguments):
-    process = program(*arguments, python=["-X", "importtime"])
-    out, imported = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert out.startswith(("usage: mqvae", "mqvae "))
-    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mqvae", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(main.__code__.co_filename).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith(("usage: mqvae", "mqvae "))
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "mqvae.cli" in names
     assert not names & {"torch", "numpy", "jsonargparse", "lightning", "yaml"}
 

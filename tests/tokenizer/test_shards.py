@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -14,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from pairs import typed
 from PIL import Image
 
 from mqvae.cli import main
 from mqvae.data import InMemory
-from mqvae.tokenizer import Codes, Tokenizer
+from mqvae.tokenizer import Codes, Tokenizer, shards
 from mqvae.tokenizer.shards import Shards, decode_shards, shards_of
 
 
@@ -222,32 +221,28 @@ def test_other_images_and_weights_are_refused_as_before(tokenizer, photos, tmp_p
         encode(other, photos, tmp_path / "codes")
 
 
-SLOWLY = """
-import sys, time
-from mqvae.tokenizer import shards as pieces
-from mqvae.cli import main
-from mqvae.tokenizer import Codes
+def slowly(*arguments):
+    """The program in a process of its own, with small shards, each of which takes its time."""
+    save = Codes.save
+    shards.SHARD = 4
 
-save = Codes.save
-pieces.SHARD = 4
+    def save_slowly(self, path):
+        save(self, path)
+        time.sleep(0.1)
 
-def slowly(self, path):
-    save(self, path)
-    time.sleep(0.1)
-
-Codes.save = slowly
-raise SystemExit(main(sys.argv[1:]))
-"""
+    Codes.save = save_slowly
+    typed(*arguments)
 
 
-def test_codes_after_a_kill_are_those_of_a_run_that_was_not_killed(run, photos, tmp_path):
+def test_codes_after_a_kill_are_those_of_a_run_that_was_not_killed(pair, run, photos, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [sys.executable, "-c", SLOWLY, "encode", str(run), str(photos)]
-    with subprocess.Popen([*command, "--out", str(killed), "--accelerator", "cpu"]) as process:
-        while not (killed / "codes-000002.npz").exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    command = ["encode", run, photos, "--out", killed, "--accelerator", "cpu"]
+    process = pair.started(slowly, tmp_path / "said", *command)
+    while process.is_alive() and not (killed / "codes-000002.npz").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "said").read_text()
     assert 3 <= len(list(killed.glob("*.npz"))) < 8
     with pytest.raises(ValueError, match="does not hold all of its codes yet"):
         shards_of(killed)
