@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from mqvae.places import names_only
 from mqvae.report.words import dataset_title, scientific
 from mqvae.runs.results import Counts
 
@@ -116,8 +115,7 @@ class Run:
     @property
     def dataset(self) -> str:
         """The dataset in words, as the page's title says it."""
-        name = names_only(str(self.data.get("name") or ""))
-        return dataset_title(name or self.summary.get("dataset"))
+        return dataset_title(self.data.get("name") or self.summary.get("dataset"))
 
     @property
     def kind(self) -> tuple[str, str]:

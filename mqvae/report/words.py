@@ -3,18 +3,19 @@
 import math
 from collections.abc import Sequence
 
+from mqvae.places import names_only
+
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def dataset_title(name: object) -> str:
-    """The dataset as its authors write it; a name that is not known stays as it is."""
+    """The dataset as its authors write it; of a folder, which may be called as one, its name."""
     if not isinstance(name, str) or not name:
         return "an unnamed data set"
     from mqvae.data import DATASETS  # which imports torch; the report alone does without
 
-    known = name.lower().replace("_", "-")
-    return DATASETS[known].title if known in DATASETS else name
+    return DATASETS[name].title if name in DATASETS else names_only(name)
 
 
 def count(number: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from mqvae.report.codebook import Decoded
 from mqvae.report.pictures import ERRORS, samples
 from mqvae.report.reading import read_run
 from mqvae.report.strips import BUDGET, GAP, Strip, encode, read_strip
-from mqvae.report.words import aligned
+from mqvae.report.words import aligned, dataset_title
 
 HEADER = (
     "step,seconds,task,commitment,codebook,perplexity,usage,"
@@ -239,6 +239,13 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def page(three: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Page:
     return read(three, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_a_folder_called_as_a_data_set_is_a_folder():
+    assert dataset_title("photos") == "photographs"
+    assert dataset_title("/home/somebody/photos") == "photos"
+    assert dataset_title("~/cifar10/") == "cifar10"
+    assert dataset_title(None) == "an unnamed data set"
 
 
 def test_results_hold_every_figure(page: Page) -> None:
