@@ -48,11 +48,14 @@ def prepare():
 
     # The problems are tiny: threads would only wait for each other.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if not torch.accelerator.is_available():  # the seed of each kind would be noted, and who asked
+        torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
     torch.manual_seed(0)  # what is made while tests are collected is the same each time
 
 
 def pytest_collection_finish():
     gc.freeze()  # what is imported by now stays: the collector need not look at it again
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -125,6 +126,7 @@ def render(
     )
 
 
+@cache
 def environment(*packages: str) -> Environment:
     """Where templates are looked for, package by package; what they are given is escaped."""
     made = Environment(

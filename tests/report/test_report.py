@@ -645,6 +645,7 @@ def test_runs_of_a_sweep_are_called_by_what_differs_and_sorted_by_it(tmp_path: P
     assert [row["codebook lr"] for row in rows] == ["0.001", "0.06"]
 
 
+@without_charts
 def test_runs_of_different_tasks_share_no_axis_and_no_verdict(tmp_path: Path) -> None:
     counts = np.array([[8, 2], [1, 9]])
     runs = [
@@ -757,6 +758,7 @@ def test_damaged_file_is_named_and_the_old_page_stays(
         ("1,-2\n", "expected counts, got -2"),
     ],
 )
+@without_charts
 def test_damaged_matrix_is_named(content: str, message: str, tmp_path: Path) -> None:
     run = classify(tmp_path / "run", "A", 0.5, np.eye(2, dtype=int))
     (run / "samples" / "confusion.csv").write_text(content)
