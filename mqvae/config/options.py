@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch.optim import Optimizer as TorchOptimizer
 
 import mqvae
@@ -188,10 +188,17 @@ class _Parser(ArgumentParser):
     """Checks settings that are parsed, and not once more where they are completed."""
 
     checked: ContextVar[bool] = ContextVar("checked", default=False)
+    _found: Namespace | None = None
 
     def validate(self, *args: Any, **options: Any) -> None:
         if not self.checked.get():
             super().validate(*args, **options)
+
+    def get_defaults(self, *args: Any, **options: Any) -> Namespace:
+        """Defaults of all arguments, found once: nothing sets others."""
+        if self._found is None:
+            self._found = super().get_defaults(*args, **options)
+        return self._found.clone()
 
 
 @contextmanager

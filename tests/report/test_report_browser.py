@@ -296,10 +296,10 @@ def test_a_reload_leaves_the_page_as_it_was(opened, file):
 
 
 def test_a_watched_page_loads_itself_again_until_it_is_held(opened, runs, tmp_path):
-    page = opened(write_report(runs[:1], tmp_path / "report.html", reload=2))
+    page = opened(write_report(runs[:1], tmp_path / "report.html", reload=1))
     again = "performance.getEntriesByType('navigation')[0]?.type === 'reload'"
     page.wait_for_function(again, timeout=20_000)
     page.get_by_label(re.compile("loads itself again")).uncheck()
     page.evaluate("window.before = true")
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(1500)
     assert page.evaluate("window.before")

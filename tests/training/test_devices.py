@@ -155,7 +155,7 @@ def test_what_is_not_finite_in_one_process_stops_or_skips_in_both(both):
 
 LONG = [
     *["digits-tiny", "--data.side", "8", "--network.width", "8", "--quantizer.num_codes", "24"],
-    *["--trainer.accelerator", "cpu", "--trainer.checkpoint_every", "20"],
+    *["--trainer.accelerator", "cpu", "--trainer.checkpoint_every", "10"],
     *["--data.batch_size", "48", "--trainer.loggers", "[]"],
 ]
 
@@ -249,7 +249,7 @@ def started_by_torchrun(rank, folder, port, restarts, stop=None):
     Training.fit = lambda training: fit(training, after_step=lost)
     try:
         with contextlib.redirect_stderr(said):
-            code = main(["train", *LONG, "--steps", "40", "--out", folder])
+            code = main(["train", *LONG, "--steps", "20", "--out", folder])
     finally:
         Training.fit = fit
     return code, said.getvalue()
@@ -259,10 +259,10 @@ def test_torchrun_goes_on_where_a_process_was_lost(pair, tmp_path):
     """Its agent starts all anew, beside the store that those before them met in."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = (str(tmp_path / "run"), store.port)
-    assert [code for code, _ in pair(started_by_torchrun, *given, 0, 25)] == [130, 130]
+    assert [code for code, _ in pair(started_by_torchrun, *given, 0, 13)] == [130, 130]
     (code, said), (other, _) = pair(started_by_torchrun, *given, 1)
     assert (code, other) == (0, 0)
-    assert "(from step 20" in said
+    assert "(from step 10" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["steps"] == 40
+    assert summary["steps"] == 20
     assert summary["device"].startswith("2 × cpu")
