@@ -1,5 +1,6 @@
 """`mqvae prior` and `mqvae sample`."""
 
+import csv
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = 64  # images of samples.png at most
+OVERFITTED = 1.05  # bits of validation codes at the end over the least of them
 
 
 def prior(
@@ -76,6 +78,15 @@ def prior(
         print_metrics(summary, summary["figures"])
         if training.distance is not None:
             print(f"distance of samples by steps: {folder / FILE}")
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["validation"]]
+        bits = [(float(row["validation"]), row["step"]) for row in rows]
+        if bits and bits[-1][0] > OVERFITTED * min(bits)[0]:
+            least, best = min(bits)
+            print(
+                f"validation: {least:.3f} bits a code at step {best}, {bits[-1][0]:.3f} at the "
+                f"end: few images for so many steps. Try --steps {best} --overwrite"
+            )
         print(f"prior: {folder}\nnext: mqvae sample {shlex.quote(run)} --out samples")
     return code
 

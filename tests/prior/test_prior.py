@@ -558,6 +558,18 @@ def test_samples_decode_to_the_same_images(runs, kind, tmp_path, capsys):
     assert one.shape == two.shape and (one != two).any()
 
 
+@pytest.mark.parametrize(
+    ("bits", "said"), [([3, 1, 1.2, 2, 2, 2], True), ([3, 2, 1, 1, 1, 1], False)]
+)
+def test_a_prior_that_overfits_is_told_when_it_was_best(run, monkeypatch, capsys, bits, said):
+    measured = iter([*map(float, bits), 5.0])  # of validation codes, and of the test's
+    monkeypatch.setattr("mqvae.prior.training.bits_of_split", lambda *_: next(measured))
+    assert main([*map(str, ["prior", run, *OPTIONS])]) == 0
+    out = capsys.readouterr().out
+    assert ("1.000 bits a code at step 2, 2.000 at the end" in out) == said
+    assert ("Try --steps 2 --overwrite" in out) == said
+
+
 def test_another_tokenizer_is_refused(runs, run, tmp_path, capsys):
     begin_prior(run, TINY, device="cpu")
     shutil.copytree(runs("other"), other := tmp_path / "other")
