@@ -99,10 +99,10 @@ def test_a_run_resumes_and_is_used(precision, device, tmp_path):
     run = tmp_path / "run"
     options = ["--trainer.accelerator", device, "--trainer.precision", precision]
     options += ["--trainer.loggers", "[]", "--network.width", "8", "--steps", "4"]
-    options += ["--data.batch_size", "32"]
+    options += ["--data.batch_size", "32", "--data.side", "8", "--network.residual_blocks", "1"]
     assert main(["train", "digits-tiny", "--out", str(run), *options]) == 0
     assert main(["train", "--resume", str(run), "--steps", "8"]) == 0
     assert main(["evaluate", str(run), "--accelerator", device]) == 0
-    images = torch.rand(8, 1, 16, 16)
+    images = torch.rand(8, 1, 8, 8)
     codes = [mqvae.Tokenizer.from_run(run, device=each).encode(images) for each in ("cpu", device)]
     assert (codes[0] == codes[1].cpu()).float().mean() > 0.9  # two near codewords may change place
