@@ -17,6 +17,7 @@ from mqvae.files import read_yaml
 MATTERS = 0.05  # a share of the metric, or of the codewords, below which nothing is made of it
 DEAD = 0.5  # a share of the codewords from which their death comes before all else
 SLOW, FAST = 0.5, 10.0  # the codewords' speed in drifts of the embeddings
+MANY = 10.0  # of the metric, from which it is told as a factor
 COMMON = 0.3  # coherence of the drift from which a codeword can follow it
 REPLACED = ("--quantizer.replacement", "ReplaceUnused")
 WORDS = read_yaml(Path(__file__).with_name("findings.yaml"))
@@ -103,11 +104,12 @@ def _say(name: str, **numbers: Any) -> str:
 def _codebook(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     dead = measured.dead / measured.codewords
     priced = tried.quantizer.rate is not None
-    closer = gain(measured.error, measured.error_refitted)
+    closer, worse = gain(measured.error, measured.error_refitted), -measured.of_refit
+    change = f"{worse:+.0%}" if worse < MANY else f"a factor of {1 + worse:,.0f}"
     fate, title = "not worth their bits" if priced else "dead", measured.titles[measured.figure]
     said = [
         _say("dead" if measured.dead else "alive", measured=measured, fate=fate),
-        _say("refitted", closer=closer, title=title, change=-measured.of_refit),
+        _say("refitted", closer=closer, title=title, change=change),
     ]
     commands = tried.alive() if dead >= MATTERS and not priced else ()
     if measured.of_refit >= MATTERS:
@@ -131,7 +133,9 @@ def _choice(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
 
 def _bits(measured: Measured, tried: Tried, *, limits: bool) -> Finding:
     if measured.of_bound < 0:
-        return Finding("bits", limits, _say("bits_worse", worse=-measured.of_bound))
+        worse = -measured.of_bound
+        words = f"{worse:.0%}" if worse < MANY else f"{worse:,.0f} times"
+        return Finding("bits", limits, _say("bits_worse", worse=words))
     words = _say("bits", measured=measured)
     left = measured.of_bound - max(measured.of_refit, 0.0)
     if left < MATTERS:

@@ -263,6 +263,9 @@ def test_each_limit_is_named(made, usual):
         assert said[limit].commands
     adapted, _ = said_of(made, usual, **{**base, "unquantized": mse(1.5), "refitted": mse(1.0)})
     assert "50% worse: its decoder has adapted" in adapted["bits"].words
+    far, _ = said_of(made, usual, **{**base, "unquantized": mse(820.0), "refitted": mse(816.0)})
+    assert "is 819 times worse" in far["bits"].words
+    assert "changes the MSE by a factor of 816" in far["codebook"].words
 
 
 def test_codewords_not_worth_their_bits_are_not_called_dead(made, usual):
