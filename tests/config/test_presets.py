@@ -71,8 +71,9 @@ def component(spec: Any) -> Any:
 
 
 def test_every_method_goes_with_every_preset():
+    settings = cache(lambda preset, method=None: _layered(layers(preset, method)))
     for preset, method in itertools.product(preset_names(), METHOD_NAMES):
-        plain, found = _layered(layers(preset)), _layered(layers(preset, method))
+        plain, found = settings(preset), settings(preset, method)
         for name in ("seed", "steps", "data", "task"):
             assert found.get(name) == plain.get(name), (preset, method, name)
         assert found["network"]["class_path"] == plain["network"]["class_path"]
@@ -81,7 +82,7 @@ def test_every_method_goes_with_every_preset():
         dim, side = quantizer.dim, found["data"]["init_args"].get("side") or 28
         side = 0 if found["network"]["class_path"] == "mqvae.MLP" else side
         assert cut_of(json.dumps(found["network"]), side, dim)
-        own = _layered(layers("fashion-mnist-demo", method))
+        own = settings("fashion-mnist-demo", method)
         assert found["quantizer"]["class_path"] == own["quantizer"]["class_path"]
         assert found["update"] == own["update"]  # nothing of the preset's rule
         signature(find(found["update"]["class_path"])).bind_partial(**found["update"]["init_args"])

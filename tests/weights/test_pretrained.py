@@ -193,7 +193,7 @@ def test_a_file_of_the_hub_is_converted_on_arrival(hub, name, tmp_path, monkeypa
     run, _ = import_run("vq.pt", "run")
     same = Tokenizer.from_run(run.folder, device="cpu")
     x = torch.rand(2, 3, 16, 16)
-    assert torch.equal(found.encode(x), same.encode(x))
+    assert torch.equal(found.network.encode(x), same.network.encode(x))
     # Converted once.
     monkeypatch.setattr(pretrained, "converted", None)
     assert Tokenizer.from_pretrained(name, device="cpu").model == found.model
