@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 
 from mqvae.data.conform import conform
 from mqvae.data.files import Reading
-from mqvae.data.folder import load_folder
+from mqvae.data.folder import load_folder, say
 from mqvae.data.images import Images, InMemory
 from mqvae.errors import MqvaeError, did_you_mean
 
@@ -112,6 +112,8 @@ def load(
     reading = Reading(side, channels, memory, workers, on_error, labels, resize)
     root = None if root is None else Path(root).expanduser()
     if name in DATASETS:
+        if root is None and Path(name).is_dir():
+            say(f"{name} is the data set by that name: the folder is {name}/")
         images = DATASETS[name].load(split, root, reading, download)
         if isinstance(images, InMemory):
             return conform(images, side=side, channels=channels)

@@ -25,6 +25,7 @@ from mqvae import data
 from mqvae.data import celeba_hq, conform, imagenet, mnist
 from mqvae.data import images as images_module
 from mqvae.data.batches import Batches, in_order
+from mqvae.data.folder import say
 from mqvae.data.images import InMemory
 
 DEBIAN = mnist.DEBIAN_FASHION_MNIST
@@ -304,6 +305,16 @@ def test_download_fills_the_cache(tmp_path, cache, mirror, monkeypatch, capsys):
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [NOWHERE])
     assert len(data.load("fashion-mnist", "test")) == 10_000
     assert len(train) == 60_000
+
+
+def test_a_folder_called_as_a_data_set_is_pointed_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    say.cache_clear()
+    data.load("digits", "test")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "digits").mkdir()
+    data.load("digits", "test")
+    assert "digits is the data set by that name: the folder is digits/" in capsys.readouterr().err
 
 
 def test_cache_folder_follows_the_environment(monkeypatch):
