@@ -77,7 +77,7 @@ def layers(name: str, method: str | None = None) -> list[dict[str, Any]]:
     """The layers of a preset, or of a YAML file by its path, from its lowest `base` up.
 
     Args:
-        name: The preset or file; a `base` that is a relative path starts at the file naming it.
+        name: The preset or file; a `base` or `method` in it that is a relative path starts there.
         method: A method, or a YAML file of one, in the place of the one that is named there.
 
     Raises:
@@ -146,7 +146,7 @@ def _with_bases(
     """The layers of a preset, method or file, from its lowest `base` up.
 
     Args:
-        name: Of it; a `base` that is a relative path starts at the file naming it.
+        name: Of it; a `base` or `method` that is a relative path starts at the file naming it.
         what: "preset" or "method".
         read: What it says.
         above: The files that led here.
@@ -162,12 +162,15 @@ def _with_bases(
         if not above:
             raise
         raise MqvaeError(f"{above[-1]}: {error}") from error
+    for key in ("base", "method"):
+        said = settings.get(key)
+        if not isinstance(said, str) or is_known(said):
+            continue
+        if said.endswith((".yaml", ".yml")) or "/" in said:
+            settings[key] = os.path.normpath(Path(name).parent / said)
     base = settings.pop("base", None)
     if base is None:
         return [settings]
-    path = isinstance(base, str) and (base.endswith((".yaml", ".yml")) or "/" in base)
-    if path and not is_known(base):
-        base = os.path.normpath(Path(name).parent / base)
     return [*_with_bases(base, what, read, (*above, name)), settings]
 
 

@@ -206,3 +206,17 @@ def test_a_method_trains_and_goes_on(name, tmp_path):
     again.fit()
     for key, value in after.items():
         assert torch.equal(again.parts.network.state_dict()[key], value), key
+
+
+def test_paths_in_a_file_start_at_the_file(tmp_path):
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / "first.yaml").write_text("base: digits-tiny\nmethod: method.yaml\n")
+    (below / "method.yaml").write_text("base: ../other.yaml\nupdate: {commitment_weight: 0.3}\n")
+    (tmp_path / "other.yaml").write_text("base: methods/ema\nupdate: {decay: 0.7}\n")
+    (tmp_path / "second.yaml").write_text("base: below/first.yaml\nsteps: 3\n")
+    for name, steps in (("below/first.yaml", 300), ("second.yaml", 3)):
+        settings = from_arguments([str(tmp_path / name)])[0]
+        arguments = settings.update["init_args"]
+        assert (arguments["decay"], arguments["commitment_weight"]) == (0.7, 0.3)
+        assert settings.steps == steps
