@@ -86,7 +86,7 @@ class Settled(Experiment):
     title = "How long a run must be"
     claim = (
         "Nothing: the number of its training steps is not told. Each point is a run of its own, "
-        "whose rates rise and fall over its whole length."
+        "whose learning rates rise and fall over its whole length."
     )
     rates: Mapping[str, float | None] = {
         "No quantization": None,
@@ -159,7 +159,7 @@ class Settled(Experiment):
                 first, last = (", ".join(order) for order in orders)
                 at_the_end = "the same" if first == last else last
                 yield (
-                    f"{method}, codebook rates by the loss on validation images, the best first: "
+                    f"{method}, codebook learning rates by the loss on validation images, the best first: "
                     f"after {after:,} steps {first}; at the end {at_the_end}."
                 )
 
