@@ -159,8 +159,8 @@ class Settled(Experiment):
                 first, last = (", ".join(order) for order in orders)
                 at_the_end = "the same" if first == last else last
                 yield (
-                    f"{method}, codebook learning rates by the loss on validation images, the best first: "
-                    f"after {after:,} steps {first}; at the end {at_the_end}."
+                    f"{method}, codebook learning rates by the loss on validation images, the "
+                    f"best first: after {after:,} steps {first}; at the end {at_the_end}."
                 )
 
 
