@@ -414,15 +414,13 @@ def test_a_run_that_is_written_meanwhile_is_read_as_it_was_at_one_moment(run, tm
     thread = threading.Thread(target=trains)
     thread.start()
     try:
-        for _ in range(2):
-            before = len(saved)
+        while len(saved) < 2 and not failures:  # a disk may take longer than measuring does
             measure(run)
             found = evaluation(run)
             step, mse = expected[found["weights"]]
             assert (found["step"], found["mse"]) == (step, pytest.approx(mse, rel=1e-6))
             page = write_report([run], tmp_path / "r.html").read_text()
             assert f"checkpoint last, step {step}" in page
-            assert len(saved) > before
     finally:
         ends.set()
         thread.join()
